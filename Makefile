@@ -1,0 +1,54 @@
+# Needs only Python, make and git: every target installs what it uses into .venv first.
+# `make PYTHON=python3.12 venv` chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# One stamp per installed set of extras. An environment for development can also run the demo.
+INPUTS := pyproject.toml setup.py constraints.txt
+DEV := $(VENV)/.installed-dev
+PLOT := $(VENV)/.installed-plot
+DEMO := $(if $(wildcard $(DEV)),$(DEV),$(PLOT))
+
+.PHONY: help venv demo test test-all lint types format clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(DEV)  ## Install Segue and all development tools into .venv
+
+demo: $(DEMO)  ## Continue a prompt into demo_output/: make demo [PROMPT=my.wav] [DOMAIN=piano]
+	$(BIN)/python -m segue.apps.demo --output demo_output \
+	  $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(DOMAIN),--domain "$(DOMAIN)")
+
+test: $(DEV)  ## Run the fast tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(DEV)  ## Run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)  ## Check types
+	$(BIN)/python tools/typing_tree.py
+	$(BIN)/mypy
+
+format: $(DEV)  ## Fix what style tools can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove what building and testing left; .venv and runs/ stay
+	rm -rf build dist segue.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $* is the list of extras. The stamp is written last, so that a failed install is tried again.
+$(VENV)/.installed-%: $(INPUTS)
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	  "Segue needs Python 3.10 to 3.13, this is %d.%d: add PYTHON=python3.12 or such" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	@touch $@

@@ -1,0 +1,79 @@
+"""The `segue` command. Imports no torch: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from segue.apps.cli import (
+    config,
+    continue_,
+    doctor,
+    evaluate,
+    generate,
+    plugins,
+    prepare,
+    resynthesize,
+    tokenize,
+    train,
+)
+from segue.apps.cli.output import fail
+from segue.core.errors import SegueError
+
+app = typer.Typer(
+    name="segue",
+    help="Continue, generate and study audio with token language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+app.command("continue")(continue_.command)
+app.command("generate")(generate.command)
+app.command("resynthesize")(resynthesize.command)
+app.command("prepare")(prepare.command)
+app.command("train")(train.command)
+app.command("tokenize")(tokenize.command)
+app.command("evaluate")(evaluate.command)
+app.add_typer(config.app, name="config")
+app.add_typer(plugins.app, name="plugins")
+app.command("doctor")(doctor.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import segue
+
+        typer.echo(f"segue {segue.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Continue, generate and study audio with token language models."""
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends in one sentence and exit code 2."""
+    try:
+        app()
+    except SegueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

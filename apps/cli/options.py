@@ -1,0 +1,69 @@
+"""Options that several commands share, and how a pipeline is chosen. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segue.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segue.core.pipeline import Pipeline
+
+DEFAULT_DOMAIN = "speech"
+
+DomainOption = Annotated[
+    str | None, typer.Option("--domain", "-d", help="A domain with shipped weights: speech, piano.")
+]
+PipelineOption = Annotated[
+    str | None, typer.Option("--pipeline", "-p", help="A pipeline directory or YAML file.")
+]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="A YAML config, or DOMAIN/VARIANT.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one value: path.to.key=value. May be repeated."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same audio.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Audio file to write.")]
+DataOption = Annotated[
+    Path, typer.Option("--data", help="A folder of audio, or a CSV manifest with a column 'path'.")
+]
+
+
+def chosen_source(domain: str | None, other: str | None, option: str) -> str:
+    """The one thing the user named; the default domain if they named none."""
+    if domain is not None and other is not None:
+        raise ConfigError(
+            f"--domain {domain} and {option} {other}", "name two pipelines", "leave one out"
+        )
+    return other or domain or DEFAULT_DOMAIN
+
+
+def load_pipeline(
+    domain: str | None, pipeline: str | None, overrides: list[str] | None, device: str
+) -> Pipeline:
+    """The pipeline that ``--domain``, ``--pipeline``, ``--set`` and ``--device`` ask for."""
+    source = chosen_source(domain, pipeline, "--pipeline")
+    from segue.core.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(
+        source, overrides=overrides or (), device=checked_device(device)
+    )
+
+
+def checked_device(device: str) -> str:
+    """The device's name, if this machine has it."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).splitlines()[0]
+        raise ConfigError(f"--device {device}", f"cannot be used ({problem})", "use cpu") from error
+    return device

@@ -1,0 +1,80 @@
+"""`segue plugins list | check`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from segue.apps.cli.options import JsonOption
+from segue.apps.cli.output import console, errors, print_json, print_table
+
+app = typer.Typer(help="See and check plugins.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(json: JsonOption = False) -> None:
+    """List every component that configs can name, and every plugin that is broken or blocked."""
+    from dataclasses import asdict
+
+    from segue.core.manager import default_host
+
+    host = default_host()
+    statuses = host.statuses()
+    if json:
+        print_json({
+            "components": [asdict(record) for record in host.records()],
+            "plugins": [_status(status) for status in statuses],
+        })  # fmt: skip
+        return
+    rows = [(r.kind, r.name, r.source, r.summary) for r in host.records()]
+    print_table(("kind", "name", "from", "summary"), sorted(rows))
+    for status in statuses:
+        if status.state != "ok":
+            reason = " ".join(status.error.split()).replace("[", r"\[")
+            errors.print(f"[yellow]{status.state}:[/] {status.source}: {reason}")
+
+
+def _status(status: Any) -> dict[str, Any]:
+    return {
+        "source": status.source,
+        "entry_point": status.entry_point,
+        "state": status.state,
+        "error": status.error,
+        "components": [f"{record.kind}/{record.name}" for record in status.records],
+    }
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A component's name, such as spectral_codec.v1.")],
+    options: Annotated[
+        str, typer.Option("--options", help="Its options as YAML: '{width: 64}'.")
+    ] = "{}",
+    json: JsonOption = False,
+) -> None:
+    """Check a component against its contract: shapes, padding, causality, round trips."""
+    import yaml
+
+    from segue.core.conformance.command import check_component
+    from segue.core.errors import ConfigError
+    from segue.core.manager import default_host
+
+    try:
+        values = yaml.safe_load(options)
+    except yaml.YAMLError as error:
+        raise ConfigError("--options", f"{options!r} is no YAML", "write '{key: value}'") from error
+    if not isinstance(values, dict):
+        raise ConfigError("--options", f"{options!r} is no mapping", "write '{key: value}'")
+    results = check_component(default_host(), name, values)
+    failed = [result for result in results if result.problem]
+    if json:
+        print_json([
+            {"check": r.name, "passed": not r.problem, "problem": r.problem} for r in results
+        ])  # fmt: skip
+    else:
+        rows = [(r.name, "failed" if r.problem else "ok", r.problem) for r in results]
+        print_table(("check", "result", "problem"), rows, title=name)
+        console.print(f"{len(results) - len(failed)} of {len(results)} checks passed")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,64 @@
+"""`segue train`: one part of a pipeline, or all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segue.apps.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    DomainOption,
+    JsonOption,
+    SetOption,
+    chosen_source,
+)
+from segue.apps.cli.output import console, print_json, progress_bars
+
+
+def command(
+    part: Annotated[str, typer.Argument(help="semantic_tokenizer, codec, stages.NAME, or all.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Training directory; resumes what it holds.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="A folder of audio, or a CSV manifest with a column 'path'."),
+    ] = None,
+    domain: DomainOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Train; the same command goes on where a run was stopped or killed."""
+    from segue.apps.cli.options import checked_device
+    from segue.core.config.load import load_config
+    from segue.core.manager import default_host
+    from segue.core.training.parts import Workspace, train_all, train_part
+
+    host = default_host()
+    loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
+    with progress_bars(json) as progress:
+        workspace = Workspace(
+            loaded.config,
+            output,
+            data,
+            host,
+            checked_device(device),
+            None if json else _report,
+            progress,
+        )
+        result = train_all(workspace) if part == "all" else train_part(workspace, part)
+    if json:
+        print_json({"part": part, "checkpoint": str(result)})
+    else:
+        console.print(f"{part}: {result}")
+
+
+def _report(part: str, step: int, steps: int, losses: Mapping[str, float]) -> None:
+    figures = "  ".join(f"{key} {value:.4g}" for key, value in losses.items())
+    console.print(f"{part} {step}/{steps}  {figures}")

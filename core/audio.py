@@ -1,0 +1,202 @@
+"""Read, convert and write audio. Inside Segue audio is mono float32 in [-1, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio.functional
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.errors import AudioError
+from segue.core.files import atomic_path
+
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
+SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Mono audio ``[T]`` and what was done to it to get there (``notes``, for the user)."""
+
+    wave: Float[Tensor, T]
+    sample_rate: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def seconds(self) -> float:
+        return self.wave.shape[0] / self.sample_rate
+
+
+def read_audio(
+    path: Path | str, *, last_seconds: float | None = None, place: str | None = None
+) -> Audio:
+    """Read any file libsndfile knows as mono audio at its own rate.
+
+    Args:
+        path: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...
+        last_seconds: read no more than this from the end; a two-hour file costs no more.
+        place: what to call the file in errors; its path by default.
+
+    Raises:
+        AudioError: if the file is missing, empty, not audio, or holds NaN.
+    """
+    path, place = Path(path), place or str(path)
+    if not path.exists():
+        raise AudioError(place, "does not exist", "check the path")
+    if path.is_dir():
+        raise AudioError(place, "is a directory", "name one audio file")
+    if path.stat().st_size == 0:
+        raise AudioError(place, "is an empty file", "name a file that holds audio")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, total, channels = file.samplerate, file.frames, file.channels
+            wanted = total if last_seconds is None else min(total, round(last_seconds * rate))
+            if wanted < total:
+                file.seek(total - wanted)
+            data = file.read(wanted, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        raise AudioError(
+            place,
+            f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
+        ) from error
+    notes = []
+    if wanted < total:
+        notes.append(f"used the last {wanted / rate:.1f} s of {total / rate:.1f} s")
+    wave, converted = to_mono(torch.from_numpy(data.T.copy()), place)
+    if channels > 1:
+        notes.append(converted)
+    return Audio(wave, rate, tuple(notes))
+
+
+def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, T], str]:
+    """Mean of the channels, and a note that says so.
+
+    Channels that cancel each other (one inverted) would leave silence: then the first is taken.
+    """
+    if wave.shape[0] == 1:
+        return wave[0], ""
+    mono = wave.mean(dim=0)
+    if mono.numel() and mono.abs().max() < SILENCE <= wave.abs().max():
+        loudest = int(wave.abs().amax(dim=1).argmax())
+        return wave[loudest], f"took channel {loudest + 1} of {wave.shape[0]}: their mean is silent"
+    return mono, f"mixed {wave.shape[0]} channels to mono"
+
+
+def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
+    """Audio from what a caller of the Python API passes: a tensor or array ``[T]`` or ``[C, T]``.
+
+    Raises:
+        AudioError: if it is no such array, empty, or not finite, or the rate is out of range.
+    """
+    if not isinstance(sample_rate, int) or not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        raise AudioError(
+            f"{place}.sample_rate",
+            f"{sample_rate!r} is not a sample rate",
+            f"give a whole number of Hz from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
+        )
+    try:
+        tensor = torch.as_tensor(wave)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(
+            place, f"{type(wave).__name__} is not audio", "give a tensor or array [T] or [C, T]"
+        ) from error
+    tensor = _as_float(tensor, place)
+    if tensor.ndim == 1:
+        tensor = tensor[None]
+    if tensor.ndim != 2 or tensor.shape[0] > 64:
+        raise AudioError(
+            place, f"has shape {tuple(tensor.shape)}", "give [T] or [C, T] with at most 64 channels"
+        )
+    if tensor.shape[1] == 0:
+        raise AudioError(place, "holds no sample", "give some audio")
+    mono, note = to_mono(tensor, place)
+    return Audio(mono, sample_rate, (note,) if note else ())
+
+
+def _as_float(tensor: Tensor, place: str) -> Tensor:
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise AudioError(place, f"holds {tensor.dtype}", "give float samples in [-1, 1]")
+    if not tensor.is_floating_point():
+        if tensor.dtype not in (torch.int16, torch.int32):
+            raise AudioError(place, f"holds {tensor.dtype}", "give float, int16 or int32 samples")
+        return tensor.float() / float(torch.iinfo(tensor.dtype).max)
+    return tensor.detach().float().cpu()
+
+
+def prepare(
+    audio: Audio, sample_rate: int, *, min_seconds: float, max_seconds: float, place: str
+) -> Audio:
+    """Audio that a pipeline can be given: finite, long enough, cropped, at ``sample_rate``.
+
+    Raises:
+        AudioError: if it is not finite or shorter than ``min_seconds``.
+    """
+    notes = list(audio.notes)
+    wave = audio.wave
+    if wave.numel() == 0:
+        raise AudioError(place, "holds no sample", "give some audio")
+    if not torch.isfinite(wave).all():
+        count = int((~torch.isfinite(wave)).sum())
+        raise AudioError(
+            place, f"holds {count} samples that are NaN or infinite", "repair the file"
+        )
+    if audio.seconds < min_seconds:
+        raise AudioError(
+            place,
+            f"lasts {audio.seconds:.3f} s",
+            f"give at least {min_seconds:g} s of audio",
+        )
+    if audio.seconds > max_seconds:
+        wave = wave[-round(max_seconds * audio.sample_rate) :]
+        notes.append(f"used the last {max_seconds:g} s of {audio.seconds:.1f} s")
+    if audio.sample_rate != sample_rate:
+        wave = resample(wave, audio.sample_rate, sample_rate)
+        notes.append(f"resampled from {audio.sample_rate} Hz to {sample_rate} Hz")
+    peak = float(wave.abs().max())
+    if peak > 1.0:
+        wave = wave / peak
+        notes.append(f"scaled down from a peak of {peak:.2f}")
+    if peak < SILENCE:
+        notes.append("the prompt is silent")
+    return Audio(wave, sample_rate, tuple(notes))
+
+
+def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
+    """Band-limited resampling (windowed sinc, torchaudio)."""
+    return torchaudio.functional.resample(wave, source, target)
+
+
+def write_audio(path: Path | str, wave: Float[Tensor, T], sample_rate: int) -> None:
+    """Write a mono file atomically; the suffix chooses the format (WAV is 16-bit).
+
+    Samples outside [-1, 1] are clipped.
+
+    Raises:
+        OutputError: if the place cannot be written.
+        AudioError: if the suffix is no format libsndfile writes.
+    """
+    path = Path(path)
+    check_format(path)
+    with atomic_path(path) as temporary:
+        data = wave.detach().float().clamp(-1.0, 1.0).cpu().numpy()
+        soundfile.write(temporary, data, sample_rate, format=_format(path))
+
+
+def check_format(path: Path) -> None:
+    """Raise ``AudioError`` if audio cannot be written under this suffix."""
+    if _format(path) not in soundfile.available_formats():
+        raise AudioError(
+            str(path),
+            f"the suffix {path.suffix!r} names no audio format",
+            "use .wav, .flac or .ogg",
+        )
+
+
+def _format(path: Path) -> str:
+    suffix = path.suffix.lower().lstrip(".")
+    return {"opus": "OGG", "oga": "OGG", "aif": "AIFF", "aiff": "AIFF"}.get(suffix, suffix.upper())

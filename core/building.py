@@ -1,0 +1,73 @@
+"""Find a pipeline's files and build its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from segue.core.assembly import PartPlan
+from segue.core.checkpoint import load_state
+from segue.core.config.load import PIPELINE_FILE, find_domain
+from segue.core.config.schema import PipelineConfig
+from segue.core.errors import AssemblyError, CheckpointError
+from segue.core.interfaces import Component, Tokenizer
+from segue.core.manager import PluginHost
+
+
+def build_part(
+    part: PartPlan, arguments: Sequence[object], host: PluginHost, allow_untrained: bool
+) -> Component:
+    """Build one component and load its weights.
+
+    Raises:
+        AssemblyError: if it must be trained, has no checkpoint and ``allow_untrained`` is False.
+    """
+    component = host.create(part.kind, part.use, part.options, *arguments, place=part.part)
+    assert isinstance(component, Component)
+    if part.checkpoint is not None:
+        load_state(component, part.checkpoint, part.use)
+    elif component.needs != "none" and not allow_untrained:
+        raise AssemblyError(
+            part.part,
+            f"{part.use} must be trained and the config names no checkpoint",
+            f"train it (`segue train {part.part}`) or name one: --set {part.part}.checkpoint=DIR",
+        )
+    if isinstance(component, Tokenizer):
+        component.seal(part.use)
+    return component.eval()
+
+
+def pretrained_path(source: str | Path, host: PluginHost) -> Path:
+    """The ``pipeline.yaml`` of a domain's shipped weights or of a directory.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(source)
+    if (path / PIPELINE_FILE).is_file():
+        return path / PIPELINE_FILE
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    names = sorted({record.name for record in host.records("domain")})
+    if str(source) not in names:
+        raise CheckpointError(
+            str(source),
+            "is no pipeline directory and no domain",
+            f"name a directory with {PIPELINE_FILE}, or one of {', '.join(names)}",
+        )
+    directory = find_domain(str(source), host).pretrained
+    if directory is None:
+        raise CheckpointError(
+            str(source),
+            "this domain ships no weights",
+            f"train them: segue train all --domain {source}",
+        )
+    return directory / PIPELINE_FILE
+
+
+def write_pipeline_file(config: PipelineConfig, path: Path) -> None:
+    """Write a config as YAML; checkpoint paths are kept as they are."""
+    data = config.model_dump(mode="json", exclude_none=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Directories that hold one trained component: ``component.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from segue.core.component_manifest import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
+from segue.core.errors import CheckpointError
+from segue.core.files import write_json
+from segue.core.interfaces import Component, StageLM, Tokenizer
+
+if TYPE_CHECKING:
+    from segue.core.manager import PluginHost
+
+
+def save_component(
+    component: Component,
+    directory: Path,
+    kind: str,
+    use: str,
+    trained: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a component into an existing directory; the caller makes that directory atomic.
+
+    Args:
+        dtype: store floating-point weights of a stage LM in this type (a tokenizer's are stored as
+            they are: its fingerprint is a hash of them).
+    """
+    if isinstance(component, Tokenizer):
+        component.seal(use)
+    state = {key: value.detach().cpu().contiguous() for key, value in _state(component).items()}
+    if dtype is not None and not isinstance(component, Tokenizer):
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    manifest = ComponentManifest(
+        kind,
+        use,
+        component.config.model_dump(mode="json"),
+        spec=component.spec.to_json() if isinstance(component, Tokenizer) else None,
+        stage=component.stage.to_json() if isinstance(component, StageLM) else None,
+        trained=dict(trained),
+    )
+    save_file(state, directory / WEIGHTS)
+    write_json(directory / MANIFEST, asdict(manifest))
+
+
+def _state(component: Component) -> dict[str, torch.Tensor]:
+    """The state dict without tensors that share storage, which safetensors refuses."""
+    return {key: value.clone() for key, value in component.state_dict().items()}
+
+
+def load_state(component: Component, directory: Path, use: str) -> None:
+    """Load the weights of ``directory`` into a component built from its manifest.
+
+    Raises:
+        CheckpointError: if weights are missing, unfit, or not those that were fingerprinted.
+    """
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
+    try:
+        state = load_file(path)
+        component.load_state_dict(
+            {key: _like(value, component, key) for key, value in state.items()}, strict=True
+        )
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            str(path),
+            f"does not fit {use} ({str(error).splitlines()[-1].strip()})",
+            "restore the file, or the options it was trained with",
+        ) from error
+    if isinstance(component, Tokenizer):
+        _check_fingerprint(component, directory, use)
+
+
+def _like(value: torch.Tensor, component: Component, key: str) -> torch.Tensor:
+    """Stored halves become the component's own floating-point type."""
+    own = component.state_dict().get(key) if value.is_floating_point() else None
+    return value if own is None else value.to(own.dtype)
+
+
+def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
+    recorded = read_manifest(directory).token_spec
+    actual = component.seal(use)
+    if recorded is not None and recorded.fingerprint != actual:
+        raise CheckpointError(
+            str(directory),
+            f"weights have fingerprint {actual}, {MANIFEST} says {recorded.fingerprint}",
+            "restore both files from the same checkpoint: tokens would change their meaning",
+        )
+
+
+def load_component(directory: Path, host: PluginHost, place: str) -> Component:
+    """Build and load the component that ``directory`` describes.
+
+    Raises:
+        CheckpointError: if the directory cannot be used.
+        PluginError: if its plugin cannot.
+    """
+    manifest = read_manifest(directory)
+    stage = () if manifest.stage_spec is None else (manifest.stage_spec,)
+    component = host.create(manifest.kind, manifest.use, manifest.options, *stage, place=place)
+    assert isinstance(component, Component)
+    load_state(component, directory, manifest.use)
+    return component.eval()

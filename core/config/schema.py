@@ -1,0 +1,136 @@
+"""The shape of a pipeline config: what a YAML file may say. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from segue.core.options import Options, Sampling
+from segue.core.spec import StreamSlice
+
+
+class TrainingConfig(Options):
+    """How one part is trained.
+
+    Attributes:
+        steps: optimisation steps in all.
+        batch_size: crops per step.
+        crop_seconds: length of each crop; a stage takes its own ``crop_seconds`` instead.
+        learning_rate: peak of the schedule: linear warm-up, then cosine decay to zero.
+        warmup_steps: steps of the warm-up.
+        weight_decay: decoupled (AdamW, arXiv 1711.05101); biases and norms are exempt.
+        betas: AdamW's moment decays.
+        gradient_clip: largest global gradient norm.
+        seed: of initial weights, crops and dropout.
+        save_every: steps between checkpoints.
+        validate_every: steps between validations.
+        validation_batches: batches of one validation.
+    """
+
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    crop_seconds: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0, le=1)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    save_every: int = Field(default=500, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    validation_batches: int = Field(default=8, ge=1)
+
+
+class ComponentConfig(Options):
+    """A plugin by its registered name, with its options and how it is trained.
+
+    ``checkpoint`` names a directory of trained weights, relative to the config file; parts that
+    learn nothing need none.
+    """
+
+    use: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    training: TrainingConfig = TrainingConfig()
+
+
+class StageConfig(Options):
+    """One stage: which slice it predicts, given which, by which language model.
+
+    Attributes:
+        name: of the stage, in paths and tables.
+        predicts: a stream slice, such as ``acoustic[0:4]``.
+        given: stream slices it is conditioned on.
+        lm: the language model.
+        crop_seconds: length of a training crop and of the longest context in generation.
+        overlap: part of a window that is context when generation moves to the next one; 0 makes
+            windows independent, as the fine stage's are in the paper.
+        sampling: temperature, top-k, top-p.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    predicts: str
+    given: tuple[str, ...] = ()
+    lm: ComponentConfig
+    crop_seconds: float = Field(default=10.0, gt=0)
+    overlap: float = Field(default=0.5, ge=0.0, lt=1.0)
+    sampling: Sampling = Sampling()
+
+    @field_validator("predicts")
+    @classmethod
+    def _predicts_is_a_slice(cls, value: str) -> str:
+        return str(StreamSlice.parse(value, "predicts"))
+
+    @field_validator("given")
+    @classmethod
+    def _given_are_slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(StreamSlice.parse(item, "given")) for item in value)
+
+
+class PromptConfig(Options):
+    """What of a prompt is used: shorter ones are refused, of longer ones the end is taken."""
+
+    min_seconds: float = Field(default=0.5, gt=0)
+    max_seconds: float = Field(default=10.0, gt=0)
+
+
+class PipelineConfig(Options):
+    """A whole pipeline.
+
+    Attributes:
+        name: of the pipeline, for tables and metadata.
+        description: one sentence; says what weights were trained on, and how far.
+        semantic_tokenizer: absent in an acoustic-only pipeline.
+        codec: absent only where nothing acoustic is predicted.
+        stages: in the order they run.
+    """
+
+    format_version: Literal[1] = 1
+    name: str
+    description: str = ""
+    semantic_tokenizer: ComponentConfig | None = None
+    codec: ComponentConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    prompt: PromptConfig = PromptConfig()
+
+    @field_validator("stages")
+    @classmethod
+    def _names_are_unique(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        names = [stage.name for stage in stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two stages are called {twice[0]!r}; give each its own name")
+        return stages
+
+    def stage(self, name: str) -> StageConfig | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    @property
+    def parts(self) -> dict[str, ComponentConfig]:
+        """Every component under the path that names it: ``codec``, ``stages.coarse``, ..."""
+        found: dict[str, ComponentConfig] = {}
+        if self.semantic_tokenizer is not None:
+            found["semantic_tokenizer"] = self.semantic_tokenizer
+        found["codec"] = self.codec
+        return found | {f"stages.{stage.name}": stage.lm for stage in self.stages}

@@ -1,0 +1,114 @@
+"""Lists of recordings: a folder of audio, or a CSV manifest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import soundfile
+
+from segue.core.errors import DataError
+
+Split = Literal["train", "valid"]
+SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
+VALID_SHARE = 20  # one group of recordings in so many is held out when a folder names no split
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One audio file: where it is, how long, which group (speaker or piece) and split it is of."""
+
+    path: Path
+    seconds: float
+    group: str
+    split: Split
+
+
+def load_recordings(source: Path, split: Split) -> list[Recording]:
+    """The recordings of one split.
+
+    Args:
+        source: a folder (every audio file below it; the folder a file lies in is its group), or a
+            CSV file with a column ``path`` (relative to the manifest) and optionally ``split``
+            (``train``/``valid``), ``speaker`` or ``group``, and ``duration_s``.
+
+    Raises:
+        DataError: if there is no such source or nothing in it can be used.
+    """
+    if not source.exists():
+        raise DataError(str(source), "does not exist", "name a folder of audio or a CSV manifest")
+    recordings = _from_folder(source) if source.is_dir() else _from_csv(source)
+    chosen = [recording for recording in recordings if recording.split == split]
+    if not chosen:
+        raise DataError(
+            str(source),
+            f"holds no recording of the split {split!r}",
+            f"add audio ({', '.join(sorted(SUFFIXES))}) or rows with split={split}",
+        )
+    return chosen
+
+
+def _from_folder(folder: Path) -> list[Recording]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    groups = {str(path.parent.relative_to(folder)) for path in paths}
+    by_file = len(groups) < 2  # one flat folder: every file is a group of its own
+    found = []
+    for path in paths:
+        group = path.stem if by_file else str(path.parent.relative_to(folder))
+        seconds = _seconds(path)
+        if seconds > 0:
+            found.append(Recording(path, seconds, group, "train"))
+    return _split_by_group(found)
+
+
+def _split_by_group(recordings: Sequence[Recording]) -> list[Recording]:
+    """Hold out whole groups, chosen by a hash of their names, and at least one of several."""
+
+    def rank(group: str) -> int:
+        return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16)
+
+    groups = sorted({recording.group for recording in recordings}, key=rank)
+    held = set(groups[: max(1, len(groups) // VALID_SHARE)]) if len(groups) > 1 else set()
+    return [
+        Recording(r.path, r.seconds, r.group, "valid" if r.group in held else "train")
+        for r in recordings
+    ]
+
+
+def _seconds(path: Path) -> float:
+    try:
+        return float(soundfile.info(path).duration)
+    except (soundfile.LibsndfileError, RuntimeError):
+        return 0.0
+
+
+def _from_csv(path: Path) -> list[Recording]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
+    if not rows or "path" not in rows[0]:
+        raise DataError(str(path), "has no column 'path'", "add a header line with 'path'")
+    recordings = [_from_row(path, line, row) for line, row in enumerate(rows, start=2)]
+    return recordings if "split" in rows[0] else _split_by_group(recordings)
+
+
+def _from_row(manifest: Path, line: int, row: dict[str, str]) -> Recording:
+    place = f"{manifest}, line {line}"
+    path = manifest.parent / row["path"]
+    split = row.get("split") or "train"
+    if split not in ("train", "valid"):
+        raise DataError(place, f"split {split!r} is unknown", "write train or valid")
+    try:
+        seconds = float(row["duration_s"]) if row.get("duration_s") else _seconds(path)
+    except ValueError as error:
+        raise DataError(
+            place, f"duration_s {row['duration_s']!r} is no number", "give seconds"
+        ) from error
+    group = row.get("group") or row.get("speaker") or path.stem
+    return Recording(path, seconds, group, "train" if split == "train" else "valid")

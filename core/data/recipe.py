@@ -1,0 +1,39 @@
+"""What data recipes share: a manifest written at the end, files made once each."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from segue.core.errors import DataError
+from segue.core.files import write_text
+
+Progress = Callable[[str, int, int], None]
+
+
+def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file that has the columns ``needs``.
+
+    Raises:
+        DataError: if it is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise DataError(str(path), "does not exist", "name the folder that holds the manifest")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    missing = [column for column in needs if not rows or column not in rows[0]]
+    if missing:
+        raise DataError(str(path), f"lacks the column {missing[0]!r}", "check the manifest")
+    return rows
+
+
+def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write a manifest that ``load_recordings`` reads."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+    return path

@@ -1,0 +1,264 @@
+"""Tokens of a data set on disk, written once and read by every stage's training.
+
+A store is a directory of shards (safetensors) and ``store.json``, which names the tokenizers by
+fingerprint. A shard depends only on its recordings, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from segue.core.audio import resample
+from segue.core.data.audio_crops import decode_recording
+from segue.core.data.manifest import Recording, Split
+from segue.core.errors import AudioError, DataError
+from segue.core.files import atomic_path, write_json
+from segue.core.interfaces import StageBatch, Tokenizer, Tokens
+from segue.core.spec import SliceSpec, StageSpec, TokenSpec
+
+FORMAT_VERSION = 1
+SHARD_RECORDINGS = 128
+MAX_PIECE_SECONDS = 30.0
+Progress = Callable[[str, int, int], None]
+
+
+def common_samples(specs: Sequence[TokenSpec], rate: int) -> int:
+    """Samples at ``rate`` after which every stream has a whole number of frames."""
+    sizes = [int(rate / spec.frame_rate) for spec in specs]
+    return math.lcm(*sizes)
+
+
+def write_store(
+    directory: Path,
+    tokenizers: Mapping[str, Tokenizer],
+    recordings: Mapping[Split, Sequence[Recording]],
+    progress: Progress | None = None,
+) -> Path:
+    """Tokenize every recording of every split.
+
+    Args:
+        directory: of the store; shards that are complete are kept.
+        tokenizers: by stream (``semantic``, ``acoustic``), sealed.
+        recordings: by split.
+        progress: called with the split, recordings done and recordings in all.
+
+    Raises:
+        DataError: if the directory holds tokens of other tokenizers or recordings.
+    """
+    header = {
+        "format_version": FORMAT_VERSION,
+        "streams": {name: tokenizer.spec.to_json() for name, tokenizer in tokenizers.items()},
+        "recordings": {split: len(items) for split, items in recordings.items()},
+    }
+    _check_header(directory, header)
+    write_json(directory / "store.json", header)
+    skipped: dict[str, str] = {}
+    for split, items in recordings.items():
+        for number, first in enumerate(range(0, len(items), SHARD_RECORDINGS)):
+            shard = directory / f"{split}-{number:05d}.safetensors"
+            if not shard.exists():
+                _write_shard(shard, tokenizers, items[first : first + SHARD_RECORDINGS], skipped)
+            if progress is not None:
+                progress(split, min(first + SHARD_RECORDINGS, len(items)), len(items))
+    if skipped:
+        write_json(directory / "skipped.json", skipped)
+    return directory
+
+
+def _check_header(directory: Path, header: dict[str, Any]) -> None:
+    path = directory / "store.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != header:
+        raise DataError(
+            str(directory),
+            "holds tokens of other tokenizers or recordings",
+            "choose another directory, or delete this one",
+        )
+
+
+def _write_shard(
+    shard: Path,
+    tokenizers: Mapping[str, Tokenizer],
+    recordings: Sequence[Recording],
+    skipped: dict[str, str],
+) -> None:
+    pieces: dict[str, list[Tensor]] = defaultdict(list)
+    kept: list[dict[str, Any]] = []
+    for recording in recordings:
+        try:
+            ids = tokenize_recording(recording, tokenizers)
+        except AudioError as error:
+            skipped[str(recording.path)] = error.problem
+            continue
+        if ids is None:
+            skipped[str(recording.path)] = "shorter than one frame"
+            continue
+        for name, tensor in ids.items():
+            pieces[name].append(tensor)
+        frames = {name: tensor.shape[1] for name, tensor in ids.items()}
+        kept.append({"name": recording.path.name, "group": recording.group, "frames": frames})
+    tensors = {name: torch.cat(parts, dim=1).to(torch.int32) for name, parts in pieces.items()}
+    with atomic_path(shard) as temporary:
+        save_file(tensors, temporary, metadata={"recordings": json.dumps(kept)})
+
+
+@torch.inference_mode()
+def tokenize_recording(
+    recording: Recording, tokenizers: Mapping[str, Tokenizer]
+) -> dict[str, Tensor] | None:
+    """Ids ``[Q, N]`` by stream, cut to a whole number of frames of each; None if there is none."""
+    specs = [tokenizer.spec for tokenizer in tokenizers.values()]
+    rate = specs[0].sample_rate
+    wave = decode_recording(recording, rate).float() / 32767
+    unit = common_samples(specs, rate)
+    wave = wave[: wave.shape[0] // unit * unit]
+    if not wave.numel():
+        return None
+    piece = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
+    found: dict[str, Tensor] = {}
+    for name, tokenizer in tokenizers.items():
+        found[name] = torch.cat([_encode(tokenizer, part, rate) for part in wave.split(piece)], 1)
+    return found
+
+
+def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
+    own_rate = tokenizer.spec.sample_rate
+    own = wave if own_rate == rate else resample(wave, rate, own_rate)
+    tokens = tokenizer.encode(own[None].to(tokenizer.device), torch.tensor([own.shape[0]]))
+    frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
+    return tokens.ids[0, :, :frames].cpu()
+
+
+class TokenStore:
+    """Reads one split of a store into memory (a token takes four bytes)."""
+
+    def __init__(self, directory: Path, split: Split) -> None:
+        path = directory / "store.json"
+        if not path.is_file():
+            raise DataError(str(directory), "is no token store", "run `segue tokenize` first")
+        header = json.loads(path.read_text(encoding="utf-8"))
+        if header.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                str(path), f"has format version {header.get('format_version')!r}", "tokenize again"
+            )
+        self.directory, self.split = directory, split
+        self.streams = {name: TokenSpec.from_json(s) for name, s in header["streams"].items()}
+        expected = -(-header["recordings"].get(split, 0) // SHARD_RECORDINGS)
+        shards = sorted(directory.glob(f"{split}-*.safetensors"))
+        if len(shards) != expected or not shards:
+            raise DataError(
+                str(directory),
+                f"holds {len(shards)} of {expected} shards of the split {split!r}",
+                "run `segue tokenize` again: it writes what is missing",
+            )
+        self.recordings: list[dict[str, Tensor]] = []
+        self.groups: dict[str, list[int]] = defaultdict(list)
+        for shard in shards:
+            self._read(shard)
+
+    def _read(self, shard: Path) -> None:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                kept = json.loads(file.metadata()["recordings"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise DataError(
+                str(shard), f"cannot be read ({error})", "delete it and run `segue tokenize` again"
+            ) from error
+        position = dict.fromkeys(self.streams, 0)
+        for entry in kept:
+            rows = {}
+            for name, frames in entry["frames"].items():
+                rows[name] = tensors[name][:, position[name] : position[name] + frames]
+                position[name] += frames
+            self.groups[entry["group"]].append(len(self.recordings))
+            self.recordings.append(rows)
+
+    def check(self, stage: StageSpec) -> None:
+        """Raise ``DataError`` unless the store holds what the stage learns from."""
+        for part in (stage.target, *stage.given):
+            spec = self.streams.get(part.stream)
+            if spec is None:
+                raise DataError(
+                    str(self.directory),
+                    f"holds no {part.stream} tokens",
+                    "tokenize again with both",
+                )
+            if spec.fingerprint != part.fingerprint:
+                raise DataError(
+                    str(self.directory),
+                    f"{part.stream} tokens are of tokenizer {spec.fingerprint}, "
+                    f"stage {stage.name} is to learn those of {part.fingerprint}",
+                    "tokenize again with the pipeline's own tokenizers",
+                )
+
+
+class TokenCrops:
+    """Batches of aligned random crops of a store for one stage.
+
+    Batch ``step`` depends on the seed and the step alone. A crop lies within one group (speaker,
+    piece): recordings shorter than a crop are joined, in random order, to others of their group.
+    """
+
+    def __init__(
+        self, store: TokenStore, stage: StageSpec, crop_seconds: float, batch_size: int, seed: int
+    ) -> None:
+        store.check(stage)
+        self._store, self._stage = store, stage
+        self._batch_size, self._seed = batch_size, seed
+        # Crops are counted in frames of the slowest stream: every stream has whole frames there.
+        self._slowest = min((stage.target, *stage.given), key=lambda part: part.frame_rate)
+        self._crop = max(1, int(crop_seconds * self._slowest.frame_rate))
+        self._groups = list(store.groups.values())
+        stream = self._slowest.stream
+        sizes = [sum(store.recordings[i][stream].shape[1] for i in g) for g in self._groups]
+        self._weights = torch.tensor(sizes, dtype=torch.float)
+
+    def batch(self, step: int) -> StageBatch:
+        random = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        chosen = torch.multinomial(
+            self._weights, self._batch_size, replacement=True, generator=random
+        )
+        crops = [self._crop_of(self._groups[int(index)], random) for index in chosen]
+        parts = (self._stage.target, *self._stage.given)
+        target, *given = (Tokens.stack([self._cut(crop, part) for crop in crops]) for part in parts)
+        return StageBatch(target, tuple(given))
+
+    def _crop_of(self, group: Sequence[int], random: torch.Generator) -> list[tuple[int, int, int]]:
+        """Pieces (recording, first frame, last frame) that make up one crop."""
+        order = [group[int(i)] for i in torch.randperm(len(group), generator=random)]
+        stream = self._slowest.stream
+        sizes = [self._store.recordings[i][stream].shape[1] for i in order]
+        slack = max(0, sum(sizes) - self._crop)
+        start = int(torch.randint(slack + 1, (1,), generator=random))
+        pieces, left = [], self._crop
+        for index, size in zip(order, sizes, strict=True):
+            if start >= size:
+                start -= size
+                continue
+            stop = min(size, start + left)
+            pieces.append((index, start, stop))
+            left -= stop - start
+            start = 0
+            if left == 0:
+                break
+        return pieces
+
+    def _cut(self, crop: Sequence[tuple[int, int, int]], part: SliceSpec) -> Tensor:
+        ratio = int(part.frame_rate / self._slowest.frame_rate)
+        rows = [
+            self._store.recordings[index][part.stream][
+                part.start : part.stop, first * ratio : last * ratio
+            ]
+            for index, first, last in crop
+        ]
+        return torch.cat(rows, dim=1).long()

@@ -1,0 +1,58 @@
+"""Errors a user can act on: each names the place, the problem and the fix."""
+
+from __future__ import annotations
+
+
+class SegueError(Exception):
+    """Base of every error that Segue raises on purpose.
+
+    Args:
+        place: what was being read or built, e.g. ``stages.coarse.lm.options.depht`` or a path.
+        problem: what is wrong there, with the offending value.
+        fix: what the user can do about it.
+    """
+
+    def __init__(self, place: str, problem: str, fix: str) -> None:
+        super().__init__(place, problem, fix)
+        self.place = place
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}; {self.fix}"
+
+
+class ConfigError(SegueError):
+    """A configuration value that cannot be used."""
+
+
+class PluginError(SegueError):
+    """A plugin that cannot be found, loaded or chosen."""
+
+
+class AssemblyError(SegueError):
+    """Parts of a pipeline that do not fit together."""
+
+
+class AudioError(SegueError):
+    """Audio that cannot be read or used."""
+
+
+class DataError(SegueError):
+    """A data set, manifest or token store that cannot be used."""
+
+
+class CheckpointError(SegueError):
+    """A checkpoint that is missing, incomplete, altered or from another format."""
+
+
+class OutputError(SegueError):
+    """A result that cannot be written."""
+
+
+class TrainingError(SegueError):
+    """Training that cannot start or go on."""
+
+
+class GenerationError(SegueError):
+    """A request for audio that cannot be met."""

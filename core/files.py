@@ -1,0 +1,107 @@
+"""Write files and directories so that a reader sees all of one or nothing. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from segue.core.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: Path, fix: str = "choose a place that can be written") -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block ends well.
+
+    Raises:
+        OutputError: if the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _unwritable(path, error, fix) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error, fix) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``path`` when the block ends well.
+
+    An existing ``path`` is replaced; should the process die in between, the old directory is left
+    under ``.old-`` or the new one is complete.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise _unwritable(path, error, "choose a place that can be written") from error
+    try:
+        yield temporary
+        for child in temporary.rglob("*"):
+            _sync(child)
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent))
+            path.replace(old / path.name)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error, "choose a place that can be written") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file atomically, keys in the order given."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``OutputError`` now, before work is spent, if a file at ``path`` cannot be made."""
+    if path.is_dir():
+        raise OutputError(str(path), "is a directory", "name a file inside it")
+    with atomic_path(path.parent / f".{path.name}.probe") as probe:
+        probe.touch()
+    (path.parent / f".{path.name}.probe").unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError, fix: str) -> OutputError:
+    return OutputError(str(path), f"cannot be written ({error.strerror or error})", fix)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,331 @@
+"""The contracts: what a semantic tokenizer, an acoustic codec and a stage language model promise.
+
+Shape legend, used everywhere: B batch, T samples, N frames, Q levels, D width, V codebook size.
+``segue.core.conformance`` checks each promise made here for anyone's plugin.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from segue.core.options import (
+    FINGERPRINT_DIGITS,
+    Options,
+    Sampling,
+    TokenizerOptions,
+    options_digest,
+)
+from segue.core.spec import StageSpec, TokenSpec
+
+Wave = Float[Tensor, "B T"]
+Lengths = Int64[Tensor, "B"]
+Ids = Int64[Tensor, "B Q N"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A ragged batch of token frames, padded at the end of each row.
+
+    Attributes:
+        ids: ``[B, Q, N]``, each in ``[0, V)``; padding holds 0 and means nothing.
+        lengths: ``[B]``, valid frames of each row.
+    """
+
+    ids: Ids
+    lengths: Lengths
+
+    @classmethod
+    def full(cls, ids: Ids) -> Tokens:
+        """A batch whose every frame is valid."""
+        return cls(ids, torch.full((ids.shape[0],), ids.shape[2], device=ids.device))
+
+    @classmethod
+    def empty(cls, batch: int, num_levels: int, device: torch.device | str = "cpu") -> Tokens:
+        """A batch of rows without frames: the prompt of unconditional generation."""
+        return cls.full(torch.zeros(batch, num_levels, 0, dtype=torch.long, device=device))
+
+    @classmethod
+    def stack(cls, rows: Sequence[Int64[Tensor, "Q N"]]) -> Tokens:
+        """Pad rows of unequal length into one batch."""
+        lengths = torch.tensor([row.shape[1] for row in rows], device=rows[0].device)
+        ids = rows[0].new_zeros(len(rows), rows[0].shape[0], int(lengths.max()))
+        for index, row in enumerate(rows):
+            ids[index, :, : row.shape[1]] = row
+        return cls(ids, lengths)
+
+    @property
+    def num_levels(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def mask(self) -> Bool[Tensor, "B N"]:
+        """True at valid frames."""
+        return torch.arange(self.ids.shape[2], device=self.ids.device) < self.lengths[:, None]
+
+    def row(self, index: int) -> Int64[Tensor, "Q N"]:
+        """The valid frames of one row."""
+        return self.ids[index, :, : int(self.lengths[index])]
+
+    def rows(self) -> Iterator[Int64[Tensor, "Q N"]]:
+        return (self.row(index) for index in range(self.ids.shape[0]))
+
+    def levels(self, start: int, stop: int) -> Tokens:
+        """Levels ``start .. stop - 1`` of every frame."""
+        return Tokens(self.ids[:, start:stop], self.lengths)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.lengths.to(device))
+
+    def append(self, other: Tokens) -> Tokens:
+        """Row by row, the frames of ``other`` after the valid frames of this batch."""
+        pairs = zip(self.rows(), other.rows(), strict=True)
+        return Tokens.stack([torch.cat(pair, dim=1) for pair in pairs])
+
+
+@dataclass(frozen=True)
+class WaveBatch:
+    """A ragged batch of mono audio: ``wave`` [B, T] in [-1, 1], ``lengths`` [B] in samples."""
+
+    wave: Wave
+    lengths: Lengths
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """What a stage learns from: its target and its given slices, aligned at frame 0."""
+
+    target: Tokens
+    given: tuple[Tokens, ...] = ()
+
+    def to(self, device: torch.device | str) -> StageBatch:
+        return StageBatch(self.target.to(device), tuple(given.to(device) for given in self.given))
+
+
+@dataclass(frozen=True)
+class StageLoss:
+    """``total`` is minimised (mean nats per token); ``per_level`` [Q] is for the log."""
+
+    total: Float[Tensor, ""]
+    per_level: Float[Tensor, Q]
+
+
+class Component(nn.Module, ABC):
+    """Anything a config can name: built from its options, saved as a state dict.
+
+    A component holds all that it learnt in parameters and buffers, so ``state_dict`` is the whole
+    of it.
+    """
+
+    #: What the component needs before it can be used: "none", "training" or "fitting".
+    needs: str = "training"
+
+    def __init__(self, config: Options) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the component's tensors live; the CPU for a component that has none."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        """Named scalar losses of one batch; the one named ``loss`` is minimised.
+
+        Only for components that say ``needs = "training"``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient")
+
+    def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
+        """Learn from one pass over ``batches`` without gradients (k-means); returns figures for
+        the log. Only for components that say ``needs = "fitting"``."""
+        raise NotImplementedError(f"{type(self).__name__} is not fitted")
+
+
+class Tokenizer(Component):
+    """What semantic tokenizers and acoustic codecs share: audio in, tokens out."""
+
+    config: TokenizerOptions
+
+    def __init__(self, config: TokenizerOptions) -> None:
+        super().__init__(config)
+        self._fingerprint = ""
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The emitted tokens' spec; carries a fingerprint once ``seal`` was called."""
+        return self.config.spec().with_fingerprint(self._fingerprint)
+
+    def seal(self, name: str) -> str:
+        """Compute and keep the fingerprint: the hash of the registered name, the options and
+        every tensor of ``token_state``. Called whenever weights were loaded or learnt.
+
+        A weight-free tokenizer keeps constant tables in non-persistent buffers: its fingerprint is
+        then known from its name and options alone, as assembly needs it."""
+        digest = options_digest(name, self.config)
+        for key, tensor in sorted(self.token_state().items()):
+            digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
+        return self._fingerprint
+
+    def token_state(self) -> Mapping[str, Tensor]:
+        """The tensors that determine what a token means; by default all of them."""
+        return self.state_dict()
+
+    @abstractmethod
+    def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
+        """Tokens of a ragged batch of audio.
+
+        Args:
+            wave: ``[B, T]`` mono audio in [-1, 1] at ``spec.sample_rate``; what lies beyond a
+                row's length is ignored.
+            lengths: ``[B]`` samples.
+
+        Returns:
+            ids ``[B, spec.num_levels, N]`` with ``spec.num_frames(length)`` valid frames a row,
+            equal to what each row alone would give.
+        """
+
+
+class SemanticTokenizer(Tokenizer):
+    """Audio to one token per frame that captures content rather than sound.
+
+    ``spec.num_levels`` is 1.
+    """
+
+
+class AcousticCodec(Tokenizer):
+    """Audio to Q residual levels of tokens per frame, and back."""
+
+    #: Frames to the left and right of a frame that its decoded samples depend on; None when
+    #: ``decode`` looks at the whole sequence, in which case the codec cannot stream.
+    decode_context: tuple[int, int] | None = None
+
+    @abstractmethod
+    def decode(self, codes: Ids, lengths: Lengths) -> Wave:
+        """Audio of a ragged batch of codes.
+
+        Args:
+            codes: ``[B, q, N]`` with ``1 <= q <= spec.num_levels``: the first q levels.
+            lengths: ``[B]`` frames.
+
+        Returns:
+            ``[B, N * spec.frame_size]`` samples; zero beyond a row's length. Each row equals what
+            it alone would give.
+        """
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """A decoder that takes codes chunk by chunk; all chunks together equal ``decode``."""
+        if self.decode_context is None:
+            raise NotImplementedError(f"{type(self).__name__} cannot stream")
+        return StreamingDecoder(self, *self.decode_context)
+
+
+class StreamingDecoder:
+    """Chunked decoding for any codec whose decoder has a finite receptive field.
+
+    Samples of a frame are emitted once ``right`` further frames are known; ``left`` frames are
+    kept as context. Each instance holds the state of one stream.
+    """
+
+    def __init__(self, codec: AcousticCodec, left: int, right: int) -> None:
+        self._codec = codec
+        self._left, self._right = left, right
+        self._codes: Tensor | None = None
+        self._emitted = 0  # frames of self._codes whose samples were returned
+
+    def push(self, codes: Ids) -> Wave:
+        """Take ``[B, q, n]`` further frames; return the samples that became certain ``[B, t]``."""
+        known = codes if self._codes is None else torch.cat([self._codes, codes], dim=2)
+        return self._advance(known, known.shape[2] - self._right)
+
+    def finish(self) -> Wave:
+        """The samples still withheld; the stream is over and the decoder is reset."""
+        if self._codes is None:
+            return torch.zeros(0, 0)
+        rest = self._advance(self._codes, self._codes.shape[2])
+        self._codes, self._emitted = None, 0
+        return rest
+
+    def _advance(self, known: Ids, until: int) -> Wave:
+        size = self._codec.spec.frame_size
+        if until <= self._emitted:
+            self._codes = known
+            return torch.zeros(known.shape[0], 0, device=known.device)
+        wave = self._codec.decode(known, Tokens.full(known).lengths)
+        chunk = wave[:, self._emitted * size : until * size]
+        drop = max(0, until - self._left)
+        self._codes, self._emitted = known[:, :, drop:], until - drop
+        return chunk
+
+
+class StageLM(Component):
+    """A language model of one stage: p(target | given), frame by frame."""
+
+    def __init__(self, config: Options, stage: StageSpec) -> None:
+        super().__init__(config)
+        self.stage = stage
+
+    @abstractmethod
+    def loss(self, batch: StageBatch) -> StageLoss:
+        """Mean negative log-likelihood in nats per valid token; padding does not count."""
+
+    @abstractmethod
+    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
+        """Log-likelihood in nats of every target token given all before it; 0 at padding."""
+
+    @abstractmethod
+    def generate(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        """Continue every row of ``prompt`` by ``num_frames`` frames.
+
+        Args:
+            given: one batch per given slice, aligned with frame 0 of the prompt; row i covers at
+                least ``prompt.lengths[i] + num_frames`` target frames in time.
+            prompt: ``[B, Q, N]`` target frames already known, ragged, possibly of no frame.
+            num_frames: frames to add to each row.
+            sampling: temperature, top-k, top-p.
+            generators: one random generator per row, so that a row does not depend on its batch.
+
+        Returns:
+            The new frames only: ids ``[B, Q, num_frames]``, every id in ``[0, V)``.
+        """
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        if not isinstance(batch, StageBatch):
+            raise TypeError("a stage language model is trained on a StageBatch")
+        loss = self.loss(batch)
+        levels = {f"level_{q}": value.detach() for q, value in enumerate(loss.per_level)}
+        return {"loss": loss.total, **levels}
+
+
+class Metric(ABC):
+    """A figure of how close audio is to a reference.
+
+    Attributes:
+        unit: shown beside the figure.
+        higher_is_better: which way is up.
+    """
+
+    unit: str = ""
+    higher_is_better: bool = True
+
+    @abstractmethod
+    def __call__(
+        self, reference: Float[Tensor, T], audio: Float[Tensor, T], sample_rate: int
+    ) -> float:
+        """The figure for one pair of equal length and rate."""

@@ -1,0 +1,502 @@
+"""A semantic tokenizer, a codec and a cascade of stages, assembled: audio in, audio out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.assembly import AssemblyPlan, plan
+from segue.core.audio import Audio, as_audio, prepare, resample
+from segue.core.building import build_part, pretrained_path, write_pipeline_file
+from segue.core.checkpoint import save_component
+from segue.core.config.load import PIPELINE_FILE, load_config, replace_parts
+from segue.core.config.schema import PipelineConfig
+from segue.core.data.audio_crops import pad_waves
+from segue.core.data.token_store import common_samples
+from segue.core.errors import GenerationError
+from segue.core.files import atomic_directory
+from segue.core.generated import (
+    GeneratedAudio,
+    GenerationRequest,
+    PromptAudio,
+    Task,
+    keep_recording,
+    without_prompt,
+)
+from segue.core.generation import run_stage, window_frames
+from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM, Tokens
+from segue.core.manager import PluginHost, default_host
+from segue.core.options import Sampling
+from segue.core.sampling import row_generators
+from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec
+from segue.core.validation import validate
+
+Progress = Callable[[str, int, int], None]
+SamplingOverrides = Mapping[str, Mapping[str, Any]]
+
+MAX_SECONDS = 3600.0
+JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
+
+
+class Pipeline:
+    """An assembled pipeline. Make one with ``from_pretrained`` or ``from_config``."""
+
+    def __init__(
+        self, assembly: AssemblyPlan, parts: Mapping[str, Component], host: PluginHost
+    ) -> None:
+        self.config = assembly.config
+        self.assembly = assembly
+        self.parts = dict(parts)
+        self.host = host
+        codec, semantic = parts["codec"], parts.get("semantic_tokenizer")
+        assert isinstance(codec, AcousticCodec)
+        assert semantic is None or isinstance(semantic, SemanticTokenizer)
+        self.codec, self.semantic_tokenizer = codec, semantic
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        host: PluginHost | None = None,
+    ) -> Pipeline:
+        """Load trained weights.
+
+        Args:
+            source: a domain that ships weights (``speech``, ``piano``) or a directory that
+                ``save_pretrained`` or ``segue train`` wrote.
+            overrides: ``path.to.key=value``, as ``--set`` takes them.
+            device: where the weights go.
+
+        Raises:
+            SegueError: if there are no such weights, or they cannot be used.
+        """
+        host = host or default_host()
+        config = load_config(pretrained_path(source, host), host, overrides).config
+        return cls.from_config(config, device=device, host=host)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: PipelineConfig,
+        *,
+        device: torch.device | str = "cpu",
+        host: PluginHost | None = None,
+        allow_untrained: bool = False,
+    ) -> Pipeline:
+        """Prove that the parts fit, then build and load them.
+
+        Args:
+            allow_untrained: permit parts without weights (to train or test them).
+
+        Raises:
+            AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
+        """
+        host = host or default_host()
+        assembly = plan(config, host)
+        stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
+        parts: dict[str, Component] = {}
+        for name, part in assembly.parts.items():
+            arguments = (stages[name],) if name in stages else ()
+            parts[name] = build_part(part, arguments, host, allow_untrained).to(device)
+        pipeline = cls(assembly, parts, host)
+        host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
+        return pipeline
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of what the pipeline returns."""
+        return self.codec.spec.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        return self.codec.device
+
+    @property
+    def unit_samples(self) -> int:
+        """Samples after which every stream has a whole number of frames."""
+        return common_samples(list(self.assembly.streams.values()), self.sample_rate)
+
+    def prepared(self, wave: object, sample_rate: int) -> Float[Tensor, T]:
+        """Audio as the pipeline takes it in: mono, at its own rate, no longer than its prompts."""
+        return self._prepare([(wave, sample_rate)], whole_units=False)[0].wave
+
+    def stage_lm(self, name: str) -> StageLM:
+        lm = self.parts[f"stages.{name}"]
+        assert isinstance(lm, StageLM)
+        return lm
+
+    # --- what a pipeline does ---------------------------------------------------------------
+
+    def continue_(
+        self,
+        wave: object,
+        sample_rate: int,
+        *,
+        seconds: float = 5.0,
+        seed: int = 0,
+        sampling: SamplingOverrides | None = None,
+        prompt_audio: PromptAudio = "original",
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Continue one prompt.
+
+        Args:
+            wave: ``[T]`` or ``[C, T]`` tensor or array, any rate.
+            sample_rate: of ``wave``.
+            seconds: of audio to add.
+            seed: the same seed gives the same audio.
+            sampling: per stage, changes to the config's sampling: ``{"coarse": {"top_k": 50}}``.
+            prompt_audio: what the result starts with: the recording, its codec version, or nothing.
+            progress: called with a stage's name, frames done and frames in all.
+
+        Returns:
+            A batch of one.
+
+        Raises:
+            AudioError: if the prompt cannot be used.
+            GenerationError: if ``seconds``, ``seed`` or ``sampling`` is out of range.
+        """
+        return self.continue_batch(
+            [(wave, sample_rate)],
+            seconds=seconds,
+            seed=seed,
+            sampling=sampling,
+            prompt_audio=prompt_audio,
+            progress=progress,
+        )
+
+    def continue_batch(
+        self,
+        prompts: Sequence[tuple[object, int] | Audio],
+        *,
+        seconds: float = 5.0,
+        seed: int = 0,
+        sampling: SamplingOverrides | None = None,
+        prompt_audio: PromptAudio = "original",
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Continue prompts of any lengths together; row i equals prompt i alone with seed + i."""
+        if prompt_audio not in ("original", "codec", "none"):
+            raise GenerationError(
+                "prompt_audio", f"{prompt_audio!r} is unknown", "use original, codec or none"
+            )
+        audios = self._prepare(prompts, whole_units=True)
+        request = self._request("continue", seconds, seed, len(audios), sampling)
+        prompt = self._encode(audios)
+        streams = self._run_stages(request, prompt, progress)
+        lengths = torch.tensor([audio.wave.shape[0] for audio in audios])
+        wave = self._decode(streams[ACOUSTIC])
+        if prompt_audio == "original":
+            wave = keep_recording(wave, audios, round(JOIN_SECONDS * self.sample_rate))
+        result = self._result(request, wave, lengths, streams, [a.notes for a in audios])
+        return self._finish(request, without_prompt(result) if prompt_audio == "none" else result)
+
+    def generate(
+        self,
+        seconds: float = 5.0,
+        *,
+        batch: int = 1,
+        seed: int = 0,
+        sampling: SamplingOverrides | None = None,
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Unconditional generation: every token is sampled."""
+        if not 1 <= batch <= 1024:
+            raise GenerationError("batch", f"{batch} is out of range", "use 1 to 1024")
+        request = self._request("generate", seconds, seed, batch, sampling)
+        empty = {
+            name: Tokens.empty(batch, spec.num_levels, self.device)
+            for name, spec in self.assembly.streams.items()
+        }
+        streams = self._run_stages(request, empty, progress)
+        wave = self._decode(streams[ACOUSTIC])
+        none = torch.zeros(batch, dtype=torch.long)
+        return self._finish(request, self._result(request, wave, none, streams, [()] * batch))
+
+    def acoustic_generation(
+        self,
+        wave: object,
+        sample_rate: int,
+        *,
+        seed: int = 0,
+        sampling: SamplingOverrides | None = None,
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Keep what is said or played, sample how it sounds: acoustic tokens are drawn given the
+        semantic tokens of ``wave`` (AudioLM, arXiv 2209.03143, section III-D)."""
+        return self._from_semantic(
+            "acoustic_generation", wave, sample_rate, seed, sampling, progress
+        )
+
+    def resynthesize(
+        self,
+        wave: object,
+        sample_rate: int,
+        *,
+        through: Literal["codec", "semantic"] = "codec",
+        levels: int | None = None,
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Take audio through tokens and back, without randomness.
+
+        Args:
+            through: ``codec``: encode and decode; ``semantic``: keep the semantic tokens alone and
+                take the most likely acoustic tokens given them.
+            levels: with ``codec``, decode only so many levels.
+        """
+        if through == "semantic":
+            if levels is not None:
+                raise GenerationError("levels", "goes with through='codec' only", "leave it out")
+            greedy = {stage.name: {"temperature": 0} for stage in self.config.stages}
+            return self._from_semantic("resynthesize", wave, sample_rate, 0, greedy, progress)
+        if through != "codec":
+            raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
+        total = self.codec.spec.num_levels
+        if levels is not None and not 1 <= levels <= total:
+            raise GenerationError("levels", f"{levels} is out of range", f"use 1 to {total}")
+        audios = self._prepare([(wave, sample_rate)], whole_units=False)
+        request = self._request("resynthesize", audios[0].seconds, 0, 1, None)
+        codes = self._encode_stream(ACOUSTIC, audios).levels(0, levels or total)
+        decoded = self._decode(codes)[:, : audios[0].wave.shape[0]]
+        return self._finish(
+            request,
+            GeneratedAudio(
+                decoded,
+                torch.tensor([decoded.shape[1]]),
+                self.sample_rate,
+                torch.zeros(1, dtype=torch.long),
+                {ACOUSTIC: codes},
+                [audios[0].notes],
+                self._metadata(request),
+            ),
+        )
+
+    def save_pretrained(
+        self, directory: Path | str, *, lm_dtype: torch.dtype | None = None
+    ) -> Path:
+        """Write the whole pipeline: ``pipeline.yaml`` (the resolved config) and all weights.
+
+        Args:
+            directory: made, or replaced, as a whole.
+            lm_dtype: store the stages' weights in this type; float16 halves the files.
+        """
+        directory = Path(directory)
+        with atomic_directory(directory) as temporary:
+            refs = {}
+            for name, component in self.parts.items():
+                part = self.assembly.parts[name]
+                relative = Path(*name.split("."))
+                (temporary / relative).mkdir(parents=True)
+                trained = part.manifest.trained if part.manifest is not None else {}
+                save_component(
+                    component, temporary / relative, part.kind, part.use, trained, lm_dtype
+                )
+                options = {} if component.state_dict() else part.options.model_dump(mode="json")
+                checkpoint = str(relative) if component.state_dict() else None
+                refs[name] = self.config.parts[name].model_copy(
+                    update={"checkpoint": checkpoint, "options": options}
+                )
+            write_pipeline_file(replace_parts(self.config, refs), temporary / PIPELINE_FILE)
+        return directory
+
+    # --- how it does it ---------------------------------------------------------------------
+
+    def _prepare(
+        self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
+    ) -> list[Audio]:
+        """Prompts at the pipeline's rate; ``whole_units`` cuts them to whole frames of all streams."""
+        if not prompts:
+            raise GenerationError("prompts", "is empty", "give at least one prompt")
+        limits, audios = self.config.prompt, []
+        for index, prompt in enumerate(prompts):
+            place = "prompt" if len(prompts) == 1 else f"prompts[{index}]"
+            audio = prompt if isinstance(prompt, Audio) else as_audio(*prompt, place=place)
+            audio = prepare(
+                audio,
+                self.sample_rate,
+                min_seconds=limits.min_seconds,
+                max_seconds=limits.max_seconds,
+                place=place,
+            )
+            if whole_units:
+                # The end is where the continuation joins: what does not fill a frame goes in front.
+                spare = audio.wave.shape[0] % self.unit_samples
+                audio = Audio(audio.wave[spare:], audio.sample_rate, audio.notes)
+            audios.append(audio)
+        return audios
+
+    def _request(
+        self,
+        task: Task,
+        seconds: float,
+        seed: int,
+        batch: int,
+        sampling: SamplingOverrides | None,
+    ) -> GenerationRequest:
+        """Check what was asked for, and tell the plugins before any token is drawn."""
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if not number or not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
+            raise GenerationError(
+                "seconds",
+                f"{seconds!r} is out of range",
+                f"use more than 0, at most {MAX_SECONDS:g}",
+            )
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**62:
+            raise GenerationError("seed", f"{seed!r} is no seed", "use a whole number from 0 on")
+        request = GenerationRequest(task, float(seconds), seed, batch, self._sampling(sampling))
+        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
+        return request
+
+    def _sampling(self, overrides: SamplingOverrides | None) -> dict[str, Sampling]:
+        chosen = {stage.name: stage.sampling for stage in self.config.stages}
+        for name, changes in (overrides or {}).items():
+            if name not in chosen:
+                raise GenerationError(
+                    f"sampling.{name}", "is no stage", f"choose one of {', '.join(chosen)}"
+                )
+            merged = chosen[name].model_dump() | dict(changes)
+            chosen[name] = validate(Sampling, merged, f"sampling.{name}")
+        return chosen
+
+    def _encode(self, audios: Sequence[Audio]) -> dict[str, Tokens]:
+        return {stream: self._encode_stream(stream, audios) for stream in self.assembly.streams}
+
+    @torch.inference_mode()
+    def _encode_stream(self, stream: str, audios: Sequence[Audio]) -> Tokens:
+        """Tokens of one stream, cut to the frames that the audio fills."""
+        tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
+        assert tokenizer is not None
+        spec = tokenizer.spec
+        waves = [audio.wave for audio in audios]
+        if spec.sample_rate != self.sample_rate:
+            waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
+        batch = pad_waves(waves)
+        tokens = tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device))
+        frames = [
+            min(row.shape[1], math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate))
+            for row, audio in zip(tokens.rows(), audios, strict=True)
+        ]
+        return Tokens.stack([r[:, :n] for r, n in zip(tokens.rows(), frames, strict=True)])
+
+    @torch.inference_mode()
+    def _run_stages(
+        self,
+        request: GenerationRequest,
+        prompt: Mapping[str, Tokens],
+        progress: Progress | None,
+        known: frozenset[str] = frozenset(),
+    ) -> dict[str, Tokens]:
+        """Sample every stream but the ``known`` ones, stage by stage."""
+        units = math.ceil(request.seconds * self.sample_rate / self.unit_samples)
+        added = Fraction(units * self.unit_samples, self.sample_rate)  # seconds, whole frames
+        levels: dict[tuple[str, int], Tokens] = {}
+        for stream in known:
+            levels |= _by_level(stream, 0, prompt[stream])
+        for index, config in enumerate(self.config.stages):
+            lm = self.stage_lm(config.name)
+            target = lm.stage.target
+            if target.stream in known:
+                continue
+            result = run_stage(
+                lm,
+                [_gather(levels, given) for given in lm.stage.given],
+                prompt[target.stream].levels(target.start, target.stop),
+                int(added * target.frame_rate),
+                window=window_frames(lm.stage, config.crop_seconds),
+                overlap=config.overlap,
+                sampling=request.sampling[config.name],
+                # Each stage has its own stream of random numbers: changing one stage's sampling
+                # leaves the draws of the others alone.
+                generators=row_generators(request.seed + (index << 32), request.batch),
+                progress=progress,
+            )
+            levels |= _by_level(target.stream, target.start, result)
+        return {
+            name: _gather(levels, SliceSpec(name, 0, spec.num_levels, 0, spec.frame_rate))
+            for name, spec in self.assembly.streams.items()
+        }
+
+    def _from_semantic(
+        self,
+        task: Task,
+        wave: object,
+        sample_rate: int,
+        seed: int,
+        sampling: SamplingOverrides | None,
+        progress: Progress | None,
+    ) -> GeneratedAudio:
+        if self.semantic_tokenizer is None:
+            raise GenerationError(
+                self.config.name, "has no semantic tokenizer", "use a pipeline that has one"
+            )
+        audios = self._prepare([(wave, sample_rate)], whole_units=True)
+        request = self._request(task, audios[0].seconds, seed, 1, sampling)
+        prompt = {
+            name: Tokens.empty(1, spec.num_levels, self.device)
+            for name, spec in self.assembly.streams.items()
+        } | {SEMANTIC: self._encode_stream(SEMANTIC, audios)}
+        streams = self._run_stages(request, prompt, progress, known=frozenset({SEMANTIC}))
+        decoded = self._decode(streams[ACOUSTIC])
+        none = torch.zeros(1, dtype=torch.long)
+        result = self._result(request, decoded, none, streams, [audios[0].notes])
+        return self._finish(request, result)
+
+    @torch.inference_mode()
+    def _decode(self, codes: Tokens) -> Tensor:
+        return self.codec.decode(codes.ids, codes.lengths).float().cpu()
+
+    def _result(
+        self,
+        request: GenerationRequest,
+        wave: Tensor,
+        prompt_samples: Tensor,
+        streams: Mapping[str, Tokens],
+        notes: list[tuple[str, ...]],
+    ) -> GeneratedAudio:
+        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
+        return GeneratedAudio(
+            wave,
+            lengths,
+            self.sample_rate,
+            prompt_samples,
+            dict(streams),
+            notes,
+            self._metadata(request),
+        )
+
+    def _metadata(self, request: GenerationRequest) -> dict[str, Any]:
+        return {
+            "generator": "segue",
+            "pipeline": self.config.name,
+            "description": self.config.description,
+            "task": request.task,
+            "seconds": request.seconds,
+            "seed": request.seed,
+            "sampling": {name: s.model_dump() for name, s in request.sampling.items()},
+            "fingerprints": {n: spec.fingerprint for n, spec in self.assembly.streams.items()},
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    def _finish(self, request: GenerationRequest, audio: GeneratedAudio) -> GeneratedAudio:
+        """Let plugins mark or log the audio before anyone gets it."""
+        self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
+        return audio
+
+
+def _by_level(stream: str, start: int, tokens: Tokens) -> dict[tuple[str, int], Tokens]:
+    return {(stream, start + q): tokens.levels(q, q + 1) for q in range(tokens.num_levels)}
+
+
+def _gather(levels: Mapping[tuple[str, int], Tokens], part: SliceSpec) -> Tokens:
+    rows = [levels[(part.stream, level)] for level in range(part.start, part.stop)]
+    return Tokens(torch.cat([row.ids for row in rows], dim=1), rows[0].lengths)

@@ -1,0 +1,158 @@
+"""What a token stream is, and which slice of it a stage predicts. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from segue.core.errors import ConfigError
+
+SEMANTIC = "semantic"
+ACOUSTIC = "acoustic"
+STREAMS = (SEMANTIC, ACOUSTIC)
+
+_SLICE = re.compile(r"^(?P<stream>[a-z_]+)(\[(?P<start>\d+):(?P<stop>\d+)\])?$")
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """The shape and meaning of the tokens that one tokenizer emits.
+
+    Attributes:
+        sample_rate: samples per second of the audio that is encoded.
+        frame_rate: frames per second; ``sample_rate / frame_rate`` is a whole number.
+        num_levels: Q, tokens per frame.
+        codebook_size: V, every id lies in ``[0, V)``.
+        fingerprint: hash of all that determines what a token means; empty until the tokenizer
+            has its weights.
+    """
+
+    sample_rate: int
+    frame_rate: Fraction
+    num_levels: int
+    codebook_size: int
+    fingerprint: str = ""
+
+    @property
+    def frame_size(self) -> int:
+        """Samples per frame."""
+        size = Fraction(self.sample_rate) / self.frame_rate
+        if size.denominator != 1:
+            raise ConfigError(
+                "frame_rate",
+                f"{self.frame_rate} Hz does not divide the sample rate {self.sample_rate} Hz",
+                "choose a frame rate of which the sample rate is a whole multiple",
+            )
+        return int(size)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames emitted for ``num_samples`` samples: the last, partial frame counts."""
+        return -(-num_samples // self.frame_size)
+
+    def with_fingerprint(self, fingerprint: str) -> TokenSpec:
+        return replace(self, fingerprint=fingerprint)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"frame_rate": str(self.frame_rate)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TokenSpec:
+        return cls(**(data | {"frame_rate": Fraction(data["frame_rate"])}))
+
+
+@dataclass(frozen=True)
+class StreamSlice:
+    """Some levels of a token stream, as written in a config: ``semantic``, ``acoustic[0:4]``.
+
+    ``stop`` is None where all levels are meant.
+    """
+
+    stream: str
+    start: int = 0
+    stop: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, place: str = "stream slice") -> StreamSlice:
+        match = _SLICE.match(text.replace(" ", ""))
+        if match is None or match["stream"] not in STREAMS:
+            raise ConfigError(
+                place,
+                f"{text!r} is not a stream slice",
+                "write 'semantic', 'acoustic' or a range of levels such as 'acoustic[0:4]'",
+            )
+        if match["start"] is None:
+            return cls(match["stream"])
+        start, stop = int(match["start"]), int(match["stop"])
+        if start >= stop:
+            raise ConfigError(
+                place, f"{text!r} holds no level", "the second number must exceed the first"
+            )
+        return cls(match["stream"], start, stop)
+
+    def __str__(self) -> str:
+        return self.stream if self.stop is None else f"{self.stream}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class SliceSpec:
+    """A stream slice bound to the tokenizer that emits it: levels ``start .. stop - 1``."""
+
+    stream: str
+    start: int
+    stop: int
+    codebook_size: int
+    frame_rate: Fraction
+    fingerprint: str = ""
+
+    @property
+    def num_levels(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.stream}[{self.start}:{self.stop}]"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"frame_rate": str(self.frame_rate)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SliceSpec:
+        return cls(**(data | {"frame_rate": Fraction(data["frame_rate"])}))
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What one stage predicts, and what it is given."""
+
+    name: str
+    target: SliceSpec
+    given: tuple[SliceSpec, ...] = ()
+
+    def frames_per_target_frame(self, index: int) -> Fraction:
+        """Frames of ``given[index]`` that pass in one frame of the target."""
+        return self.given[index].frame_rate / self.target.frame_rate
+
+    @property
+    def alignment(self) -> int:
+        """Fewest target frames that are a whole number of frames of every given slice."""
+        frames = 1
+        for index in range(len(self.given)):
+            step = self.frames_per_target_frame(index).denominator
+            frames = max(frames, step)
+        return frames
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "target": self.target.to_json(),
+            "given": [given.to_json() for given in self.given],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StageSpec:
+        return cls(
+            data["name"],
+            SliceSpec.from_json(data["target"]),
+            tuple(SliceSpec.from_json(given) for given in data["given"]),
+        )

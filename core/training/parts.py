@@ -1,0 +1,254 @@
+"""Train any part of a pipeline by the path that names it: ``codec``, ``stages.coarse``, ``all``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segue.core.assembly import AssemblyPlan, plan
+from segue.core.building import build_part, write_pipeline_file
+from segue.core.checkpoint import save_component
+from segue.core.config.load import PIPELINE_FILE, kind_of, replace_parts
+from segue.core.config.schema import PipelineConfig
+from segue.core.data.audio_crops import AudioCrops, whole_recordings
+from segue.core.data.manifest import Recording, Split, load_recordings
+from segue.core.data.token_store import Progress, TokenCrops, TokenStore, write_store
+from segue.core.errors import DataError, TrainingError
+from segue.core.files import atomic_directory, write_json
+from segue.core.interfaces import Component, Tokenizer
+from segue.core.manager import PluginHost
+from segue.core.pipeline import Pipeline
+from segue.core.training.loop import (
+    STATE_JSON,
+    Batches,
+    Report,
+    TrainingRun,
+    newest_checkpoint,
+    train,
+)
+
+FIT_PIECE_SECONDS = 30.0
+MAX_FIT_RECORDINGS = 3000
+VALIDATION_SEED = 7_777_777
+
+
+@dataclass
+class Workspace:
+    """A training directory: ``config.yaml``, one folder per part, ``tokens/`` and ``pipeline/``.
+
+    Attributes:
+        config: resolved config, as given; checkpoints made here are added by ``current``.
+        directory: where everything goes.
+        data: folder or manifest of recordings; None where only tokens are needed.
+    """
+
+    config: PipelineConfig
+    directory: Path
+    data: Path | None
+    host: PluginHost
+    device: torch.device | str = "cpu"
+    report: Report | None = None
+    progress: Progress | None = None
+
+    def part_directory(self, part: str) -> Path:
+        return self.directory.joinpath(*part.split("."))
+
+    def current(self) -> PipelineConfig:
+        """The config with the newest checkpoint of every part that was trained here."""
+        found = {}
+        for part, ref in self.config.parts.items():
+            checkpoint = newest_checkpoint(self.part_directory(part))
+            if checkpoint is not None:
+                found[part] = ref.model_copy(update={"checkpoint": str(checkpoint.resolve())})
+        return replace_parts(self.config, found)
+
+    def recordings(self, split: Split) -> list[Recording]:
+        if self.data is None:
+            raise DataError("--data", "is missing", "name a folder of audio or a CSV manifest")
+        return load_recordings(self.data, split)
+
+    def has_valid(self) -> bool:
+        try:
+            return bool(self.recordings("valid"))
+        except DataError:
+            return False
+
+
+def train_part(workspace: Workspace, part: str) -> Path:
+    """Train one part (or go on training it) and return its newest checkpoint.
+
+    Args:
+        part: ``semantic_tokenizer``, ``codec`` or ``stages.<name>``.
+
+    Raises:
+        TrainingError: if there is no such part or it learns nothing.
+        SegueError: if data, checkpoints or options cannot be used.
+    """
+    parts = workspace.config.parts
+    if part not in parts:
+        raise TrainingError(
+            part, "is no part of this pipeline", f"choose one of {', '.join(parts)}"
+        )
+    workspace.directory.mkdir(parents=True, exist_ok=True)
+    write_pipeline_file(workspace.config, workspace.directory / "config.yaml")
+    assembly = plan(workspace.current(), workspace.host)
+    component = _fresh(workspace, assembly, part)
+    if component.needs == "none":
+        raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
+    if component.needs == "fitting":
+        return _fit(workspace, part, component)
+    return train(_training_run(workspace, assembly, part, component))
+
+
+def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component:
+    """The component as it is before training; initial weights depend on the seed alone."""
+    torch.manual_seed(workspace.config.parts[part].training.seed)
+    stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
+    arguments = (stages[part],) if part in stages else ()
+    plain = assembly.parts[part]
+    component = workspace.host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
+    assert isinstance(component, Component)
+    return component.to(workspace.device)
+
+
+def _training_run(
+    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+) -> TrainingRun:
+    config = workspace.config.parts[part].training
+    name = part.partition(".")[2]
+    make = _token_batches if name else _audio_batches
+    train_batches, valid_batches = make(workspace, assembly, part, component)
+    notes: dict[str, Any] = {"data": str(workspace.data or workspace.directory / "tokens")}
+    return TrainingRun(
+        part,
+        kind_of(part),
+        workspace.config.parts[part].use,
+        component,
+        config,
+        workspace.part_directory(part),
+        train_batches,
+        valid_batches,
+        workspace.host,
+        notes,
+        workspace.report,
+    )
+
+
+def _audio_batches(
+    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+) -> tuple[Batches, Batches | None]:
+    config = workspace.config.parts[part].training
+    assert isinstance(component, Tokenizer)
+    rate = component.spec.sample_rate
+
+    def crops(split: Split, seed: int) -> AudioCrops:
+        recordings = workspace.recordings(split)
+        return AudioCrops(recordings, rate, config.crop_seconds, config.batch_size, seed)
+
+    valid = crops("valid", VALIDATION_SEED).batch if workspace.has_valid() else None
+    return crops("train", config.seed).batch, valid
+
+
+def _token_batches(
+    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+) -> tuple[Batches, Batches | None]:
+    config = workspace.config.parts[part].training
+    name = part.partition(".")[2]
+    stage = next(stage for stage in assembly.stages if stage.name == name)
+    crop = next(s.crop_seconds for s in workspace.config.stages if s.name == name)
+    directory = workspace.directory / "tokens"
+
+    def crops(split: Split, seed: int) -> TokenCrops:
+        return TokenCrops(TokenStore(directory, split), stage, crop, config.batch_size, seed)
+
+    held = any(directory.glob("valid-*.safetensors"))
+    return (
+        crops("train", config.seed).batch,
+        crops("valid", VALIDATION_SEED).batch if held else None,
+    )
+
+
+def _fit(workspace: Workspace, part: str, component: Component) -> Path:
+    """Fit by one pass over the training recordings; a fitted checkpoint is final."""
+    directory = workspace.part_directory(part)
+    done = newest_checkpoint(directory)
+    if done is not None:
+        return done
+    assert isinstance(component, Tokenizer)
+    recordings = workspace.recordings("train")
+    # Evenly through the list: a manifest is ordered by corpus and speaker.
+    chosen = recordings[:: max(1, len(recordings) // MAX_FIT_RECORDINGS)]
+    torch.manual_seed(workspace.config.parts[part].training.seed)
+    batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
+    figures = component.fit(_reported(batches, workspace, part, len(chosen)))
+    target = directory / "step-00000001"
+    with atomic_directory(target) as temporary:
+        trained = {"data": str(workspace.data), "recordings": len(chosen), **figures}
+        use = workspace.config.parts[part].use
+        save_component(component, temporary, kind_of(part), use, trained)
+        write_json(temporary / STATE_JSON, {"step": 1})
+    workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=1)
+    return target
+
+
+def _reported(batches: Any, workspace: Workspace, part: str, total: int) -> Any:
+    for index, batch in zip(itertools.count(1), batches, strict=False):
+        if workspace.progress is not None:
+            workspace.progress(part, min(index, total), total)
+        yield batch
+
+
+def tokenize(workspace: Workspace) -> Path:
+    """Write the tokens of every recording with the workspace's trained tokenizers.
+
+    Raises:
+        AssemblyError: if a tokenizer that must be trained is not.
+    """
+    config = workspace.current()
+    assembly = plan(config, workspace.host)
+    names = {"semantic": "semantic_tokenizer", "acoustic": "codec"}
+    tokenizers: dict[str, Tokenizer] = {}
+    for stream in assembly.streams:
+        part = assembly.parts[names[stream]]
+        component = build_part(part, (), workspace.host, allow_untrained=False)
+        assert isinstance(component, Tokenizer)
+        tokenizers[stream] = component.to(workspace.device)
+    splits: Sequence[Split] = ("train", "valid") if workspace.has_valid() else ("train",)
+    recordings = {split: workspace.recordings(split) for split in splits}
+    return write_store(workspace.directory / "tokens", tokenizers, recordings, workspace.progress)
+
+
+def train_all(workspace: Workspace) -> Path:
+    """Tokenizers, tokens, stages, in that order; then the pipeline with all their weights.
+
+    Parts that are complete, or that the config names a checkpoint for, are left as they are.
+
+    Returns:
+        A directory that ``Pipeline.from_pretrained`` takes.
+    """
+    parts = workspace.config.parts
+    for part in (name for name in parts if not name.startswith("stages.")):
+        _train_unless_given(workspace, part)
+    tokenize(workspace)
+    for part in (name for name in parts if name.startswith("stages.")):
+        _train_unless_given(workspace, part)
+    return export(workspace)
+
+
+def _train_unless_given(workspace: Workspace, part: str) -> None:
+    given = workspace.config.parts[part].checkpoint is not None
+    assembly = plan(workspace.current(), workspace.host)
+    if not given and _fresh(workspace, assembly, part).needs != "none":
+        train_part(workspace, part)
+
+
+def export(workspace: Workspace, lm_dtype: torch.dtype | None = None) -> Path:
+    """Write ``pipeline/`` from the newest checkpoints."""
+    pipeline = Pipeline.from_config(workspace.current(), host=workspace.host)
+    target = workspace.directory / Path(PIPELINE_FILE).stem
+    return pipeline.save_pretrained(target, lm_dtype=lm_dtype)

@@ -1,0 +1,43 @@
+"""From a labelled speech collection to a manifest for training.
+
+The source is a folder with ``manifest.csv``: path, corpus, speaker, split, duration_s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segue.core.data.recipe import Progress, read_rows, write_manifest
+from segue.core.errors import DataError
+
+#: Corpora of single words: useful to a codec, but no sentence to continue.
+SINGLE_WORDS = ("speech-commands", "fsdd")
+
+
+def prepare(source: Path, output: Path, progress: Progress | None = None) -> Path:
+    """Write ``manifest.csv`` (running speech only) and ``manifest-all.csv`` (with single words).
+
+    Args:
+        source: folder with ``manifest.csv``.
+        output: folder to write to; audio stays where it is.
+
+    Returns:
+        The path of ``manifest.csv``.
+    """
+    rows = read_rows(source / "manifest.csv", ("path", "corpus", "speaker", "split", "duration_s"))
+    every = [
+        {
+            "path": (source / row["path"]).resolve(),
+            "split": row["split"],
+            "group": f"{row['corpus']}/{row['speaker']}",
+            "duration_s": row["duration_s"],
+        }
+        for row in rows
+    ]
+    if not every:
+        raise DataError(str(source / "manifest.csv"), "lists no recording", "check the manifest")
+    running = [row for row in every if not str(row["group"]).startswith(SINGLE_WORDS)]
+    write_manifest(output / "manifest-all.csv", every)
+    if progress is not None:
+        progress("manifest", len(every), len(every))
+    return write_manifest(output / "manifest.csv", running or every)

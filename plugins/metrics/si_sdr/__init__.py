@@ -1,0 +1,1 @@
+"""Scale-invariant signal-to-distortion ratio."""

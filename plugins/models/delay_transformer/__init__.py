@@ -1,0 +1,1 @@
+"""MusicGen's delay pattern: one step per frame. Imports no torch."""

@@ -1,0 +1,1 @@
+"""AudioLM's stage model: one step per token. Imports no torch."""

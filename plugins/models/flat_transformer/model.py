@@ -1,0 +1,130 @@
+"""AudioLM's stage model: all tokens in one sequence, one step per token.
+
+Borsos et al., AudioLM, arXiv 2209.03143, section III-C: given slices as a prefix, then the target
+frame by frame and, within a frame, level by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from segue.core.interfaces import Ids, Tokens
+from segue.core.options import Sampling
+from segue.core.sampling import sample
+from segue.core.spec import StageSpec
+from segue.plugins.models.common.decoding import Decoder, pack, take
+from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
+from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.models.common.transformer import INIT_STD, Transformer
+from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Embedded rows: ``x`` [B, N, D], ``positions`` [B, N], ``valid`` [B, N]."""
+
+    x: Float[Tensor, "B N D"]
+    positions: Float[Tensor, "B N"]
+    valid: Bool[Tensor, "B N"]
+
+    def packed(self, left: bool) -> Sequences:
+        """The same rows with all padding on one side."""
+        if bool(self.valid.all()):
+            return self
+        order = pack(self.valid, left)
+        parts = (self.x, self.positions, self.valid)
+        return Sequences(*(take(part, order) for part in parts))
+
+
+class FlatTransformer(TransformerStageLM):
+    """One token per step; the input at target position j is token j - 1, or a learnt start."""
+
+    def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        target, width = stage.target, config.width
+        self.time_positions = config.positions == "time"
+        self.given_embeddings = nn.ModuleList(
+            LevelEmbedding(given.num_levels, given.codebook_size, width) for given in stage.given
+        )
+        self.target_embedding = LevelEmbedding(target.num_levels, target.codebook_size, width)
+        self.separators = nn.ParameterList(
+            nn.Parameter(torch.randn(width) * INIT_STD) for _ in stage.given
+        )
+        self.start = nn.Parameter(torch.randn(width) * INIT_STD)
+        self.transformer = Transformer(config)
+        self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
+
+    def _part(
+        self, embedding: nn.Module, lead: Tensor, tokens: Tokens, step: float, first: float
+    ) -> Sequences:
+        """A leading embedding, then one slice flattened, frame by frame and level by level.
+
+        Args:
+            step: distance in position between two tokens.
+            first: position of the leading embedding; the first token is at 0 or, in the target,
+                one step after it.
+        """
+        batch, levels, _ = tokens.ids.shape
+        x = embedding(tokens.ids.transpose(1, 2)).flatten(1, 2)
+        x = torch.cat([lead.expand(batch, 1, -1), x], dim=1)
+        valid = tokens.mask.repeat_interleave(levels, dim=1)
+        valid = torch.cat([valid.new_ones(batch, 1), valid], dim=1)
+        positions = first + step * torch.arange(x.shape[1], device=x.device)
+        return Sequences(x, positions.expand(batch, -1), valid)
+
+    def _sequences(self, given: tuple[Tokens, ...], target: Tokens) -> Sequences:
+        """Given slices and target, not yet packed. A position of 1 is one target token."""
+        levels = self.stage.target.num_levels
+        parts = []
+        for index, (tokens, spec) in enumerate(zip(given, self.stage.given, strict=True)):
+            per_frame = self.stage.frames_per_target_frame(index)
+            step = float(levels / (per_frame * spec.num_levels))
+            lead = self.separators[index]
+            parts.append(self._part(self.given_embeddings[index], lead, tokens, step, -step))
+        parts.append(self._part(self.target_embedding, self.start, target, 1.0, 0.0))
+        valid = torch.cat([part.valid for part in parts], dim=1)
+        if self.time_positions:
+            positions = torch.cat([part.positions for part in parts], dim=1)
+        else:
+            positions = (valid.cumsum(1) - 1).float()
+        return Sequences(torch.cat([part.x for part in parts], dim=1), positions, valid)
+
+    def _nll(self, given: tuple[Tokens, ...], target: Tokens) -> Float[Tensor, "B Q N"]:
+        batch, levels, frames = target.ids.shape
+        rows = self._sequences(given, target).packed(left=False)
+        hidden = self.transformer(rows.x, self.transformer.rotary(rows.positions))
+        start = torch.zeros_like(target.lengths)
+        for tokens in given:
+            start = start + 1 + tokens.lengths * tokens.num_levels
+        # The last token is an input that predicts nothing; what a short row takes from beyond
+        # its end is padding and masked by the caller.
+        index = start[:, None] + torch.arange(frames * levels, device=start.device)
+        hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
+        return self.heads.nll(hidden.view(batch, frames, levels, -1), target.ids)
+
+    def _continue(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Ids:
+        levels = self.stage.target.num_levels
+        count = num_frames * levels
+        rows = self._sequences(given, prompt).packed(left=True)
+        decoder = Decoder(self.transformer, rows.x, rows.positions, rows.valid, count - 1)
+        drawn: list[Tensor] = []
+        for index in range(count):
+            level = index % levels
+            if index:
+                previous = self.target_embedding.level(drawn[-1], (index - 1) % levels)
+                decoder.step(previous)
+            logits = decoder.hidden @ self.heads.weight[level]
+            drawn.append(sample(logits, sampling, generators))
+        return torch.stack(drawn, dim=1).view(-1, num_frames, levels).transpose(1, 2)

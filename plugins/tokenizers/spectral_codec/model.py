@@ -1,0 +1,132 @@
+"""The spectral codec: STFT features, ConvNeXt blocks, residual quantization, inverse STFT.
+
+The decoder predicts a magnitude and a phase per frequency and frame, as Vocos does (Siuzdak, arXiv
+2306.00814), which on a CPU is one to two orders of magnitude cheaper than upsampling in the time
+domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from segue.core.interfaces import AcousticCodec, Ids, Lengths, StageBatch, Tokens, Wave, WaveBatch
+from segue.plugins.tokenizers.spectral_codec.blocks import FrameStack
+from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
+from segue.plugins.tokenizers.spectral_codec.losses import ReconstructionLoss
+from segue.plugins.tokenizers.spectral_codec.quantizer import Quantized, ResidualQuantizer
+from segue.plugins.tokenizers.spectral_codec.spectral import Framing, features
+
+# exp(1) is beyond what a full-scale wave can reach; it bounds what an untrained decoder emits.
+MAX_LOG_MAGNITUDE = 1.0
+TYPICAL_LOG_MAGNITUDE = -7.0
+
+
+class SpectralCodec(AcousticCodec):
+    """Audio to Q residual levels of codes per frame, and back.
+
+    Args:
+        config: options.
+    """
+
+    config: SpectralCodecOptions
+
+    def __init__(self, config: SpectralCodecOptions) -> None:
+        super().__init__(config)
+        bins = config.window // 2 + 1
+        hidden = config.width * config.expansion
+        self.analysis = Framing(config.hop, config.window)
+        self.synthesis = Framing(config.hop // config.subframes, config.window)
+        self.encoder = FrameStack(
+            3 * bins, config.codebook_dim, config.width, hidden, config.encoder_depth,
+            config.kernel, first_kernel=1,
+        )  # fmt: skip
+        self.quantizer = ResidualQuantizer(
+            config.num_levels, config.codebook_size, config.codebook_dim, config.codebook_decay,
+            config.revive_below, config.quantizer_dropout,
+        )  # fmt: skip
+        self.decoder = FrameStack(
+            config.codebook_dim, 2 * bins, config.width, hidden, config.decoder_depth,
+            config.kernel, first_kernel=3, upsampling=config.subframes,
+        )  # fmt: skip
+        nn.init.constant_(self.decoder.leave.bias[:bins], TYPICAL_LOG_MAGNITUDE)
+        self.losses = ReconstructionLoss(config.sample_rate, config.loss)
+        fine = self.decoder.reach + self.synthesis.reach
+        reach = self.decoder.first_reach + -(-fine // config.subframes)
+        self.decode_context = (reach, reach)
+
+    @torch.no_grad()
+    def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
+        wave = wave * _mask(lengths, wave.shape[1])
+        frames = -(-lengths // self.config.hop)
+        mask = _mask(frames, -(-wave.shape[1] // self.config.hop))
+        if mask.numel() == 0:
+            return Tokens.empty(wave.shape[0], self.config.num_levels, wave.device)
+        ids = self.quantizer.encode(self._latents(wave, mask))
+        return Tokens(ids * mask[:, None].long(), frames)
+
+    @torch.no_grad()
+    def decode(self, codes: Ids, lengths: Lengths) -> Wave:
+        if codes.shape[2] == 0:
+            return torch.zeros(codes.shape[0], 0, device=codes.device)
+        mask = _mask(lengths, codes.shape[2])
+        return self._wave(self.quantizer.decode(codes), mask)
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        """Losses of one batch of crops; moves the codebooks as a side effect."""
+        if not isinstance(batch, WaveBatch):
+            raise TypeError("a codec is trained on a WaveBatch")
+        wave = batch.wave * _mask(batch.lengths, batch.wave.shape[1])
+        frames = -(-batch.lengths // self.config.hop)
+        mask = _mask(frames, -(-wave.shape[1] // self.config.hop))
+        quantized = self.quantizer(self._latents(wave, mask), mask)
+        decoded = self._wave(quantized.latents, mask)[:, : wave.shape[1]]
+        decoded = decoded * _mask(batch.lengths, wave.shape[1])
+        parts = self.losses(decoded, wave)
+        loss = parts["reconstruction"] + self.config.loss.commitment * quantized.commitment
+        figures = {name: value.detach() for name, value in parts.items()}
+        figures["commitment"] = quantized.commitment.detach()
+        return {"loss": loss, **figures, **self._use(quantized, mask)}
+
+    def _latents(
+        self, wave: Float[Tensor, "B T"], mask: Float[Tensor, "B N"]
+    ) -> Float[Tensor, "B N D"]:
+        with torch.no_grad():
+            seen = features(self.analysis.analyse(wave)) * mask[..., None]
+        latents: Tensor = self.encoder(seen, mask)
+        return latents
+
+    def _wave(
+        self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]
+    ) -> Float[Tensor, "B T"]:
+        fine = mask.repeat_interleave(self.config.subframes, dim=1)
+        spectra = _polar(self.decoder(latents * mask[..., None], fine))
+        return self.synthesis.synthesise(spectra, fine)
+
+    def _use(self, quantized: Quantized, mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
+        """Shares of the codebooks: used by this batch, and effectively used of late, which is
+        the perplexity of the running use over the codebook's size."""
+        size = self.config.codebook_size
+        valid = mask > 0
+        used = [ids[valid].unique().numel() / size for ids in quantized.ids.unbind(1)]
+        figures = {f"use_{level}": torch.tensor(value) for level, value in enumerate(used)}
+        figures["codebook_use"] = torch.tensor(sum(used) / len(used))
+        shares = [book.uses / book.uses.sum() for book in self.quantizer.levels()]
+        entropies = torch.stack([-(p * p.clamp(min=1e-9).log()).sum() for p in shares])
+        figures["codebook_perplexity"] = entropies.exp().mean() / size
+        return figures
+
+
+def _mask(lengths: Lengths, size: int) -> Float[Tensor, "B S"]:
+    """1 below each row's length, 0 beyond."""
+    return (torch.arange(size, device=lengths.device) < lengths[:, None]).float()
+
+
+def _polar(head: Float[Tensor, "B N 2F"]) -> Complex[Tensor, "B N F"]:
+    """Log magnitudes and phases to a spectrum."""
+    log_magnitude, phase = head.chunk(2, dim=2)
+    magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
+    return torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))

@@ -1,0 +1,205 @@
+"""Generation: the cache, ragged rows, legal codes, randomness."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers_stage import CODES, STAGES, alone, batch_for, build, given_for, tokens
+from pytest import MonkeyPatch
+
+from segue.core.errors import GenerationError
+from segue.core.interfaces import StageBatch, StageLM, Tokens
+from segue.core.options import Sampling
+from segue.core.sampling import row_generators, sample
+from segue.core.spec import StageSpec
+from segue.plugins.models.delay_transformer import model as delay_module
+from segue.plugins.models.flat_transformer import model as flat_module
+
+GREEDY = Sampling(temperature=0)
+
+
+def recorded(
+    model: StageLM, given: tuple[Tokens, ...], prompt: Tokens, frames: int, patch: MonkeyPatch
+) -> tuple[Tokens, torch.Tensor]:
+    """Generated tokens and the log-likelihood of each under the logits it was drawn from."""
+    seen: list[torch.Tensor] = []
+
+    def spy(logits, sampling, generators):  # type: ignore[no-untyped-def]
+        drawn = sample(logits, sampling, generators)
+        seen.append(logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0])
+        return drawn
+
+    patch.setattr(flat_module, "sample", spy)
+    patch.setattr(delay_module, "sample", spy)
+    generators = row_generators(3, len(prompt.lengths))
+    new = model.generate(given, prompt, frames, Sampling(), generators)
+    batch, levels = prompt.ids.shape[:2]
+    scores = torch.zeros(batch, levels, frames)
+    if isinstance(model, flat_module.FlatTransformer):
+        scores = torch.stack(seen, 1).view(batch, frames, levels).transpose(1, 2)
+    else:
+        for step, values in enumerate(seen):
+            low, high = max(0, step - frames + 1), min(levels, step + 1)
+            for column, level in enumerate(range(low, high)):
+                scores[:, level, step - level] = values.view(batch, -1)[:, column]
+    return new, scores
+
+
+@pytest.mark.parametrize("prompt_frames", [(0,), (5,), (9, 0, 6, 1)])
+def test_cached_logits_equal_uncached_ones(
+    kind: str, stage: StageSpec, prompt_frames: tuple[int, ...], monkeypatch: MonkeyPatch
+) -> None:
+    model = build(kind, stage)
+    prompt = tokens(stage.target, *prompt_frames)
+    given = given_for(stage, *[count + 8 for count in prompt_frames])
+    new, stepwise = recorded(model, given, prompt, 8, monkeypatch)
+    scores = model.score(StageBatch(prompt.append(new), given))
+    for row, known in enumerate(prompt_frames):
+        uncached = scores[row, :, known : known + 8]
+        torch.testing.assert_close(stepwise[row], uncached, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_tokens_are_the_most_likely_ones(kind: str, stage: StageSpec) -> None:
+    """Redone without a cache: no other code scores higher at any position."""
+    model = build(kind, stage)
+    given = given_for(stage, 6)
+    prompt = tokens(stage.target, 2)
+    new = model.generate(given, prompt, 4, GREEDY, row_generators(0, 1))
+    full = prompt.append(new)
+    best = model.score(StageBatch(full, given))
+    for level in range(stage.target.num_levels):
+        for frame in range(2, 6):
+            for code in range(stage.target.codebook_size):
+                ids = full.ids.clone()
+                ids[0, level, frame] = code
+                other = model.score(StageBatch(Tokens(ids, full.lengths), given))
+                assert other[0, level, frame] <= best[0, level, frame] + 1e-5
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=4, top_p=0.9), GREEDY])
+def test_a_row_generates_the_same_alone_and_in_a_ragged_batch(
+    kind: str, stage: StageSpec, sampling: Sampling
+) -> None:
+    model = build(kind, stage)
+    known = (7, 0, 4, 1)
+    prompt = tokens(stage.target, *known)
+    surplus = (0, 5, 2, 9)  # more is given than needed
+    given = given_for(
+        stage, *[count + 6 + extra for count, extra in zip(known, surplus, strict=True)]
+    )
+    together = model.generate(given, prompt, 6, sampling, row_generators(3, 4))
+    assert together.ids.shape == (4, stage.target.num_levels, 6)
+    assert together.lengths.tolist() == [6] * 4
+    for row in range(4):
+        own = tuple(alone(tokens, row) for tokens in given)
+        single = model.generate(own, alone(prompt, row), 6, sampling, row_generators(3 + row, 1))
+        assert torch.equal(single.ids[0], together.ids[row])
+
+
+def test_given_frames_beyond_the_request_are_not_seen(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage)
+    long, short = given_for(stage, 9, extra=7)[0], given_for(stage, 9)[0]
+    long.ids[:, :, : short.ids.shape[2]] = short.ids
+    prompt = tokens(stage.target, 2)
+    drawn = [
+        model.generate((given,), prompt, 7, Sampling(), row_generators(0, 1)).ids
+        for given in (long, short)
+    ]
+    assert torch.equal(*drawn)
+
+
+def test_every_legal_code_is_drawn_and_no_other(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage, spread=0.0)
+    prompt = Tokens.empty(16, 3)
+    hot = Sampling(temperature=10)
+    new = model.generate(given_for(stage, *[30] * 16), prompt, 30, hot, row_generators(0, 16))
+    for level in range(3):
+        assert new.ids[:, level].unique().tolist() == list(range(CODES))
+
+
+def test_a_seed_determines_the_draw(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage)
+    given, prompt = given_for(stage, 22, 22), tokens(stage.target, 2, 2)
+
+    def draw(seed: int) -> torch.Tensor:
+        return model.generate(given, prompt, 20, Sampling(), row_generators(seed, 2)).ids
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(7))
+
+
+def test_temperature_zero_uses_no_randomness(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage)
+    generators = row_generators(4, 2)
+    states = [g.get_state() for g in generators]
+    global_state = torch.get_rng_state()
+    model.generate(given_for(stage, 8, 6), tokens(stage.target, 4, 2), 4, GREEDY, generators)
+    assert all(torch.equal(a, g.get_state()) for a, g in zip(states, generators, strict=True))
+    assert torch.equal(global_state, torch.get_rng_state())
+
+
+def test_dropout_is_off_and_training_is_restored(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage, dropout=0.5).train()
+    frozen = model.transformer.blocks[1]
+    frozen.eval()
+    arguments = given_for(stage, 8), tokens(stage.target, 2), 6, GREEDY
+    first = model.generate(*arguments, row_generators(0, 1)).ids
+    assert torch.equal(first, model.generate(*arguments, row_generators(9, 1)).ids)
+    assert model.training and not frozen.training
+    with pytest.raises(AttributeError):
+        model.generate(*arguments[:3], None, row_generators(0, 1))  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_generated_tokens_can_be_learnt_from(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage)
+    given = given_for(stage, 5)
+    new = model.generate(given, Tokens.empty(1, 3), 5, Sampling(), row_generators(0, 1))
+    model.loss(StageBatch(new, given)).total.backward()
+
+
+def test_no_frames_are_no_tokens(kind: str) -> None:
+    stage = STAGES["plain"]
+    model = build(kind, stage)
+    new = model.generate((), tokens(stage.target, 3), 0, Sampling(), row_generators(0, 1))
+    assert new.ids.shape == (1, 1, 0) and new.lengths.tolist() == [0]
+
+
+def test_too_little_given_is_refused(kind: str) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage)
+    prompt = tokens(stage.target, 4, 2)
+    with pytest.raises(GenerationError, match=r"row 0 holds 5 frames of semantic\[0:1\], but 6"):
+        model.generate(given_for(stage, 10, 10), prompt, 7, Sampling(), row_generators(0, 2))
+    with pytest.raises(GenerationError, match="1 random generators for 2 rows"):
+        model.generate(given_for(stage, 10, 10), prompt, 2, Sampling(), row_generators(0, 1))
+
+
+@pytest.mark.parametrize(("name", "known"), [("plain", (4,)), ("slower", (4, 0, 2))])
+def test_overfits_and_regenerates_exactly(kind: str, name: str, known: tuple[int, ...]) -> None:
+    """Each row is generated up to its end: it is given there what it was given in training.
+
+    Where nothing is given there is one row only, as nothing tells which row is to come.
+    """
+    stage = STAGES[name]
+    model = build(kind, stage, spread=0.0)
+    batch = batch_for(stage, *[count + 6 for count in known])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = model.loss(batch).total
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if loss < 0.005:
+            break
+    assert loss < 0.01
+    prompt = Tokens(batch.target.ids[:, :, :4], torch.tensor(known))
+    new = model.generate(batch.given, prompt, 6, GREEDY, row_generators(0, len(known)))
+    for row, count in enumerate(known):
+        assert torch.equal(new.ids[row], batch.target.ids[row, :, count : count + 6])
