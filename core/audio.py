@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
+import numpy
 import soundfile
 import torch
 import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.errors import AudioError
+from segue.core.errors import AudioError, OutputError
 from segue.core.files import atomic_path
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
+RESAMPLE_TERM = 1000  # resampling ratios are taken to this denominator
 
 
 @dataclass(frozen=True)
 class Audio:
     """Mono audio ``[T]`` and what was done to it to get there (``notes``, for the user)."""
 
-    wave: Float[Tensor, T]
+    wave: Float[Tensor, "T"]
     sample_rate: int
     notes: tuple[str, ...] = field(default=())
 
@@ -45,12 +48,7 @@ def read_audio(
         AudioError: if the file is missing, empty, not audio, or holds NaN.
     """
     path, place = Path(path), place or str(path)
-    if not path.exists():
-        raise AudioError(place, "does not exist", "check the path")
-    if path.is_dir():
-        raise AudioError(place, "is a directory", "name one audio file")
-    if path.stat().st_size == 0:
-        raise AudioError(place, "is an empty file", "name a file that holds audio")
+    _check_file(path, place)
     try:
         with soundfile.SoundFile(path) as file:
             rate, total, channels = file.samplerate, file.frames, file.channels
@@ -58,12 +56,16 @@ def read_audio(
             if wanted < total:
                 file.seek(total - wanted)
             data = file.read(wanted, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
         raise AudioError(
             place,
             f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
             "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
         ) from error
+    if not data.size:
+        raise AudioError(place, "holds no sample", "name a file that holds audio")
+    if not numpy.isfinite(data).all():
+        raise AudioError(place, "holds NaN or infinite samples", "repair the file")
     notes = []
     if wanted < total:
         notes.append(f"used the last {wanted / rate:.1f} s of {total / rate:.1f} s")
@@ -73,7 +75,19 @@ def read_audio(
     return Audio(wave, rate, tuple(notes))
 
 
-def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, T], str]:
+def _check_file(path: Path, place: str) -> None:
+    try:
+        if not path.exists():
+            raise AudioError(place, "does not exist", "check the path")
+        if path.is_dir():
+            raise AudioError(place, "is a directory", "name one audio file")
+        if path.stat().st_size == 0:
+            raise AudioError(place, "is an empty file", "name a file that holds audio")
+    except OSError as error:
+        raise AudioError(place, f"cannot be read ({error.strerror})", "check the path") from error
+
+
+def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"], str]:
     """Mean of the channels, and a note that says so.
 
     Channels that cancel each other (one inverted) would leave silence: then the first is taken.
@@ -100,6 +114,9 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
             f"give a whole number of Hz from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
         )
     try:
+        if isinstance(wave, numpy.ndarray):
+            # Any strides and byte order; a copy, as the caller may write to theirs or must not.
+            wave = numpy.array(wave, dtype=wave.dtype.newbyteorder("="), order="C")
         tensor = torch.as_tensor(wave)
     except (TypeError, ValueError, RuntimeError) as error:
         raise AudioError(
@@ -108,9 +125,9 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
     tensor = _as_float(tensor, place)
     if tensor.ndim == 1:
         tensor = tensor[None]
-    if tensor.ndim != 2 or tensor.shape[0] > 64:
+    if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= 64:
         raise AudioError(
-            place, f"has shape {tuple(tensor.shape)}", "give [T] or [C, T] with at most 64 channels"
+            place, f"has shape {tuple(tensor.shape)}", "give [T] or [C, T] with 1 to 64 channels"
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")
@@ -124,7 +141,8 @@ def _as_float(tensor: Tensor, place: str) -> Tensor:
     if not tensor.is_floating_point():
         if tensor.dtype not in (torch.int16, torch.int32):
             raise AudioError(place, f"holds {tensor.dtype}", "give float, int16 or int32 samples")
-        return tensor.float() / float(torch.iinfo(tensor.dtype).max)
+        # As libsndfile scales them: the lowest value is -1.
+        return tensor.cpu().float() / -float(torch.iinfo(tensor.dtype).min)
     return tensor.detach().float().cpu()
 
 
@@ -167,29 +185,42 @@ def prepare(
 
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
-    """Band-limited resampling (windowed sinc, torchaudio)."""
-    return torchaudio.functional.resample(wave, source, target)
+    """Band-limited resampling (windowed sinc, torchaudio).
+
+    The filter grows with the terms of the ratio, to gigabytes for a rate such as 44101 Hz: then the
+    nearest simpler ratio is taken, at most a few parts in a million off.
+    """
+    ratio = Fraction(source, target).limit_denominator(RESAMPLE_TERM)
+    return torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
 
 
-def write_audio(path: Path | str, wave: Float[Tensor, T], sample_rate: int) -> None:
+def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) -> None:
     """Write a mono file atomically; the suffix chooses the format (WAV is 16-bit).
 
     Samples outside [-1, 1] are clipped.
 
     Raises:
-        OutputError: if the place cannot be written.
+        OutputError: if it cannot be written there or in that format.
         AudioError: if the suffix is no format libsndfile writes.
     """
     path = Path(path)
     check_format(path)
+    kind, subtype = _format(path)
+    data = wave.detach().float().clamp(-1.0, 1.0).cpu().numpy()
     with atomic_path(path) as temporary:
-        data = wave.detach().float().clamp(-1.0, 1.0).cpu().numpy()
-        soundfile.write(temporary, data, sample_rate, format=_format(path))
+        try:
+            soundfile.write(temporary, data, sample_rate, format=kind, subtype=subtype)
+        except soundfile.LibsndfileError as error:
+            raise OutputError(
+                str(path),
+                f"cannot be written at {sample_rate} Hz ({error.error_string.rstrip('.')})",
+                "check the free space, or use .wav",
+            ) from error
 
 
 def check_format(path: Path) -> None:
     """Raise ``AudioError`` if audio cannot be written under this suffix."""
-    if _format(path) not in soundfile.available_formats():
+    if _format(path)[1] is None:
         raise AudioError(
             str(path),
             f"the suffix {path.suffix!r} names no audio format",
@@ -197,6 +228,11 @@ def check_format(path: Path) -> None:
         )
 
 
-def _format(path: Path) -> str:
+def _format(path: Path) -> tuple[str, str | None]:
+    """libsndfile's names of format and encoding; no encoding where it cannot write the format."""
     suffix = path.suffix.lower().lstrip(".")
-    return {"opus": "OGG", "oga": "OGG", "aif": "AIFF", "aiff": "AIFF"}.get(suffix, suffix.upper())
+    if suffix == "opus":
+        return "OGG", "OPUS"
+    kind = {"oga": "OGG", "aif": "AIFF"}.get(suffix, suffix.upper())
+    writable = kind in soundfile.available_formats()
+    return kind, soundfile.default_subtype(kind) if writable else None

@@ -15,6 +15,7 @@ from segue.core.component_manifest import MANIFEST, WEIGHTS, ComponentManifest, 
 from segue.core.errors import CheckpointError
 from segue.core.files import write_json
 from segue.core.interfaces import Component, StageLM, Tokenizer
+from segue.core.records import Kind
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def save_component(
     component: Component,
     directory: Path,
-    kind: str,
+    kind: Kind,
     use: str,
     trained: Mapping[str, Any],
     dtype: torch.dtype | None = None,
@@ -47,8 +48,22 @@ def save_component(
         stage=component.stage.to_json() if isinstance(component, StageLM) else None,
         trained=dict(trained),
     )
-    save_file(state, directory / WEIGHTS)
+    save_tensors(state, directory / WEIGHTS)
     write_json(directory / MANIFEST, asdict(manifest))
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: if it cannot be written; ``segue.core.files`` makes an ``OutputError`` of it.
+    """
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _state(component: Component) -> dict[str, torch.Tensor]:

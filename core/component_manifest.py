@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import CheckpointError
+from segue.core.records import Kind
 from segue.core.spec import StageSpec, TokenSpec
 
 FORMAT_VERSION = 1
@@ -30,7 +31,7 @@ class ComponentManifest:
         trained: what it was trained on and how far; free-form, for people and model cards.
     """
 
-    kind: str
+    kind: Kind
     use: str
     options: dict[str, Any]
     spec: dict[str, Any] | None = None

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Any
 
 from segue.core.errors import OutputError
 
+_UMASK_LOCK = threading.Lock()
+
 
 @contextmanager
 def atomic_path(path: Path, fix: str = "choose a place that can be written") -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends well.
 
     Raises:
-        OutputError: if the place cannot be written.
+        OutputError: if the place cannot be written, or is a directory, device or pipe.
     """
     try:
+        _check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -82,15 +86,31 @@ def write_json(path: Path, data: Any) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise ``OutputError`` now, before work is spent, if a file at ``path`` cannot be made."""
+    probe = path.parent / ".segue-probe"
+    try:
+        _check_target(path)
+        with atomic_path(probe) as temporary:
+            temporary.touch()
+    except OSError as error:
+        raise _unwritable(path, error, "choose a place that can be written") from error
+    except OutputError as error:
+        raise OutputError(str(path), error.problem, error.fix) from error
+    probe.unlink(missing_ok=True)
+
+
+def _check_target(path: Path) -> None:
     if path.is_dir():
         raise OutputError(str(path), "is a directory", "name a file inside it")
-    with atomic_path(path.parent / f".{path.name}.probe") as probe:
-        probe.touch()
-    (path.parent / f".{path.name}.probe").unlink(missing_ok=True)
+    if path.exists() and not path.is_file():
+        raise OutputError(str(path), "is no regular file", "name one, or a new file")
 
 
 def _unwritable(path: Path, error: OSError, fix: str) -> OutputError:
-    return OutputError(str(path), f"cannot be written ({error.strerror or error})", fix)
+    reason = error.strerror or str(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        file = next((parent for parent in path.parents if parent.is_file()), None)
+        reason = reason if file is None else f"{file} is a file"
+    return OutputError(str(path), f"cannot be written ({reason})", fix)
 
 
 def _sync(path: Path) -> None:
@@ -102,6 +122,7 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    if True:  # it can only be read by setting it
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -45,18 +45,18 @@ class GeneratedAudio:
     """
 
     wave: Float[Tensor, "B T"]
-    lengths: Int64[Tensor, B]
+    lengths: Int64[Tensor, "B"]
     sample_rate: int
-    prompt_samples: Int64[Tensor, B]
+    prompt_samples: Int64[Tensor, "B"]
     tokens: Mapping[str, Tokens]
     notes: list[tuple[str, ...]]
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def row(self, index: int = 0) -> Float[Tensor, T]:
+    def row(self, index: int = 0) -> Float[Tensor, "T"]:
         """The audio of one row, prompt included."""
         return self.wave[index, : int(self.lengths[index])]
 
-    def continuation(self, index: int = 0) -> Float[Tensor, T]:
+    def continuation(self, index: int = 0) -> Float[Tensor, "T"]:
         """What one row holds after its prompt."""
         return self.row(index)[int(self.prompt_samples[index]) :]
 

@@ -75,7 +75,10 @@ def segue_after_generate(
 
 @hookspec
 def segue_train_step(part: str, step: int, losses: Mapping[str, float]) -> None:
-    """Called after each optimisation step of ``part`` (``codec``, ``stages.fine``); return nothing."""
+    """Called after each optimisation step of a part (``codec``, ``stages.fine``).
+
+    Return nothing.
+    """
 
 
 @hookspec

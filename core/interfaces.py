@@ -112,7 +112,7 @@ class StageLoss:
     """``total`` is minimised (mean nats per token); ``per_level`` [Q] is for the log."""
 
     total: Float[Tensor, ""]
-    per_level: Float[Tensor, Q]
+    per_level: Float[Tensor, "Q"]
 
 
 class Component(nn.Module, ABC):
@@ -172,7 +172,7 @@ class Tokenizer(Component):
         digest = options_digest(name, self.config)
         for key, tensor in sorted(self.token_state().items()):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
         return self._fingerprint
 
@@ -326,6 +326,6 @@ class Metric(ABC):
 
     @abstractmethod
     def __call__(
-        self, reference: Float[Tensor, T], audio: Float[Tensor, T], sample_rate: int
+        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
         """The figure for one pair of equal length and rate."""

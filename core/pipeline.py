@@ -126,7 +126,7 @@ class Pipeline:
         """Samples after which every stream has a whole number of frames."""
         return common_samples(list(self.assembly.streams.values()), self.sample_rate)
 
-    def prepared(self, wave: object, sample_rate: int) -> Float[Tensor, T]:
+    def prepared(self, wave: object, sample_rate: int) -> Float[Tensor, "T"]:
         """Audio as the pipeline takes it in: mono, at its own rate, no longer than its prompts."""
         return self._prepare([(wave, sample_rate)], whole_units=False)[0].wave
 
@@ -314,7 +314,7 @@ class Pipeline:
     def _prepare(
         self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
     ) -> list[Audio]:
-        """Prompts at the pipeline's rate; ``whole_units`` cuts them to whole frames of all streams."""
+        """Prompts at the pipeline's rate; ``whole_units``: cut to whole frames of all streams."""
         if not prompts:
             raise GenerationError("prompts", "is empty", "give at least one prompt")
         limits, audios = self.config.prompt, []

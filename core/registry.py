@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, StrictInt, field_validator
 
 from segue.core.errors import ConfigError, PluginError
 from segue.core.records import API_VERSION, KINDS, OLDEST_API_VERSION, Kind, PluginRecord
@@ -70,7 +70,7 @@ class _Entry(_Strict):
 
 
 class _File(_Strict):
-    api_version: int
+    api_version: StrictInt
     plugins: dict[Kind, dict[str, _Entry]] = {}
     hooks: tuple[str, ...] = ()
     pins: dict[str, str] = {}
@@ -224,4 +224,4 @@ def user_registry_path(search_directory: bool = True) -> Path | None:
 def _is_segues_own(path: Path) -> bool:
     """Whether it is Segue's file, possibly that of another checkout than the installed one."""
     is_checkout = (path.parent / "core" / "registry.py").is_file()
-    return is_checkout or path.samefile(first_party_path())
+    return is_checkout or path.resolve() == first_party_path()

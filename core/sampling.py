@@ -42,7 +42,7 @@ def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
 
 def sample(
     logits: Float[Tensor, "B V"], sampling: Sampling, generators: Sequence[torch.Generator]
-) -> Int64[Tensor, B]:
+) -> Int64[Tensor, "B"]:
     """Draw one token per row.
 
     Args:

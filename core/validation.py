@@ -16,6 +16,8 @@ from segue.core.errors import ConfigError, SegueError
 
 T = TypeVar("T", bound=BaseModel)
 
+UNKNOWN_KEY = "unknown key"
+
 #: Constraints of a field, as pydantic keeps them, and how a range is told.
 _BOUNDS = {
     "ge": "at least {}",
@@ -33,6 +35,7 @@ _EXPECTED = {
     "float": "a number",
     "finite": "a finite number",
     "string": "a string",
+    "str": "a string",
     "model": "a mapping of keys to values",
     "dict": "a mapping of keys to values",
     "tuple": "a list",
@@ -96,11 +99,15 @@ def join(place: str, path: str) -> str:
 
 
 def _first_per_path(found: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """One complaint per value: a union complains once for each of its branches."""
+    """One complaint per value, unknown keys first: they often explain what is missing.
+
+    A union complains once for each of its branches, and a list with a wrong item about its length.
+    """
     first: dict[str, tuple[str, str, str]] = {}
     for complaint in found:
         first.setdefault(complaint[0], complaint)
-    return list(first.values())
+    kept = [c for path, c in first.items() if not any(p.startswith(f"{path}.") for p in first)]
+    return sorted(kept, key=lambda complaint: complaint[1] != UNKNOWN_KEY)
 
 
 def _translate(
@@ -112,9 +119,9 @@ def _translate(
     where = join(place, ".".join(path))
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return where, "unknown key", suggestion(last, owner.model_fields if owner else ())
+        return where, UNKNOWN_KEY, suggestion(last, owner.model_fields if owner else ())
     if error["loc"] and error["loc"][-1] == "[key]":
-        return where, "unknown key", suggestion(last, _quoted(context))
+        return where, UNKNOWN_KEY, suggestion(last, _quoted(context))
     if kind == "missing":
         return where, "is missing", _describe(owner, last)
     if kind == "literal_error":
@@ -122,9 +129,12 @@ def _translate(
     if kind == "value_error":
         problem, _, fix = str(context.get("error", error["msg"])).partition("; ")
         return where, problem, fix or "change the value"
-    if bounds and not kind.endswith(("_type", "_parsing")):
-        return where, f"{_shown(value)} is out of range", f"choose a value {' and '.join(bounds)}"
-    return where, f"is {_shown(value)}", _expected(kind, error["msg"])
+    limits = f"it must be {' and '.join(bounds)}" if bounds else ""
+    if limits and not kind.endswith(("_type", "_parsing")):
+        verdict = "out of range" if isinstance(value, int | float) else "not allowed"
+        return where, f"{_shown(value)} is {verdict}", limits
+    fix = _expected(kind, error["msg"])
+    return where, f"is {_shown(value)}", f"{fix}; {limits}" if limits else fix
 
 
 def _walk(
@@ -206,7 +216,9 @@ def _describe(owner: type[BaseModel] | None, key: str) -> str:
     field = owner.model_fields.get(key) if owner is not None else None
     if field is None:
         return "add it"
-    expected = _EXPECTED.get(getattr(field.annotation, "__name__", "").replace("str", "string"))
+    if _model_in(field.annotation) is not None:
+        return f"add it: {_EXPECTED['model']}"
+    expected = _EXPECTED.get(getattr(field.annotation, "__name__", ""))
     return f"add it: {expected}" if expected else "add it"
 
 

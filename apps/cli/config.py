@@ -34,7 +34,7 @@ def validate(source: SourceArgument, overrides: SetOption = None, json: JsonOpti
     from segue.core.manager import default_host
 
     assembly = plan(_load(source, overrides).config, default_host())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "stage": stage.name,
             "predicts": str(stage.target),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from segue.core.errors import ConfigError
 from segue.core.options import Options, Sampling
 from segue.core.spec import StreamSlice
 
@@ -36,7 +37,7 @@ class TrainingConfig(Options):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     gradient_clip: float = Field(default=1.0, gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     save_every: int = Field(default=500, ge=1)
     validate_every: int = Field(default=500, ge=1)
     validation_batches: int = Field(default=8, ge=1)
@@ -80,12 +81,20 @@ class StageConfig(Options):
     @field_validator("predicts")
     @classmethod
     def _predicts_is_a_slice(cls, value: str) -> str:
-        return str(StreamSlice.parse(value, "predicts"))
+        return _slice(value)
 
     @field_validator("given")
     @classmethod
     def _given_are_slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(StreamSlice.parse(item, "given")) for item in value)
+        return tuple(_slice(item) for item in value)
+
+
+def _slice(text: str) -> str:
+    """The slice in its plain form; a ValueError, so that the error gets the field's own path."""
+    try:
+        return str(StreamSlice.parse(text))
+    except ConfigError as error:
+        raise ValueError(f"{error.problem}; {error.fix}") from error
 
 
 class PromptConfig(Options):

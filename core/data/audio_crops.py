@@ -37,6 +37,11 @@ class AudioCrops:
         self._cache: dict[int, Tensor] = {}
         self._cache_left = cache_bytes
         self.unreadable: dict[str, str] = {}
+        for recording in self._recordings:
+            if recording.seconds <= 0:  # no crop is drawn of it
+                self.unreadable[str(recording.path)] = "is missing, empty or no audio"
+        if not self._weights.any():
+            raise DataError("recordings", "cannot be read", self._advice())
 
     def batch(self, step: int) -> WaveBatch:
         """The crops of one step, each longer recording contributing in proportion."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def load_recordings(source: Path, split: Split) -> list[Recording]:
 
 
 def _from_folder(folder: Path) -> list[Recording]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if _is_audio(path, folder))
     groups = {str(path.parent.relative_to(folder)) for path in paths}
     by_file = len(groups) < 2  # one flat folder: every file is a group of its own
     found = []
@@ -63,6 +64,12 @@ def _from_folder(folder: Path) -> list[Recording]:
         if seconds > 0:
             found.append(Recording(path, seconds, group, "train"))
     return _split_by_group(found)
+
+
+def _is_audio(path: Path, folder: Path) -> bool:
+    """Hidden files are none: what a killed run left, or an operating system put there."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 def _split_by_group(recordings: Sequence[Recording]) -> list[Recording]:
@@ -88,18 +95,22 @@ def _seconds(path: Path) -> float:
 
 def _from_csv(path: Path) -> list[Recording]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            numbered = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
-    if not rows or "path" not in rows[0]:
+    columns = reader.fieldnames or ()
+    if "path" not in columns:
         raise DataError(str(path), "has no column 'path'", "add a header line with 'path'")
-    recordings = [_from_row(path, line, row) for line, row in enumerate(rows, start=2)]
-    return recordings if "split" in rows[0] else _split_by_group(recordings)
+    recordings = [_from_row(path, line, row) for line, row in numbered]
+    return recordings if "split" in columns else _split_by_group(recordings)
 
 
 def _from_row(manifest: Path, line: int, row: dict[str, str]) -> Recording:
     place = f"{manifest}, line {line}"
+    if not row["path"]:
+        raise DataError(place, "names no path", "fill the column 'path' or delete the line")
     path = manifest.parent / row["path"]
     split = row.get("split") or "train"
     if split not in ("train", "valid"):
@@ -110,5 +121,7 @@ def _from_row(manifest: Path, line: int, row: dict[str, str]) -> Recording:
         raise DataError(
             place, f"duration_s {row['duration_s']!r} is no number", "give seconds"
         ) from error
+    if not 0 <= seconds < math.inf:
+        raise DataError(place, f"duration_s {seconds:g} is no length", "give seconds")
     group = row.get("group") or row.get("speaker") or path.stem
     return Recording(path, seconds, group, "train" if split == "train" else "valid")

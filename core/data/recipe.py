@@ -21,7 +21,7 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
     """
     if not path.is_file():
         raise DataError(str(path), "does not exist", "name the folder that holds the manifest")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     missing = [column for column in needs if not rows or column not in rows[0]]
     if missing:

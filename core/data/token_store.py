@@ -6,6 +6,7 @@ fingerprint. A shard depends only on its recordings, so a run that was killed go
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import defaultdict
@@ -15,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from segue.core.audio import resample
+from segue.core.checkpoint import save_tensors
 from segue.core.data.audio_crops import decode_recording
 from segue.core.data.manifest import Recording, Split
 from segue.core.errors import AudioError, DataError
@@ -59,25 +60,30 @@ def write_store(
         "format_version": FORMAT_VERSION,
         "streams": {name: tokenizer.spec.to_json() for name, tokenizer in tokenizers.items()},
         "recordings": {split: len(items) for split, items in recordings.items()},
+        "digests": {split: _digest(items) for split, items in recordings.items()},
     }
     _check_header(directory, header)
     write_json(directory / "store.json", header)
-    skipped: dict[str, str] = {}
     for split, items in recordings.items():
         for number, first in enumerate(range(0, len(items), SHARD_RECORDINGS)):
             shard = directory / f"{split}-{number:05d}.safetensors"
             if not shard.exists():
-                _write_shard(shard, tokenizers, items[first : first + SHARD_RECORDINGS], skipped)
+                skipped = _write_shard(shard, tokenizers, items[first : first + SHARD_RECORDINGS])
+                if skipped:
+                    _note_skipped(directory / "skipped.json", skipped)
             if progress is not None:
                 progress(split, min(first + SHARD_RECORDINGS, len(items)), len(items))
-    if skipped:
-        write_json(directory / "skipped.json", skipped)
     return directory
 
 
+def _digest(recordings: Sequence[Recording]) -> str:
+    """Tells one list of recordings from another; a data set may move as a whole."""
+    names = [f"{recording.group}/{recording.path.name}" for recording in recordings]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
 def _check_header(directory: Path, header: dict[str, Any]) -> None:
-    path = directory / "store.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != header:
+    if (directory / "store.json").exists() and _read_header(directory) != header:
         raise DataError(
             str(directory),
             "holds tokens of other tokenizers or recordings",
@@ -85,12 +91,27 @@ def _check_header(directory: Path, header: dict[str, Any]) -> None:
         )
 
 
+def _read_header(directory: Path) -> dict[str, Any]:
+    path = directory / "store.json"
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        version = header.get("format_version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            str(path), f"cannot be read ({error})", "delete the directory and tokenize again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise DataError(str(path), f"has format version {version!r}", "tokenize again")
+    return dict(header)
+
+
 def _write_shard(
     shard: Path,
     tokenizers: Mapping[str, Tokenizer],
     recordings: Sequence[Recording],
-    skipped: dict[str, str],
-) -> None:
+) -> dict[str, str]:
+    """Write the tokens of some recordings; why those that cannot be used were left out."""
+    skipped: dict[str, str] = {}
     pieces: dict[str, list[Tensor]] = defaultdict(list)
     kept: list[dict[str, Any]] = []
     for recording in recordings:
@@ -108,7 +129,14 @@ def _write_shard(
         kept.append({"name": recording.path.name, "group": recording.group, "frames": frames})
     tensors = {name: torch.cat(parts, dim=1).to(torch.int32) for name, parts in pieces.items()}
     with atomic_path(shard) as temporary:
-        save_file(tensors, temporary, metadata={"recordings": json.dumps(kept)})
+        save_tensors(tensors, temporary, metadata={"recordings": json.dumps(kept)})
+    return skipped
+
+
+def _note_skipped(path: Path, skipped: Mapping[str, str]) -> None:
+    """Add to what earlier shards, of this run or one that was killed, left out."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, before | dict(skipped))
 
 
 @torch.inference_mode()
@@ -142,14 +170,9 @@ class TokenStore:
     """Reads one split of a store into memory (a token takes four bytes)."""
 
     def __init__(self, directory: Path, split: Split) -> None:
-        path = directory / "store.json"
-        if not path.is_file():
+        if not (directory / "store.json").is_file():
             raise DataError(str(directory), "is no token store", "run `segue tokenize` first")
-        header = json.loads(path.read_text(encoding="utf-8"))
-        if header.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                str(path), f"has format version {header.get('format_version')!r}", "tokenize again"
-            )
+        header = _read_header(directory)
         self.directory, self.split = directory, split
         self.streams = {name: TokenSpec.from_json(s) for name, s in header["streams"].items()}
         expected = -(-header["recordings"].get(split, 0) // SHARD_RECORDINGS)
@@ -164,16 +187,23 @@ class TokenStore:
         self.groups: dict[str, list[int]] = defaultdict(list)
         for shard in shards:
             self._read(shard)
+        if not self.recordings:
+            raise DataError(
+                str(directory), f"holds no token of the split {split!r}", "see its skipped.json"
+            )
 
     def _read(self, shard: Path) -> None:
         try:
             with safe_open(shard, framework="pt") as file:
                 kept = json.loads(file.metadata()["recordings"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            self._add(kept, tensors)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(
                 str(shard), f"cannot be read ({error})", "delete it and run `segue tokenize` again"
             ) from error
+
+    def _add(self, kept: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
         position = dict.fromkeys(self.streams, 0)
         for entry in kept:
             rows = {}

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segue.core.checkpoint import load_state, save_component
+from segue.core.checkpoint import load_state, save_component, save_tensors
 from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import TrainingConfig
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import Component, StageBatch, WaveBatch
+from segue.core.interfaces import Component, StageBatch, StageLM, WaveBatch
+from segue.core.records import Kind
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
@@ -41,7 +43,7 @@ class TrainingRun:
     """All that one run needs; ``directory`` is where it saves and what it resumes from."""
 
     part: str
-    kind: str
+    kind: Kind
     use: str
     component: Component
     config: TrainingConfig
@@ -111,7 +113,7 @@ def _step(run: TrainingRun, optimizer: torch.optim.Optimizer, step: int) -> dict
         group["lr"] = learning_rate(run.config, step)
     losses = run.component.training_step(_to(run.train_batches(step), run.component.device))
     optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    losses["loss"].backward()
     norm = nn.utils.clip_grad_norm_(run.component.parameters(), run.config.gradient_clip)
     values = {key: float(value.detach()) for key, value in losses.items()}
     values["gradient_norm"] = float(norm)
@@ -175,7 +177,7 @@ def save_checkpoint(run: TrainingRun, optimizer: torch.optim.Optimizer, step: in
     with atomic_directory(directory) as temporary:
         trained = {"steps": step, "seed": run.config.seed, **run.notes}
         save_component(run.component, temporary, run.kind, run.use, trained)
-        save_file(_optimizer_tensors(optimizer), temporary / STATE)
+        save_tensors(_optimizer_tensors(optimizer), temporary / STATE)
         state = {"step": step, "training": run.config.model_dump(mode="json")}
         write_json(temporary / STATE_JSON, state)
     for old in _checkpoints(run.directory)[:-KEEP_LAST]:
@@ -216,11 +218,22 @@ def _resume(run: TrainingRun, optimizer: torch.optim.Optimizer) -> int:
             f"was trained as {manifest.use} with other options than {run.part} has now",
             "choose another output directory, or restore the options",
         )
+    if isinstance(run.component, StageLM) and manifest.stage_spec != run.component.stage:
+        raise CheckpointError(
+            str(newest),
+            f"was trained on tokens or slices other than those that {run.part} has now",
+            "choose another output directory, or restore the tokenizers and slices",
+        )
     load_state(run.component, newest, run.use)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(newest / STATE).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return int(json.loads((newest / STATE_JSON).read_text(encoding="utf-8"))["step"])
+    try:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in load_file(newest / STATE).items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return int(json.loads((newest / STATE_JSON).read_text(encoding="utf-8"))["step"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            str(newest), f"cannot be resumed ({error})", "delete it to resume the one before"
+        ) from error

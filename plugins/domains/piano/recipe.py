@@ -41,6 +41,11 @@ def prepare(source: Path, output: Path, progress: Progress | None = None) -> Pat
     rows = read_rows(source / "manifest.csv", ("path", "split"))
     font = find_soundfont()
     targets = [output / "audio" / f"{Path(row['path']).stem}.flac" for row in rows]
+    if len(set(targets)) < len(targets):
+        twice = next(target.stem for target in targets if targets.count(target) > 1)
+        raise DataError(
+            str(source / "manifest.csv"), f"lists two files called {twice!r}", "rename one of them"
+        )
     jobs = [
         (source / row["path"], target)
         for row, target in zip(rows, targets, strict=True)

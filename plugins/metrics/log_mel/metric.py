@@ -19,7 +19,7 @@ class LogMelDistance(Metric):
     higher_is_better = False
 
     def __call__(
-        self, reference: Float[Tensor, T], audio: Float[Tensor, T], sample_rate: int
+        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
         mel = MelSpectrogram(
             sample_rate,

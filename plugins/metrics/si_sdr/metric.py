@@ -17,7 +17,7 @@ class SiSdr(Metric):
     unit = "dB"
 
     def __call__(
-        self, reference: Float[Tensor, T], audio: Float[Tensor, T], sample_rate: int
+        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
         reference, audio = reference - reference.mean(), audio - audio.mean()
         scale = (reference @ audio) / (reference @ reference + EPSILON)

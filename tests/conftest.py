@@ -1,0 +1,83 @@
+"""Fixtures that several tests share: synthetic recordings and a tiny pipeline trained on them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+TINY = [
+    "codec.options.width=16",
+    "codec.options.encoder_depth=1",
+    "codec.options.decoder_depth=1",
+    "codec.options.codebook_size=32",
+    "codec.options.num_levels=3",
+    "codec.training.steps=3",
+    "codec.training.batch_size=4",
+    "semantic_tokenizer.options.num_clusters=16",
+    "stages.semantic.lm.options.width=16",
+    "stages.semantic.lm.options.depth=1",
+    "stages.semantic.lm.options.heads=2",
+    "stages.semantic.lm.training.steps=3",
+    "stages.semantic.lm.training.batch_size=2",
+    "stages.semantic.crop_seconds=2",
+    "stages.acoustic.lm.options.width=16",
+    "stages.acoustic.lm.options.depth=1",
+    "stages.acoustic.lm.options.heads=2",
+    "stages.acoustic.lm.training.steps=3",
+    "stages.acoustic.lm.training.batch_size=2",
+    "stages.acoustic.crop_seconds=2",
+]
+
+
+def melody(seconds: float, seed: int, rate: int = 16_000) -> torch.Tensor:
+    """Notes with overtones and pauses: ``[T]``, tonal, not silent, below full scale."""
+    random = torch.Generator().manual_seed(seed)
+    time = torch.arange(round(0.2 * rate)) / rate
+    notes = []
+    for _ in range(math.ceil(seconds / 0.2)):
+        pitch = 110 * 2 ** (int(torch.randint(24, (1,), generator=random)) / 12)
+        partials = [torch.sin(2 * math.pi * pitch * k * time) / k for k in (1, 2, 3)]
+        notes.append(torch.stack(partials).sum(0) * torch.exp(-6 * time) * 0.25)
+    return torch.cat(notes)[: round(seconds * rate)]
+
+
+@pytest.fixture(scope="session")
+def recordings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four groups of synthetic recordings."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for group in range(4):
+        (folder / f"group{group}").mkdir()
+        for take in range(2):
+            wave = melody(3.0, seed=10 * group + take)
+            soundfile.write(folder / f"group{group}" / f"{take}.wav", wave.numpy(), 16_000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines(
+    tmp_path_factory: pytest.TempPathFactory, recordings_folder: Path
+) -> dict[str, Path]:
+    """Directories of both domains' pipelines, shrunk and trained for a few steps by `train_all`."""
+    from segue.core.config.load import load_config
+    from segue.core.manager import PluginHost
+    from segue.core.training.parts import Workspace, train_all
+
+    host = PluginHost.discover(entry_points=False)
+    found = {}
+    for seed, domain in enumerate(("speech", "piano")):
+        config = load_config(domain, host, [*TINY, f"codec.training.seed={seed}"]).config
+        directory = tmp_path_factory.mktemp(f"tiny-{domain}")
+        found[domain] = train_all(Workspace(config, directory, recordings_folder, host))
+    return found
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    """A prompt of 1.3 s."""
+    path = tmp_path / "prompt.wav"
+    soundfile.write(path, melody(1.3, seed=99).numpy(), 16_000)
+    return path

@@ -1,0 +1,313 @@
+"""A reader of a file or directory that is being written sees all of one or nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from segue.core.errors import OutputError
+from segue.core.files import (
+    atomic_directory,
+    atomic_path,
+    check_writable,
+    write_json,
+    write_text,
+)
+
+OLD, NEW = "old " * 5000, "new " * 5000
+
+#: Writers that stop half-way, say so and wait to be killed.
+HALF_FILE = """
+import sys, time
+from pathlib import Path
+from segue.core.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    with temporary.open("w") as file:
+        file.write("new ")
+        file.flush()
+        print("half", flush=True)
+        time.sleep(60)
+"""
+HALF_DIRECTORY = """
+import sys, time
+from pathlib import Path
+from segue.core.files import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as temporary:
+    (temporary / "a").write_text("new")
+    print("half", flush=True)
+    time.sleep(60)
+"""
+#: Writers that replace what they wrote without a pause.
+MANY_FILES = """
+import sys
+from pathlib import Path
+from segue.core.files import write_text
+print("half", flush=True)
+while True:
+    for letter in "ab":
+        write_text(Path(sys.argv[1]), letter * 300_000)
+"""
+MANY_DIRECTORIES = """
+import sys
+from pathlib import Path
+from segue.core.files import atomic_directory
+print("half", flush=True)
+while True:
+    for letter in "ab":
+        with atomic_directory(Path(sys.argv[1])) as temporary:
+            for name in "xyz":
+                (temporary / name).write_text(letter * 50_000)
+"""
+#: A file may grow to 20 kB only: what a full disk looks like.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from segue.core.errors import OutputError
+from segue.core.files import write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    write_text(Path(sys.argv[1]), "new " * 20_000)
+except OutputError as error:
+    print(error)
+"""
+
+
+def kill_while_writing(code: str, path: Path, delay: float = 0.0) -> None:
+    """Start a writer and kill it, without a chance to clean up, once it is at work."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half\n"
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        assert writer.wait() == -signal.SIGKILL
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_written_whole_into_new_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.txt"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".txt"
+        temporary.write_text(NEW)
+        assert not path.exists()
+    assert path.read_text() == NEW
+    assert everything(path.parent) == ["file.txt"]
+
+
+def test_files_and_directories_have_the_usual_rights(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file", NEW)
+        with atomic_directory(tmp_path / "folder"):
+            pass
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+def test_threads_that_write_leave_the_umask_alone(tmp_path: Path) -> None:
+    """It can only be read by setting it: two at once could leave it at 0 for good."""
+    mask, interval = os.umask(0o022), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(
+                target=lambda n=n: [write_text(tmp_path / f"{n}", "x") for _ in range(60)]
+            )
+            for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+        left = os.umask(mask)
+    assert left == 0o022
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_an_exception_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text(OLD)
+    with (
+        pytest.raises(OutputError if error is OSError else error),
+        atomic_path(path) as temporary,
+    ):
+        temporary.write_text("new")
+        raise error("in the middle")
+    assert path.read_text() == OLD
+    assert everything(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_an_exception_leaves_the_old_directory(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "a").write_text(OLD)
+    with (
+        pytest.raises(OutputError if error is OSError else error),
+        atomic_directory(path) as temporary,
+    ):
+        (temporary / "a").write_text("new")
+        raise error("in the middle")
+    assert (path / "a").read_text() == OLD
+    assert everything(tmp_path) == ["folder"]
+
+
+def test_an_existing_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for name in ("first", "second"):
+        with atomic_directory(path) as temporary:
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / name).write_text(name)
+    assert [child.name for child in (path / "deep").iterdir()] == ["second"]
+    assert everything(tmp_path) == ["folder"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text(OLD)
+    kill_while_writing(HALF_FILE, path)
+    assert path.read_text() == OLD
+    assert visible(tmp_path) == ["file.txt"]
+    write_text(path, NEW)
+    assert path.read_text() == NEW
+
+
+def test_a_killed_writer_leaves_the_old_directory(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    path.mkdir()
+    (path / "a").write_text(OLD)
+    kill_while_writing(HALF_DIRECTORY, path)
+    assert (path / "a").read_text() == OLD
+    assert visible(tmp_path) == ["step-1"]
+    assert [found.name for found in tmp_path.glob("step-*")] == ["step-1"]
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.11, 0.2])
+def test_killed_at_any_moment_a_file_is_whole(tmp_path: Path, delay: float) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "a" * 300_000)
+    kill_while_writing(MANY_FILES, path, delay)
+    text = path.read_text()
+    assert text in ("a" * 300_000, "b" * 300_000)
+    assert visible(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.11, 0.2])
+def test_killed_at_any_moment_a_directory_is_whole(tmp_path: Path, delay: float) -> None:
+    """Between its two renames the old directory stands under ``.old-``, whole."""
+    path = tmp_path / "folder"
+    with atomic_directory(path) as temporary:
+        for name in "xyz":
+            (temporary / name).write_text("a" * 50_000)
+    kill_while_writing(MANY_DIRECTORIES, path, delay)
+    assert visible(tmp_path) in (["folder"], [])
+    found = path if path.exists() else next(tmp_path.glob(".old-folder-*/folder"))
+    texts = {name: (found / name).read_text() for name in "xyz"}
+    assert set(texts.values()) in ({"a" * 50_000}, {"b" * 50_000})
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text(OLD)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{path}: cannot be written (File too large); choose a place")
+    assert path.read_text() == OLD
+    assert everything(tmp_path) == ["file.txt"]
+
+
+def write_directory(path: Path) -> None:
+    with atomic_directory(path) as temporary:
+        (temporary / "a").write_text("a")
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: write_text(path, "text"), write_directory, check_writable]
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_place_below_a_file_is_refused(tmp_path: Path, write: object, deep: bool) -> None:
+    file = tmp_path / "file"
+    file.write_text(OLD)
+    path = file / "deep" / "x.txt" if deep else file / "x.txt"
+    with pytest.raises(OutputError) as caught:
+        write(path)  # type: ignore[operator]
+    assert caught.value.place == str(path)
+    assert f"{file} is a file" in caught.value.problem
+    assert "choose a place" in caught.value.fix
+    assert file.read_text() == OLD
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize(
+    "write", [lambda path: write_text(path, "text"), write_directory, check_writable]
+)
+def test_a_place_where_no_file_can_be_made_is_refused(write: object) -> None:
+    path = Path("/proc/segue/x.wav")
+    with pytest.raises(OutputError, match=r"^/proc/segue/x\.wav: cannot be written \(.+\); choose"):
+        write(path)  # type: ignore[operator]
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path: Path) -> None:
+    """Else `--output /dev/null` would, run as root, take the machine's /dev/null away."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="is no regular file"):
+        write_text(pipe, NEW)
+    assert pipe.is_fifo()
+    assert everything(tmp_path) == ["pipe"]
+
+
+def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for write in (check_writable, lambda path: write_text(path, NEW)):
+        with pytest.raises(OutputError, match=f"{folder}: is a directory; name a file"):
+            write(folder)
+    assert folder.is_dir()
+    assert everything(tmp_path) == ["folder"]
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for write in (check_writable, lambda path: write_text(path, NEW)):
+        with pytest.raises(OutputError, match=r"cannot be written \(File name too long\)"):
+            write(tmp_path / ("a" * 300))
+    assert everything(tmp_path) == []
+
+
+def test_checking_a_place_leaves_nothing_and_alters_nothing(tmp_path: Path) -> None:
+    old = tmp_path / "old.wav"
+    old.write_text(OLD)
+    before = old.stat()
+    check_writable(old)
+    check_writable(tmp_path / "new.wav")
+    assert everything(tmp_path) == ["old.wav"]
+    assert (old.read_text(), old.stat().st_mtime_ns) == (OLD, before.st_mtime_ns)
+
+
+def test_json_keeps_its_order_and_letters(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": "Dvořák", "a": [1]})
+    text = path.read_text(encoding="utf-8")
+    assert "Dvořák" in text and text.index('"b"') < text.index('"a"') and text.endswith("}\n")

@@ -1,0 +1,240 @@
+"""From a name to a component: options without torch, contracts, failures that name the plugin."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from segue.core.errors import ConfigError, GenerationError, PluginError
+from segue.core.hookspecs import hookimpl
+from segue.core.manager import PluginHost, default_host, reset_default_host
+from segue.core.options import Options
+from segue.core.records import Kind, PluginRecord
+
+Install = Callable[..., None]
+WriteDistribution = Callable[[str, str, str], Path]
+WriteRegistry = Callable[[str], Path]
+
+FIXTURES = Path(__file__).parent.parent / "plugin_fixtures"
+
+
+@pytest.fixture
+def host(install: Install) -> PluginHost:
+    install("good")
+    return PluginHost.discover()
+
+
+@pytest.fixture
+def offer(plugin_host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Register an object as ``kind/offered.v1`` and return what loading it says."""
+
+    def offer(kind: Kind, target: object, **fields: str) -> Any:
+        module = ModuleType("segue_offered")
+        monkeypatch.setitem(sys.modules, "segue_offered", module)
+        module.target = target  # type: ignore[attr-defined]
+        record = PluginRecord(kind, "offered.v1", "segue_offered:target", **fields)  # type: ignore[arg-type]
+        return plugin_host.load(record, "part")
+
+    return offer
+
+
+def test_options_are_validated_without_the_implementation(host: PluginHost) -> None:
+    options = host.options("metric", "loudness.v1", {"scale": 2}, "metric.options")
+    assert options.model_dump() == {"scale": 2.0, "weights": {}}
+    assert "segue_good.model" not in sys.modules
+
+
+def test_wrong_options_are_told_with_their_path(host: PluginHost) -> None:
+    with pytest.raises(ConfigError) as caught:
+        host.options("metric", "loudness.v1", {"scael": 1}, "metric.options")
+    assert str(caught.value) == "metric.options.scael: unknown key; did you mean 'scale'?"
+    with pytest.raises(ConfigError, match=r"options\.scale: 11 is out of range; it must be more"):
+        host.options("metric", "loudness.v1", {"scale": 11}, "metric.options")
+
+
+def test_an_unknown_name_is_told_at_use(host: PluginHost) -> None:
+    with pytest.raises(PluginError, match=r"^codec\.use: there is no codec 'x'"):
+        host.options("codec", "x", {}, "codec.options")
+
+
+def test_a_component_without_a_model_takes_no_options(host: PluginHost) -> None:
+    assert type(host.options("domain", "speech", {}, "domain.options")) is Options
+    with pytest.raises(ConfigError, match=r"domain\.options\.a: unknown key; take it out"):
+        host.options("domain", "speech", {"a": 1}, "domain.options")
+
+
+def test_create_builds_from_values_and_from_options(host: PluginHost) -> None:
+    built = host.create("metric", "loudness.v1", {"scale": 2}, place="metric")
+    assert built.options.scale == 2
+    assert host.create("metric", "loudness.v1", built.options, place="m").options is built.options
+    with pytest.raises(ConfigError, match=r"^metric\.options\.scael"):
+        host.create("metric", "loudness.v1", {"scael": 2}, place="metric")
+
+
+def test_what_fails_while_building_names_the_plugin(host: PluginHost) -> None:
+    with pytest.raises(PluginError) as caught:
+        host.create("metric", "loudness.v1", {"weights": {"a": 1}}, place="evaluation")
+    assert caught.value.place == "evaluation"
+    assert "metric/loudness.v1 of segue-good could not be built: RuntimeError" in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(PluginError, match=r"cannot be called with \(LoudnessOptions, int\)"):
+        host.create("metric", "loudness.v1", {}, 3, place="evaluation")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"target": "no_such_package.model:A"}, "there is no module 'no_such_package'"),
+        ({"target": "segue_good.models:A"}, "there is no module 'segue_good.models'"),
+        ({"target": "segue_good.model:Loud"}, "has no attribute 'Loud'; report it to dist"),
+        (
+            {"target": "segue_broken_import:A", "extra": "w2v"},
+            "needs the extra 'w2v': ModuleNotFoundError: No module named "
+            "'a_module_that_nobody_installed'; pip install 'dist[w2v]'",
+        ),
+        (
+            {"target": "segue_broken_import:A", "extra": "w2v", "source": "/home/me/registry.yaml"},
+            "pip install 'segue[w2v]'",
+        ),
+        ({"target": "segue_broken_import:A"}, "install what is missing, or dist anew"),
+        ({"target": "segue_exits:A"}, "cannot be imported from segue_exits:A: SystemExit: 3"),
+    ],
+)
+def test_what_fails_while_importing_names_the_plugin(
+    install: Install, fields: dict[str, str], told: str
+) -> None:
+    install("good", "broken_import", "exits")
+    record = PluginRecord("metric", "a.v1", **{"source": "dist", **fields})  # type: ignore[arg-type]
+    with pytest.raises(PluginError) as caught:
+        PluginHost().load(record, "evaluation")
+    assert "metric/a.v1 of " in str(caught.value)
+    assert told in str(caught.value)
+    assert isinstance(caught.value.__cause__, ImportError | AttributeError | SystemExit)
+
+
+def test_an_options_model_must_be_one(install: Install) -> None:
+    install("good")
+    record = PluginRecord("codec", "a.v1", "m:A", config="segue_good.plugin:STEPS")
+    plugin = SimpleNamespace(segue_register_codecs=hookimpl(lambda: [record]))
+    host = PluginHost()
+    host.register(plugin, source="dist")
+    with pytest.raises(PluginError, match=r"codec/a\.v1 of dist is no subclass of segue\.core"):
+        host.options("codec", "a.v1", {}, "codec.options")
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        ("semantic_tokenizer", "SemanticTokenizer"),
+        ("codec", "AcousticCodec"),
+        ("stage_lm", "StageLM"),
+        ("metric", "Metric"),
+    ],
+)
+def test_an_implementation_must_have_its_kinds_base(
+    offer: Callable[..., Any], kind: Kind, base: str
+) -> None:
+    from segue.core import interfaces
+
+    for wrong in (object(), dict, len):
+        with pytest.raises(PluginError, match=f"is no subclass of segue.core.interfaces.{base}"):
+            offer(kind, wrong)
+    with pytest.raises(PluginError, match=r"part: .*does not implement "):
+        offer(kind, type("Half", (getattr(interfaces, base),), {}))
+
+
+def test_a_domain_must_be_a_domain(offer: Callable[..., Any], plugin_host: PluginHost) -> None:
+    with pytest.raises(PluginError, match=r"is no segue\.core\.domain\.Domain"):
+        offer("domain", "speech")
+    speech = plugin_host.load(plugin_host.find("domain", "speech", "domain"), "domain")
+    assert speech.name == "speech"
+
+
+def test_a_method_must_take_what_the_contract_passes(offer: Callable[..., Any]) -> None:
+    from segue.core.interfaces import SemanticTokenizer
+
+    class Deaf(SemanticTokenizer):
+        def encode(self, wave):  # type: ignore[no-untyped-def,override]
+            return wave
+
+    with pytest.raises(PluginError, match=r"signature encode\(self, wave, lengths\): too many"):
+        offer("semantic_tokenizer", Deaf)
+
+
+def test_lifecycle_hooks_are_called_in_the_order_of_registration(plugin_host: PluginHost) -> None:
+    calls: list[str] = []
+
+    def plugin(name: str, **marks: bool) -> object:
+        mark = hookimpl(**marks)  # type: ignore[call-overload]
+        return SimpleNamespace(segue_train_step=mark(lambda step: calls.append(f"{name}{step}")))
+
+    plugin_host.register(plugin("last", trylast=True), source="last")
+    for name in ("a", "b", "c"):
+        plugin_host.register(plugin(name), source=name)
+    plugin_host.register(plugin("first", tryfirst=True), source="first")
+    plugin_host.call_hook("segue_train_step", part="codec", step=1, losses={})
+    plugin_host.hook.segue_train_step(part="codec", step=2, losses={})
+    names = ["first", "a", "b", "c", "last"]
+    assert calls == [f"{name}{step}" for step in (1, 2) for name in names]
+
+
+def test_a_hook_that_fails_names_its_plugin(plugin_host: PluginHost) -> None:
+    def stamp(path: Path) -> None:
+        raise OSError("disk full")
+
+    plugin_host.register(SimpleNamespace(segue_output_written=hookimpl(stamp)), source="stamper")
+    with pytest.raises(PluginError) as caught:
+        plugin_host.call_hook("segue_output_written", path=Path("a.wav"), metadata={})
+    told = "segue_output_written: plugin stamper:SimpleNamespace failed: OSError: disk full"
+    assert str(caught.value).startswith(told)
+
+
+def test_a_hook_may_refuse_on_purpose(plugin_host: PluginHost) -> None:
+    def refuse(request: object) -> None:
+        raise GenerationError("prompt", "is not allowed", "use another")
+
+    plugin_host.register(SimpleNamespace(segue_before_generate=hookimpl(refuse)))
+    with pytest.raises(GenerationError, match="prompt: is not allowed"):
+        plugin_host.call_hook("segue_before_generate", pipeline=None, request=None)
+
+
+def test_a_hook_is_called_with_all_that_it_promises(plugin_host: PluginHost) -> None:
+    with pytest.raises(TypeError, match=r"segue_train_step takes \['losses', 'part', 'step'\]"):
+        plugin_host.call_hook("segue_train_step", part="codec")
+
+
+def test_there_is_one_default_host(install: Install) -> None:
+    install("good")
+    host = default_host()
+    assert default_host() is host
+    assert [status.source for status in host.statuses()] == ["segue-good"]
+    reset_default_host()
+    assert default_host() is not host
+
+
+def test_listing_and_validating_import_no_torch() -> None:
+    """In a process of its own, as `segue plugins list` and `segue config validate` do."""
+    script = """if True:
+        import sys
+        from segue.core.manager import default_host
+        host = default_host()
+        assert "segue-good" in {status.source for status in host.statuses()}
+        assert host.records()
+        host.options("metric", "loudness.v1", {}, "x")
+        host.load(host.find("domain", "speech", "x"), "x")
+        assert "torch" not in sys.modules
+        assert "segue_good.model" not in sys.modules
+        host.create("metric", "loudness.v1", {}, place="x")
+        assert "torch" in sys.modules
+    """
+    environment = {"PYTHONPATH": str(FIXTURES / "good"), "SEGUE_REGISTRY": "", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr

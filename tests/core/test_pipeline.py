@@ -1,0 +1,339 @@
+"""Pipelines: every mode of inference, ragged batches, determinism, round trips, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from segue import Pipeline
+from segue.core.errors import AudioError, CheckpointError, GenerationError, SegueError
+from segue.core.generated import GeneratedAudio
+from segue.core.hookspecs import hookimpl
+from segue.core.manager import PluginHost
+from tests.conftest import melody
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipelines: dict[str, Path]) -> Pipeline:
+    return Pipeline.from_pretrained(tiny_pipelines["speech"])
+
+
+def same(a: GeneratedAudio, b: GeneratedAudio) -> bool:
+    return all(torch.equal(a.tokens[name].ids, b.tokens[name].ids) for name in a.tokens)
+
+
+def test_a_continuation_starts_with_the_recording_and_adds_what_was_asked(
+    pipeline: Pipeline,
+) -> None:
+    prompt = melody(1.6, seed=5)
+    result = pipeline.continue_(prompt, RATE, seconds=0.8)
+    kept = int(result.prompt_samples[0])
+    assert kept == 1.6 * RATE
+    assert result.continuation().shape[0] == 0.8 * RATE
+    fade = round(0.02 * RATE)
+    assert torch.equal(result.row()[: kept - fade], prompt[: kept - fade])
+    assert result.tokens["semantic"].lengths.tolist() == [round(2.4 * 25)]
+    assert result.tokens["acoustic"].lengths.tolist() == [round(2.4 * 50)]
+    assert torch.isfinite(result.wave).all()
+
+
+def test_prompt_tokens_are_the_tokenizers_own(pipeline: Pipeline) -> None:
+    prompt = melody(1.6, seed=5)
+    result = pipeline.continue_(prompt, RATE, seconds=0.4)
+    lengths = torch.tensor([prompt.shape[0]])
+    for name, tokenizer in (
+        ("semantic", pipeline.semantic_tokenizer),
+        ("acoustic", pipeline.codec),
+    ):
+        assert tokenizer is not None
+        expected = tokenizer.encode(prompt[None], lengths).row(0)
+        assert torch.equal(result.tokens[name].row(0)[:, : expected.shape[1]], expected)
+
+
+def test_prompt_audio_can_be_the_codecs_or_left_out(pipeline: Pipeline) -> None:
+    prompt = melody(1.6, seed=5)
+    original, codec, none = (
+        pipeline.continue_(prompt, RATE, seconds=0.4, prompt_audio=kind)
+        for kind in ("original", "codec", "none")
+    )
+    assert same(original, codec)
+    assert torch.equal(none.row(), codec.continuation())
+    assert int(none.prompt_samples[0]) == 0
+    decoded = pipeline.codec.decode(codec.tokens["acoustic"].ids, codec.tokens["acoustic"].lengths)
+    assert torch.equal(codec.wave, decoded)
+
+
+def test_what_does_not_fill_a_frame_is_dropped_at_the_front(pipeline: Pipeline) -> None:
+    prompt = melody(1.6, seed=5)
+    spare = torch.cat([torch.ones(123) * 0.9, prompt])
+    a, b = (pipeline.continue_(wave, RATE, seconds=0.4) for wave in (prompt, spare))
+    assert same(a, b)
+
+
+def test_a_seed_determines_everything_and_another_changes_it(pipeline: Pipeline) -> None:
+    prompt = melody(1.0, seed=5)
+    a, b, c = (pipeline.continue_(prompt, RATE, seconds=1.0, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(a.wave, b.wave)
+    assert not same(a, c)
+
+
+def test_row_i_of_a_ragged_batch_is_prompt_i_alone_with_seed_plus_i(pipeline: Pipeline) -> None:
+    prompts = [melody(seconds, seed) for seed, seconds in enumerate((0.7, 1.9, 1.2))]
+    batch = pipeline.continue_batch([(p, RATE) for p in prompts], seconds=3.0, seed=7)
+    for index, prompt in enumerate(prompts):
+        alone = pipeline.continue_(prompt, RATE, seconds=3.0, seed=7 + index)
+        for name in ("semantic", "acoustic"):
+            assert torch.equal(batch.tokens[name].row(index), alone.tokens[name].row(0)), name
+        assert torch.allclose(batch.row(index), alone.row(), atol=1e-4)
+
+
+def test_generation_longer_than_every_crop(pipeline: Pipeline) -> None:
+    crops = [stage.crop_seconds for stage in pipeline.config.stages]
+    seconds = 2.5 * max(crops)
+    result = pipeline.generate(seconds, batch=2)
+    assert result.lengths.tolist() == [round(seconds * RATE)] * 2
+    assert not torch.equal(result.row(0), result.row(1))
+
+
+def test_acoustic_generation_keeps_the_semantic_tokens(pipeline: Pipeline) -> None:
+    wave = melody(1.6, seed=6)
+    a, b = (pipeline.acoustic_generation(wave, RATE, seed=seed) for seed in (0, 1))
+    assert torch.equal(a.tokens["semantic"].ids, b.tokens["semantic"].ids)
+    assert not torch.equal(a.tokens["acoustic"].ids, b.tokens["acoustic"].ids)
+    assert a.lengths.tolist() == [1.6 * RATE]
+
+
+def test_codec_resynthesis_is_encode_and_decode_and_takes_fewer_levels(pipeline: Pipeline) -> None:
+    wave = melody(1.33, seed=6)
+    result = pipeline.resynthesize(wave, RATE)
+    assert result.row().shape == wave.shape
+    fewer = pipeline.resynthesize(wave, RATE, levels=1)
+    assert fewer.tokens["acoustic"].num_levels == 1
+    assert torch.equal(fewer.tokens["acoustic"].ids, result.tokens["acoustic"].ids[:, :1])
+    assert not torch.equal(fewer.wave, result.wave)
+
+
+def test_semantic_resynthesis_depends_on_semantic_tokens_alone(pipeline: Pipeline) -> None:
+    wave = melody(1.6, seed=6)
+    a = pipeline.resynthesize(wave, RATE, through="semantic")
+    assert same(a, pipeline.resynthesize(wave, RATE, through="semantic"))
+    assert a.lengths.tolist() == [1.6 * RATE]
+
+
+def test_sampling_is_controlled_per_stage(pipeline: Pipeline) -> None:
+    prompt = melody(1.0, seed=5)
+    plain = pipeline.continue_(prompt, RATE, seconds=1.0)
+    greedy = pipeline.continue_(
+        prompt, RATE, seconds=1.0, sampling={"acoustic": {"temperature": 0}}
+    )
+    assert torch.equal(plain.tokens["semantic"].ids, greedy.tokens["semantic"].ids)
+    assert not torch.equal(plain.tokens["acoustic"].ids, greedy.tokens["acoustic"].ids)
+    assert greedy.metadata["sampling"]["acoustic"]["temperature"] == 0
+
+
+def test_progress_reaches_the_end_of_every_stage(pipeline: Pipeline) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    pipeline.generate(
+        5.0, progress=lambda name, done, total: seen.setdefault(name, []).append((done, total))
+    )
+    assert {name: steps[-1] for name, steps in seen.items()} == {
+        "semantic": (125, 125),
+        "acoustic": (250, 250),
+    }
+    assert all(steps == sorted(steps) and len(steps) > 1 for steps in seen.values())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_any_rate_and_channels(channels: int, rate: int, pipeline: Pipeline) -> None:
+    wave = melody(1.0, seed=1, rate=rate).expand(channels, -1)
+    result = pipeline.continue_(wave.numpy(), rate, seconds=0.4)
+    assert any("resampled" in note for note in result.notes[0])
+    assert any("mono" in note for note in result.notes[0]) == (channels > 1)
+    assert abs(int(result.prompt_samples[0]) - RATE) <= pipeline.unit_samples
+
+
+def test_a_long_prompt_is_cropped_to_its_end_and_says_so(pipeline: Pipeline) -> None:
+    limit = pipeline.config.prompt.max_seconds
+    wave = torch.cat([melody(5.0, seed=1), melody(limit, seed=2)])
+    result = pipeline.continue_(wave, RATE, seconds=0.4)
+    assert f"used the last {limit:g} s" in result.notes[0][0]
+    assert int(result.prompt_samples[0]) == limit * RATE
+    assert torch.equal(result.row()[:1000], wave[5 * RATE : 5 * RATE + 1000])
+
+
+def test_a_silent_prompt_is_used_and_says_so(pipeline: Pipeline) -> None:
+    result = pipeline.continue_(torch.zeros(RATE), RATE, seconds=0.4)
+    assert "silent" in result.notes[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("wave", "rate", "word"),
+    [
+        (torch.zeros(0), RATE, "no sample"),
+        (torch.full((RATE,), torch.nan), RATE, "NaN"),
+        (torch.zeros(100), RATE, "at least 0.5 s"),
+        ("prompt.wav", RATE, "not audio"),
+        (torch.zeros(RATE), 0, "sample rate"),
+        (torch.zeros(RATE), 16_000.0, "sample rate"),
+        (torch.zeros(2, 2, RATE), RATE, "shape"),
+        (torch.zeros(RATE, dtype=torch.complex64), RATE, "complex"),
+    ],
+)
+def test_prompts_that_cannot_be_used(
+    wave: object, rate: int, word: str, pipeline: Pipeline
+) -> None:
+    with pytest.raises(AudioError, match=word) as caught:
+        pipeline.continue_(wave, rate)
+    assert caught.value.place.startswith("prompt")
+
+
+def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
+    with pytest.raises(AudioError, match=r"prompts\[1\]"):
+        pipeline.continue_batch([(torch.zeros(RATE), RATE), (torch.zeros(9), RATE)])
+    with pytest.raises(GenerationError, match="at least one"):
+        pipeline.continue_batch([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"seconds": 0}, "seconds"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"seconds": 1e9}, "at most 3600"),
+        ({"seconds": "five"}, "seconds"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"sampling": {"corse": {}}}, "semantic, acoustic"),
+        ({"sampling": {"acoustic": {"temprature": 1}}}, "did you mean 'temperature'"),
+        ({"sampling": {"acoustic": {"top_p": 0}}}, "sampling.acoustic.top_p"),
+        ({"prompt_audio": "all"}, "original, codec or none"),
+    ],
+)
+def test_requests_out_of_range(
+    arguments: dict[str, object], word: str, pipeline: Pipeline
+) -> None:
+    with pytest.raises(SegueError, match=word):
+        pipeline.continue_(torch.zeros(RATE), RATE, **arguments)  # type: ignore[arg-type]
+
+
+def test_batch_levels_and_ways_out_of_range(pipeline: Pipeline) -> None:
+    with pytest.raises(GenerationError, match="batch"):
+        pipeline.generate(1.0, batch=0)
+    with pytest.raises(GenerationError, match="use 1 to 3"):
+        pipeline.resynthesize(torch.zeros(RATE), RATE, levels=4)
+    with pytest.raises(GenerationError, match="codec or semantic"):
+        pipeline.resynthesize(torch.zeros(RATE), RATE, through="mel")  # type: ignore[arg-type]
+
+
+def test_save_and_load_give_the_same_pipeline(pipeline: Pipeline, tmp_path: Path) -> None:
+    directory = pipeline.save_pretrained(tmp_path / "saved")
+    moved = tmp_path / "moved"
+    directory.rename(moved)
+    loaded = Pipeline.from_pretrained(moved)
+    prompt = melody(1.0, seed=5)
+    assert same(
+        pipeline.continue_(prompt, RATE, seconds=1.0), loaded.continue_(prompt, RATE, seconds=1.0)
+    )
+    saved = yaml.safe_load((moved / "pipeline.yaml").read_text())
+    assert saved["codec"]["checkpoint"] == "codec"
+    manifest = json.loads((moved / "stages" / "acoustic" / "component.json").read_text())
+    assert manifest["format_version"] == 1
+
+
+def test_half_precision_storage_keeps_tokenizers_exact(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    full = pipeline.save_pretrained(tmp_path / "full")
+    half = pipeline.save_pretrained(tmp_path / "half", lm_dtype=torch.float16)
+    weights = Path("stages") / "acoustic" / "model.safetensors"
+    assert (half / weights).stat().st_size < 0.7 * (full / weights).stat().st_size
+    loaded = Pipeline.from_pretrained(half)
+    assert loaded.assembly.streams == pipeline.assembly.streams
+    assert next(loaded.stage_lm("acoustic").parameters()).dtype == torch.float32
+
+
+def test_metadata_holds_the_resolved_config_and_is_json(pipeline: Pipeline) -> None:
+    result = pipeline.generate(0.4, seed=11)
+    metadata = json.loads(json.dumps(result.metadata))
+    assert metadata["seed"] == 11
+    assert metadata["config"]["codec"]["use"] == pipeline.config.codec.use
+    assert metadata["fingerprints"]["acoustic"]
+
+
+def test_unknown_sources_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="piano, speech"):
+        Pipeline.from_pretrained("speach")
+    with pytest.raises(CheckpointError, match=r"pipeline\.yaml"):
+        Pipeline.from_pretrained(tmp_path)
+
+
+class Recorder:
+    """A plugin with every hook that generation calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    @hookimpl
+    def segue_pipeline_assembled(self, pipeline: object) -> None:
+        self.calls.append("assembled")
+
+    @hookimpl
+    def segue_before_generate(self, request: object) -> None:
+        self.calls.append(f"before {request.task}")  # type: ignore[attr-defined]
+
+    @hookimpl
+    def segue_after_generate(self, audio: GeneratedAudio) -> None:
+        self.calls.append("after")
+        audio.wave = audio.wave * 0.5
+        audio.metadata["marked"] = True
+
+
+def test_lifecycle_hooks_see_and_change_what_is_generated(
+    tiny_pipelines: dict[str, Path], pipeline: Pipeline
+) -> None:
+    host, recorder = PluginHost.discover(entry_points=False), Recorder()
+    host.register(recorder)
+    marked = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host).generate(0.4)
+    assert recorder.calls == ["assembled", "before generate", "after"]
+    assert torch.allclose(marked.wave, pipeline.generate(0.4).wave * 0.5)
+    assert marked.metadata["marked"]
+
+
+def test_a_filter_refuses_before_any_token_is_drawn(tiny_pipelines: dict[str, Path]) -> None:
+    class Filter:
+        @hookimpl
+        def segue_before_generate(self, request: object) -> None:
+            raise GenerationError("request", "is not allowed here", "ask for something else")
+
+    host = PluginHost.discover(entry_points=False)
+    host.register(Filter())
+    loaded = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host)
+    steps: list[object] = []
+    with pytest.raises(GenerationError, match="not allowed here"):
+        loaded.generate(0.4, progress=lambda *step: steps.append(step))
+    assert steps == []
+
+
+def test_two_markers_each_see_the_other_s_work(tiny_pipelines: dict[str, Path]) -> None:
+    class Half:
+        @hookimpl
+        def segue_after_generate(self, audio: GeneratedAudio) -> None:
+            audio.wave = audio.wave * 0.5
+
+    class Half2(Half):
+        pass
+
+    host = PluginHost.discover(entry_points=False)
+    plain = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host).generate(0.4)
+    host.register(Half(), "one")
+    host.register(Half2(), "two")
+    both = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host).generate(0.4)
+    assert torch.allclose(both.wave, plain.wave * 0.25)

@@ -1,0 +1,133 @@
+"""Wrong values are reported under their full path, with what would be right."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from segue.core.errors import ConfigError, PluginError
+from segue.core.validation import refusal, suggestion, validate
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Model(Strict):
+    depth: int = Field(default=2, ge=1, le=64)
+    rate: float = 0.5
+    norm: Literal["layer", "rms"] = "layer"
+    label: str | int = "a"
+
+
+class Stage(Strict):
+    name: str = Field(min_length=2)
+    lm: Model = Model()
+    given: tuple[str, ...] = ()
+
+    @field_validator("given")
+    @classmethod
+    def _given_is_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "future" in value:
+            raise ValueError("'future' is not known yet; give the past")
+        return value
+
+
+class Config(Strict):
+    title: str
+    model: Model | None = None
+    stages: tuple[Stage, ...] = ()
+    by_name: dict[str, Model] = {}
+    betas: tuple[float, float] = (0.0, 1.0)
+
+    @field_validator("title")
+    @classmethod
+    def _title_is_allowed(cls, value: str) -> str:
+        with refusal():
+            if value == "forbidden":
+                raise PluginError("ignored", "the title is taken", "choose another")
+        if value == "raises":
+            raise PluginError("title", "the title is taken", "choose another")
+        return value
+
+
+def complaint(values: dict[str, object], place: str = "") -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(Config, {"title": "t"} | values, place)
+    return str(caught.value)
+
+
+def test_right_values_give_the_model() -> None:
+    config = validate(Config, {"title": "t", "stages": [{"name": "coarse"}]}, "")
+    assert config == Config(title="t", stages=(Stage(name="coarse"),))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"modle": {}}, "modle: unknown key; did you mean 'model'?"),
+        ({"model": {"depht": 3}}, "model.depht: unknown key; did you mean 'depth'?"),
+        ({"by_name": {"a": {"depht": 3}}}, "by_name.a.depht: unknown key; did you mean 'depth'?"),
+        ({"model": {"zzz": 3}}, "model.zzz: unknown key; use one of depth, label, norm, rate"),
+        (
+            {"stages": [{"name": "ab"}, {"name": "cd", "lm": {"rat": 1}}]},
+            "stages.cd.lm.rat: unknown key; did you mean 'rate'?",
+        ),
+        ({"stages": [{"lm": {}}]}, "stages.0.name: is missing; add it: a string"),
+        (
+            {"model": {"depth": 65}},
+            "model.depth: 65 is out of range; it must be at least 1 and at most 64",
+        ),
+        (
+            {"model": {"depth": "deep"}},
+            "model.depth: is 'deep'; write a whole number; it must be at least 1 and at most 64",
+        ),
+        ({"model": {"rate": []}}, "model.rate: is []; write a number"),
+        ({"model": {"norm": "rmss"}}, "model.norm: 'rmss' is not allowed; did you mean 'rms'? "),
+        ({"model": {"label": []}}, "model.label: is []; write a string"),
+        ({"model": 3}, "model: is 3; write a mapping of keys to values"),
+        ({"betas": [1, "x"]}, "betas.1: is 'x'; write a number"),
+        (
+            {"stages": [{"name": "a"}]},
+            "stages.a.name: 'a' is not allowed; it must be no shorter than 2",
+        ),
+        (
+            {"stages": [{"name": "ab", "given": ["future"]}]},
+            "stages.ab.given: 'future' is not known yet; give the past",
+        ),
+        ({"title": None}, "title: is empty; write a string"),
+        ({"title": "forbidden"}, "title: the title is taken; choose another"),
+    ],
+)
+def test_a_wrong_value_is_told_with_path_and_fix(values: dict[str, object], told: str) -> None:
+    assert complaint(values).startswith(told)
+
+
+def test_the_place_goes_in_front() -> None:
+    assert complaint({"modle": 1}, "codec.options").startswith("codec.options.modle: unknown")
+
+
+def test_all_wrong_values_are_listed_unknown_keys_first() -> None:
+    text = complaint({"model": {"depth": 0, "rate": "x", "nrom": "rms"}})
+    assert [part.split(":")[0] for part in text.split(" | also ")] == [
+        "model.nrom",
+        "model.depth",
+        "model.rate",
+    ]
+
+
+@pytest.mark.parametrize("values", [None, [], "speech", 3])
+def test_values_that_are_no_mapping_are_refused(values: object) -> None:
+    with pytest.raises(ConfigError, match=r"config: is .*; write a mapping"):
+        validate(Config, values, "")
+
+
+def test_an_error_of_segue_keeps_its_class() -> None:
+    with pytest.raises(PluginError, match=r"^pipeline\.title: the title is taken"):
+        validate(Config, {"title": "raises"}, "pipeline")
+
+
+def test_suggestion_without_anything_known() -> None:
+    assert suggestion("a", []) == "take it out"

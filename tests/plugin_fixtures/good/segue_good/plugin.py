@@ -1,0 +1,28 @@
+"""A plugin in good order: one metric, one lifecycle hook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from segue.core.hookspecs import hookimpl
+from segue.core.records import PluginRecord
+
+STEPS: list[int] = []
+
+
+@hookimpl
+def segue_register_metrics() -> list[PluginRecord]:
+    return [
+        PluginRecord(
+            "metric",
+            "loudness.v1",
+            "segue_good.model:Loudness",
+            config="segue_good.config:LoudnessOptions",
+            summary="how loud it is",
+        )
+    ]
+
+
+@hookimpl
+def segue_train_step(step: int, losses: Mapping[str, float]) -> None:
+    STEPS.append(step)

@@ -1,0 +1,84 @@
+"""Make the prompts that ship with Segue: a spoken sentence and a piano phrase, both our own.
+
+Needs espeak-ng, FluidSynth and its General MIDI soundfont.
+"""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import soundfile
+
+from segue.core.audio import read_audio, resample
+from segue.plugins.domains.piano.recipe import find_soundfont, render
+
+DOMAINS = Path(__file__).parent.parent / "plugins" / "domains"
+SAMPLE_RATE = 16_000
+SENTENCE = (
+    "The morning was clear and cold, and along the river the first boats were already moving."
+)
+BEAT = 480  # ticks
+# A phrase in G major: (beat, length in beats, pitches, velocity).
+PHRASE = [
+    (0.0, 1.0, (43, 59, 62), 62), (0.0, 1.5, (74,), 80), (1.0, 1.0, (50, 59, 62), 52),
+    (1.5, 0.5, (76,), 70), (2.0, 1.0, (48, 60, 64), 60), (2.0, 1.0, (79,), 84),
+    (3.0, 1.0, (50, 57, 60), 54), (3.0, 1.0, (78,), 74), (4.0, 1.0, (43, 59, 62), 60),
+    (4.0, 1.0, (74,), 78), (5.0, 1.0, (47, 59, 62), 52), (5.0, 0.5, (71,), 70),
+    (5.5, 0.5, (72,), 70), (6.0, 1.0, (50, 57, 60), 58), (6.0, 2.0, (69,), 76),
+    (7.0, 1.0, (50, 54, 60), 50), (8.0, 1.0, (52, 55, 59), 60), (8.0, 1.0, (67,), 78),
+    (9.0, 1.0, (52, 55, 59), 50), (9.0, 1.0, (71,), 74),
+]  # fmt: skip
+
+
+def midi_file(
+    notes: list[tuple[float, float, tuple[int, ...], int]], tempo: int = 600_000
+) -> bytes:
+    """A one-track MIDI file."""
+    events = []
+    for beat, length, pitches, velocity in notes:
+        for pitch in pitches:
+            events.append((round(beat * BEAT), bytes((0x90, pitch, velocity))))
+            events.append((round((beat + length) * BEAT), bytes((0x80, pitch, 0))))
+    track = b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big")
+    now = 0
+    for time, message in sorted(events):
+        track += _variable(time - now) + message
+        now = time
+    track += b"\x00\xff\x2f\x00"
+    header = b"MThd" + struct.pack(">IHHH", 6, 0, 1, BEAT)
+    return header + b"MTrk" + struct.pack(">I", len(track)) + track
+
+
+def _variable(value: int) -> bytes:
+    """A MIDI variable-length number."""
+    digits = [value & 0x7F]
+    while value := value >> 7:
+        digits.append(value & 0x7F | 0x80)
+    return bytes(reversed(digits))
+
+
+def make_speech(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "speech.wav"
+        subprocess.run(["espeak-ng", "-v", "en-us", "-s", "150", "-w", raw, SENTENCE], check=True)
+        audio = read_audio(raw)
+    wave = resample(audio.wave, audio.sample_rate, SAMPLE_RATE)[: 5 * SAMPLE_RATE]
+    soundfile.write(target, (0.5 * wave / wave.abs().max()).numpy(), SAMPLE_RATE, subtype="PCM_16")
+
+
+def make_piano(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        midi, raw = Path(folder) / "phrase.mid", Path(folder) / "phrase.flac"
+        midi.write_bytes(midi_file(PHRASE))
+        render(midi, raw, find_soundfont())
+        audio = read_audio(raw)
+    wave = audio.wave[: 6 * SAMPLE_RATE]
+    soundfile.write(target, wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
+
+
+if __name__ == "__main__":
+    make_speech(DOMAINS / "speech" / "prompt.flac")
+    make_piano(DOMAINS / "piano" / "prompt.flac")
