@@ -122,7 +122,7 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    if True:  # it can only be read by setting it
+    with _UMASK_LOCK:  # it can only be read by setting it
         mask = os.umask(0)
         os.umask(mask)
     return mask

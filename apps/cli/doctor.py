@@ -15,7 +15,6 @@ PACKAGES = {
     "torch": "",
     "torchaudio": "",
     "soundfile": "",
-    "vector-quantize-pytorch": "",
     "scikit-learn": "train",
     "matplotlib": "plot",
 }

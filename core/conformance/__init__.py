@@ -11,7 +11,13 @@ In a plugin's tests, as with scikit-learn's estimator checks::
 Without pytest: ``for check in checks_for(subject.kind): print(run_check(check, subject))``.
 """
 
-from segue.core.conformance.check import Check, CheckFailed, CheckResult, NotApplicable, run_check
+from segue.core.conformance.check import (
+    Check,
+    CheckResult,
+    ConformanceError,
+    NotApplicable,
+    run_check,
+)
 from segue.core.conformance.kinds import checks_for
 from segue.core.conformance.pytest_support import parametrize_with_checks
 from segue.core.conformance.stages import TINY_STAGES
@@ -21,8 +27,8 @@ from segue.core.conformance.synthetic import fit_on_synthetic, ragged_audio
 __all__ = [
     "TINY_STAGES",
     "Check",
-    "CheckFailed",
     "CheckResult",
+    "ConformanceError",
     "NotApplicable",
     "Subject",
     "checks_for",

@@ -15,7 +15,7 @@ from segue.core.records import Kind
 Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
 
 
-class CheckFailed(AssertionError):
+class ConformanceError(AssertionError):
     """A promise of the contract that the component does not keep."""
 
 
@@ -43,7 +43,7 @@ class Check:
         """Put a subject to the test; leaves the global random state as it was.
 
         Raises:
-            CheckFailed: if the promise is broken; or whatever the component raised.
+            ConformanceError: if the promise is broken; or whatever the component raised.
             NotApplicable: if the check says nothing about this subject.
         """
         with torch.random.fork_rng(devices=[]):
@@ -86,7 +86,7 @@ def run_check(
     except Exception as error:
         if reason is not None:
             return CheckResult(check, "failed as expected", reason)
-        text = str(error) if isinstance(error, CheckFailed) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"
         return CheckResult(check, "failed", text)
     return CheckResult(check, "passed" if reason is None else "passed unexpectedly")
 
@@ -94,4 +94,4 @@ def run_check(
 def require(holds: bool, problem: str) -> None:
     """Fail the running check, saying what is wrong, unless ``holds``."""
     if not holds:
-        raise CheckFailed(problem)
+        raise ConformanceError(problem)

@@ -15,6 +15,8 @@ from segue.core.config.schema import PipelineConfig
 from segue.core.errors import AssemblyError, CheckpointError
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
+from segue.core.spec import TokenSpec
+from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +122,22 @@ def test_frame_rates_without_a_whole_ratio_are_refused(host: PluginHost) -> None
     assert "no whole ratio" in text
 
 
-def test_a_frame_rate_that_does_not_divide_the_sample_rate_is_refused(host: PluginHost) -> None:
-    text = refusal(host, "semantic_tokenizer.options.frame_rate=30")
+def test_a_frame_rate_that_does_not_divide_the_sample_rate_is_refused(
+    host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TokenSpec(16_000, Fraction(30), 1, 512)
+    monkeypatch.setattr(MelKMeansOptions, "spec", lambda self: spec)
+    text = refusal(host)
     assert "semantic_tokenizer" in text
-    assert "do not divide" in text
+    assert "30 frames/s do not divide its 16000 samples/s" in text
+
+
+def test_a_semantic_tokenizer_with_several_levels_is_refused(
+    host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TokenSpec(16_000, Fraction(25), 2, 512)
+    monkeypatch.setattr(MelKMeansOptions, "spec", lambda self: spec)
+    assert "emits 2 levels" in refusal(host)
 
 
 def test_a_trained_pipeline_assembles_and_its_weights_fit(

@@ -123,25 +123,30 @@ def test_files_and_directories_have_the_usual_rights(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
 
 
-def test_threads_that_write_leave_the_umask_alone(tmp_path: Path) -> None:
+def test_threads_that_write_leave_the_umask_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It can only be read by setting it: two at once could leave it at 0 for good."""
-    mask, interval = os.umask(0o022), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    umask = os.umask
+
+    def slow(value: int) -> int:
+        before = umask(value)
+        time.sleep(0.005)
+        return before
+
+    mask = umask(0o022)
+    monkeypatch.setattr(os, "umask", slow)
     try:
-        threads = [
-            threading.Thread(
-                target=lambda n=n: [write_text(tmp_path / f"{n}", "x") for _ in range(60)]
-            )
-            for n in range(4)
-        ]
+        paths = [tmp_path / str(number) for number in range(8)]
+        threads = [threading.Thread(target=write_text, args=(path, "x")) for path in paths]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
-        sys.setswitchinterval(interval)
-        left = os.umask(mask)
+        left = umask(mask)
     assert left == 0o022
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o644}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ class ConvNeXtBlock(nn.Module):
         self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N 1"]
     ) -> Float[Tensor, "B N D"]:
         h = self.expand(self.norm(self.mix(x)))
-        return x + self.contract(F.gelu(h)) * self.scale * mask
+        return x + self.contract(nn.functional.gelu(h)) * self.scale * mask
 
 
 class FrameStack(nn.Module):

@@ -51,6 +51,8 @@ class SpectralCodecOptions(TokenizerOptions):
         revive_below: a code used less than this fraction of an equal share is moved onto a frame
             of the batch.
         quantizer_dropout: share of training rows decoded from a random number of levels.
+        quantizer_bypass: share of training rows decoded from the latents themselves, so that the
+            encoder and decoder learn before the codes are good (Mimi, arXiv 2410.00037).
         loss: weights of the losses.
     """
 
@@ -69,6 +71,7 @@ class SpectralCodecOptions(TokenizerOptions):
     codebook_decay: float = Field(default=0.98, gt=0, lt=1)
     revive_below: float = Field(default=0.1, ge=0, lt=1)
     quantizer_dropout: float = Field(default=0.5, ge=0, le=1)
+    quantizer_bypass: float = Field(default=0.0, ge=0, le=1)
     loss: LossWeights = LossWeights()
 
     @model_validator(mode="after")

@@ -83,9 +83,7 @@ def _complex_distance(
 ) -> Float[Tensor, ""]:
     """Mean L1 distance of the spectra with their magnitudes raised to ``COMPRESSION``."""
     exponent = COMPRESSION - 1.0
-    gap = torch.view_as_real(
-        here * here_size.pow(exponent) - there * there_size.pow(exponent)
-    )
+    gap = torch.view_as_real(here * here_size.pow(exponent) - there * there_size.pow(exponent))
     return gap.abs().mean()
 
 

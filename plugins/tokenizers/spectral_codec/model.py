@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from segue.core.interfaces import AcousticCodec, Ids, Lengths, StageBatch, Tokens, Wave, WaveBatch
+from segue.plugins.tokenizers.common.framing import Framing
 from segue.plugins.tokenizers.spectral_codec.blocks import FrameStack
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.losses import ReconstructionLoss
 from segue.plugins.tokenizers.spectral_codec.quantizer import Quantized, ResidualQuantizer
-from segue.plugins.tokenizers.spectral_codec.spectral import Framing, features
+from segue.plugins.tokenizers.spectral_codec.spectral import features, polar
 
-# exp(1) is beyond what a full-scale wave can reach; it bounds what an untrained decoder emits.
-MAX_LOG_MAGNITUDE = 1.0
-TYPICAL_LOG_MAGNITUDE = -7.0
+TYPICAL_LOG_MAGNITUDE = -7.0  # of speech: where an untrained decoder starts
 
 
 class SpectralCodec(AcousticCodec):
@@ -46,7 +45,7 @@ class SpectralCodec(AcousticCodec):
         )  # fmt: skip
         self.quantizer = ResidualQuantizer(
             config.num_levels, config.codebook_size, config.codebook_dim, config.codebook_decay,
-            config.revive_below, config.quantizer_dropout,
+            config.revive_below, config.quantizer_dropout, config.quantizer_bypass,
         )  # fmt: skip
         self.decoder = FrameStack(
             config.codebook_dim, 2 * bins, config.width, hidden, config.decoder_depth,
@@ -103,7 +102,7 @@ class SpectralCodec(AcousticCodec):
         self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]
     ) -> Float[Tensor, "B T"]:
         fine = mask.repeat_interleave(self.config.subframes, dim=1)
-        spectra = _polar(self.decoder(latents * mask[..., None], fine))
+        spectra = polar(self.decoder(latents * mask[..., None], fine))
         return self.synthesis.synthesise(spectra, fine)
 
     def _use(self, quantized: Quantized, mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
@@ -123,10 +122,3 @@ class SpectralCodec(AcousticCodec):
 def _mask(lengths: Lengths, size: int) -> Float[Tensor, "B S"]:
     """1 below each row's length, 0 beyond."""
     return (torch.arange(size, device=lengths.device) < lengths[:, None]).float()
-
-
-def _polar(head: Float[Tensor, "B N 2F"]) -> Complex[Tensor, "B N F"]:
-    """Log magnitudes and phases to a spectrum."""
-    log_magnitude, phase = head.chunk(2, dim=2)
-    magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
-    return torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))

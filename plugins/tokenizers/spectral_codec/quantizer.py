@@ -58,13 +58,13 @@ class Codebook(nn.Module):
         self.register_buffer("uses", torch.ones(size))  # in equal shares
         self.register_buffer("seeded", torch.tensor(False))
 
-    def nearest(self, x: Float[Tensor, "M D"]) -> Int64[Tensor, M]:
+    def nearest(self, x: Float[Tensor, "M D"]) -> Int64[Tensor, "M"]:
         # |x - c|^2 less |x|^2, which is the same for every code.
         scores = torch.addmm(self.codes.square().sum(1), x, self.codes.T, alpha=-2.0)
         return scores.argmin(dim=1)
 
     @torch.no_grad()
-    def learn(self, x: Float[Tensor, "M D"], ids: Int64[Tensor, M]) -> None:
+    def learn(self, x: Float[Tensor, "M D"], ids: Int64[Tensor, "M"]) -> None:
         """Move the codes towards the vectors that chose them."""
         size = self.codes.shape[0]
         if not self.seeded:
@@ -81,7 +81,7 @@ class Codebook(nn.Module):
         if dead.any():
             self._place(dead, x)
 
-    def _place(self, which: Bool[Tensor, V], x: Float[Tensor, "M D"]) -> None:
+    def _place(self, which: Bool[Tensor, "V"], x: Float[Tensor, "M D"]) -> None:
         """Put codes onto random vectors, each a little aside so that no two coincide."""
         count = int(which.sum())
         if count <= x.shape[0]:
@@ -106,13 +106,21 @@ class ResidualQuantizer(nn.Module):
         decay: see ``Codebook``.
         revive_below: see ``Codebook``.
         dropout: share of training rows whose latents sum a random number of levels only.
+        bypass: share of training rows whose latents are passed on as they are.
     """
 
     def __init__(
-        self, num_levels: int, size: int, dim: int, decay: float, revive_below: float, dropout: float
+        self,
+        num_levels: int,
+        size: int,
+        dim: int,
+        decay: float,
+        revive_below: float,
+        dropout: float = 0.0,
+        bypass: float = 0.0,
     ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.bypass = dropout, bypass
         books = (Codebook(size, dim, decay, revive_below) for _ in range(num_levels))
         self.books = nn.ModuleList(books)
 
@@ -140,6 +148,9 @@ class ResidualQuantizer(nn.Module):
             distance = (x - reached).square().mean(dim=2)
             commitment = commitment + (distance * mask).sum() / mask.sum().clamp(min=1)
             ids.append(chosen.reshape(batch, frames))
+        if self.training and self.bypass > 0:
+            quantized = torch.rand(batch, 1, 1, device=x.device) >= self.bypass
+            total = torch.where(quantized, total, x)
         latents = x + (total - x).detach()
         return Quantized(latents, torch.stack(ids, dim=1), commitment / len(ids))
 
@@ -159,7 +170,7 @@ class ResidualQuantizer(nn.Module):
         parts = [book.codes[ids[:, level]] for level, book in enumerate(books)]
         return torch.stack(parts).sum(dim=0)
 
-    def _levels_kept(self, batch: int, device: torch.device) -> Int64[Tensor, B]:
+    def _levels_kept(self, batch: int, device: torch.device) -> Int64[Tensor, "B"]:
         kept = torch.full((batch,), len(self.books), device=device)
         if not self.training or self.dropout == 0:
             return kept

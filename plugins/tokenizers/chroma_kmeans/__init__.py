@@ -1,0 +1,1 @@
+"""A semantic tokenizer that clusters harmony, onsets and loudness: for music."""

@@ -1,0 +1,44 @@
+"""Options of the chroma k-means tokenizer. Imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
+
+
+class ChromaKMeansOptions(KMeansOptions):
+    """Options of ``chroma_kmeans``.
+
+    Attributes:
+        pitch_window: samples of the window in which pitches are told apart.
+        onset_window: samples of the window in which onsets and loudness are measured.
+        lowest_note: MIDI number of the lowest note that counts.
+        highest_note: MIDI number of the highest note that counts.
+        split_note: notes below it make the bass chroma, the others the treble chroma.
+        onset_weight: how much onset strength counts, where each pitch class counts 1.
+        loudness_weight: how much loudness counts.
+        height_weight: how much the mean pitch counts, which tells octaves apart.
+    """
+
+    subframes: int = Field(default=2, ge=1)
+    pitch_window: int = Field(default=4096, ge=4)
+    onset_window: int = Field(default=1024, ge=4)
+    lowest_note: int = Field(default=36, ge=12, le=127)
+    highest_note: int = Field(default=107, ge=12, le=127)
+    split_note: int = Field(default=60, ge=12, le=127)
+    onset_weight: float = Field(default=1.5, ge=0)
+    loudness_weight: float = Field(default=1.0, ge=0)
+    height_weight: float = Field(default=1.5, ge=0)
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        check_window("pitch_window", self.pitch_window, self.hop)
+        check_window("onset_window", self.onset_window, self.hop)
+        if not self.lowest_note < self.split_note <= self.highest_note:
+            raise ValueError(
+                f"split_note ({self.split_note}) must lie above lowest_note ({self.lowest_note})"
+                f" and not above highest_note ({self.highest_note})"
+            )
+        return self

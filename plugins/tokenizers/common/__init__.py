@@ -1,0 +1,1 @@
+"""Framing and k-means that the tokenizers share."""

@@ -1,0 +1,208 @@
+"""What the k-means tokenizers share: normalisation, nearest centroid, fitting.
+
+AudioLM and its predecessors cluster normalised features by k-means (Lakhotia et al., GSLM, arXiv
+2102.01192; Borsos et al., arXiv 2209.03143); only the features differ between tokenizers.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.errors import CheckpointError, TrainingError
+from segue.core.interfaces import Lengths, SemanticTokenizer, Tokens, Wave, WaveBatch
+from segue.plugins.tokenizers.common.options import KMeansOptions
+
+LARGEST_DISTANCES = 1 << 24  # elements of the table of distances held at once
+
+
+class KMeansTokenizer(SemanticTokenizer):
+    """Each frame's token is the centroid nearest to its normalised features.
+
+    Args:
+        config: options.
+        num_features: D.
+    """
+
+    needs = "fitting"
+    config: KMeansOptions
+    mean: Tensor
+    deviation: Tensor
+    centroids: Tensor
+    fitted: Tensor
+
+    def __init__(self, config: KMeansOptions, num_features: int) -> None:
+        super().__init__(config)
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+        self.register_buffer("centroids", torch.zeros(config.num_clusters, num_features))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @abstractmethod
+    def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
+        """Features of each frame, ``N = ceil(T / frame_size)``.
+
+        ``wave`` is zero beyond each row's length, at least one sample long and of the dtype that
+        ``exact`` gives; features beyond a row's last frame mean nothing.
+        """
+
+    def weights(self) -> Float[Tensor, "D"] | None:
+        """How much each normalised feature counts in a distance; None for all alike."""
+        return None
+
+    @torch.no_grad()
+    def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
+        if not self.fitted:
+            raise CheckpointError(
+                type(self).__name__,
+                "it has not been fitted, so it has no centroids",
+                "fit it with `segue train`, or load fitted weights",
+            )
+        frames = -(-lengths // self.spec.frame_size)
+        if wave.shape[1] == 0:
+            return Tokens.empty(wave.shape[0], 1, wave.device)
+        points = self._points(wave, lengths)
+        ids = self._nearest(points.reshape(-1, points.shape[2])).reshape(points.shape[:2])
+        tokens = Tokens(ids[:, None], frames)
+        return Tokens(tokens.ids * tokens.mask[:, None], frames)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
+        """Normalisation and centroids from one pass over ``batches``, the same for equal seeds.
+
+        Returns:
+            ``inertia`` (mean squared distance of a frame to its centroid), ``frames`` (seen) and
+            ``codes_used``.
+
+        Raises:
+            TrainingError: if there are fewer frames than clusters.
+        """
+        sample = Reservoir(self.config.fit_frames, self.mean.shape[0], self.config.seed)
+        for batch in batches:
+            sample.add(self._valid_features(batch))
+        if len(sample.rows) < self.config.num_clusters:
+            raise TrainingError(
+                type(self).__name__,
+                f"{len(sample.rows)} frames are too few for {self.config.num_clusters} clusters",
+                "give it more audio, or lower num_clusters or raise fit_frames",
+            )
+        rows = torch.from_numpy(sample.rows)
+        self.mean.copy_(rows.double().mean(0))
+        # A feature that never changes is left as it is instead of being blown up.
+        deviation = rows.double().std(0, unbiased=False)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones(())))
+        points = self._normalised(rows.to(self.device))
+        self.centroids.copy_(torch.from_numpy(_cluster(points.cpu().numpy(), self.config)))
+        self.fitted.fill_(True)
+        ids = self._nearest(points)
+        inertia = (points - self.centroids[ids]).square().sum(1).mean()
+        return {
+            "inertia": float(inertia),
+            "frames": float(sample.seen),
+            "codes_used": float(torch.unique(ids).numel()),
+        }
+
+    def _valid_features(self, batch: WaveBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """``[M, D]`` features of a batch's valid frames."""
+        wave, lengths = batch.wave.to(self.device), batch.lengths.to(self.device)
+        if wave.shape[1] == 0:
+            return np.zeros((0, self.mean.shape[0]), dtype=np.float32)
+        found = self.features(exact(wave, lengths), lengths)
+        frames = -(-lengths // self.spec.frame_size)
+        mask = torch.arange(found.shape[1], device=found.device) < frames[:, None]
+        return found[mask].float().cpu().numpy()
+
+    def _points(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
+        return self._normalised(self.features(exact(wave, lengths), lengths))
+
+    def _normalised(self, features: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        points = (features - self.mean) / self.deviation
+        weights = self.weights()
+        return points if weights is None else points * weights
+
+    def _nearest(self, points: Float[Tensor, "M D"]) -> Tensor:
+        """``[M]`` ids of the nearest centroids."""
+        centroids = self.centroids.to(points.dtype)
+        lengths = centroids.square().sum(1)
+        step = max(1, LARGEST_DISTANCES // centroids.shape[0])
+        # |x - c|^2 less |x|^2, which is the same for every centroid.
+        chunks = (lengths - 2.0 * part @ centroids.T for part in torch.split(points, step))
+        return torch.cat([distances.argmin(dim=1) for distances in chunks])
+
+
+class Reservoir:
+    """An even sample of all the rows that pass (Vitter's algorithm R), in bounded memory.
+
+    Args:
+        capacity: rows kept.
+        width: numbers per row.
+        seed: of the choice.
+    """
+
+    def __init__(self, capacity: int, width: int, seed: int) -> None:
+        self.seen = 0
+        self._capacity = capacity
+        self._random = np.random.default_rng(seed)
+        self._rows = np.zeros((0, width), dtype=np.float32)
+
+    @property
+    def rows(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """``[M, D]`` the rows kept."""
+        return self._rows[: min(self.seen, self._capacity)]
+
+    def add(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        room = max(0, self._capacity - self.seen)
+        first, rest = rows[:room], rows[room:]
+        self._store(first)
+        self.seen += len(first)
+        places = self._random.integers(0, self.seen + 1 + np.arange(len(rest)))
+        kept = places < self._capacity
+        self._rows[places[kept]] = rest[kept]
+        self.seen += len(rest)
+
+    def _store(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        stop = self.seen + len(rows)
+        if stop > len(self._rows):
+            grown = min(self._capacity, max(stop, 2 * len(self._rows)))
+            larger = np.zeros((grown, self._rows.shape[1]), dtype=np.float32)
+            larger[: len(self._rows)] = self._rows
+            self._rows = larger
+        self._rows[self.seen : stop] = rows
+
+
+def exact(wave: Wave, lengths: Lengths) -> Wave:
+    """The wave, zero beyond each row's length, in double precision where the device has it.
+
+    In single precision a frame close to two centroids could go to either, depending on the batch
+    it is computed in.
+    """
+    inside = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
+    dtype = torch.float32 if wave.device.type == "mps" else torch.float64
+    return torch.where(inside, wave, 0.0).to(dtype)
+
+
+def _cluster(
+    points: np.ndarray[Any, np.dtype[np.float32]], config: KMeansOptions
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """``[V, D]`` centroids."""
+    try:
+        from sklearn.cluster import MiniBatchKMeans  # slow to import, needed for fitting only
+    except ImportError as error:
+        raise TrainingError(
+            "k-means", "scikit-learn is not installed", "pip install 'segue[train]'"
+        ) from error
+    kmeans = MiniBatchKMeans(
+        config.num_clusters,
+        batch_size=max(4096, 4 * config.num_clusters),
+        max_iter=50,
+        n_init=1,
+        random_state=config.seed,
+    )
+    centroids: np.ndarray[Any, np.dtype[np.float32]] = kmeans.fit(points).cluster_centers_
+    return centroids.astype(np.float32)

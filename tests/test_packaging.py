@@ -1,0 +1,153 @@
+"""What the source distribution and the wheel carry, and that the wheel works where it lands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOTS = ("core", "plugins", "apps")
+CARRIED = ("LICENSE", "README.md", "pyproject.toml", "registry.yaml", "setup.py")
+DATA = ("*.yaml", "*.safetensors")
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Every file that must be in the wheel: its path there, and its path here."""
+    for folder in ROOTS:
+        for pattern in ("*.py", *DATA):
+            for path in (ROOT / folder).rglob(pattern):
+                yield f"segue/{path.relative_to(ROOT).as_posix()}", path
+    for path in (ROOT / "src" / "segue").glob("*.py"):
+        yield f"segue/{path.name}", path
+    yield "segue/py.typed", ROOT / "src" / "segue" / "py.typed"
+    yield "segue/registry.yaml", ROOT / "registry.yaml"
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution built from a copy: building in place would leave build/ behind."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
+    for name in (*CARRIED, *ROOTS, "src"):
+        source, target = ROOT / name, checkout / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignored)
+        else:
+            shutil.copy2(source, target)
+    build = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    run(sys.executable, "-c", build, cwd=checkout)
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the source distribution, as an installer without wheels would."""
+    directory = tmp_path_factory.mktemp("wheel")
+    run(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"),
+        *("--no-build-isolation", "--wheel-dir", directory, sdist),
+        cwd=directory,
+    )
+    (archive,) = directory.glob("*.whl")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel installed into a directory of its own; its dependencies are the test run's."""
+    directory = tmp_path_factory.mktemp("site")
+    run(
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
+        *("--target", directory, wheel),
+        cwd=directory,
+    )
+    return directory
+
+
+def test_sdist_carries_what_a_wheel_is_built_from(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= set(CARRIED)
+
+
+def test_wheel_carries_every_module_and_data_file(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        missing = sorted(name for name, _ in sources() if name not in names)
+        assert not missing
+        for name, path in sources():
+            assert archive.read(name) == path.read_bytes(), name
+
+
+def test_wheel_carries_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"segue"}
+
+
+def test_metadata(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_string(archive.read(name).decode())
+    required = metadata.get_all("Requires-Dist", [])
+    core = [line for line in required if "extra ==" not in line]
+    assert len(core) <= 12, core
+    assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert any(path.endswith("LICENSE") for path in metadata.get_all("License-File", []))
+
+
+def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
+    program = """
+        import sys
+        import segue, segue.core.manager
+        from importlib.resources import files
+        roots = {"core", "plugins", "apps"}
+        assert not roots & set(sys.modules), roots & set(sys.modules)
+        assert "torch" not in sys.modules
+        host = segue.core.manager.PluginHost.discover()
+        assert (files("segue") / "registry.yaml").is_file()
+        print(segue.__file__, segue.core.manager.__file__, sep="\\n")
+    """
+    script = tmp_path / "program.py"
+    script.write_text("\n".join(line.strip() for line in program.splitlines()))
+    printed = run(sys.executable, script, cwd=tmp_path, PYTHONPATH=str(site))
+    for line in printed.splitlines():
+        assert Path(line).is_relative_to(site), line
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_root_folders_are_no_packages_of_their_own(name: str, site: Path, tmp_path: Path) -> None:
+    program = (
+        f"import segue.core.interfaces, sys; assert {name!r} not in sys.modules; import {name}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"No module named {name!r}" in done.stderr, done.stderr
+
+
+def test_no_module_of_this_run_came_from_a_root_folder() -> None:
+    assert not set(ROOTS) & set(sys.modules)
