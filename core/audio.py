@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,7 @@ from segue.core.files import atomic_path
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
-RESAMPLE_TERM = 1000  # resampling ratios are taken to this denominator
+RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling ratio
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,11 @@ def prepare(
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
     """Band-limited resampling (windowed sinc, torchaudio).
 
-    The filter grows with the terms of the ratio, to gigabytes for a rate such as 44101 Hz: then the
-    nearest simpler ratio is taken, at most a few parts in a million off.
+    The filter grows with the terms of the ratio, to gigabytes for a rate such as 44101 Hz. Then the
+    nearest simpler ratio is taken: less than a cent off.
     """
-    ratio = Fraction(source, target).limit_denominator(RESAMPLE_TERM)
+    limit = max(1, math.isqrt(RESAMPLE_TERMS * target // source))
+    ratio = Fraction(source, target).limit_denominator(limit)
     return torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
 
 

@@ -86,8 +86,8 @@ def run_check(
     except Exception as error:
         if reason is not None:
             return CheckResult(check, "failed as expected", reason)
-        text = str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"
-        return CheckResult(check, "failed", text)
+        kind = "" if isinstance(error, ConformanceError) else f"{type(error).__name__}: "
+        return CheckResult(check, "failed", f"{kind}{error}")
     return CheckResult(check, "passed" if reason is None else "passed unexpectedly")
 
 

@@ -30,6 +30,8 @@ from segue.core.interfaces import StageBatch, StageLM, Tokens
 _ALTERNATIVES = 32
 _DRAWN_CODES = 64  # largest codebook of which every code is waited for
 _GREEDY_FRAMES = 16
+#: The low one shows where likelihoods differ, the high one where random draws do.
+_TEMPERATURES = (1.0, 10.0)
 
 
 def _require_frames(new: Tokens, subject: Subject, rows: int, frames: int, what: str) -> None:
@@ -64,24 +66,26 @@ def check_generates_from_nothing(subject: Subject) -> None:
 def check_generated_batch_equals_rows(subject: Subject) -> None:
     """Each row of ragged prompts is continued as it would be alone with its generator."""
     lm, batch = lm_of(subject), prompts_for(subject.stage)
-    together = continued(lm, batch.given, batch.target)
-    for row in range(len(batch.target.lengths)):
-        one = row_of(batch, row)
-        alone = continued(lm, one.given, one.target, seeds=[row])
-        found = Tokens.full(together.ids[row : row + 1])
-        require_same_tokens(found, alone, f"row {row} in a batch", subject.mismatches)
+    for temperature in _TEMPERATURES:
+        together = continued(lm, batch.given, batch.target, temperature=temperature)
+        for row in range(len(batch.target.lengths)):
+            one = row_of(batch, row)
+            alone = continued(lm, one.given, one.target, temperature=temperature, seeds=[row])
+            found = Tokens.full(together.ids[row : row + 1])
+            require_same_tokens(found, alone, f"row {row} in a batch", subject.mismatches)
 
 
 def check_rows_do_not_depend_on_each_other(subject: Subject) -> None:
     """Other prompts and other draws in the rows beside it do not change a row."""
     lm, batch = lm_of(subject), prompts_for(subject.stage, [3, 2])
     other = prompts_for(subject.stage, [3, 2])
-    beside = StageBatch(_first_of(batch.target, other.target),
-                        tuple(map(_first_of, batch.given, other.given)))  # fmt: skip
-    found = continued(lm, beside.given, beside.target, seeds=[0, 7])
-    wanted = continued(lm, batch.given, batch.target, seeds=[0, 1])
-    rows = Tokens.full(found.ids[:1]), Tokens.full(wanted.ids[:1])
-    require_same_tokens(*rows, "beside another row", subject.mismatches)
+    prompt = _first_of(batch.target, other.target)
+    given = tuple(map(_first_of, batch.given, other.given))
+    for temperature in _TEMPERATURES:
+        found = continued(lm, given, prompt, temperature=temperature, seeds=[0, 7])
+        wanted = continued(lm, batch.given, batch.target, temperature=temperature, seeds=[0, 1])
+        rows = Tokens.full(found.ids[:1]), Tokens.full(wanted.ids[:1])
+        require_same_tokens(*rows, "beside another row", subject.mismatches)
 
 
 def _first_of(one: Tokens, other: Tokens) -> Tokens:
@@ -92,10 +96,11 @@ def _first_of(one: Tokens, other: Tokens) -> Tokens:
 def check_is_deterministic(subject: Subject) -> None:
     """Seeds determine what is generated, whatever the global random state is."""
     lm, batch = lm_of(subject), prompts_for(subject.stage)
-    first = continued(lm, batch.given, batch.target)
-    torch.manual_seed(123)
-    second = continued(lm, batch.given, batch.target)
-    require_same_tokens(second, first, "generated a second time")
+    for temperature in _TEMPERATURES:
+        first = continued(lm, batch.given, batch.target, temperature=temperature)
+        torch.manual_seed(123)
+        second = continued(lm, batch.given, batch.target, temperature=temperature)
+        require_same_tokens(second, first, "generated a second time")
 
 
 def check_padding_does_not_change_generation(subject: Subject) -> None:

@@ -58,10 +58,17 @@ class Workspace:
     def part_directory(self, part: str) -> Path:
         return self.directory.joinpath(*part.split("."))
 
-    def current(self) -> PipelineConfig:
-        """The config with the newest checkpoint of every part that was trained here."""
+    def current(self, stages: bool = True) -> PipelineConfig:
+        """The config with the newest checkpoint of every part that was trained here.
+
+        Args:
+            stages: False leaves the stages' own checkpoints out: one that was trained on older
+                tokens is in nobody's way while a part is trained.
+        """
         found = {}
         for part, ref in self.config.parts.items():
+            if part.startswith("stages.") and not stages:
+                continue
             checkpoint = newest_checkpoint(self.part_directory(part))
             if checkpoint is not None:
                 found[part] = ref.model_copy(update={"checkpoint": str(checkpoint.resolve())})
@@ -96,7 +103,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
         )
     workspace.directory.mkdir(parents=True, exist_ok=True)
     write_pipeline_file(workspace.config, workspace.directory / "config.yaml")
-    assembly = plan(workspace.current(), workspace.host)
+    assembly = plan(workspace.current(stages=False), workspace.host)
     component = _fresh(workspace, assembly, part)
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
@@ -209,8 +216,7 @@ def tokenize(workspace: Workspace) -> Path:
     Raises:
         AssemblyError: if a tokenizer that must be trained is not.
     """
-    config = workspace.current()
-    assembly = plan(config, workspace.host)
+    assembly = plan(workspace.current(stages=False), workspace.host)
     names = {"semantic": "semantic_tokenizer", "acoustic": "codec"}
     tokenizers: dict[str, Tokenizer] = {}
     for stream in assembly.streams:
@@ -242,7 +248,7 @@ def train_all(workspace: Workspace) -> Path:
 
 def _train_unless_given(workspace: Workspace, part: str) -> None:
     given = workspace.config.parts[part].checkpoint is not None
-    assembly = plan(workspace.current(), workspace.host)
+    assembly = plan(workspace.current(stages=False), workspace.host)
     if not given and _fresh(workspace, assembly, part).needs != "none":
         train_part(workspace, part)
 

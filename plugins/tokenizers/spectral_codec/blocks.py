@@ -49,7 +49,8 @@ class ConvNeXtBlock(nn.Module):
         self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N 1"]
     ) -> Float[Tensor, "B N D"]:
         h = self.expand(self.norm(self.mix(x)))
-        return x + self.contract(nn.functional.gelu(h)) * self.scale * mask
+        change: Tensor = self.contract(nn.functional.gelu(h))
+        return x + change * self.scale * mask
 
 
 class FrameStack(nn.Module):

@@ -1,0 +1,163 @@
+"""Training a pipeline part by part: workspaces, order, resumption, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from segue.core.config.load import load_config
+from segue.core.errors import DataError, SegueError, TrainingError
+from segue.core.hookspecs import hookimpl
+from segue.core.manager import PluginHost
+from segue.core.pipeline import Pipeline
+from segue.core.training.loop import newest_checkpoint
+from segue.core.training.parts import Workspace, tokenize, train_all, train_part
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def host() -> PluginHost:
+    return PluginHost.discover(entry_points=False)
+
+
+def workspace(
+    directory: Path, data: Path | None, host: PluginHost, *overrides: str
+) -> Workspace:
+    config = load_config("speech", host, [*TINY, *overrides]).config
+    return Workspace(config, directory, data, host)
+
+
+def test_part_by_part_equals_all_at_once(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    together = workspace(tmp_path / "a", recordings_folder, host)
+    apart = workspace(tmp_path / "b", recordings_folder, host)
+    pipeline = train_all(together)
+    train_part(apart, "codec")
+    train_part(apart, "semantic_tokenizer")
+    tokenize(apart)
+    train_part(apart, "stages.acoustic")
+    train_part(apart, "stages.semantic")
+    for part in together.config.parts:
+        ours, theirs = (
+            newest_checkpoint(space.part_directory(part)) for space in (together, apart)
+        )
+        assert ours is not None and theirs is not None
+        a, b = (load_file(directory / "model.safetensors") for directory in (ours, theirs))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), part
+    assert Pipeline.from_pretrained(pipeline, host=host).config.name == "speech"
+
+
+def test_a_finished_run_is_left_as_it_is(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    space = workspace(tmp_path, recordings_folder, host)
+    train_all(space)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/step-*/model.safetensors")}
+    tokens = {p: p.stat().st_mtime_ns for p in tmp_path.glob("tokens/*.safetensors")}
+    train_all(space)
+    assert before and tokens
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert tokens == {p: p.stat().st_mtime_ns for p in tokens}
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_part(workspace(tmp_path, recordings_folder, host), "codec")
+    longer = workspace(tmp_path, recordings_folder, host, "codec.training.steps=5")
+    assert train_part(longer, "codec").name == "step-00000005"
+
+
+def test_a_workspace_keeps_the_resolved_config(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_part(workspace(tmp_path, recordings_folder, host), "semantic_tokenizer")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["semantic_tokenizer"]["options"]["num_clusters"] == 16
+
+
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [("stages.corse", "stages.acoustic"), ("", "no part"), ("tokens", "no part")],
+)
+def test_an_unknown_part_is_refused(
+    part: str, word: str, tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    with pytest.raises(TrainingError, match=word):
+        train_part(workspace(tmp_path, recordings_folder, host), part)
+
+
+def test_a_stage_without_tokens_is_refused(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    with pytest.raises(DataError, match="segue tokenize"):
+        train_part(workspace(tmp_path, recordings_folder, host), "stages.semantic")
+
+
+def test_tokenizing_with_untrained_tokenizers_is_refused(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    with pytest.raises(SegueError, match="must be trained"):
+        tokenize(workspace(tmp_path, recordings_folder, host))
+
+
+def test_a_stage_refuses_tokens_that_another_codec_made(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_all(workspace(tmp_path, recordings_folder, host))
+    retrained = workspace(tmp_path, recordings_folder, host, "codec.training.steps=6")
+    train_part(retrained, "codec")
+    with pytest.raises(DataError, match="tokens are of tokenizer"):
+        train_part(
+            workspace(tmp_path, None, host, "stages.acoustic.lm.training.steps=9"),
+            "stages.acoustic",
+        )
+
+
+def test_missing_and_unusable_data_are_refused(tmp_path: Path, host: PluginHost) -> None:
+    with pytest.raises(DataError, match="--data"):
+        train_part(workspace(tmp_path / "a", None, host), "codec")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no recording"):
+        train_part(workspace(tmp_path / "b", tmp_path / "empty", host), "codec")
+
+
+def test_too_little_audio_for_the_clusters_is_refused(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    space = workspace(
+        tmp_path, recordings_folder, host, "semantic_tokenizer.options.num_clusters=100000"
+    )
+    with pytest.raises(TrainingError, match="num_clusters"):
+        train_part(space, "semantic_tokenizer")
+
+
+def test_lifecycle_hooks_are_called_while_training(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    class Logger:
+        def __init__(self) -> None:
+            self.steps: list[tuple[str, int]] = []
+            self.saved: list[tuple[str, str]] = []
+
+        @hookimpl
+        def segue_train_step(self, part: str, step: int, losses: dict[str, float]) -> None:
+            assert losses["loss"] > 0
+            self.steps.append((part, step))
+
+        @hookimpl
+        def segue_checkpoint_saved(self, part: str, directory: Path, step: int) -> None:
+            assert (directory / "model.safetensors").is_file()
+            self.saved.append((part, directory.name))
+
+    logger = Logger()
+    host.register(logger)
+    train_part(workspace(tmp_path, recordings_folder, host), "codec")
+    assert logger.steps == [("codec", 1), ("codec", 2), ("codec", 3)]
+    assert logger.saved == [("codec", "step-00000003")]

@@ -1,0 +1,25 @@
+"""The tokenizers keep every promise of their contracts."""
+
+from __future__ import annotations
+
+from segue.core.conformance import Check, Subject, parametrize_with_checks
+
+CODEC = {
+    "width": 16,
+    "encoder_depth": 1,
+    "decoder_depth": 2,
+    "num_levels": 3,
+    "codebook_size": 32,
+    "codebook_dim": 4,
+}
+SUBJECTS = [
+    Subject("codec", "spectral_codec.v1", CODEC),
+    Subject("codec", "spectral_codec.v1", CODEC | {"subframes": 1}, label="no-subframes"),
+    Subject("semantic_tokenizer", "mel_kmeans.v1", {"num_clusters": 32}),
+    Subject("semantic_tokenizer", "chroma_kmeans.v1", {"num_clusters": 32}),
+]
+
+
+@parametrize_with_checks(SUBJECTS)
+def test_conformance(subject: Subject, check: Check) -> None:
+    check(subject)

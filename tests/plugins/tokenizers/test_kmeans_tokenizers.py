@@ -1,0 +1,159 @@
+"""The tokenizers that cluster features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from segue.core.conformance import ragged_audio
+from segue.core.errors import CheckpointError, TrainingError
+from segue.core.interfaces import WaveBatch
+from segue.plugins.tokenizers.chroma_kmeans.config import ChromaKMeansOptions
+from segue.plugins.tokenizers.chroma_kmeans.model import ChromaKMeansTokenizer
+from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer, Reservoir
+from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
+from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
+
+BUILDERS = {
+    "mel": lambda **options: MelKMeansTokenizer(MelKMeansOptions(**options)),
+    "chroma": lambda **options: ChromaKMeansTokenizer(ChromaKMeansOptions(**options)),
+}
+
+
+def batches() -> Iterator[WaveBatch]:
+    for seed in range(3):
+        yield ragged_audio([48_000, 31_234, 700], 16_000, seed)
+
+
+@pytest.fixture(params=BUILDERS)
+def build(request: pytest.FixtureRequest) -> Any:
+    return BUILDERS[request.param]
+
+
+@pytest.fixture
+def fitted(build: Any) -> KMeansTokenizer:
+    tokenizer: KMeansTokenizer = build(num_clusters=20)
+    tokenizer.fit(batches())
+    return tokenizer
+
+
+def test_fitting_reports_what_it_saw(build: Any) -> None:
+    figures = build(num_clusters=20).fit(batches())
+    assert figures["frames"] == 3 * (75 + 49 + 2)
+    assert 15 <= figures["codes_used"] <= 20
+    assert math.isfinite(figures["inertia"]) and figures["inertia"] > 0
+
+
+def test_fitting_is_deterministic(build: Any, fitted: KMeansTokenizer) -> None:
+    again = build(num_clusters=20)
+    again.fit(batches())
+    assert torch.equal(again.centroids, fitted.centroids)
+    assert again.seal("x.v1") == fitted.seal("x.v1")
+
+
+def test_more_clusters_lie_closer(build: Any) -> None:
+    few, many = (build(num_clusters=count).fit(batches())["inertia"] for count in (4, 64))
+    assert many < few
+
+
+def test_frames_are_those_declared(fitted: KMeansTokenizer, audio: WaveBatch) -> None:
+    tokens = fitted.encode(audio.wave, audio.lengths)
+    assert tokens.ids.shape == (5, 1, 13)
+    assert tokens.lengths.tolist() == [13, 9, 1, 1, 1]
+    assert int(tokens.ids.max()) < 20 == fitted.spec.codebook_size
+
+
+def test_rows_of_a_batch_are_encoded_as_alone(fitted: KMeansTokenizer, audio: WaveBatch) -> None:
+    together = fitted.encode(audio.wave, audio.lengths)
+    for row, length in enumerate(audio.lengths.tolist()):
+        alone = fitted.encode(audio.wave[row : row + 1, :length], torch.tensor([length]))
+        assert torch.equal(alone.ids[0], together.row(row))
+
+
+@pytest.mark.parametrize("samples", [0, 1, 4000])
+def test_silent_and_short_audio(fitted: KMeansTokenizer, samples: int) -> None:
+    tokens = fitted.encode(torch.zeros(2, samples), torch.tensor([samples, 0]))
+    assert tokens.lengths.tolist() == [-(-samples // 640), 0]
+    assert tokens.ids.shape == (2, 1, -(-samples // 640))
+
+
+def test_unfitted_is_a_clear_error(build: Any) -> None:
+    with pytest.raises(CheckpointError, match="has not been fitted.*segue train"):
+        build().encode(torch.zeros(1, 640), torch.tensor([640]))
+
+
+def test_too_little_audio_is_a_clear_error(build: Any) -> None:
+    with pytest.raises(TrainingError, match="too few for 512 clusters"):
+        build().fit([ragged_audio([16_000], 16_000)])
+
+
+def test_state_round_trip_gives_the_same_tokens(
+    build: Any, fitted: KMeansTokenizer, audio: WaveBatch
+) -> None:
+    other = build(num_clusters=20)
+    other.load_state_dict(fitted.state_dict(), strict=True)
+    ids = fitted.encode(audio.wave, audio.lengths).ids
+    assert torch.equal(other.encode(audio.wave, audio.lengths).ids, ids)
+
+
+def test_mel_tokens_ignore_loudness() -> None:
+    tokenizer = MelKMeansTokenizer(MelKMeansOptions(num_clusters=20))
+    tokenizer.fit(batches())
+    audio = ragged_audio([16_000], 16_000)
+    loud = tokenizer.encode(audio.wave, audio.lengths).ids
+    soft = tokenizer.encode(0.7 * audio.wave, audio.lengths).ids
+    assert (loud == soft).float().mean() > 0.8
+
+
+def test_chroma_finds_the_pitch_class_and_its_register() -> None:
+    tokenizer = ChromaKMeansTokenizer(ChromaKMeansOptions())
+    time = torch.arange(16_000, dtype=torch.float64) / 16_000
+    notes = torch.tensor([69, 81, 45])  # A4, A5, A2: pitch class 9
+    frequencies = 440.0 * 2.0 ** ((notes - 69) / 12)
+    waves = 0.3 * torch.sin(math.tau * frequencies[:, None] * time)
+    middle = tokenizer.features(waves, torch.full((3,), 16_000))[:, 12]
+    treble, bass, height = middle[:, :12], middle[:, 12:24], middle[:, 24]
+    assert treble[:2].argmax(dim=1).tolist() == [9, 9]
+    assert int(bass[2].argmax()) == 9
+    assert height[2] < height[0] < height[1]
+
+
+def test_chroma_hears_an_onset() -> None:
+    tokenizer = ChromaKMeansTokenizer(ChromaKMeansOptions())
+    wave = torch.zeros(1, 16_000, dtype=torch.float64)
+    wave[:, 8000:] = torch.sin(math.tau * 440 * torch.arange(8000) / 16_000)
+    onset = tokenizer.features(wave, torch.tensor([16_000]))[0, :, -2]
+    assert abs(int(onset.argmax()) - 12) <= 1
+
+
+def test_a_reservoir_draws_evenly_in_bounded_memory() -> None:
+    reservoir = Reservoir(capacity=500, width=1, seed=0)
+    for start in range(0, 10_000, 130):
+        reservoir.add(np.arange(start, min(start + 130, 10_000), dtype=np.float32)[:, None])
+    assert reservoir.seen == 10_000
+    assert reservoir.rows.shape == (500, 1)
+    assert len(np.unique(reservoir.rows)) == 500
+    assert abs(float(reservoir.rows.mean()) - 5000) < 500
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (MelKMeansOptions, {"clusters": 3}),
+        (MelKMeansOptions, {"frame_rate": 33}),
+        (MelKMeansOptions, {"window": 100}),
+        (MelKMeansOptions, {"num_cepstra": 40}),
+        (ChromaKMeansOptions, {"clusters": 3}),
+        (ChromaKMeansOptions, {"split_note": 20}),
+        (ChromaKMeansOptions, {"onset_window": 1001}),
+    ],
+)
+def test_wrong_options_are_refused(options: Any, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        options.model_validate(wrong)

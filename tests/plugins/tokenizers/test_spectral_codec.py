@@ -1,0 +1,142 @@
+"""Encoding and decoding of the spectral codec."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from segue.core.interfaces import Tokens, WaveBatch
+from segue.plugins.tokenizers.common.framing import Framing
+from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
+from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
+
+
+def random_codes(codec: SpectralCodec, rows: int, frames: int) -> torch.Tensor:
+    spec = codec.spec
+    return torch.randint(spec.codebook_size, (rows, spec.num_levels, frames))
+
+
+def test_frames_are_those_declared(codec: SpectralCodec, audio: WaveBatch) -> None:
+    tokens = codec.encode(audio.wave, audio.lengths)
+    assert codec.spec.frame_rate == 50
+    assert tokens.lengths.tolist() == [25, 17, 2, 2, 1]
+    assert tokens.ids.shape == (5, 3, 25)
+
+
+def test_rows_of_a_batch_are_encoded_as_alone(codec: SpectralCodec, audio: WaveBatch) -> None:
+    together = codec.encode(audio.wave, audio.lengths)
+    for row, length in enumerate(audio.lengths.tolist()):
+        alone = codec.encode(audio.wave[row : row + 1, :length], torch.tensor([length]))
+        assert torch.equal(alone.ids[0], together.row(row))
+
+
+def test_rows_of_a_batch_are_decoded_as_alone(codec: SpectralCodec) -> None:
+    codes, lengths = random_codes(codec, 3, 20), torch.tensor([20, 7, 1])
+    together = codec.decode(codes, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = codec.decode(codes[row : row + 1, :, :length], torch.tensor([length]))
+        torch.testing.assert_close(together[row, : length * 320], alone[0], atol=1e-5, rtol=0)
+        assert not together[row, length * 320 :].any()
+
+
+@pytest.mark.parametrize("subframes", [1, 2, 4])
+@pytest.mark.parametrize("window", [640, 960])
+def test_streamed_equals_offline(
+    codec_options: SpectralCodecOptions, subframes: int, window: int
+) -> None:
+    options = codec_options.model_copy(update={"subframes": subframes, "window": window})
+    codec = SpectralCodec(options).eval()
+    codes = random_codes(codec, 2, 50)
+    decoder = codec.streaming_decoder()
+    chunks = [decoder.push(part) for part in codes.split([1, 9, 3, 30, 7], dim=2)]
+    streamed = torch.cat([*chunks, decoder.finish()], dim=1)
+    offline = codec.decode(codes, Tokens.full(codes).lengths)
+    torch.testing.assert_close(streamed, offline, atol=1e-5, rtol=0)
+
+
+def test_decode_context_is_no_wider_than_needed(codec: SpectralCodec) -> None:
+    assert codec.decode_context is not None
+    left, right = codec.decode_context
+    codes = random_codes(codec, 1, left + right + 1)
+    other = codes.clone()
+    other[:, :, left] = (other[:, :, left] + 1) % codec.spec.codebook_size
+    lengths = Tokens.full(codes).lengths
+    change = (codec.decode(codes, lengths) - codec.decode(other, lengths)).abs()
+    per_frame = change.view(-1, 320).amax(dim=1)
+    assert per_frame[1:-1].all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_levels_asked_for_are_the_levels_decoded(codec: SpectralCodec, training: bool) -> None:
+    codec.train(training)
+    codes = random_codes(codec, 2, 6)
+    lengths = Tokens.full(codes).lengths
+    waves = [codec.decode(codes[:, :count], lengths) for count in (1, 2, 3)]
+    assert not torch.equal(waves[0], waves[1]) and not torch.equal(waves[1], waves[2])
+    first = codec.quantizer.levels()[0].codes[codes[:, 0]]
+    torch.testing.assert_close(codec.quantizer.decode(codes[:, :1]), first)
+
+
+def test_mode_changes_neither_tokens_nor_audio(codec: SpectralCodec, audio: WaveBatch) -> None:
+    before = {key: value.clone() for key, value in codec.state_dict().items()}
+    tokens = codec.encode(audio.wave, audio.lengths)
+    wave = codec.decode(tokens.ids, tokens.lengths)
+    codec.train()
+    again = codec.encode(audio.wave, audio.lengths)
+    assert torch.equal(again.ids, tokens.ids) and again.ids.shape[1] == 3
+    assert torch.equal(codec.decode(again.ids, again.lengths), wave)
+    assert all(torch.equal(value, before[key]) for key, value in codec.state_dict().items())
+
+
+def test_every_code_decodes_to_finite_audio(codec: SpectralCodec) -> None:
+    codes = torch.arange(32).expand(1, 3, 32)
+    assert codec.decode(codes, torch.tensor([32])).isfinite().all()
+
+
+def test_state_round_trip_gives_the_same_tokens(
+    codec: SpectralCodec, codec_options: SpectralCodecOptions, audio: WaveBatch
+) -> None:
+    torch.manual_seed(1)
+    other = SpectralCodec(codec_options).eval()
+    other.load_state_dict(codec.state_dict(), strict=True)
+    ids = codec.encode(audio.wave, audio.lengths).ids
+    assert torch.equal(other.encode(audio.wave, audio.lengths).ids, ids)
+    assert other.seal("spectral_codec.v1") == codec.seal("spectral_codec.v1")
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 4000])
+def test_silent_and_short_audio(codec: SpectralCodec, samples: int) -> None:
+    tokens = codec.encode(torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
+    assert tokens.lengths.tolist() == [-(-samples // 320), -(-(samples // 2) // 320)]
+    assert codec.decode(tokens.ids, tokens.lengths).isfinite().all()
+
+
+def test_a_spectrum_synthesised_is_the_wave_analysed() -> None:
+    framing = Framing(160, 640)
+    wave = torch.randn(2, 3200)
+    mask = (torch.arange(20) < torch.tensor([[20], [9]])).float()
+    wave = wave * mask.repeat_interleave(160, dim=1)
+    back = framing.synthesise(framing.analyse(wave), mask)
+    torch.testing.assert_close(back, wave, atol=1e-4, rtol=0)
+
+
+def test_default_options_make_a_small_file() -> None:
+    state = SpectralCodec(SpectralCodecOptions()).state_dict()
+    assert sum(value.numel() * value.element_size() for value in state.values()) < 14e6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"widht": 3},
+        {"kernel": 4},
+        {"hop": 300, "sample_rate": 16000, "subframes": 7},
+        {"window": 100},
+        {"window": 641},
+        {"loss": {"gan": 1.0}},
+    ],
+)
+def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SpectralCodecOptions.model_validate(wrong)
