@@ -95,7 +95,7 @@ def scrambled(module: M, scale: float = 0.05) -> M:
         for parameter in module.parameters():
             if parameter.is_floating_point():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter += (scale * noise).to(parameter)
+                parameter.add_((scale * noise).to(parameter))
     return module
 
 

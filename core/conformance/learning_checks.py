@@ -30,14 +30,14 @@ def check_gradients_reach_every_parameter(subject: Subject) -> None:
     require(bool(waiting), "it has no trainable parameter")
     for _ in range(_STEPS):
         lm.zero_grad()
-        lm.training_step(batch_for(subject.stage))["loss"].backward()  # type: ignore[no-untyped-call]
+        lm.training_step(batch_for(subject.stage))["loss"].backward()
         with torch.no_grad():
             for name, parameter in lm.named_parameters():
                 if parameter.grad is not None:
                     require_finite(parameter.grad, f"gradient of {name}")
                     if bool(parameter.grad.any()):
                         waiting.discard(name)
-                    parameter -= 0.01 * parameter.grad
+                    parameter.sub_(0.01 * parameter.grad)
     require(not waiting, f"no gradient reaches {', '.join(sorted(waiting))}")
 
 
@@ -63,7 +63,7 @@ def check_can_be_trained_after_generating(subject: Subject) -> None:
     new = continued(lm, prompts.given, prompts.target)
     lm.train()
     loss = lm.loss(type(batch)(new, prompts.given)).total
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     require_finite(loss.detach(), "loss on generated frames")
 
 

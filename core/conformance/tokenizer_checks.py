@@ -162,7 +162,7 @@ def check_training_step_can_be_learnt_from(subject: Subject) -> None:
     )
     require("loss" in losses, f"no 'loss' among {sorted(losses)}")
     require_finite(losses["loss"].detach(), "loss")
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    losses["loss"].backward()
     reached = [p.grad is not None and bool(p.grad.any()) for p in tokenizer.parameters()]
     require(any(reached), "the gradient of 'loss' reaches no parameter")
 

@@ -46,7 +46,7 @@ def check_fingerprint_follows_weights(subject: Subject) -> None:
     before = tokenizer.seal(_NAME)
     with torch.no_grad():
         for tensor in weights:
-            tensor += 1.0
+            tensor.add_(1.0)
     require(tokenizer.seal(_NAME) != before, "the fingerprint stays when all weights change")
 
 

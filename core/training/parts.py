@@ -74,6 +74,11 @@ class Workspace:
                 found[part] = ref.model_copy(update={"checkpoint": str(checkpoint.resolve())})
         return replace_parts(self.config, found)
 
+    @property
+    def data_name(self) -> str:
+        """What checkpoints call the data: its folder and file name, not where this machine has it."""
+        return "tokens" if self.data is None else "/".join(self.data.resolve().parts[-2:])
+
     def recordings(self, split: Split) -> list[Recording]:
         if self.data is None:
             raise DataError("--data", "is missing", "name a folder of audio or a CSV manifest")
@@ -130,7 +135,7 @@ def _training_run(
     name = part.partition(".")[2]
     make = _token_batches if name else _audio_batches
     train_batches, valid_batches = make(workspace, assembly, part, component)
-    notes: dict[str, Any] = {"data": str(workspace.data or workspace.directory / "tokens")}
+    notes: dict[str, Any] = {"data": workspace.data_name}
     return TrainingRun(
         part,
         kind_of(part),
@@ -195,7 +200,7 @@ def _fit(workspace: Workspace, part: str, component: Component) -> Path:
     figures = component.fit(_reported(batches, workspace, part, len(chosen)))
     target = directory / "step-00000001"
     with atomic_directory(target) as temporary:
-        trained = {"data": str(workspace.data), "recordings": len(chosen), **figures}
+        trained = {"data": workspace.data_name, "recordings": len(chosen), **figures}
         use = workspace.config.parts[part].use
         save_component(component, temporary, kind_of(part), use, trained)
         write_json(temporary / STATE_JSON, {"step": 1})

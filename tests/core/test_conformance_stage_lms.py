@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from segue.core.conformance import (
@@ -110,14 +111,14 @@ class TinyLM(StageLM):
 
 class TakesAnyOption(TinyLM):
     class Config(TinyOptions):
-        model_config = {"extra": "ignore"}
+        model_config = ConfigDict(extra="ignore")
 
     config_class = Config
 
 
 class HasLooseOptions(TinyLM):
     class Config(TinyOptions):
-        model_config = {"frozen": False}
+        model_config = ConfigDict(frozen=False)
 
     config_class = Config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -65,18 +66,6 @@ while True:
         with atomic_directory(Path(sys.argv[1])) as temporary:
             for name in "xyz":
                 (temporary / name).write_text(letter * 50_000)
-"""
-#: A file may grow to 20 kB only: what a full disk looks like.
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from segue.core.errors import OutputError
-from segue.core.files import write_text
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    write_text(Path(sys.argv[1]), "new " * 20_000)
-except OutputError as error:
-    print(error)
 """
 
 
@@ -233,13 +222,18 @@ def test_killed_at_any_moment_a_directory_is_whole(tmp_path: Path, delay: float)
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """No file may grow beyond 20 kB: what a full disk looks like."""
     path = tmp_path / "file.txt"
-    path.write_text(OLD)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith(f"{path}: cannot be written (File too large); choose a place")
-    assert path.read_text() == OLD
+    path.write_text(OLD[:9])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OutputError) as caught:
+            write_text(path, "new " * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value).startswith(f"{path}: cannot be written (File too large); choose")
+    assert path.read_text() == OLD[:9]
     assert everything(tmp_path) == ["file.txt"]
 
 

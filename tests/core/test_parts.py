@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.conftest import TINY
 
 from segue.core.config.load import load_config
 from segue.core.errors import DataError, SegueError, TrainingError
@@ -16,7 +17,6 @@ from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.training.loop import newest_checkpoint
 from segue.core.training.parts import Workspace, tokenize, train_all, train_part
-from tests.conftest import TINY
 
 
 @pytest.fixture

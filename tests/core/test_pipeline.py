@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.conftest import melody
 
 from segue import Pipeline
 from segue.core.errors import AudioError, CheckpointError, GenerationError, SegueError
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
-from tests.conftest import melody
 
 RATE = 16_000
 

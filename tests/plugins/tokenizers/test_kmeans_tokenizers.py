@@ -84,7 +84,7 @@ def test_silent_and_short_audio(fitted: KMeansTokenizer, samples: int) -> None:
 
 
 def test_unfitted_is_a_clear_error(build: Any) -> None:
-    with pytest.raises(CheckpointError, match="has not been fitted.*segue train"):
+    with pytest.raises(CheckpointError, match="has not been fitted"):
         build().encode(torch.zeros(1, 640), torch.tensor([640]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from segue.core.conformance import ragged_audio
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
@@ -20,12 +21,13 @@ def test_loss_on_silence_is_finite(codec_options: SpectralCodecOptions) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in codec.parameters())
 
 
-def test_loss_falls_on_one_batch(codec_options: SpectralCodecOptions, audio: WaveBatch) -> None:
+def test_loss_falls_on_one_batch(codec_options: SpectralCodecOptions) -> None:
     torch.manual_seed(0)
+    audio = ragged_audio([4800, 3200], 16_000)
     codec = SpectralCodec(codec_options.model_copy(update={"quantizer_dropout": 0.0})).train()
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=5e-3)
     history = []
-    for _ in range(60):
+    for _ in range(40):
         losses = codec.training_step(audio)
         optimizer.zero_grad()
         losses["loss"].backward()  # type: ignore[no-untyped-call]
@@ -33,7 +35,7 @@ def test_loss_falls_on_one_batch(codec_options: SpectralCodecOptions, audio: Wav
         history.append(float(losses["reconstruction"]))
     assert history[-1] < 0.6 * history[0]
     assert {"mel", "commitment", "use_0", "use_2", "codebook_use"} <= losses.keys()
-    assert float(losses["codebook_use"]) > 0.3
+    assert float(losses["codebook_use"]) > 0.1  # of 32 codes, by 25 frames
 
 
 def test_padding_does_not_count(codec: SpectralCodec, audio: WaveBatch) -> None:

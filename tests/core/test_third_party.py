@@ -1,0 +1,216 @@
+"""The example package: assembled into both domains by config alone, and broken in every way."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import TINY, melody
+
+from segue.core.assembly import plan
+from segue.core.config.load import load_config
+from segue.core.errors import AssemblyError, PluginError
+from segue.core.manager import PluginHost
+from segue.core.pipeline import Pipeline
+from segue.core.training.parts import Workspace, train_all
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "third_party_plugin"
+SWAPS = {
+    "semantic_tokenizer.use": "toy_loudness.v1",
+    "codec.use": "toy_dct.v1",
+    "stages.semantic.lm.use": "toy_gru.v1",
+    "stages.acoustic.lm.use": "toy_gru.v1",
+}
+COMPONENTS = {
+    "toy_loudness.v1": ("semantic_tokenizer", "tokenizer.py"),
+    "toy_dct.v1": ("codec", "codec.py"),
+    "toy_gru.v1": ("stage_lm", "lm.py"),
+}
+Toy = Callable[..., PluginHost]
+
+
+@pytest.fixture
+def toy(tmp_path: Path, install: Callable[..., None]) -> Toy:
+    """A host that sees the example package, with edits: (file, old text, new text)."""
+
+    def build(*edits: tuple[str, str, str], rival: bool = False) -> PluginHost:
+        site = tmp_path / "site"
+        package = site / "segue_toy"
+        shutil.copytree(EXAMPLE / "segue_toy", package)
+        for file, old, new in edits:
+            text = (package / file).read_text()
+            assert old in text, f"{file} holds no {old!r}"
+            (package / file).write_text(text.replace(old, new))
+        _describe(site, "segue_toy", "segue_toy.register")
+        if rival:
+            shutil.copy(package / "register.py", site / "segue_rival.py")
+            _describe(site, "segue_rival", "segue_rival")
+        install(site)
+        return PluginHost.discover()
+
+    return build
+
+
+def _describe(site: Path, name: str, module: str) -> None:
+    info = site / f"{name}-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[segue.plugins]\ntoy = {module}\n")
+
+
+@pytest.mark.parametrize("domain", ["speech", "piano"])
+def test_each_component_enters_each_domain_by_one_line(domain: str, toy: Toy) -> None:
+    host = toy()
+    for key, name in SWAPS.items():
+        config = load_config(domain, host, [f"{key}={name}"]).config
+        parts = plan(config, host).parts
+        assert parts[key.removesuffix(".use").removesuffix(".lm")].use == name
+
+
+@pytest.mark.parametrize("domain", ["speech", "piano"])
+def test_a_pipeline_of_foreign_parts_trains_and_continues(
+    domain: str, toy: Toy, tmp_path: Path, recordings_folder: Path
+) -> None:
+    host = toy()
+    kept = [text for text in TINY if ".options." not in text]
+    overrides = [f"{key}={name}" for key, name in SWAPS.items()]
+    config = load_config(domain, host, [*kept, *overrides]).config
+    directory = train_all(Workspace(config, tmp_path / "run", recordings_folder, host))
+    pipeline = Pipeline.from_pretrained(directory, host=host)
+    result = pipeline.continue_(melody(1.0, seed=1), 16_000, seconds=0.4)
+    assert result.continuation().shape[0] == 0.4 * 16_000
+    assert torch.isfinite(result.wave).all()
+
+
+def use_of(host: PluginHost, name: str) -> PluginError:
+    """The error when a component is asked for; everything else must still work."""
+    kind, _ = COMPONENTS[name]
+    load_config("speech", host)
+    with pytest.raises(PluginError) as caught:
+        host.load(host.find(kind, name, kind), kind)  # type: ignore[arg-type]
+    return caught.value
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_an_import_error_in_one_component_is_told_when_it_is_asked_for(name: str, toy: Toy) -> None:
+    _, file = COMPONENTS[name]
+    host = toy((file, "import torch\n", "import torch\nimport no_such_module\n"))
+    assert {record.name for record in host.records()} >= set(COMPONENTS)
+    assert "no_such_module" in str(use_of(host, name))
+    for other in set(COMPONENTS) - {name}:
+        kind, _ = COMPONENTS[other]
+        assert host.load(host.find(kind, other, kind), kind)  # type: ignore[arg-type]
+
+
+def test_an_import_error_in_the_register_module_is_reported_and_not_fatal(toy: Toy) -> None:
+    host = toy(
+        ("register.py", "from segue.core.records", "import no_such\nfrom segue.core.records")
+    )
+    (status,) = [s for s in host.statuses() if s.source == "segue-toy"]
+    assert (status.state, "no_such" in status.error) == ("broken", True)
+    error = use_of(host, "toy_dct.v1")
+    assert "no_such" in str(error)
+    assert "segue-toy" in str(error)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_bad_signature_is_told_with_the_component(name: str, toy: Toy) -> None:
+    _, file = COMPONENTS[name]
+    edits = {
+        "toy_loudness.v1": ("def encode(self, wave: Wave, lengths: Lengths)", "def encode(self)"),
+        "toy_dct.v1": ("def decode(self, codes: Ids, lengths: Lengths)", "def decode(self, codes)"),
+        "toy_gru.v1": ("def score(self, batch: StageBatch)", "def score(self)"),
+    }
+    old, new = edits[name]
+    error = use_of(toy((file, old, new)), name)
+    assert name in str(error)
+    assert error.fix
+
+
+def test_a_hook_with_a_bad_signature_is_reported_and_not_fatal(toy: Toy) -> None:
+    host = toy(
+        (
+            "register.py",
+            "def segue_register_codecs()",
+            "def segue_register_codecs(nonsense)",
+        )
+    )
+    (status,) = [s for s in host.statuses() if s.source == "segue-toy"]
+    assert status.state == "broken"
+    assert "nonsense" in status.error
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_another_api_version_is_refused_with_both_numbers(name: str, toy: Toy) -> None:
+    host = toy(("register.py", f'name="{name}",', f'name="{name}",\n            api_version=2,'))
+    text = str(use_of(host, name))
+    assert "2" in text
+    assert "this host speaks 1" in text
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_name_clash_names_every_claimant_and_a_pin_settles_it(
+    name: str, toy: Toy, tmp_path: Path
+) -> None:
+    host = toy(rival=True)
+    kind, _ = COMPONENTS[name]
+    with pytest.raises(PluginError) as caught:
+        host.find(kind, name, kind)  # type: ignore[arg-type]
+    assert "segue-toy" in str(caught.value)
+    assert "segue-rival" in str(caught.value)
+    registry = tmp_path / "pins.yaml"
+    registry.write_text(f"api_version: 1\npins:\n  {kind}/{name}: segue-rival\n")
+    pinned = PluginHost.discover(registry=registry)
+    assert pinned.find(kind, name, kind).source == "segue-rival"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["semantic_tokenizer.use=toy_loudness.v1",
+          "semantic_tokenizer.options.frame_rate=20"], ["20", "no whole ratio"]),
+        (["codec.use=toy_dct.v1", "codec.options.frame_rate=40"], ["40", "no whole ratio"]),
+        (["codec.use=toy_dct.v1", "stages.acoustic.predicts=acoustic[0:30]"],
+         ["level 30", "codec emits 24"]),
+        (["codec.use=toy_dct.v1", "stages.acoustic.predicts=acoustic[0:6]"],
+         ["no stage predicts level 6 of the 24"]),
+    ],
+)  # fmt: skip
+def test_wrong_rates_and_levels_are_refused(
+    overrides: list[str], words: list[str], toy: Toy
+) -> None:
+    host = toy()
+    with pytest.raises(AssemblyError) as caught:
+        plan(load_config("speech", host, overrides).config, host)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_wrong_vocabulary_is_refused_before_weights_load(
+    toy: Toy, tmp_path: Path, recordings_folder: Path
+) -> None:
+    host = toy()
+    overrides = [*(t for t in TINY if ".options." not in t), "codec.use=toy_dct.v1",
+                 "semantic_tokenizer.use=toy_loudness.v1"]  # fmt: skip
+    config = load_config("speech", host, overrides).config
+    directory = train_all(Workspace(config, tmp_path / "run", recordings_folder, host))
+    with pytest.raises(AssemblyError, match="64 codes per level.*semantic_tokenizer emits 81"):
+        Pipeline.from_pretrained(
+            directory, overrides=["semantic_tokenizer.options.steps=9"], host=host
+        )
+    with pytest.raises(AssemblyError, match="trained on tokens of the codec"):
+        Pipeline.from_pretrained(
+            directory, overrides=["codec.options.steps=32", "codec.use=spectral_codec.v1",
+                                  "codec.options={codebook_size: 1024, num_levels: 24}"],
+            host=host,
+        )  # fmt: skip
+
+
+def test_each_component_is_at_most_50_lines_of_code() -> None:
+    for file in ("tokenizer.py", "codec.py", "lm.py"):
+        lines = (EXAMPLE / "segue_toy" / file).read_text().splitlines()
+        code = [line for line in lines if line.strip() and not line.lstrip().startswith('"""')]
+        assert len(code) <= 50, f"{file} has {len(code)} lines"
