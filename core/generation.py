@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import torch
 
+from segue.core.errors import GenerationError
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.spec import StageSpec
@@ -40,7 +41,8 @@ def run_stage(
 
     Args:
         given: whole streams, aligned with frame 0 of the prompt, one per given slice.
-        prompt: ragged ``[B, Q, N]``, possibly without frames.
+        prompt: ragged ``[B, Q, N]``, possibly without frames; every row a whole number of
+            ``stage.alignment`` frames.
         num_frames: frames to add.
         window: most frames that the model sees at once, known and new together.
         overlap: part of a window that is known frames once the audio exceeds one window.
@@ -49,9 +51,19 @@ def run_stage(
 
     Returns:
         Prompt and continuation of each row, ``[B, Q, N + num_frames]``.
+
+    Raises:
+        GenerationError: if a prompt ends within a frame of a given slice.
     """
     known, done = prompt, 0
     unit = lm.stage.alignment
+    odd = [length for length in prompt.lengths.tolist() if length % unit]
+    if odd:
+        raise GenerationError(
+            f"stages.{lm.stage.name}",
+            f"a prompt has {odd[0]} frames",
+            f"cut it to a multiple of {unit} frames, where all its given slices end a frame",
+        )
     while done < num_frames:
         budget = _context_budget(num_frames - done, window, overlap, unit)
         count = min(num_frames - done, window - budget)

@@ -172,7 +172,9 @@ class Tokenizer(Component):
         digest = options_digest(name, self.config)
         for key, tensor in sorted(self.token_state().items()):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
         return self._fingerprint
 

@@ -12,7 +12,6 @@ from segue.core.conformance.stages import TINY_STAGES
 from segue.core.conformance.subject import Subject
 from segue.core.errors import PluginError
 from segue.core.manager import PluginHost
-from segue.core.options import Options
 from segue.core.records import Kind
 from segue.core.validation import suggestion
 
@@ -33,7 +32,7 @@ class ComponentResult:
 
 
 def check_component(
-    host: PluginHost, name: str, options: Mapping[str, Any] | Options
+    host: PluginHost, name: str, options: Mapping[str, Any]
 ) -> list[ComponentResult]:
     """Run every check on a registered component.
 
@@ -52,20 +51,19 @@ def check_component(
 
 
 def _subjects(
-    host: PluginHost, name: str, options: Mapping[str, Any] | Options
+    host: PluginHost, name: str, options: Mapping[str, Any]
 ) -> Iterator[tuple[Subject, str]]:
     """What to check, and what to put before the names of its checks."""
     kinds = _kinds(host, name)
     for kind in kinds:
         # Refused here, with the path of the wrong value, rather than by every check.
-        if not isinstance(options, Options):
-            options = host.options(kind, name, options, "options")
+        own = host.options(kind, name, options, "options")
         prefix = f"{kind}: " if len(kinds) > 1 else ""
         if kind != "stage_lm":
-            yield Subject(kind, name, options, host=host), prefix
+            yield Subject(kind, name, own, host=host), prefix
             continue
         for stage in TINY_STAGES.values():
-            yield Subject(kind, name, options, stage, host), f"{prefix}{stage.name} stage: "
+            yield Subject(kind, name, own, stage, host), f"{prefix}{stage.name} stage: "
 
 
 def _kinds(host: PluginHost, name: str) -> list[Kind]:

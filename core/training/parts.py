@@ -76,7 +76,7 @@ class Workspace:
 
     @property
     def data_name(self) -> str:
-        """What checkpoints call the data: its folder and file name, not where this machine has it."""
+        """What checkpoints call the data: folder and file name, not where they lie here."""
         return "tokens" if self.data is None else "/".join(self.data.resolve().parts[-2:])
 
     def recordings(self, split: Split) -> list[Recording]:

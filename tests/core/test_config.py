@@ -118,9 +118,9 @@ def test_errors_name_the_full_path_and_the_value(
 
 
 def test_set_refuses_what_is_no_assignment_and_stages_that_do_not_exist(host: PluginHost) -> None:
-    with pytest.raises(ConfigError, match="path.to.key=value"):
+    with pytest.raises(ConfigError, match=r"path\.to\.key=value"):
         load_config("speech", host, ["codec.use"])
-    with pytest.raises(ConfigError, match="'corse'.*semantic, acoustic"):
+    with pytest.raises(ConfigError, match=r"'corse'.*semantic, acoustic"):
         load_config("speech", host, ["stages.corse.crop_seconds=1"])
 
 

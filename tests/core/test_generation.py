@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from segue.core.errors import GenerationError
 from segue.core.generation import run_stage, window_frames
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Options, Sampling
@@ -21,7 +22,7 @@ from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 TARGET_RATE = 50
 RATIOS = [None, Fraction(1, 2), Fraction(1), Fraction(2)]
-PROMPTS = [(0,), (4,), (40,), (0, 6, 2, 30), (12, 8, 14), (3, 0, 21, 40)]
+PROMPTS = [(0,), (4,), (40,), (0, 6, 2, 30), (12, 8, 14), (2, 0, 22, 40)]
 MANY = 10**6
 
 
@@ -238,8 +239,15 @@ def test_an_overlap_of_nearly_everything_still_goes_on() -> None:
 
 def test_a_window_of_one_unit_works() -> None:
     lm = Recorder(stage_of(Fraction(1, 2)))
-    result = run(lm, [counting(40, levels=1)], counting(5), 7, 2, 0.5)
-    assert result.row(0)[0].tolist() == list(range(12))
+    result = run(lm, [counting(40, levels=1)], counting(6), 7, 2, 0.5)
+    assert result.row(0)[0].tolist() == list(range(13))
+
+
+def test_a_prompt_that_ends_within_a_given_frame_is_refused() -> None:
+    """No window of it could start where a given frame does."""
+    with pytest.raises(GenerationError, match=r"^stages.coarse: a prompt has 3 frames; cut it to"):
+        run(Recorder(stage_of(Fraction(1, 2))), [counting(9, 9, levels=1)], counting(4, 3), 2, 8, 0)
+    run(Recorder(stage_of(Fraction(1))), [counting(9, 9, levels=1)], counting(4, 3), 2, 8, 0)
 
 
 def test_no_frames_leave_the_prompt_as_it_is() -> None:

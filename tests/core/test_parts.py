@@ -24,9 +24,7 @@ def host() -> PluginHost:
     return PluginHost.discover(entry_points=False)
 
 
-def workspace(
-    directory: Path, data: Path | None, host: PluginHost, *overrides: str
-) -> Workspace:
+def workspace(directory: Path, data: Path | None, host: PluginHost, *overrides: str) -> Workspace:
     config = load_config("speech", host, [*TINY, *overrides]).config
     return Workspace(config, directory, data, host)
 

@@ -217,9 +217,7 @@ def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
         ({"prompt_audio": "all"}, "original, codec or none"),
     ],
 )
-def test_requests_out_of_range(
-    arguments: dict[str, object], word: str, pipeline: Pipeline
-) -> None:
+def test_requests_out_of_range(arguments: dict[str, object], word: str, pipeline: Pipeline) -> None:
     with pytest.raises(SegueError, match=word):
         pipeline.continue_(torch.zeros(RATE), RATE, **arguments)  # type: ignore[arg-type]
 
@@ -248,9 +246,7 @@ def test_save_and_load_give_the_same_pipeline(pipeline: Pipeline, tmp_path: Path
     assert manifest["format_version"] == 1
 
 
-def test_half_precision_storage_keeps_tokenizers_exact(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_half_precision_storage_keeps_tokenizers_exact(pipeline: Pipeline, tmp_path: Path) -> None:
     full = pipeline.save_pretrained(tmp_path / "full")
     half = pipeline.save_pretrained(tmp_path / "half", lm_dtype=torch.float16)
     weights = Path("stages") / "acoustic" / "model.safetensors"

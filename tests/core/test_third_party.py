@@ -197,7 +197,7 @@ def test_a_wrong_vocabulary_is_refused_before_weights_load(
                  "semantic_tokenizer.use=toy_loudness.v1"]  # fmt: skip
     config = load_config("speech", host, overrides).config
     directory = train_all(Workspace(config, tmp_path / "run", recordings_folder, host))
-    with pytest.raises(AssemblyError, match="64 codes per level.*semantic_tokenizer emits 81"):
+    with pytest.raises(AssemblyError, match=r"64 codes per level.*semantic_tokenizer emits 81"):
         Pipeline.from_pretrained(
             directory, overrides=["semantic_tokenizer.options.steps=9"], host=host
         )
