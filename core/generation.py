@@ -93,7 +93,7 @@ def _context_budget(wanted: int, window: int, overlap: float, unit: int) -> int:
     units, as a window starts where every given slice starts a frame.
     """
     budget = max(window - wanted, int(window * overlap))
-    return min(budget // unit * unit, window - unit)
+    return min(budget, window - unit)
 
 
 def _given_window(

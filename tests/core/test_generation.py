@@ -328,7 +328,7 @@ def test_real_models_give_a_row_the_same_alone_and_in_a_batch(
 ) -> None:
     stage = stage_of(ratio, codes=9)
     lm = model(kind, stage)
-    lengths, frames = (0, 14, 3, 6), 21
+    lengths, frames = (0, 14, 4, 6), 21
     prompt = random_tokens(1, 2, *lengths)
     given = []
     if ratio is not None:
