@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.assembly import AssemblyPlan, plan
-from segue.core.audio import Audio, as_audio, prepare, resample
+from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
 from segue.core.building import build_part, pretrained_path, write_pipeline_file
 from segue.core.checkpoint import save_component
 from segue.core.config.load import PIPELINE_FILE, load_config, replace_parts
@@ -42,6 +42,7 @@ Progress = Callable[[str, int, int], None]
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
 MAX_SECONDS = 3600.0
+MAX_GAIN = 100.0  # 40 dB: what is quieter than that is noise
 JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
 
 
@@ -192,10 +193,11 @@ class Pipeline:
             )
         audios = self._prepare(prompts, whole_units=True)
         request = self._request("continue", seconds, seed, len(audios), sampling)
-        prompt = self._encode(audios)
+        gains = self._gains(audios)
+        prompt = self._encode(audios, gains)
         streams = self._run_stages(request, prompt, progress)
         lengths = torch.tensor([audio.wave.shape[0] for audio in audios])
-        wave = self._decode(streams[ACOUSTIC])
+        wave = self._decode(streams[ACOUSTIC]) / gains[:, None]
         if prompt_audio == "original":
             wave = keep_recording(wave, audios, round(JOIN_SECONDS * self.sample_rate))
         result = self._result(request, wave, lengths, streams, [a.notes for a in audios])
@@ -266,8 +268,9 @@ class Pipeline:
             raise GenerationError("levels", f"{levels} is out of range", f"use 1 to {total}")
         audios = self._prepare([(wave, sample_rate)], whole_units=False)
         request = self._request("resynthesize", audios[0].seconds, 0, 1, None)
-        codes = self._encode_stream(ACOUSTIC, audios).levels(0, levels or total)
-        decoded = self._decode(codes)[:, : audios[0].wave.shape[0]]
+        gains = self._gains(audios)
+        codes = self._encode_stream(ACOUSTIC, audios, gains).levels(0, levels or total)
+        decoded = self._decode(codes)[:, : audios[0].wave.shape[0]] / gains
         return self._finish(
             request,
             GeneratedAudio(
@@ -368,16 +371,28 @@ class Pipeline:
             chosen[name] = validate(Sampling, merged, f"sampling.{name}")
         return chosen
 
-    def _encode(self, audios: Sequence[Audio]) -> dict[str, Tokens]:
-        return {stream: self._encode_stream(stream, audios) for stream in self.assembly.streams}
+    def _gains(self, audios: Sequence[Audio]) -> Float[Tensor, "B"]:
+        """What brings each prompt to the level of the training data."""
+        level = self.config.prompt.level
+        if level is None:
+            return torch.ones(len(audios))
+        rms = torch.stack([audio.wave.square().mean().sqrt() for audio in audios])
+        gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
+        return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
+
+    def _encode(self, audios: Sequence[Audio], gains: Float[Tensor, "B"]) -> dict[str, Tokens]:
+        streams = self.assembly.streams
+        return {stream: self._encode_stream(stream, audios, gains) for stream in streams}
 
     @torch.inference_mode()
-    def _encode_stream(self, stream: str, audios: Sequence[Audio]) -> Tokens:
+    def _encode_stream(
+        self, stream: str, audios: Sequence[Audio], gains: Float[Tensor, "B"]
+    ) -> Tokens:
         """Tokens of one stream, cut to the frames that the audio fills."""
         tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
         assert tokenizer is not None
         spec = tokenizer.spec
-        waves = [audio.wave for audio in audios]
+        waves = [audio.wave * gain for audio, gain in zip(audios, gains, strict=True)]
         if spec.sample_rate != self.sample_rate:
             waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
         batch = pad_waves(waves)
@@ -441,12 +456,13 @@ class Pipeline:
             )
         audios = self._prepare([(wave, sample_rate)], whole_units=True)
         request = self._request(task, audios[0].seconds, seed, 1, sampling)
+        gains = self._gains(audios)
         prompt = {
             name: Tokens.empty(1, spec.num_levels, self.device)
             for name, spec in self.assembly.streams.items()
-        } | {SEMANTIC: self._encode_stream(SEMANTIC, audios)}
+        } | {SEMANTIC: self._encode_stream(SEMANTIC, audios, gains)}
         streams = self._run_stages(request, prompt, progress, known=frozenset({SEMANTIC}))
-        decoded = self._decode(streams[ACOUSTIC])
+        decoded = self._decode(streams[ACOUSTIC]) / gains
         none = torch.zeros(1, dtype=torch.long)
         result = self._result(request, decoded, none, streams, [audios[0].notes])
         return self._finish(request, result)

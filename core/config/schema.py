@@ -98,10 +98,18 @@ def _slice(text: str) -> str:
 
 
 class PromptConfig(Options):
-    """What of a prompt is used: shorter ones are refused, of longer ones the end is taken."""
+    """What of a prompt is used, and how loud.
+
+    Attributes:
+        min_seconds: shorter prompts are refused.
+        max_seconds: of longer prompts the end is taken.
+        level: RMS that prompts are brought to before they are tokenized, that of the training
+            data; the result is brought back to the prompt's own level. None leaves them alone.
+    """
 
     min_seconds: float = Field(default=0.5, gt=0)
     max_seconds: float = Field(default=10.0, gt=0)
+    level: float | None = Field(default=None, gt=0, le=1)
 
 
 class PipelineConfig(Options):

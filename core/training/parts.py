@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from segue.core.training.loop import (
 )
 
 FIT_PIECE_SECONDS = 30.0
-MAX_FIT_RECORDINGS = 3000
+MAX_FIT_SECONDS = 7200.0
 VALIDATION_SEED = 7_777_777
 
 
@@ -194,7 +195,8 @@ def _fit(workspace: Workspace, part: str, component: Component) -> Path:
     assert isinstance(component, Tokenizer)
     recordings = workspace.recordings("train")
     # Evenly through the list: a manifest is ordered by corpus and speaker.
-    chosen = recordings[:: max(1, len(recordings) // MAX_FIT_RECORDINGS)]
+    total = sum(recording.seconds for recording in recordings)
+    chosen = recordings[:: max(1, math.ceil(total / MAX_FIT_SECONDS))]
     torch.manual_seed(workspace.config.parts[part].training.seed)
     batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
     figures = component.fit(_reported(batches, workspace, part, len(chosen)))

@@ -47,6 +47,8 @@ def test_prompt_tokens_are_the_tokenizers_own(pipeline: Pipeline) -> None:
     prompt = melody(1.6, seed=5)
     result = pipeline.continue_(prompt, RATE, seconds=0.4)
     lengths = torch.tensor([prompt.shape[0]])
+    assert pipeline.config.prompt.level is not None
+    prompt = prompt * (pipeline.config.prompt.level / prompt.square().mean().sqrt())
     for name, tokenizer in (
         ("semantic", pipeline.semantic_tokenizer),
         ("acoustic", pipeline.codec),
@@ -66,7 +68,10 @@ def test_prompt_audio_can_be_the_codecs_or_left_out(pipeline: Pipeline) -> None:
     assert torch.equal(none.row(), codec.continuation())
     assert int(none.prompt_samples[0]) == 0
     decoded = pipeline.codec.decode(codec.tokens["acoustic"].ids, codec.tokens["acoustic"].lengths)
-    assert torch.equal(codec.wave, decoded)
+    level = pipeline.config.prompt.level
+    assert level is not None
+    gain = level / prompt.square().mean().sqrt()
+    assert torch.allclose(codec.wave, decoded / gain, rtol=1e-4)
 
 
 def test_what_does_not_fill_a_frame_is_dropped_at_the_front(pipeline: Pipeline) -> None:
@@ -166,6 +171,17 @@ def test_a_long_prompt_is_cropped_to_its_end_and_says_so(pipeline: Pipeline) -> 
     assert f"used the last {limit:g} s" in result.notes[0][0]
     assert int(result.prompt_samples[0]) == limit * RATE
     assert torch.equal(result.row()[:1000], wave[5 * RATE : 5 * RATE + 1000])
+
+
+@pytest.mark.parametrize("factor", [0.02, 0.5, 1.9])
+def test_a_prompt_s_level_changes_the_output_s_level_alone(
+    factor: float, pipeline: Pipeline
+) -> None:
+    prompt = melody(1.0, seed=5)
+    plain = pipeline.continue_(prompt, RATE, seconds=0.4)
+    scaled = pipeline.continue_(prompt * factor, RATE, seconds=0.4)
+    assert same(plain, scaled)
+    assert torch.allclose(scaled.wave, plain.wave * factor, atol=1e-4)
 
 
 def test_a_silent_prompt_is_used_and_says_so(pipeline: Pipeline) -> None:
