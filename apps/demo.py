@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from segue.apps.cli.output import (
+    check_outputs,
     console,
-    fail,
     metadata_path,
+    named,
     note,
+    one_sentence,
     print_table,
     progress_bars,
     save_audio,
 )
-from segue.core.errors import SegueError
 
 #: Where a collection of real recordings may lie beside a checkout; used if it is there.
 RECORDINGS = Path("../shared/data/speech")
@@ -32,13 +33,16 @@ def run(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Write a continuation, a picture and a line of figures for each prompt."""
-    from segue.core.files import write_json
+    from segue.core.files import check_writable, write_json
 
     if prompt is not None:
         chosen = {domain or "speech": prompt}
     else:
         domains = (domain,) if domain else ("speech", "piano")
         chosen = {name: default_prompt(name) for name in domains}
+    for name, path in chosen.items():
+        check_outputs([_target(output, name)], source=path, picture=output / f"{name}.png")
+    check_writable(output / "demo.json")
     rows = [_continue(name, path, output, seconds, seed) for name, path in chosen.items()]
     write_json(output / "demo.json", rows)
     columns = ("domain", "prompt", "seconds generated", "real-time factor", "seed", "checkpoint")
@@ -56,31 +60,33 @@ def default_prompt(domain: str) -> Path:
 
     if domain == "speech" and (RECORDINGS / "manifest.csv").is_file():
         held_out = load_recordings(RECORDINGS / "manifest.csv", "valid")
-        usable = [r for r in held_out if r.seconds >= PROMPT_SECONDS and r.path.suffix == ".flac"]
-        if usable:
-            return usable[0].path
+        for recording in held_out:
+            long = recording.seconds >= PROMPT_SECONDS
+            if long and recording.path.suffix == ".flac" and recording.path.is_file():
+                return recording.path
     return find_domain(domain, default_host()).prompt
 
 
+def _target(output: Path, name: str) -> Path:
+    return output / f"{name}.wav"
+
+
 def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) -> dict[str, Any]:
-    from segue.apps.spectrogram import draw_spectrogram
-    from segue.core.audio import Audio, read_audio
+    from segue.core.audio import read_audio
     from segue.core.building import pretrained_path
     from segue.core.pipeline import Pipeline
 
-    started = time.perf_counter()
-    pipeline = Pipeline.from_pretrained(name)
-    audio = read_audio(prompt)
     # The first seconds: the recording's own continuation stays unused, to compare with.
-    count = round(PROMPT_SECONDS * audio.sample_rate)
-    audio = Audio(audio.wave[:count], audio.sample_rate, audio.notes)
-    with progress_bars(quiet=False) as progress:
+    audio = read_audio(prompt, first_seconds=PROMPT_SECONDS)
+    pipeline = Pipeline.from_pretrained(name)
+    started = time.perf_counter()
+    places = {"prompt": prompt, "seconds": "--seconds", "seed": "--seed"}
+    with named(places), progress_bars(quiet=False) as progress:
         result = pipeline.continue_batch([audio], seconds=seconds, seed=seed, progress=progress)
     elapsed = time.perf_counter() - started
-    target = output / f"{name}.wav"
-    save_audio(pipeline, result, target)
-    picture = output / f"{name}.png"
-    draw_spectrogram(result, picture, f"{name}: {prompt.name} and its continuation, seed {seed}")
+    target, picture = _target(output, name), output / f"{name}.png"
+    title = f"{name}: {prompt.name} and its continuation, seed {seed}"
+    save_audio(pipeline, result, [target], picture, title)
     for line in result.notes[0]:
         note(f"{name}: {line}")
     generated = result.continuation().shape[0] / result.sample_rate
@@ -101,10 +107,8 @@ def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) 
 
 def main() -> None:
     """Run the demo; what a user can mend ends in one sentence and exit code 2."""
-    try:
+    with one_sentence():
         typer.run(run)
-    except SegueError as error:
-        fail(str(error))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from segue.core.files import atomic_path
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
+# SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
+UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
 RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling ratio
 
 
@@ -36,13 +38,18 @@ class Audio:
 
 
 def read_audio(
-    path: Path | str, *, last_seconds: float | None = None, place: str | None = None
+    path: Path | str,
+    *,
+    first_seconds: float | None = None,
+    last_seconds: float | None = None,
+    place: str | None = None,
 ) -> Audio:
     """Read any file libsndfile knows as mono audio at its own rate.
 
     Args:
         path: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...
-        last_seconds: read no more than this from the end; a two-hour file costs no more.
+        first_seconds: read no more than this; a two-hour file costs no more.
+        last_seconds: the same, from the end; give one of the two at most.
         place: what to call the file in errors; its path by default.
 
     Raises:
@@ -53,8 +60,9 @@ def read_audio(
     try:
         with soundfile.SoundFile(path) as file:
             rate, total, channels = file.samplerate, file.frames, file.channels
-            wanted = total if last_seconds is None else min(total, round(last_seconds * rate))
-            if wanted < total:
+            limit = first_seconds if last_seconds is None else last_seconds
+            wanted = total if limit is None else min(total, round(limit * rate))
+            if last_seconds is not None and wanted < total:
                 file.seek(total - wanted)
             data = file.read(wanted, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
@@ -69,7 +77,8 @@ def read_audio(
         raise AudioError(place, "holds NaN or infinite samples", "repair the file")
     notes = []
     if wanted < total:
-        notes.append(f"used the last {wanted / rate:.1f} s of {total / rate:.1f} s")
+        end = "first" if last_seconds is None else "last"
+        notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
     wave, converted = to_mono(torch.from_numpy(data.T.copy()), place)
     if channels > 1:
         notes.append(converted)
@@ -193,7 +202,8 @@ def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Ten
     """
     limit = max(1, math.isqrt(RESAMPLE_TERMS * target // source))
     ratio = Fraction(source, target).limit_denominator(limit)
-    return torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
+    resampled: Tensor = torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
+    return resampled
 
 
 def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) -> None:
@@ -236,5 +246,5 @@ def _format(path: Path) -> tuple[str, str | None]:
     if suffix == "opus":
         return "OGG", "OPUS"
     kind = {"oga": "OGG", "aif": "AIFF"}.get(suffix, suffix.upper())
-    writable = kind in soundfile.available_formats()
+    writable = kind in soundfile.available_formats() and kind not in UNFIT_FORMATS
     return kind, soundfile.default_subtype(kind) if writable else None

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ def write_json(path: Path, data: Any) -> None:
 def check_writable(path: Path) -> None:
     """Raise ``OutputError`` now, before work is spent, if a file at ``path`` cannot be made."""
     probe = path.parent / ".segue-probe"
+    new: list[Path] = []
     try:
+        new += [parent for parent in path.parents if not parent.exists()]
         _check_target(path)
         with atomic_path(probe) as temporary:
             temporary.touch()
@@ -95,7 +97,11 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error, "choose a place that can be written") from error
     except OutputError as error:
         raise OutputError(str(path), error.problem, error.fix) from error
-    probe.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+            for parent in new:
+                parent.rmdir()
 
 
 def _check_target(path: Path) -> None:

@@ -67,9 +67,8 @@ def run_stage(
     while done < num_frames:
         budget = _context_budget(num_frames - done, window, overlap, unit)
         count = min(num_frames - done, window - budget)
-        lengths = known.lengths.tolist()
-        starts = [-(-max(0, length - budget) // unit) * unit for length in lengths]
-        context = [length - start for length, start in zip(lengths, starts, strict=True)]
+        context = [min(length, budget) for length in known.lengths.tolist()]
+        starts = [int(n) - kept for n, kept in zip(known.lengths, context, strict=True)]
         new = lm.generate(
             tuple(_given_window(lm.stage, i, g, starts, context, count)
                   for i, g in enumerate(given)),
@@ -90,10 +89,10 @@ def _context_budget(wanted: int, window: int, overlap: float, unit: int) -> int:
 
     All that leave room for what is wanted, if that fits one window; else the overlap. It depends
     on no row, so that a row's windows are the same alone and in a batch; it is a whole number of
-    units, as a window starts where every given slice starts a frame.
+    units, so that a window starts where every given slice starts a frame.
     """
     budget = max(window - wanted, int(window * overlap))
-    return min(budget, window - unit)
+    return min(budget // unit * unit, window - unit)
 
 
 def _given_window(

@@ -19,8 +19,9 @@ from segue.apps.cli.options import (
     load_pipeline,
 )
 from segue.apps.cli.output import (
-    check_output,
+    check_outputs,
     console,
+    named,
     note,
     print_json,
     progress_bars,
@@ -49,11 +50,12 @@ def command(
     """Continue a recording, keeping its voice or its music."""
     from segue.core.audio import read_audio
 
-    check_output(output)
+    check_outputs([output], source=prompt, picture=picture)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     audio = read_audio(prompt, last_seconds=loaded.config.prompt.max_seconds)
     started = time.perf_counter()
-    with progress_bars(json) as progress:
+    places = {"prompt": prompt, "seconds": "--seconds", "seed": "--seed"}
+    with named(places | {"prompt_audio": "--prompt-audio"}), progress_bars(json) as progress:
         result = loaded.continue_batch(
             [audio],
             seconds=seconds,
@@ -62,11 +64,7 @@ def command(
             progress=progress,
         )
     elapsed = time.perf_counter() - started
-    save_audio(loaded, result, output)
-    if picture is not None:
-        from segue.apps.spectrogram import draw_spectrogram
-
-        draw_spectrogram(result, picture, title=str(prompt))
+    save_audio(loaded, result, [output], picture, title=str(prompt))
     report = summary(result, output, elapsed, result.notes[0])
     if json:
         print_json(report)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import typer
 
 from segue.apps.cli.options import JsonOption
 from segue.apps.cli.output import print_json, print_table
+from segue.core.errors import SegueError
+
+Look = Callable[[], list[tuple[str, str, str]]]
 
 PACKAGES = {
     "torch": "",
@@ -22,13 +25,23 @@ PACKAGES = {
 
 def command(json: JsonOption = False) -> None:
     """Look for what would stop work: packages, devices, formats, plugins, weights."""
-    findings = [*_packages(), *_devices(), *_formats(), *_plugins(), *_weights()]
+    looks = (_packages, _devices, _formats, _plugins, _weights)
+    findings = [finding for look in looks for finding in _tried(look)]
     if json:
         print_json([dict(zip(("what", "state", "detail"), row, strict=True)) for row in findings])
     else:
         print_table(("what", "state", "detail"), findings)
     if any(state == "broken" for _, state, _ in findings):
         raise typer.Exit(1)
+
+
+def _tried(look: Look) -> list[tuple[str, str, str]]:
+    """What a look found; that it cannot even be taken is a finding too."""
+    try:
+        return look()
+    except (SegueError, ImportError, OSError) as error:
+        what = look.__name__.strip("_")
+        return [(what, "broken", " ".join(str(error).split()))]
 
 
 def _packages() -> list[tuple[str, str, str]]:
@@ -53,33 +66,23 @@ def _devices() -> list[tuple[str, str, str]]:
 
 
 def _formats() -> list[tuple[str, str, str]]:
-    try:
-        import soundfile
-        import torchaudio  # noqa: F401  # it must load beside this torch
+    import soundfile
+    import torchaudio  # noqa: F401  # it must load beside this torch
 
-        formats = ", ".join(sorted(soundfile.available_formats()))
-    except (ImportError, OSError) as error:
-        return [("audio", "broken", str(error).splitlines()[0])]
-    return [("audio formats", "ok", formats)]
+    return [("audio formats", "ok", ", ".join(sorted(soundfile.available_formats())))]
 
 
 def _plugins() -> list[tuple[str, str, str]]:
     from segue.core.manager import default_host
 
-    states = {"ok": "ok", "blocked": "blocked", "broken": "broken"}
     return [
-        (f"plugin {status.source}", states[status.state], status.error or _names(status))
-        for status in default_host().statuses()
+        (f"plugin {s.source}", s.state, s.error or f"{len(s.records)} components")
+        for s in default_host().statuses()
     ]
-
-
-def _names(status: Any) -> str:
-    return f"{len(status.records)} components"
 
 
 def _weights() -> list[tuple[str, str, str]]:
     from segue.core.config.load import find_domain
-    from segue.core.errors import SegueError
     from segue.core.manager import default_host
 
     host, rows = default_host(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from segue.apps.cli.options import (
     SetOption,
     load_pipeline,
 )
-from segue.apps.cli.output import print_json, print_table, progress_bars
+from segue.apps.cli.output import named, print_json, print_table, progress_bars
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ def command(
     domain: DomainOption = None,
     pipeline: PipelineOption = None,
     items: Annotated[int, typer.Option(min=1, help="Held-out recordings (or batches) used.")] = 50,
-    prompt_seconds: Annotated[float, typer.Option(min=0.5)] = 3.0,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.5)] = 5.0,
+    prompt_seconds: Annotated[
+        float, typer.Option(min=0.5, max=3600, help="Of each recording, to continue from.")
+    ] = 3.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.5, max=3600, help="Audio to add.")
+    ] = 5.0,
     seed: SeedOption = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")
@@ -48,13 +53,16 @@ def command(
     """Evaluate on held-out recordings (split valid)."""
     if subject not in SUBJECTS:
         raise ConfigError(subject, "cannot be evaluated", f"choose one of {', '.join(SUBJECTS)}")
+    if math.isnan(prompt_seconds):
+        raise ConfigError("--prompt-seconds", "is no number", "give seconds")
     from segue.core.evaluation import evaluate
     from segue.core.files import check_writable, write_json
 
     if output is not None:
         check_writable(output)
     loaded = load_pipeline(domain, pipeline, overrides, device)
-    with progress_bars(json) as progress:
+    places = {"seconds": "--seconds", "seed": "--seed", "prompt": "--prompt-seconds"}
+    with named(places), progress_bars(json) as progress:
         if subject == "likelihood":
             figures = evaluate.evaluate_likelihood(loaded, data, items, progress)
         elif subject == "codec":

@@ -19,8 +19,9 @@ from segue.apps.cli.options import (
     load_pipeline,
 )
 from segue.apps.cli.output import (
-    check_output,
+    check_outputs,
     console,
+    named,
     print_json,
     progress_bars,
     save_audio,
@@ -34,7 +35,8 @@ def command(
     pipeline: PipelineOption = None,
     seconds: Annotated[float, typer.Option("--seconds", help="Length of the audio.")] = 5.0,
     count: Annotated[
-        int, typer.Option(help="Files to make; those after the first are numbered.")
+        int,
+        typer.Option(min=1, max=1024, help="Files to make; those after the first are numbered."),
     ] = 1,
     seed: SeedOption = 0,
     overrides: SetOption = None,
@@ -42,15 +44,17 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Generate audio unconditionally."""
-    check_output(output)
+    paths = [output, *(_numbered(output, row) for row in range(1, count))]
+    check_outputs(paths)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     started = time.perf_counter()
-    with progress_bars(json) as progress:
+    with (
+        named({"seconds": "--seconds", "seed": "--seed", "batch": "--count"}),
+        progress_bars(json) as progress,
+    ):
         result = loaded.generate(seconds, batch=count, seed=seed, progress=progress)
     elapsed = time.perf_counter() - started
-    paths = [output, *(_numbered(output, row) for row in range(1, count))]
-    for row, path in enumerate(paths):
-        save_audio(loaded, result, path, row)
+    save_audio(loaded, result, paths)
     report = {**summary(result, output, elapsed, ()), "outputs": [str(path) for path in paths]}
     if json:
         print_json(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -20,8 +18,7 @@ from segue.apps.cli import (
     tokenize,
     train,
 )
-from segue.apps.cli.output import fail
-from segue.core.errors import SegueError
+from segue.apps.cli.output import one_sentence
 
 app = typer.Typer(
     name="segue",
@@ -63,16 +60,8 @@ def root(
 
 def main() -> None:
     """Run the command line; what a user can mend ends in one sentence and exit code 2."""
-    try:
+    with one_sentence():
         app()
-    except SegueError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,16 @@ def load_pipeline(
 
 
 def checked_device(device: str) -> str:
-    """The device's name, if this machine has it."""
+    """The device's name, if this machine can compute on it."""
+    import warnings
+
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        problem = str(error).splitlines()[0]
+        with warnings.catch_warnings():  # of names that PyTorch gave up
+            warnings.simplefilter("ignore")
+            torch.ones(1, device=device).add(1).cpu()
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
+        problem = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise ConfigError(f"--device {device}", f"cannot be used ({problem})", "use cpu") from error
     return device

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,38 +14,98 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from segue.core.errors import OutputError, SegueError
 
 if TYPE_CHECKING:
     from segue.core.generated import GeneratedAudio
     from segue.core.pipeline import Pipeline
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: a file's name may hold brackets.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process in one sentence and exit code 2 where the user can mend what went wrong.
+
+    Anything else is a mistake of Segue's or a plugin's and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal lacks
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except SegueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:  # what the core did not foresee: a full disk, a missing library
+        if error.errno is None:
+            fail(f"this installation: {error}; run `segue doctor`")
+        place = error.filename or "a file"
+        fail(f"{place}: {error.strerror}; check that place and its free space")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        fail(
+            "memory: there is not enough; ask for fewer --seconds, a lower --count or smaller parts"
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    signs = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def fail(message: str) -> NoReturn:
     """One sentence on standard error, exit code 2."""
-    errors.print(f"[bold red]error:[/] {_plain(message)}")
+    warn("error:", message, "bold red")
     sys.exit(2)
 
 
 def note(message: str) -> None:
     """Something the user should know; on standard error, so that output stays machine-readable."""
-    errors.print(f"[yellow]note:[/] {_plain(message)}")
+    warn("note:", message)
+
+
+def warn(label: str, message: str, style: str = "yellow") -> None:
+    """One line on standard error."""
+    errors.print(Text.assemble((label, style), " ", _plain(message)))
 
 
 def _plain(message: str) -> str:
-    return " ".join(message.split()).replace("[", r"\[")
+    """On one line; what no terminal can show, or obeys instead of showing it, is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(message.split())
+    )
+
+
+@contextmanager
+def named(places: Mapping[str, object]) -> Iterator[None]:
+    """Let errors name what the user wrote: an option or a file, not what the core calls it.
+
+    Args:
+        places: a ``SegueError.place`` → what to say instead.
+    """
+    try:
+        yield
+    except SegueError as error:
+        error.place = str(places.get(error.place, error.place))
+        raise
 
 
 def print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(data, indent=2, default=str))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
+        table.add_row(*(str(cell) for cell in row))
     console.print(table)
 
 
@@ -78,20 +139,51 @@ def progress_bars(quiet: bool) -> Iterator[StageProgress | None]:
         yield StageProgress(bars)
 
 
-def save_audio(pipeline: Pipeline, audio: GeneratedAudio, path: Path, row: int = 0) -> None:
-    """Write one row as an audio file and, beside it, ``<name>.json`` with all that made it."""
-    from segue.core.audio import write_audio
-    from segue.core.files import write_json
+def save_audio(
+    pipeline: Pipeline,
+    audio: GeneratedAudio,
+    paths: Sequence[Path],
+    picture: Path | None = None,
+    title: str = "",
+) -> None:
+    """Write each row as an audio file and, beside it, ``<name>.json`` with all that made it.
 
-    metadata = {
+    Args:
+        paths: one for each row.
+        picture: also draw the first row, under ``title``.
+
+    Raises:
+        OutputError: if any of them cannot be written; then none is.
+    """
+    from segue.core.audio import write_audio
+    from segue.core.files import atomic_path, write_json
+
+    rows = [(path, _metadata(audio, row)) for row, path in enumerate(paths)]
+    with ExitStack() as stack:
+        # They get their names when all are on disk; an audio file before its description.
+        for row, (path, metadata) in enumerate(rows):
+            description = stack.enter_context(atomic_path(metadata_path(path)))
+            sound = stack.enter_context(atomic_path(path))
+            with named({str(sound): path, str(description): metadata_path(path)}):
+                write_audio(sound, audio.row(row), audio.sample_rate)
+                write_json(description, metadata)
+        if picture is not None:
+            from segue.apps.spectrogram import draw_spectrogram
+
+            drawing = stack.enter_context(atomic_path(picture))
+            with named({str(drawing): picture}):
+                draw_spectrogram(audio, drawing, title)
+    for path, metadata in rows:
+        pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
+
+
+def _metadata(audio: GeneratedAudio, row: int) -> dict[str, Any]:
+    return {
         **audio.metadata,
         "row": row,
         "prompt_seconds": int(audio.prompt_samples[row]) / audio.sample_rate,
         "notes": list(audio.notes[row]),
     }
-    write_audio(path, audio.row(row), audio.sample_rate)
-    write_json(metadata_path(path), metadata)
-    pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
 
 
 def metadata_path(path: Path) -> Path:
@@ -99,13 +191,30 @@ def metadata_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def check_output(path: Path) -> None:
-    """Refuse a place or suffix that cannot be written before any work is done."""
+def check_outputs(
+    outputs: Sequence[Path], *, source: Path | None = None, picture: Path | None = None
+) -> None:
+    """Refuse places and suffixes that cannot be written before any work is done.
+
+    Args:
+        outputs: audio files.
+        source: the recording that is read; it must not be written over.
+        picture: of a spectrogram.
+    """
     from segue.core.audio import check_format
     from segue.core.files import check_writable
 
-    check_format(path)
-    check_writable(path)
+    for path in outputs:
+        check_format(path)
+    pictures = [] if picture is None else [picture]
+    if picture is not None:
+        from segue.apps.spectrogram import check_picture
+
+        check_picture(picture)
+    for path in (*outputs, *map(metadata_path, outputs), *pictures):
+        check_writable(path)
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise OutputError(str(path), "is the recording to be read", "name another file")
 
 
 def summary(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from segue.apps.cli.options import JsonOption
-from segue.apps.cli.output import console, errors, print_json, print_table
+from segue.apps.cli.output import console, print_json, print_table, warn
 
 app = typer.Typer(help="See and check plugins.", no_args_is_help=True)
 
@@ -31,8 +31,7 @@ def list_(json: JsonOption = False) -> None:
     print_table(("kind", "name", "from", "summary"), sorted(rows))
     for status in statuses:
         if status.state != "ok":
-            reason = " ".join(status.error.split()).replace("[", r"\[")
-            errors.print(f"[yellow]{status.state}:[/] {status.source}: {reason}")
+            warn(f"{status.state}:", f"{status.source}: {status.error}")
 
 
 def _status(status: Any) -> dict[str, Any]:
@@ -70,11 +69,20 @@ def check(
     failed = [result for result in results if result.problem]
     if json:
         print_json([
-            {"check": r.name, "passed": not r.problem, "problem": r.problem} for r in results
+            {"check": r.name, "passed": not r.problem, "problem": r.problem, "skipped": r.skipped}
+            for r in results
         ])  # fmt: skip
     else:
-        rows = [(r.name, "failed" if r.problem else "ok", r.problem) for r in results]
-        print_table(("check", "result", "problem"), rows, title=name)
-        console.print(f"{len(results) - len(failed)} of {len(results)} checks passed")
+        rows = [(r.name, _outcome(r), r.problem or r.skipped) for r in results]
+        print_table(("check", "result", "detail"), rows, title=name)
+        skipped = sum(bool(result.skipped) for result in results)
+        passed = len(results) - len(failed) - skipped
+        console.print(f"{passed} checks passed, {skipped} do not apply, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)
+
+
+def _outcome(result: Any) -> str:
+    if result.problem:
+        return "failed"
+    return "skipped" if result.skipped else "ok"

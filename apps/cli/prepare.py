@@ -20,8 +20,10 @@ def command(
 ) -> None:
     """Turn source data (labelled speech, piano scores) into a manifest to train on."""
     from segue.core.config.load import find_domain
+    from segue.core.files import check_writable
     from segue.core.manager import default_host
 
+    check_writable(output / "manifest.csv")
     module, _, function = find_domain(domain, default_host()).recipe.partition(":")
     with progress_bars(json) as progress:
         manifest = getattr(import_module(module), function)(source, output, progress)

@@ -19,8 +19,9 @@ from segue.apps.cli.options import (
     load_pipeline,
 )
 from segue.apps.cli.output import (
-    check_output,
+    check_outputs,
     console,
+    named,
     note,
     print_json,
     progress_bars,
@@ -57,11 +58,14 @@ def command(
 
     if through not in WAYS:
         raise ConfigError("--through", f"{through!r} is unknown", f"use one of {', '.join(WAYS)}")
-    check_output(output)
+    if levels is not None and through != "codec":
+        raise ConfigError("--levels", "goes with --through codec only", "leave it out")
+    check_outputs([output], source=source)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     audio = read_audio(source, last_seconds=loaded.config.prompt.max_seconds)
     started = time.perf_counter()
-    with progress_bars(json) as progress:
+    places = {"prompt": source, "seed": "--seed", "levels": "--levels"}
+    with named(places), progress_bars(json) as progress:
         if through == "sampled":
             result = loaded.acoustic_generation(
                 audio.wave, audio.sample_rate, seed=seed, progress=progress
@@ -75,12 +79,13 @@ def command(
                 progress=progress,
             )
     elapsed = time.perf_counter() - started
-    save_audio(loaded, result, output)
-    notes = (*audio.notes, *result.notes[0])
-    report = {**summary(result, output, elapsed, notes), "through": through}
+    result.notes[0] = (*audio.notes, *result.notes[0])
+    result.metadata["through"] = through
+    save_audio(loaded, result, [output])
+    report = {**summary(result, output, elapsed, result.notes[0]), "through": through}
     if json:
         print_json(report)
         return
-    for line in notes:
+    for line in result.notes[0]:
         note(line)
     console.print(f"{output}: {report['seconds_generated']} s through {through}")

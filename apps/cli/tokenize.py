@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import loads
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from segue.apps.cli.options import (
     SetOption,
     chosen_source,
 )
-from segue.apps.cli.output import console, print_json, progress_bars
+from segue.apps.cli.output import console, note, print_json, progress_bars
 
 
 def command(
@@ -34,10 +35,12 @@ def command(
     from segue.apps.cli.options import checked_device
     from segue.core.config.load import load_config
     from segue.core.data.token_store import TokenStore
+    from segue.core.files import check_writable
     from segue.core.manager import default_host
     from segue.core.training.parts import Workspace
     from segue.core.training.parts import tokenize as run
 
+    check_writable(output / "tokens" / "store.json")
     host = default_host()
     loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
     with progress_bars(json) as progress:
@@ -46,7 +49,18 @@ def command(
         )
         directory = run(workspace)
     count = len(TokenStore(directory, "train").recordings)
+    notes = _skipped(directory / "skipped.json")
     if json:
-        print_json({"tokens": str(directory), "train_recordings": count})
-    else:
-        console.print(f"{directory}: {count} training recordings")
+        print_json({"tokens": str(directory), "train_recordings": count, "notes": notes})
+        return
+    for line in notes:
+        note(line)
+    console.print(f"{directory}: {count} training recordings")
+
+
+def _skipped(path: Path) -> list[str]:
+    """How many recordings could not be used, and where it says why."""
+    if not path.exists():
+        return []
+    count = len(loads(path.read_text(encoding="utf-8")))
+    return [f"left out {count} recordings that cannot be used: see {path}"]

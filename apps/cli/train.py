@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from segue.apps.cli.options import (
     chosen_source,
 )
 from segue.apps.cli.output import console, print_json, progress_bars
+
+CONFIG = "config.yaml"
 
 
 def command(
@@ -37,12 +40,14 @@ def command(
     """Train; the same command goes on where a run was stopped or killed."""
     from segue.apps.cli.options import checked_device
     from segue.core.config.load import load_config
+    from segue.core.files import check_writable
     from segue.core.manager import default_host
     from segue.core.training.parts import Workspace, train_all, train_part
 
+    check_writable(output / CONFIG)
     host = default_host()
     loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
-    with progress_bars(json) as progress:
+    with _tidied(output), progress_bars(json) as progress:
         workspace = Workspace(
             loaded.config,
             output,
@@ -57,6 +62,21 @@ def command(
         print_json({"part": part, "checkpoint": str(result)})
     else:
         console.print(f"{part}: {result}")
+
+
+@contextmanager
+def _tidied(directory: Path) -> Iterator[None]:
+    """Take a new directory away again if training could not even start in it."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if new and directory.is_dir() and [path.name for path in directory.iterdir()] == [CONFIG]:
+            (directory / CONFIG).unlink()
+        with suppress(OSError):  # not empty: it is worth keeping
+            for path in new:
+                path.rmdir()
+        raise
 
 
 def _report(part: str, step: int, steps: int, losses: Mapping[str, float]) -> None:

@@ -40,7 +40,7 @@ def require_close(found: Tensor, wanted: Tensor, what: str, atol: float) -> None
     require(shapes[0] == shapes[1], f"{what}: shape {shapes[0]} instead of {shapes[1]}")
     if found.numel() == 0:
         return
-    gap = (found.double() - wanted.double()).abs()
+    gap = (found.detach().double() - wanted.detach().double()).abs()
     largest = float(gap.nan_to_num(torch.inf).max())
     if not largest <= atol:
         place = tuple((~(gap <= atol)).nonzero()[0].tolist())

@@ -137,7 +137,7 @@ def _require_best(
     chosen = int(tokens[level, frame])
     tried = torch.cat([torch.tensor([chosen]), ids])
     rows = Tokens.full(alternatives(tokens, level, frame, tried))
-    score = lm.score(StageBatch(rows, repeated(one.given, len(tried))))[:, level, frame]
+    score = lm.score(StageBatch(rows, repeated(one.given, len(tried))))[:, level, frame].detach()
     best = int(score.argmax())
     require(
         bool(score[0] >= score[best] - atol),
@@ -155,7 +155,7 @@ def check_draws_follow_the_scores(subject: Subject) -> None:
     given = given_for(stage, [1])
     frames = torch.cartesian_prod(*[torch.arange(size)] * levels).view(-1, levels, 1)
     score = lm.score(StageBatch(Tokens.full(frames), repeated(given, len(frames))))
-    likely = score.sum(dim=(1, 2)).exp()
+    likely = score.detach().sum(dim=(1, 2)).exp()
     new = continued(lm, repeated(given, count), Tokens.empty(count, levels), num_frames=1)
     # A frame's place among all frames: its levels are the digits.
     digits = size ** torch.arange(levels - 1, -1, -1)

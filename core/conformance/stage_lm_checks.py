@@ -98,7 +98,7 @@ def check_score_is_a_likelihood(subject: Subject) -> None:
     ids = torch.cartesian_prod(*places).view(-1, target.num_levels, frames)
     given = repeated(given_for(subject.stage, [frames]), len(ids))
     score = lm.score(StageBatch(Tokens.full(ids), given))
-    total = float(score.double().sum(dim=(1, 2)).exp().sum())
+    total = float(score.detach().double().sum(dim=(1, 2)).exp().sum())
     what = f"the probabilities of all {len(ids)} targets of {frames} frames sum to {total:.4f}"
     require(abs(total - 1) <= 10 * subject.atol, what)
     return None
@@ -112,7 +112,7 @@ def _one_token_is_a_distribution(subject: Subject) -> None:
     for level in range(target.num_levels):
         rows = Tokens.full(alternatives(batch.target.row(0), level, 1, ids))
         score = lm.score(StageBatch(rows, repeated(batch.given, len(ids))))
-        total = float(score[:, level, 1].double().exp().sum())
+        total = float(score[:, level, 1].detach().double().exp().sum())
         what = f"the probabilities of one token at level {level} sum to {total:.4f}"
         require(abs(total - 1) <= 10 * subject.atol, what)
 

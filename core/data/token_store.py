@@ -25,7 +25,7 @@ from segue.core.data.manifest import Recording, Split
 from segue.core.errors import AudioError, DataError
 from segue.core.files import atomic_path, write_json
 from segue.core.interfaces import StageBatch, Tokenizer, Tokens
-from segue.core.spec import SliceSpec, StageSpec, TokenSpec
+from segue.core.spec import ACOUSTIC, SliceSpec, StageSpec, TokenSpec
 
 FORMAT_VERSION = 1
 SHARD_RECORDINGS = 128
@@ -35,8 +35,8 @@ Progress = Callable[[str, int, int], None]
 
 def common_samples(specs: Sequence[TokenSpec], rate: int) -> int:
     """Samples at ``rate`` after which every stream has a whole number of frames."""
-    sizes = [int(rate / spec.frame_rate) for spec in specs]
-    return math.lcm(*sizes)
+    periods = [rate / spec.frame_rate for spec in specs]
+    return math.lcm(*(period.numerator for period in periods))
 
 
 def write_store(
@@ -145,7 +145,8 @@ def tokenize_recording(
 ) -> dict[str, Tensor] | None:
     """Ids ``[Q, N]`` by stream, cut to a whole number of frames of each; None if there is none."""
     specs = [tokenizer.spec for tokenizer in tokenizers.values()]
-    rate = specs[0].sample_rate
+    # At the codec's rate, as in a pipeline: a semantic tokenizer's own may be lower.
+    rate = (tokenizers.get(ACOUSTIC) or next(iter(tokenizers.values()))).spec.sample_rate
     wave = decode_recording(recording, rate).float() / 32767
     unit = common_samples(specs, rate)
     wave = wave[: wave.shape[0] // unit * unit]

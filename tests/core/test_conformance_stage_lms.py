@@ -67,7 +67,8 @@ class TinyLM(StageLM):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """[B, N, Q, D] what the tokens before each token say."""
-        return self.previous(self.inputs(ids))
+        hidden: Tensor = self.previous(self.inputs(ids))
+        return hidden
 
     def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
         """[B, Q, N, V]."""

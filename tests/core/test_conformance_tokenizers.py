@@ -52,7 +52,7 @@ TinyOptions.__module__ = "__main__"
 class TinyCodec(AcousticCodec):
     """Residual vector quantisation of the samples of each frame; a frame rings on into the next."""
 
-    decode_context = (1, 0)
+    decode_context: tuple[int, int] | None = (1, 0)
 
     def __init__(self, config: TinyOptions) -> None:
         super().__init__(config)
@@ -332,7 +332,7 @@ def test_a_good_one_passes(subject: Subject, check: Check) -> None:
 def test_a_broken_one_is_caught(
     name: str, broken: type[Any], options: type[TinyOptions], problem: str
 ) -> None:
-    values = {"gain": 2.0} if options is BrokenOptions.Unsaved else {}
+    values: dict[str, Any] = {"gain": 2.0} if options is BrokenOptions.Unsaved else {}
     subject = subject_of(broken, options(**values))
     if "is no AcousticCodec" in problem:
         subject.kind = "codec"

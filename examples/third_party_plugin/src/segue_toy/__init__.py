@@ -1,0 +1,1 @@
+"""Three small components for Segue. Imports nothing: Segue imports what a config asks for."""
