@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_audio(
     path, place = Path(path), place or str(path)
     _check_file(path, place)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(_native(path)) as file:
             rate, total, channels = file.samplerate, file.frames, file.channels
             limit = first_seconds if last_seconds is None else last_seconds
             wanted = total if limit is None else min(total, round(limit * rate))
@@ -83,6 +84,11 @@ def read_audio(
     if channels > 1:
         notes.append(converted)
     return Audio(wave, rate, tuple(notes))
+
+
+def _native(path: Path) -> Path | bytes:
+    """A name that soundfile can open: as it is on disk, where that may be any bytes."""
+    return os.fsencode(path) if os.name == "posix" else path
 
 
 def _check_file(path: Path, place: str) -> None:
@@ -221,7 +227,8 @@ def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) ->
     data = wave.detach().float().clamp(-1.0, 1.0).cpu().numpy()
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, data, sample_rate, format=kind, subtype=subtype)
+            file = _native(temporary)
+            soundfile.write(file, data, sample_rate, format=kind, subtype=subtype)
         except soundfile.LibsndfileError as error:
             raise OutputError(
                 str(path),

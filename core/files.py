@@ -81,7 +81,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file atomically, keys in the order given."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    # Names of files that are no Unicode are escaped, as JSON allows.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def check_writable(path: Path) -> None:
