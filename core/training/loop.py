@@ -172,7 +172,7 @@ def _log(run: TrainingRun, step: int, losses: Mapping[str, float]) -> None:
 
 
 def save_checkpoint(run: TrainingRun, optimizer: torch.optim.Optimizer, step: int) -> Path:
-    """Write ``step-NNNNNNNN`` whole or not at all, then drop all but the newest."""
+    """Write ``step-NNNNNNNN`` whole or not at all; drop old ones and what a killed run left."""
     directory = run.directory / f"step-{step:08d}"
     with atomic_directory(directory) as temporary:
         trained = {"steps": step, "seed": run.config.seed, **run.notes}
@@ -180,7 +180,8 @@ def save_checkpoint(run: TrainingRun, optimizer: torch.optim.Optimizer, step: in
         save_tensors(_optimizer_tensors(optimizer), temporary / STATE)
         state = {"step": step, "training": run.config.model_dump(mode="json")}
         write_json(temporary / STATE_JSON, state)
-    for old in _checkpoints(run.directory)[:-KEEP_LAST]:
+    left = run.directory.glob(".tmp-step-*")
+    for old in (*_checkpoints(run.directory)[:-KEEP_LAST], *left):
         shutil.rmtree(old, ignore_errors=True)
     run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
     return directory

@@ -40,7 +40,8 @@ ASK = """
     def sources():
         return [status.source.rsplit("/")[-1] for status in default_host().statuses()]
 """
-FOUND = '["segue-good", "segue-registry.yaml"]'
+#: At least these: the machine that runs the tests may have plugins of its own.
+FOUND = '{"segue-good", "segue-registry.yaml"}'
 
 
 def test_nothing_installed_is_seen(good_is_installed: pytest.Pytester) -> None:
@@ -61,7 +62,7 @@ def test_nothing_installed_is_seen(good_is_installed: pytest.Pytester) -> None:
 
     @pytest.mark.segue_not_isolated
     def test_everything_is_asked_for():
-        assert sources() == FOUND
+        assert set(sources()) >= FOUND
 
     def test_isolated_again():
         assert sources() == []
@@ -76,7 +77,7 @@ def test_isolation_can_be_turned_off(good_is_installed: pytest.Pytester) -> None
         ASK
         + """
     def test_all_is_seen(plugin_host):
-        assert sources() == FOUND
+        assert set(sources()) >= FOUND
         assert plugin_host.statuses() == ()  # this fixture is isolated all the same
     """.replace("FOUND", FOUND)
     )
