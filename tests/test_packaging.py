@@ -135,9 +135,7 @@ def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_root_folders_are_no_packages_of_their_own(name: str, site: Path, tmp_path: Path) -> None:
-    program = (
-        f"import segue.core.interfaces, sys; assert {name!r} not in sys.modules; import {name}"
-    )
+    program = f"import segue.core.manager, sys; assert {name!r} not in sys.modules; import {name}"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -76,7 +76,7 @@ def make_piano(target: Path) -> None:
         render(midi, raw, find_soundfont())
         audio = read_audio(raw)
     wave = audio.wave[: 6 * SAMPLE_RATE]
-    soundfile.write(target, wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(target, (0.5 * wave / wave.abs().max()).numpy(), SAMPLE_RATE, subtype="PCM_16")
 
 
 if __name__ == "__main__":

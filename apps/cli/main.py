@@ -61,7 +61,7 @@ def root(
 def main() -> None:
     """Run the command line; what a user can mend ends in one sentence and exit code 2."""
     with one_sentence():
-        app()
+        app(prog_name="segue")
 
 
 if __name__ == "__main__":

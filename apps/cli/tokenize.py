@@ -63,4 +63,4 @@ def _skipped(path: Path) -> list[str]:
     if not path.exists():
         return []
     count = len(loads(path.read_text(encoding="utf-8")))
-    return [f"left out {count} recordings that cannot be used: see {path}"]
+    return [f"recordings left out, as they cannot be used: {count}; see {path}"]

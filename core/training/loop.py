@@ -180,9 +180,10 @@ def save_checkpoint(run: TrainingRun, optimizer: torch.optim.Optimizer, step: in
         save_tensors(_optimizer_tensors(optimizer), temporary / STATE)
         state = {"step": step, "training": run.config.model_dump(mode="json")}
         write_json(temporary / STATE_JSON, state)
-    left = run.directory.glob(".tmp-step-*")
-    for old in (*_checkpoints(run.directory)[:-KEEP_LAST], *left):
-        shutil.rmtree(old, ignore_errors=True)
+    kept = _checkpoints(run.directory)[-KEEP_LAST:]
+    old = [path for path in run.directory.glob("step-*") if path.name < kept[0].name]
+    for path in (*old, *run.directory.glob(".tmp-step-*")):
+        shutil.rmtree(path, ignore_errors=True)
     run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
     return directory
 

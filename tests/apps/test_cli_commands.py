@@ -1,0 +1,188 @@
+"""`segue config`, `plugins` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.apps.conftest import Segue
+from typer.testing import CliRunner
+
+from segue.apps.cli import doctor
+from segue.apps.cli.main import app
+from segue.core.conformance import command as conformance
+from segue.core.conformance.command import ComponentResult
+from segue.core.domain import Domain
+
+
+def test_the_program_without_its_errors_is_a_plain_typer_app() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.output.startswith("segue ")
+    listed = CliRunner().invoke(app, ["--help"])
+    for name in ("continue", "generate", "resynthesize", "train", "evaluate", "plugins", "doctor"):
+        assert name in listed.output
+
+
+# --- config -----------------------------------------------------------------------------------
+
+
+def test_a_config_is_shown_resolved(segue: Segue) -> None:
+    shown = segue("config", "show", "speech", "--set", "codec.training.steps=7")
+    tree = yaml.safe_load(shown.out)
+    assert (shown.code, shown.err, shown.new) == (0, "", [])
+    assert tree["codec"]["training"]["steps"] == 7
+    assert tree["codec"]["training"]["weight_decay"] == 0.01  # a default
+    assert (
+        segue("config", "show", "speech", "--set", "codec.training.steps=7", "--json").json == tree
+    )
+
+
+def test_what_is_shown_can_be_used(segue: Segue) -> None:
+    shown = segue("config", "show", "piano/three_stage")
+    Path("mine.yaml").write_text(shown.out)
+    again = segue("config", "show", "mine.yaml")
+    assert (again.code, again.out) == (0, shown.out)
+
+
+def test_a_config_is_proved(segue: Segue, tiny: Path) -> None:
+    done = segue("config", "validate", "speech")
+    assert done.code == 0 and "speech: valid" in done.out and "acoustic" in done.out
+    stages = segue("config", "validate", tiny, "--json").json["stages"]
+    assert [stage["stage"] for stage in stages] == ["semantic", "acoustic"]
+    assert stages[1]["given"] == ["semantic[0:1]"]
+    wrong = segue("config", "validate", "speech", "--set", "stages.acoustic.predicts=acoustic[0:2]")
+    assert wrong.refused("acoustic")
+
+
+def test_each_value_is_explained(segue: Segue) -> None:
+    Path("mine.yaml").write_text("extends: speech\nname: mine\n")
+    done = segue(
+        *("config", "explain", "mine.yaml", "--json", "--set", "stages.acoustic.sampling.top_k=9")
+    )
+    values = done.json
+    assert values["name"] == {"value": "mine", "from": values["name"]["from"]}
+    assert values["name"]["from"].endswith("mine.yaml")
+    assert values["stages.acoustic.predicts"]["from"].endswith("config.yaml")
+    assert values["stages.acoustic.sampling.top_k"]["from"].startswith("--set ")
+    assert values["codec.training.weight_decay"]["from"] == "default"
+    part = segue("config", "explain", "mine.yaml", "stages.acoustic.sampling")
+    assert part.code == 0 and "temperature" in part.out and "codec" not in part.out
+    nothing = segue("config", "explain", "speech", "stages.fine")
+    assert nothing.refused("stages.fine: is nothing in this config; start with one of codec")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "mine.yaml: is no domain, config file or pipeline directory; name one of"),
+        ("", "mine.yaml: holds no mapping; write key: value lines"),
+        ("a: [", "mine.yaml, line 1: is no valid YAML"),
+        ("extends: mine.yaml", "mine.yaml"),
+        ("extends: speech\nstagess: []", "stagess: unknown key; did you mean 'stages'?"),
+        ("extends: speech/huge", "speech/huge: is no config of this domain; choose one of"),
+    ],
+)
+def test_config_files_that_cannot_be_used(segue: Segue, text: str | None, problem: str) -> None:
+    if text is not None:
+        Path("mine.yaml").write_text(text)
+    for command in ("show", "validate", "explain"):
+        assert segue("config", command, "mine.yaml").refused(problem)
+
+
+# --- plugins ----------------------------------------------------------------------------------
+
+
+def test_components_are_listed(segue: Segue) -> None:
+    done = segue("plugins", "list")
+    assert (done.code, done.err) == (0, "")
+    for name in ("mel_kmeans.v1", "spectral_codec.v1", "flat_transformer.v1", "piano", "si_sdr.v1"):
+        assert name in done.out
+    listed = segue("plugins", "list", "--json").json
+    assert {"kind": "codec", "name": "spectral_codec.v1", "source": "segue"}.items() <= next(
+        entry for entry in listed["components"] if entry["kind"] == "codec"
+    ).items()
+    assert listed["plugins"] == []
+
+
+def test_broken_hooks_are_listed(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.yaml").write_text("api_version: 1\nhooks: [no_such_module_anywhere]\n")
+    monkeypatch.setenv("SEGUE_REGISTRY", "mine.yaml")
+    done = segue("plugins", "list")
+    assert done.code == 0 and "spectral_codec.v1" in done.out
+    assert done.err.startswith("broken: ") and "no_such_module_anywhere" in done.err
+    status = segue("plugins", "list", "--json").json["plugins"][0]
+    assert (status["state"], status["components"]) == ("broken", [])
+    assert segue("doctor").code == 1
+
+
+def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = segue("plugins", "check", "nope.v1")
+    assert done.refused("nope.v1: ")
+    for options, problem in (
+        ("{", "--options: '{' is no YAML; write"),
+        ("[1]", "--options: '[1]' is no mapping; write"),
+        ("{widht: 3}", "widht: unknown key; did you mean 'width'?"),
+    ):
+        assert segue("plugins", "check", "flat_transformer.v1", "--options", options).refused(
+            problem
+        )
+
+    given = {}
+
+    def check(host: object, name: str, options: dict[str, int]) -> list[ComponentResult]:
+        given[name] = options
+        results = [ComponentResult("a"), ComponentResult("b", skipped="no stream")]
+        return [*results, ComponentResult("c", problem="drifts")] if options else results
+
+    monkeypatch.setattr(conformance, "check_component", check)
+    done = segue("plugins", "check", "toy.v1")
+    assert done.code == 0 and "1 checks passed, 1 do not apply, 0 failed" in done.out
+    done = segue("plugins", "check", "toy.v1", "--options", "{width: 2}", "--json")
+    assert (done.code, given["toy.v1"]) == (1, {"width": 2})
+    assert [row["passed"] for row in done.json] == [True, True, False]
+    assert done.json[2]["problem"] == "drifts"
+
+
+@pytest.mark.slow
+def test_a_shipped_component_passes(segue: Segue) -> None:
+    done = segue(
+        *("plugins", "check", "delay_transformer.v1"),
+        *("--options", "{width: 16, depth: 1, heads: 2}", "--json"),
+    )
+    assert done.code == 0 and len(done.json) > 20
+
+
+# --- doctor -----------------------------------------------------------------------------------
+
+
+def test_an_installation_is_looked_at(
+    segue: Segue, shipped: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = segue("doctor", "--json")
+    assert (done.code, done.err) == (0, "")
+    found = {row["what"]: row for row in done.json}
+    assert found["torch"]["state"] == "ok" and "WAV" in found["audio formats"]["detail"]
+    assert found["domain piano"] == {
+        "what": "domain piano", "state": "ok", "detail": str(shipped["piano"])
+    }  # fmt: skip
+    monkeypatch.setattr(Domain, "pretrained", None)
+    done = segue("doctor")
+    assert done.code == 0 and "ships no weights here" in done.out
+
+
+def test_what_is_missing_is_found_not_raised(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "")
+    monkeypatch.setitem(doctor.PACKAGES, "no-such-extra", "plot")
+    Path("mine.yaml").write_text("nonsense: 1")
+    monkeypatch.setenv("SEGUE_REGISTRY", "mine.yaml")
+    done = segue("doctor", "--json")
+    assert done.code == 1
+    found = {row["what"]: (row["state"], row["detail"]) for row in json.loads(done.out)}
+    assert found["no-such-package"] == ("broken", "pip install 'no-such-package'")
+    assert found["no-such-extra"] == ("missing", "pip install 'segue[plot]'")
+    assert found["formats"][0] == found["plugins"][0] == found["weights"][0] == "broken"
+    assert "mine.yaml" in found["plugins"][1]

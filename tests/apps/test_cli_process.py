@@ -1,0 +1,158 @@
+"""The command line as a process of its own: how fast it answers, signals, pipes, broken plugins."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.apps.conftest import snapshot
+
+COMMAND = [sys.executable, "-m", "segue.apps.cli.main"]
+PLUGINS = Path(__file__).parent.parent / "plugin_fixtures"
+
+#: Run a command and say which heavy modules it imported.
+IMPORTED = """
+import sys
+from segue.apps.cli.main import main
+sys.argv[0] = "segue"
+try:
+    main()
+finally:
+    heavy = {"torch", "torchaudio", "soundfile", "numpy", "sklearn", "matplotlib", "safetensors"}
+    print("imported", *sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+#: Says that generation begins, and lets it begin.
+HOOK = """
+from pathlib import Path
+from segue.core.hookspecs import hookimpl
+
+@hookimpl
+def segue_before_generate(pipeline, request):
+    Path("begun").touch()
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "SEGUE_REGISTRY"}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **changes}
+
+
+def run(command: list[str], folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["continue", "--help"],
+        ["plugins", "list"],
+        ["config", "validate", "speech"],
+        ["config", "explain", "piano", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy_and_answer_at_once(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run([sys.executable, "-c", IMPORTED, *arguments], tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "imported"
+    # Time of this process alone, so that a busy machine fails nobody.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_the_installed_program_is_this_one(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("segue")
+    if not program.exists():
+        pytest.skip("Segue is on the path, not installed")
+    done = run([str(program), "--version"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("segue ")
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "announcing_hook.py").write_text(HOOK)
+    registry = tmp_path / "mine.yaml"
+    registry.write_text("api_version: 1\nhooks: [announcing_hook]\n")
+    folder = tmp_path / "place"
+    folder.mkdir()
+    arguments = ["generate", "-o", "new/out.wav", "--pipeline", str(tiny), "--seconds", "3600"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=environment(SEGUE_REGISTRY=str(registry), PYTHONPATH=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for _ in range(1200):
+            if (folder / "begun").exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert list(snapshot(folder)) == ["begun"]
+
+
+def test_a_closed_pipe_is_no_mistake(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [*COMMAND, "config", "explain", "speech"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_terminal_that_lacks_letters(tmp_path: Path) -> None:
+    done = run([*COMMAND, "config", "show", "é"], tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 2 and r"error: \xe9: is no domain" in done.stderr
+    listed = run([*COMMAND, "plugins", "list"], tmp_path, PYTHONIOENCODING="ascii")
+    assert listed.returncode == 0 and "mel_kmeans.v1" in listed.stdout
+
+
+def test_a_broken_plugin_is_named_and_stops_nothing(tmp_path: Path) -> None:
+    path = os.pathsep.join(str(PLUGINS / name) for name in ("broken_import", "exits", "good"))
+    done = run([*COMMAND, "plugins", "list"], tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0
+    assert "spectral_codec.v1" in done.stdout and "segue-good" in done.stdout
+    broken = {line.split(": ")[1]: line for line in done.stderr.splitlines()}
+    assert broken["segue-broken-import"].startswith("broken: ")
+    assert "a_module_that_nobody_installed" in broken["segue-broken-import"]
+    assert "segue-exits" in broken
+
+
+def test_a_broken_registry_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "segue-registry.yaml").write_text("api_version: 1\nplugin: {}\n")
+    done = run([*COMMAND, "plugins", "list"], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "segue-registry.yaml" in done.stderr and "plugin" in done.stderr

@@ -1,0 +1,361 @@
+"""What cannot be used ends in one sentence that names the place and the fix; nothing is written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from tests.apps.conftest import Segue, tone
+
+from segue.core.domain import Domain
+from segue.core.pipeline import Pipeline
+
+Write = Callable[..., Path]
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def _missing(path: Path) -> None:
+    pass
+
+
+def _empty(path: Path) -> None:
+    path.touch()
+
+
+def _text(path: Path) -> None:
+    path.write_text("no audio\n" * 100)
+
+
+def _cut_flac(path: Path) -> None:
+    soundfile.write(path.with_suffix(".whole.flac"), tone(1), 16_000)
+    path.write_bytes(path.with_suffix(".whole.flac").read_bytes()[:60])
+
+
+def _no_samples(path: Path) -> None:
+    soundfile.write(path, numpy.zeros(0), 16_000)
+
+
+def _nan(path: Path) -> None:
+    wave = tone(1)
+    wave[7] = numpy.nan
+    soundfile.write(path, wave, 16_000, subtype="FLOAT")
+
+
+def _short(path: Path) -> None:
+    soundfile.write(path, tone(0.1), 16_000)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+PROMPTS = {
+    _missing: "does not exist; check the path",
+    _empty: "is an empty file; name a file that holds audio",
+    _text: "cannot be read as audio",
+    _cut_flac: "cannot be read as audio",
+    _no_samples: "holds no sample",
+    _nan: "holds NaN or infinite samples; repair the file",
+    _short: "lasts 0.100 s; give at least 0.5 s of audio",
+    Path.mkdir: "is a directory; name one audio file",
+    _pipe: "is an empty file",
+}
+
+
+@pytest.mark.parametrize("make", PROMPTS, ids=lambda make: make.__name__.strip("_"))
+def test_prompts(segue: Segue, tiny: Path, make: Callable[[Path], None]) -> None:
+    name = "prompt.flac" if make is _cut_flac else "prompt.wav"
+    make(Path(name))
+    command = "resynthesize" if make in (_missing, _short) else "continue"
+    done = segue(command, name, "-o", "new/out.wav", "-p", tiny)
+    assert done.refused(f"error: {name}: ", PROMPTS[make])
+
+
+# --- places to write to -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("folder.wav", "folder.wav: is a directory; name a file inside it"),
+        ("file/out.wav", "file/out.wav: cannot be written (file is a file); choose a place"),
+        ("/proc/segue/out.wav", "/proc/segue/out.wav: cannot be written"),
+        ("out.txt", "out.txt: the suffix '.txt' names no audio format; use .wav"),
+        ("out", "out: the suffix '' names no audio format; use .wav"),
+        ("/dev/null", "/dev/null: "),
+        ("taken.wav", "taken.wav.json: is a directory; name a file inside it"),
+        ("a" * 300 + ".wav", "cannot be written (File name too long); choose a place"),
+        ("a" * 250 + ".wav", ".json: cannot be written (File name too long); choose a place"),
+        ("./file.wav", "file.wav: is the recording to be read; name another file"),
+        ("link.wav", "link.wav: is the recording to be read; name another file"),
+    ],
+)
+def test_outputs(segue: Segue, tiny: Path, write: Write, name: str, problem: str) -> None:
+    for folder in ("folder.wav", "taken.wav.json"):
+        Path(folder).mkdir()
+    Path("file").touch()
+    prompt = write("file.wav", tone(1))
+    before = prompt.read_bytes()
+    Path("link.wav").symlink_to("file.wav")
+    assert segue("continue", prompt, "-o", name, "-p", tiny).refused(problem)
+    assert prompt.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["sd2", "htk", "sds", "wve", "xi", "raw"])
+def test_formats_that_leave_side_files_or_lose_the_rate(
+    segue: Segue, tiny: Path, suffix: str
+) -> None:
+    done = segue("generate", "-o", f"out.{suffix}", "-p", tiny)
+    assert done.refused(f"out.{suffix}: the suffix '.{suffix}' names no audio format; use .wav")
+
+
+def test_of_several_files_each_place_is_checked_first(segue: Segue, tiny: Path) -> None:
+    Path("new-3.wav").mkdir()
+    done = segue("generate", "-o", "new.wav", "-p", tiny, "--count", 3)
+    assert done.refused("new-3.wav: is a directory; name a file inside it")
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        ("folder.png", "folder.png: is a directory; name a file inside it"),
+        ("out.jpg", "out.jpg: the suffix '.jpg' is not .png; name a .png file"),
+        ("out.wav", "out.wav: the suffix '.wav' is not .png; name a .png file"),
+    ],
+)
+def test_pictures(segue: Segue, tiny: Path, prompt_file: Path, picture: str, problem: str) -> None:
+    Path("folder.png").mkdir()
+    done = segue("continue", prompt_file, "-o", "out.wav", "-p", tiny, "--picture", picture)
+    assert done.refused(problem)
+
+
+@contextmanager
+def full_disk(free: int) -> Iterator[None]:
+    """Files may grow to so many bytes only."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("free", "seconds", "problem"),
+    # Room for neither; for the audio, but not for its description.
+    [(1000, 1, "out.wav: cannot be written"), (2500, 0.01, "out.wav.json: cannot be written")],
+)
+def test_a_full_disk(segue: Segue, tiny: Path, free: int, seconds: float, problem: str) -> None:
+    with full_disk(free):
+        done = segue("generate", "-o", "out.wav", "-p", tiny, "--seconds", seconds)
+    assert done.refused(problem)
+
+
+def test_a_full_disk_leaves_the_files_that_were_there(segue: Segue, tiny: Path) -> None:
+    for name in ("out.wav", "out.wav.json"):
+        Path(name).write_text("old")
+    with full_disk(1000):
+        assert segue("generate", "-o", "out.wav", "-p", tiny, "--seconds", 1).refused("out.wav")
+    assert Path("out.wav").read_text() == Path("out.wav.json").read_text() == "old"
+
+
+def test_an_interrupt_while_writing_leaves_nothing(
+    segue: Segue, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(file: object, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(soundfile, "write", interrupted)
+    done = segue("generate", "-o", "new/out.wav", "-p", tiny, "--seconds", 0.5)
+    assert (done.code, done.out) == (130, "")
+    assert [name for name in done.new if name != "new"] == []  # the folder alone
+
+
+def test_what_the_core_did_not_foresee_of_a_disk_is_one_sentence_too(
+    segue: Segue, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/somewhere/tokens")
+
+    monkeypatch.setattr(Pipeline, "generate", lost)
+    done = segue("generate", "-o", "out.wav", "-p", tiny)
+    assert done.refused("/somewhere/tokens: No space left on device; check that place")
+
+
+# --- values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--seconds", "0"), "--seconds: 0.0 is out of range; use more than 0, at most 3600"),
+        (("--seconds", "-1"), "--seconds: -1.0 is out of range"),
+        (("--seconds", "nan"), "--seconds: nan is out of range"),
+        (("--seconds", "inf"), "--seconds: inf is out of range"),
+        (("--seconds", "1e9"), "--seconds: 1000000000.0 is out of range"),
+        (("--seed", "-1"), "--seed: -1 is no seed; use a whole number from 0 on"),
+        (("--seed", str(2**70)), "is no seed; use a whole number"),
+        (("--prompt-audio", "x"), "--prompt-audio: 'x' is unknown; use original, codec or none"),
+        (("--set", "a"), "--set a: is no assignment; write --set path.to.key=value"),
+        (("--set", "a={"), "--set a={: the value is no YAML; quote the value"),
+        (("--set", "codex=1"), "codex: unknown key"),
+        (("--set", "codec.use=nope.v1"), "codec.use: there is no codec 'nope.v1'; use"),
+        (("--set", "stages.fine.overlap=0"), "stages has no 'fine'; choose one of semantic"),
+        (("--set", "stages.acoustic.sampling.temperature=-1"), "sampling.temperature: -1 is out"),
+        (("--set", "stages.acoustic.sampling.top_k=x"), "sampling.top_k: is 'x'; write a whole"),
+        (("--set", "codec.checkpoint=nope"), "nope: holds no component.json; name a directory"),
+        (("--domain", "speech"), "name two pipelines; leave one out"),
+    ],
+)
+def test_values(
+    segue: Segue, tiny: Path, prompt_file: Path, options: tuple[str, ...], problem: str
+) -> None:
+    done = segue("continue", prompt_file, "-o", "new/out.wav", "-p", tiny, *options)
+    assert done.refused(problem)
+
+
+@pytest.mark.parametrize("device", ["nope", "", "meta", "cuda:99", "hpu", "mkldnn", "vulkan"])
+def test_devices(segue: Segue, tiny: Path, device: str) -> None:
+    done = segue("generate", "-o", "out.wav", "-p", tiny, "--device", device)
+    assert done.refused(f"--device {device}: cannot be used (", "; use cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--through", "x"), "--through: 'x' is unknown; use one of codec, semantic, sampled"),
+        (("--levels", "0"), "--levels: 0 is out of range; use 1 to 3"),
+        (("--levels", "4"), "--levels: 4 is out of range; use 1 to 3"),
+        (("--levels", "1", "--through", "semantic"), "--levels: goes with --through codec only"),
+        (("--levels", "1", "--through", "sampled"), "--levels: goes with --through codec only"),
+    ],
+)
+def test_ways_to_resynthesize(
+    segue: Segue, tiny: Path, prompt_file: Path, options: tuple[str, ...], problem: str
+) -> None:
+    done = segue("resynthesize", prompt_file, "-o", "out.wav", "-p", tiny, *options)
+    assert done.refused(problem)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nope",),
+        ("continue",),
+        ("continue", "a.wav", "b.wav"),
+        ("continue", "a.wav", "--nope"),
+        ("generate", "--seconds", "x"),
+        ("generate", "--seed", "1.5"),
+        ("generate", "--count", "0"),
+        ("generate", "--count", "1000000000"),
+        ("evaluate", "codec"),
+        ("evaluate", "codec", "--data", "x", "--items", "0"),
+        ("config",),
+        ("plugins", "nope"),
+    ],
+)
+def test_usage(segue: Segue, arguments: tuple[str, ...]) -> None:
+    done = segue(*arguments)
+    assert (done.code, done.new) == (2, [])
+    assert "Traceback" not in done.err
+    assert "Usage: segue" in done.err + done.out
+
+
+# --- pipelines --------------------------------------------------------------------------------
+
+
+def _no_pipeline_file(folder: Path) -> None:
+    (folder / "pipeline.yaml").unlink()
+
+
+def _bad_yaml(folder: Path) -> None:
+    (folder / "pipeline.yaml").write_text("codec: [")
+
+
+def _no_part(folder: Path) -> None:
+    shutil.rmtree(folder / "codec")
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "codec" / "model.safetensors").unlink()
+
+
+def _cut_weights(folder: Path) -> None:
+    path = folder / "stages" / "acoustic" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _bad_manifest(folder: Path) -> None:
+    (folder / "codec" / "component.json").write_text("{")
+
+
+def _weights_of_another(folder: Path) -> None:
+    path = folder / "codec" / "model.safetensors"
+    state = load_file(path)
+    state[next(iter(state))] += 1
+    save_file(state, path)
+
+
+BROKEN = {
+    _no_pipeline_file: "is no pipeline directory and no domain; name a directory with",
+    _bad_yaml: "pipeline.yaml, line 1: is no valid YAML",
+    _no_part: "codec: holds no component.json; name a directory",
+    _no_weights: "codec: holds no model.safetensors; restore it or train again",
+    _cut_weights: "stages/acoustic/model.safetensors: does not fit",
+    _bad_manifest: "codec/component.json: cannot be read",
+    _weights_of_another: "codec: weights have fingerprint",
+}
+
+
+@pytest.mark.parametrize("spoil", BROKEN, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_pipelines(segue: Segue, tiny: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny, folder)
+    spoil(folder)
+    done = segue("generate", "-o", "out.wav", "-p", folder, "--seconds", 0.5)
+    assert done.refused(f"{folder}", BROKEN[spoil])
+
+
+def test_domains(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = segue("generate", "-o", "out.wav", "--domain", "birds")
+    assert done.refused("birds: is no pipeline directory and no domain; ", "piano, speech")
+    monkeypatch.setattr(Domain, "pretrained", None)
+    done = segue("generate", "-o", "out.wav")
+    assert done.refused("speech: this domain ships no weights; train them: segue train all")
+
+
+# --- what is no mistake of the user's ---------------------------------------------------------
+
+
+def test_too_little_memory_is_said(
+    segue: Segue, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object, **__: object) -> torch.Tensor:
+        return torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(Pipeline, "generate", greedy)
+    done = segue("generate", "-o", "out.wav", "-p", tiny)
+    assert done.refused("memory: there is not enough; ask for fewer --seconds")
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(
+    segue: Segue, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Pipeline, "generate", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        segue("generate", "-o", "out.wav", "-p", tiny)

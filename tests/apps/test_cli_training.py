@@ -1,0 +1,196 @@
+"""`segue prepare`, `train`, `tokenize` and `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+from tests.apps.conftest import Segue, tone
+from tests.conftest import TINY
+
+SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+
+
+@pytest.fixture
+def trained(tiny: Path) -> Path:
+    """The training directory that the tiny pipeline comes from."""
+    return tiny.parent
+
+
+# --- prepare ----------------------------------------------------------------------------------
+
+
+def test_a_recipe_writes_a_manifest(segue: Segue) -> None:
+    Path("source").mkdir()
+    rows = [
+        "path,corpus,speaker,split,duration_s",
+        "a.flac,books,1,train,3",
+        "b.flac,books,2,valid,3",
+    ]
+    Path("source/manifest.csv").write_text("\n".join(rows))
+    done = segue("prepare", "speech", "--source", "source", "-o", "data", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json == {"manifest": "data/manifest.csv"}
+    assert "books/1" in Path("data/manifest.csv").read_text()
+
+
+def test_recipes_that_cannot_run(segue: Segue) -> None:
+    Path("file").touch()
+    run = ("prepare", "speech", "--source")
+    assert segue(*run, "nope", "-o", "data").refused("nope/manifest.csv: does not exist; name the")
+    assert segue(*run, "nope", "-o", "file").refused(
+        "file/manifest.csv: cannot be written (file is"
+    )
+    done = segue("prepare", "birds", "--source", "nope", "-o", "data")
+    assert done.refused("there is no domain 'birds'; use one of piano, speech")
+
+
+# --- train and tokenize -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_trained_by_parts_and_used(
+    segue: Segue, recordings_folder: Path, prompt_file: Path
+) -> None:
+    common = ("-o", "run", "--domain", "speech", *SETTINGS)
+    for part in ("semantic_tokenizer", "codec"):
+        done = segue("train", part, *common, "--data", recordings_folder, "--json")
+        assert done.code == 0
+        assert (Path(done.json["checkpoint"]) / "component.json").is_file()
+    done = segue("tokenize", *common, "--data", recordings_folder, "--json")
+    assert (done.code, done.json["notes"]) == (0, [])
+    assert done.json["train_recordings"] == 6
+    done = segue("train", "stages.semantic", *common)
+    assert done.code == 0 and "stages.semantic 3/3" in done.out
+    done = segue("train", "all", *common, "--data", recordings_folder, "--json")
+    assert done.code == 0
+    done = segue("continue", prompt_file, "-o", "out.wav", "-p", "run/pipeline", "--seconds", 0.5)
+    assert (done.code, done.new) == (0, ["out.wav", "out.wav.json"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("codec",), "--data: is missing; name a folder of audio or a CSV manifest"),
+        (("codec", "--data", "nope"), "nope: does not exist; name a folder"),
+        (("codec", "--data", "empty"), "empty: holds no recording of the split 'train'; add audio"),
+        (("nope", "--data", "some"), "nope: is no part of this pipeline; choose one of semantic"),
+        (("stages.acoustic",), "no token store; run `segue tokenize` first"),
+        (("codec", "--config", "nope", "--domain", "piano"), "name two pipelines; leave one out"),
+        (("codec", "--device", "nope"), "--device nope: cannot be used"),
+        (("codec", "--set", "codec.training.steps=0"), "codec.training.steps: 0 is out of range"),
+    ],
+)
+def test_training_that_cannot_start_leaves_nothing(
+    segue: Segue, arguments: tuple[str, ...], problem: str
+) -> None:
+    Path("empty").mkdir()
+    assert segue("train", *arguments, "-o", "runs/mine").refused(problem)
+    assert not Path("runs").exists()
+
+
+def test_training_that_cannot_start_leaves_what_was_there(
+    segue: Segue, trained: Path, recordings_folder: Path
+) -> None:
+    before = sorted(path.name for path in trained.iterdir())
+    other = ("--set", "codec.options.width=24")
+    done = segue("train", "codec", "-o", trained, "--data", recordings_folder, *SETTINGS, *other)
+    assert done.refused("was trained as spectral_codec.v1 with other options")
+    assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_a_file_is_no_training_directory(segue: Segue, recordings_folder: Path) -> None:
+    Path("file").touch()
+    for arguments in (("train", "codec"), ("tokenize",)):
+        done = segue(*arguments, "-o", "file", "--data", recordings_folder)
+        assert done.refused("cannot be written (file is a file); choose a place")
+
+
+def test_tokenizers_must_be_trained(segue: Segue, recordings_folder: Path) -> None:
+    done = segue("tokenize", "-o", "runs/mine", "--data", recordings_folder)
+    assert done.refused("semantic_tokenizer: mel_kmeans.v1 must be trained", "--set semantic")
+
+
+def test_recordings_that_cannot_be_used_are_said(segue: Segue, tiny: Path) -> None:
+    Path("audio").mkdir()
+    soundfile.write("audio/good.wav", tone(1), 16_000)
+    soundfile.write("audio/other.wav", tone(1), 16_000)
+    soundfile.write("audio/short.wav", tone(0.01), 16_000)
+    Path("list.csv").write_text(
+        "path,split\naudio/good.wav,train\naudio/short.wav,train\naudio/other.wav,valid\n"
+    )
+    run = ("tokenize", "-o", "mine", "--config", tiny, "--data", "list.csv")
+    done = segue(*run, "--json")
+    note = "left out 1 recordings that cannot be used: see mine/tokens/skipped.json"
+    assert (done.code, done.err) == (0, "")
+    assert (done.json["notes"], done.json["train_recordings"]) == ([note], 1)
+    again = segue(*run)
+    assert again.out == "mine/tokens: 1 training recordings\n" and again.err == f"note: {note}\n"
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+def test_figures_are_printed_and_written(segue: Segue, tiny: Path, recordings_folder: Path) -> None:
+    common = ("--data", recordings_folder, "-p", tiny, "--items", 1)
+    done = segue("evaluate", "codec", *common, "-o", "new/figures.json", "--json")
+    assert (done.code, done.err, done.new) == (0, "", ["new/figures.json"])
+    assert done.json == json.loads(Path("new/figures.json").read_text())
+    assert set(done.json) >= {"subject", "pipeline", "data", "1", "3"}
+    assert done.json["3"]["si_sdr.v1"]["count"] == 1
+    done = segue("evaluate", "codec", *common)
+    assert done.code == 0 and "95 % interval" in done.out and "log_mel.v1" in done.out
+
+
+def test_continuations_and_likelihood(
+    segue: Segue, tiny: Path, trained: Path, recordings_folder: Path
+) -> None:
+    done = segue(
+        *("evaluate", "continuations", "--data", recordings_folder, "-p", tiny, "--items", 1),
+        *("--prompt-seconds", 1, "--seconds", 0.5, "--json"),
+    )
+    assert done.code == 0 and "loop" in done.json["continuation"]
+    done = segue(
+        *(
+            "evaluate",
+            "likelihood",
+            "--data",
+            trained / "tokens",
+            "-p",
+            tiny,
+            "--items",
+            1,
+            "--json",
+        )
+    )
+    assert done.code == 0 and done.json["semantic"]["level_0"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("pitch", "--data", "x"), "pitch: cannot be evaluated; choose one of codec"),
+        (("codec", "--data", "nope"), "nope: does not exist; name a folder"),
+        (("likelihood", "--data", "empty"), "empty: is no token store; run `segue tokenize`"),
+        (("codec", "--data", "empty", "-o", "empty"), "empty: is a directory; name a file inside"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    segue: Segue, tiny: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    Path("empty").mkdir()
+    assert segue("evaluate", *arguments, "-p", tiny).refused(problem)
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--prompt-seconds"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_lengths_of_continuations(
+    segue: Segue, tiny: Path, recordings_folder: Path, option: str, value: str
+) -> None:
+    done = segue(
+        *("evaluate", "continuations", "--data", recordings_folder, "-p", tiny, option, value)
+    )
+    assert (done.code, done.out, done.new) == (2, "", [])
+    assert option in done.err and "Traceback" not in done.err

@@ -1,0 +1,89 @@
+"""The picture of a prompt and its continuation."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from segue.apps import spectrogram
+from segue.apps.spectrogram import check_picture, draw_spectrogram
+from segue.core.errors import OutputError
+from segue.core.generated import GeneratedAudio
+
+pytest.importorskip("matplotlib")
+
+
+def generated(samples: int = 8000, prompt: int = 3000, scale: float = 0.3) -> GeneratedAudio:
+    wave = scale * torch.sin(torch.arange(samples) * 0.2)
+    return GeneratedAudio(
+        torch.stack([wave, wave.flip(0)]),
+        torch.tensor([samples, samples // 2]),
+        16_000,
+        torch.tensor([prompt, 0]),
+        {},
+        [(), ()],
+    )
+
+
+def test_a_picture_shows_where_the_prompt_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    lines = []
+    monkeypatch.setattr(Axes, "axvline", lambda self, x, **_: lines.append(x))
+    path = tmp_path / "new" / "a.png"
+    draw_spectrogram(generated(), path, "a title")
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert lines == [3000 / 16_000] * 2
+    assert [child.name for child in path.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("audio", [generated(200, 0), generated(scale=0.0)], ids=["short", "mute"])
+def test_short_and_silent_audio_is_drawn_without_a_word(
+    tmp_path: Path, audio: GeneratedAudio
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_spectrogram(audio, tmp_path / "a.png", "t", row=1)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("title", [r"$\frac{", "中文 \x1b \udcff.wav", "_^{x}$"])
+def test_any_file_name_can_be_the_title(tmp_path: Path, title: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_spectrogram(generated(200, 0), tmp_path / "a.png", title)
+    assert (tmp_path / "a.png").exists()
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "a", "a.wav"):
+        with pytest.raises(OutputError, match=r"is not \.png; name a \.png file"):
+            check_picture(tmp_path / name)
+    check_picture(tmp_path / "A.PNG")
+    monkeypatch.setattr(spectrogram, "find_spec", lambda name: None)
+    with pytest.raises(OutputError, match=r"drawing needs matplotlib; pip install 'segue\[plot\]'"):
+        check_picture(tmp_path / "a.png")
+    assert importlib.util.find_spec("matplotlib") is not None
+
+
+def test_a_failure_leaves_no_file_and_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+
+    def full(self: Figure, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OutputError, match=r"a\.png: cannot be written \(No space left"):
+        draw_spectrogram(generated(), tmp_path / "a.png", "t")
+    assert list(tmp_path.iterdir()) == []
+    assert pyplot.get_fignums() == []
