@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from segue.apps.cli.output import (
     progress_bars,
     save_audio,
 )
+from segue.core.errors import DataError
 
 #: Where a collection of real recordings may lie beside a checkout; used if it is there.
 RECORDINGS = Path("../shared/data/speech")
@@ -55,11 +57,13 @@ def run(
 def default_prompt(domain: str) -> Path:
     """A real recording of a held-out speaker if there is one at hand, else the shipped prompt."""
     from segue.core.config.load import find_domain
-    from segue.core.data.manifest import load_recordings
+    from segue.core.data.manifest import Recording, load_recordings
     from segue.core.manager import default_host
 
     if domain == "speech" and (RECORDINGS / "manifest.csv").is_file():
-        held_out = load_recordings(RECORDINGS / "manifest.csv", "valid")
+        held_out: list[Recording] = []
+        with suppress(DataError):  # a collection of another kind: then the shipped prompt serves
+            held_out = load_recordings(RECORDINGS / "manifest.csv", "valid")
         for recording in held_out:
             long = recording.seconds >= PROMPT_SECONDS
             if long and recording.path.suffix == ".flac" and recording.path.is_file():

@@ -56,12 +56,17 @@ def draw_spectrogram(audio: GeneratedAudio, path: Path, title: str, row: int = 0
 
 def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
     """The waveform above its spectrogram."""
+    import numpy
+
     window = round(WINDOW_SECONDS * rate)
+    # At least two windows, and nowhere quite silent: there is no logarithm of zero.
+    audible = numpy.pad(wave, (0, max(0, 2 * window - len(wave))))
+    audible = audible + numpy.random.default_rng(0).normal(scale=1e-7, size=audible.shape)
     top.plot([index / rate for index in range(len(wave))], wave, linewidth=0.4, color="black")
     top.set_ylim(-1, 1)
     top.set_ylabel("amplitude")
     bottom.specgram(
-        wave + 1e-9,
+        audible,
         NFFT=window,
         Fs=rate,
         noverlap=int(OVERLAP * window),

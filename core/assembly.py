@@ -192,7 +192,8 @@ def _check_levels(stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec
                 raise AssemblyError(
                     f"stages.{stage.name}.predicts",
                     f"{key[0]} level {level} is predicted by stage {owner[key]} already",
-                    "let each level be predicted by one stage",
+                    f"let each level be predicted by one stage; a file that extends another takes "
+                    f"a stage out by {{name: {owner[key]}, drop: true}}",
                 )
             owner[key] = stage.name
     for stream, spec in streams.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, OutputError
 from segue.core.files import atomic_path
+from segue.core.validation import whole_number
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
@@ -123,7 +124,8 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
     Raises:
         AudioError: if it is no such array, empty, or not finite, or the rate is out of range.
     """
-    if not isinstance(sample_rate, int) or not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+    rate = whole_number(sample_rate)
+    if rate is None or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
         raise AudioError(
             f"{place}.sample_rate",
             f"{sample_rate!r} is not a sample rate",
@@ -143,12 +145,14 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
         tensor = tensor[None]
     if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= 64:
         raise AudioError(
-            place, f"has shape {tuple(tensor.shape)}", "give [T] or [C, T] with 1 to 64 channels"
+            place,
+            f"has shape {tuple(tensor.shape)}",
+            "give [T] or [C, T] with 1 to 64 channels; transpose [T, C]",
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")
     mono, note = to_mono(tensor, place)
-    return Audio(mono, sample_rate, (note,) if note else ())
+    return Audio(mono, rate, (note,) if note else ())
 
 
 def _as_float(tensor: Tensor, place: str) -> Tensor:

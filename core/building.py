@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 
 from segue.core.assembly import PartPlan
 from segue.core.checkpoint import load_state
 from segue.core.config.load import PIPELINE_FILE, find_domain
 from segue.core.config.schema import PipelineConfig
-from segue.core.errors import AssemblyError, CheckpointError
+from segue.core.errors import AssemblyError, CheckpointError, ConfigError
+from segue.core.files import write_text
 from segue.core.interfaces import Component, Tokenizer
 from segue.core.manager import PluginHost
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device, if this machine can compute on it.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    try:
+        with warnings.catch_warnings():  # of names that PyTorch gave up
+            warnings.simplefilter("ignore")
+            torch.ones(1, device=device).add(1).cpu()
+    except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
+        problem = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(f"device {device}", f"cannot be used ({problem})", "use cpu") from error
+    return torch.device(device)
 
 
 def build_part(
@@ -70,4 +89,4 @@ def pretrained_path(source: str | Path, host: PluginHost) -> Path:
 def write_pipeline_file(config: PipelineConfig, path: Path) -> None:
     """Write a config as YAML; checkpoint paths are kept as they are."""
     data = config.model_dump(mode="json", exclude_none=True)
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

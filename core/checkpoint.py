@@ -81,10 +81,8 @@ def load_state(component: Component, directory: Path, use: str) -> None:
     if not path.is_file():
         raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
     try:
-        state = load_file(path)
-        component.load_state_dict(
-            {key: _like(value, component, key) for key, value in state.items()}, strict=True
-        )
+        # Stored halves become the component's own floating-point type.
+        component.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(
             str(path),
@@ -93,12 +91,6 @@ def load_state(component: Component, directory: Path, use: str) -> None:
         ) from error
     if isinstance(component, Tokenizer):
         _check_fingerprint(component, directory, use)
-
-
-def _like(value: torch.Tensor, component: Component, key: str) -> torch.Tensor:
-    """Stored halves become the component's own floating-point type."""
-    own = component.state_dict().get(key) if value.is_floating_point() else None
-    return value if own is None else value.to(own.dtype)
 
 
 def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:

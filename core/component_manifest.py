@@ -68,8 +68,10 @@ def read_manifest(directory: Path) -> ComponentManifest:
                 f"has format version {version!r}, this Segue reads {FORMAT_VERSION}",
                 "install the Segue that wrote it, or train again",
             )
-        return ComponentManifest(**data)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        manifest = ComponentManifest(**data)
+        _ = manifest.token_spec, manifest.stage_spec  # so that what is malformed is told here
+        return manifest
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise CheckpointError(
-            str(path), f"cannot be read ({error})", "restore the file or train again"
+            str(path), f"cannot be read ({error!r})", "restore the file or train again"
         ) from error

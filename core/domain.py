@@ -16,7 +16,7 @@ class Domain:
 
     Attributes:
         name: the word users write: ``--domain speech``.
-        directory: holds ``config.yaml``, its variants (``paper.yaml``) and ``pretrained/``.
+        directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``.
         recipe: ``"module:function"`` that turns source data into a manifest:
             ``function(source: Path, output: Path, progress) -> Path``.
         prompt: an audio file that may be published with the package, for demos.

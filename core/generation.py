@@ -6,7 +6,7 @@ grow with the length of the audio.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -14,9 +14,8 @@ import torch
 from segue.core.errors import GenerationError
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
+from segue.core.progress import Progress
 from segue.core.spec import StageSpec
-
-Progress = Callable[[str, int, int], None]
 
 
 def window_frames(stage: StageSpec, crop_seconds: float) -> int:

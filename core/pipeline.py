@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from segue.core.assembly import AssemblyPlan, plan
 from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
-from segue.core.building import build_part, pretrained_path, write_pipeline_file
+from segue.core.building import build_part, checked_device, pretrained_path, write_pipeline_file
 from segue.core.checkpoint import save_component
 from segue.core.config.load import PIPELINE_FILE, load_config, replace_parts
 from segue.core.config.schema import PipelineConfig
 from segue.core.data.audio_crops import pad_waves
 from segue.core.data.token_store import common_samples
-from segue.core.errors import GenerationError
+from segue.core.errors import AudioError, CheckpointError, GenerationError, OutputError
 from segue.core.files import atomic_directory
 from segue.core.generated import (
     GeneratedAudio,
@@ -34,14 +34,15 @@ from segue.core.generation import run_stage, window_frames
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM, Tokens
 from segue.core.manager import PluginHost, default_host
 from segue.core.options import Sampling
+from segue.core.progress import Progress
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec
-from segue.core.validation import validate
+from segue.core.validation import real_number, validate, whole_number
 
-Progress = Callable[[str, int, int], None]
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
 MAX_SECONDS = 3600.0
+MAX_BATCH = 1024
 MAX_GAIN = 100.0  # 40 dB: what is quieter than that is noise
 JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
 
@@ -82,6 +83,8 @@ class Pipeline:
             SegueError: if there are no such weights, or they cannot be used.
         """
         host = host or default_host()
+        if not isinstance(source, (str, Path)):
+            raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
         config = load_config(pretrained_path(source, host), host, overrides).config
         return cls.from_config(config, device=device, host=host)
 
@@ -103,6 +106,7 @@ class Pipeline:
             AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
         """
         host = host or default_host()
+        device = checked_device(device)
         assembly = plan(config, host)
         stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
         parts: dict[str, Component] = {}
@@ -213,8 +217,9 @@ class Pipeline:
         progress: Progress | None = None,
     ) -> GeneratedAudio:
         """Unconditional generation: every token is sampled."""
-        if not 1 <= batch <= 1024:
-            raise GenerationError("batch", f"{batch} is out of range", "use 1 to 1024")
+        rows = whole_number(batch)
+        if rows is None or not 1 <= rows <= MAX_BATCH:
+            raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
         request = self._request("generate", seconds, seed, batch, sampling)
         empty = {
             name: Tokens.empty(batch, spec.num_levels, self.device)
@@ -264,12 +269,13 @@ class Pipeline:
         if through != "codec":
             raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
         total = self.codec.spec.num_levels
-        if levels is not None and not 1 <= levels <= total:
-            raise GenerationError("levels", f"{levels} is out of range", f"use 1 to {total}")
+        count = total if levels is None else whole_number(levels)
+        if count is None or not 1 <= count <= total:
+            raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
         audios = self._prepare([(wave, sample_rate)], whole_units=False)
         request = self._request("resynthesize", audios[0].seconds, 0, 1, None)
         gains = self._gains(audios)
-        codes = self._encode_stream(ACOUSTIC, audios, gains).levels(0, levels or total)
+        codes = self._encode_stream(ACOUSTIC, audios, gains).levels(0, count)
         decoded = self._decode(codes)[:, : audios[0].wave.shape[0]] / gains
         return self._finish(
             request,
@@ -290,10 +296,12 @@ class Pipeline:
         """Write the whole pipeline: ``pipeline.yaml`` (the resolved config) and all weights.
 
         Args:
-            directory: made, or replaced, as a whole.
+            directory: made, or replaced as a whole if it holds a pipeline; anything else that
+                is there is left alone.
             lm_dtype: store the stages' weights in this type; float16 halves the files.
         """
         directory = Path(directory)
+        _check_replaceable(directory)
         with atomic_directory(directory) as temporary:
             refs = {}
             for name, component in self.parts.items():
@@ -323,7 +331,7 @@ class Pipeline:
         limits, audios = self.config.prompt, []
         for index, prompt in enumerate(prompts):
             place = "prompt" if len(prompts) == 1 else f"prompts[{index}]"
-            audio = prompt if isinstance(prompt, Audio) else as_audio(*prompt, place=place)
+            audio = prompt if isinstance(prompt, Audio) else _pair(prompt, place)
             audio = prepare(
                 audio,
                 self.sample_rate,
@@ -335,6 +343,11 @@ class Pipeline:
                 # The end is where the continuation joins: what does not fill a frame goes in front.
                 spare = audio.wave.shape[0] % self.unit_samples
                 audio = Audio(audio.wave[spare:], audio.sample_rate, audio.notes)
+                if not audio.wave.shape[0]:
+                    least = self.unit_samples / self.sample_rate
+                    raise AudioError(
+                        place, "is shorter than one frame", f"give at least {least:g} s"
+                    )
             audios.append(audio)
         return audios
 
@@ -347,22 +360,26 @@ class Pipeline:
         sampling: SamplingOverrides | None,
     ) -> GenerationRequest:
         """Check what was asked for, and tell the plugins before any token is drawn."""
-        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
+        length = real_number(seconds)
+        if length is None or not 0 < length <= MAX_SECONDS:
             raise GenerationError(
                 "seconds",
                 f"{seconds!r} is out of range",
                 f"use more than 0, at most {MAX_SECONDS:g}",
             )
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**62:
+        number_seed = whole_number(seed)
+        if number_seed is None or not 0 <= number_seed < 2**62:
             raise GenerationError("seed", f"{seed!r} is no seed", "use a whole number from 0 on")
-        request = GenerationRequest(task, float(seconds), seed, batch, self._sampling(sampling))
+        request = GenerationRequest(
+            task, float(seconds), number_seed, batch, self._sampling(sampling)
+        )
         self.host.call_hook("segue_before_generate", pipeline=self, request=request)
         return request
 
     def _sampling(self, overrides: SamplingOverrides | None) -> dict[str, Sampling]:
         chosen = {stage.name: stage.sampling for stage in self.config.stages}
-        for name, changes in (overrides or {}).items():
+        for name, changes in _mapping(overrides or {}, "sampling").items():
+            changes = _mapping(changes, f"sampling.{name}")
             if name not in chosen:
                 raise GenerationError(
                     f"sampling.{name}", "is no stage", f"choose one of {', '.join(chosen)}"
@@ -412,7 +429,9 @@ class Pipeline:
         known: frozenset[str] = frozenset(),
     ) -> dict[str, Tokens]:
         """Sample every stream but the ``known`` ones, stage by stage."""
-        units = math.ceil(request.seconds * self.sample_rate / self.unit_samples)
+        # Exact: a float product may lie a hair above a whole number of units.
+        seconds = Fraction(request.seconds).limit_denominator(self.sample_rate)
+        units = math.ceil(seconds * self.sample_rate / self.unit_samples)
         added = Fraction(units * self.unit_samples, self.sample_rate)  # seconds, whole frames
         levels: dict[tuple[str, int], Tokens] = {}
         for stream in known:
@@ -504,9 +523,36 @@ class Pipeline:
         }
 
     def _finish(self, request: GenerationRequest, audio: GeneratedAudio) -> GeneratedAudio:
-        """Let plugins mark or log the audio before anyone gets it."""
+        """Keep the audio within full scale, and let plugins mark it before anyone gets it."""
+        for row, peak in enumerate(audio.wave.abs().amax(dim=1).tolist()):
+            if peak > 1.0:
+                audio.notes[row] = (*audio.notes[row], f"clipped a peak of {peak:.2f}")
+        audio.wave = audio.wave.clamp(-1.0, 1.0)
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
         return audio
+
+
+def _pair(prompt: object, place: str) -> Audio:
+    """Audio from a pair of wave and sample rate."""
+    if not isinstance(prompt, tuple) or len(prompt) != 2:
+        raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
+    return as_audio(*prompt, place=place)
+
+
+def _mapping(value: object, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise GenerationError(place, f"is {value!r}", "give a mapping, as {'temperature': 0.7}")
+    return value
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Raise ``OutputError`` if saving would delete what is no pipeline."""
+    if not directory.exists() or (directory / PIPELINE_FILE).is_file():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise OutputError(
+            str(directory), "exists and holds no pipeline", "name a new or an empty directory"
+        )
 
 
 def _by_level(stream: str, start: int, tokens: Tokens) -> dict[tuple[str, int], Tokens]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, StrictInt, field_validator
 
 from segue.core.errors import ConfigError, PluginError
 from segue.core.records import API_VERSION, KINDS, OLDEST_API_VERSION, Kind, PluginRecord
 from segue.core.validation import suggestion, validate
+from segue.core.yaml_files import YAML_ERRORS, parse_yaml, read_yaml
 
 #: The source of first-party records.
 FIRST_PARTY = "segue"
@@ -118,21 +117,6 @@ def _check_component(text: str) -> None:
         raise ValueError(f"{text!r} names no component; write '{kind}/NAME'")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice: the later one would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is there twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_registry(path: Path, source: str | None = None) -> Registry:
     """Read and check one file.
 
@@ -144,7 +128,7 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
         ConfigError: if it cannot be read, is no YAML or says something unknown.
         PluginError: if it was written for another plugin API.
     """
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     version = tree.get("api_version")
     if isinstance(version, int) and not OLDEST_API_VERSION <= version <= API_VERSION:
         # First of all: a file for another API may hold keys that this host does not know.
@@ -166,22 +150,6 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
         for name, entry in entries.items()
     )
     return Registry(path, source, records, content.hooks, content.pins, content.blocked)
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"cannot be read ({error})", "check the file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(where, f"is no valid YAML ({problem})", "mend that line") from error
-    if not isinstance(tree, dict):
-        fix = "start with the line `api_version: 1`"
-        raise ConfigError(str(path), "holds no registry", fix)
-    return tree
 
 
 def first_party_path() -> Path:
@@ -218,7 +186,23 @@ def user_registry_path(search_directory: bool = True) -> Path | None:
     if named is not None or not search_directory:
         return None
     candidates = (Path.cwd() / name for name in USER_FILES)
-    return next((path for path in candidates if path.is_file() and not _is_segues_own(path)), None)
+    return next((path for path in candidates if path.is_file() and _is_a_users(path)), None)
+
+
+def _is_a_users(path: Path) -> bool:
+    """Whether a file found in the working directory is meant for Segue.
+
+    Many programs call a file ``registry.yaml``: one without ``api_version`` is not ours.
+    """
+    if _is_segues_own(path):
+        return False
+    if path.name == USER_FILES[0]:
+        return True
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, *YAML_ERRORS):
+        return False
+    return isinstance(tree, dict) and "api_version" in tree
 
 
 def _is_segues_own(path: Path) -> bool:

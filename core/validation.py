@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,3 +246,20 @@ def _shown(value: object) -> str:
         return "empty"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def whole_number(value: object) -> int | None:
+    """The value as an int, NumPy's whole numbers included; None if it is none (True is none)."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return None
+
+
+def real_number(value: object) -> float | None:
+    """The value as a finite float, NumPy's numbers included; None if it is none (True is none)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    return float(value) if math.isfinite(value) else None

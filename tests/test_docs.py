@@ -203,7 +203,7 @@ def test_keys_of_a_component_are_those_of_the_schema() -> None:
     assert set(component.group(1).split(", ")) == keys_of(ComponentConfig)
     training = re.search(r"^- `training`: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
     assert training is not None
-    assert code_in(training.group(1)) == keys_of(TrainingConfig) - {"betas"}
+    assert code_in(training.group(1)) == keys_of(TrainingConfig)
 
 
 def test_the_example_of_a_config_is_one(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_example_of_a_config_is_one(tmp_path: Path) -> None:
 
 def test_the_example_of_a_registry_file_is_one(tmp_path: Path) -> None:
     example = blocks(CONFIGURATION, "yaml")[1]
-    (tmp_path / "mine.yaml").write_text(f"api_version: 1\n{example}")
+    (tmp_path / "mine.yaml").write_text(example)
     registry = read_registry(tmp_path / "mine.yaml")
     assert [record.name for record in registry.records] == ["mine.v1"]
     assert set(yaml.safe_load(example)["plugins"]) <= set(KINDS)

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = ("core", "plugins", "apps")
 CARRIED = ("LICENSE", "README.md", "pyproject.toml", "registry.yaml", "setup.py")
-DATA = ("*.yaml", "*.safetensors")
+DATA = ("*.yaml", "*.json", "*.safetensors")
 
 
 def sources() -> Iterator[tuple[str, Path]]:

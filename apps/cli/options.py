@@ -52,22 +52,4 @@ def load_pipeline(
     source = chosen_source(domain, pipeline, "--pipeline")
     from segue.core.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(
-        source, overrides=overrides or (), device=checked_device(device)
-    )
-
-
-def checked_device(device: str) -> str:
-    """The device's name, if this machine can compute on it."""
-    import warnings
-
-    import torch
-
-    try:
-        with warnings.catch_warnings():  # of names that PyTorch gave up
-            warnings.simplefilter("ignore")
-            torch.ones(1, device=device).add(1).cpu()
-    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
-        problem = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise ConfigError(f"--device {device}", f"cannot be used ({problem})", "use cpu") from error
-    return device
+    return Pipeline.from_pretrained(source, overrides=overrides or (), device=device)

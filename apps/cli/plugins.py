@@ -53,15 +53,14 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check a component against its contract: shapes, padding, causality, round trips."""
-    import yaml
-
     from segue.core.conformance.command import check_component
     from segue.core.errors import ConfigError
     from segue.core.manager import default_host
+    from segue.core.yaml_files import YAML_ERRORS, parse_yaml
 
     try:
-        values = yaml.safe_load(options)
-    except yaml.YAMLError as error:
+        values = parse_yaml(options)
+    except YAML_ERRORS as error:
         raise ConfigError("--options", f"{options!r} is no YAML", "write '{key: value}'") from error
     if not isinstance(values, dict):
         raise ConfigError("--options", f"{options!r} is no mapping", "write '{key: value}'")

@@ -32,7 +32,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Tokenize recordings once, with the tokenizers trained in OUTPUT or named by the config."""
-    from segue.apps.cli.options import checked_device
+    from segue.core.building import checked_device
     from segue.core.config.load import load_config
     from segue.core.data.token_store import TokenStore
     from segue.core.files import check_writable

@@ -38,7 +38,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Train; the same command goes on where a run was stopped or killed."""
-    from segue.apps.cli.options import checked_device
+    from segue.core.building import checked_device
     from segue.core.config.load import load_config
     from segue.core.files import check_writable
     from segue.core.manager import default_host

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from segue.core.config.merge import Tree, assignment, leaves, merge
 from segue.core.config.schema import ComponentConfig, PipelineConfig
 from segue.core.domain import DEFAULT_VARIANT, Domain
@@ -16,6 +14,7 @@ from segue.core.errors import ConfigError
 from segue.core.manager import PluginHost
 from segue.core.records import Kind
 from segue.core.validation import validate
+from segue.core.yaml_files import read_yaml
 
 PIPELINE_FILE = "pipeline.yaml"
 
@@ -34,7 +33,8 @@ def load_config(
     """Read, merge and validate a pipeline config and every plugin's options.
 
     Args:
-        source: ``speech``, ``speech/paper``, a YAML file, or a directory with ``pipeline.yaml``.
+        source: ``speech``, ``speech/three_stage``, a YAML file, or a directory that holds
+            ``pipeline.yaml``.
         host: knows the domains and the plugins' options.
         overrides: ``path.to.key=value``, applied in order.
 
@@ -46,13 +46,20 @@ def load_config(
     origins: dict[str, str] = {}
     for origin, layer in _file_layers(source, host):
         tree = merge(tree, layer)
-        origins |= dict.fromkeys(leaves(layer), origin)
+        origins = _still_set(origins | dict.fromkeys(leaves(layer), origin), tree)
     for text in overrides:
         layer = assignment(text, tree)
+        _anchor_checkpoints(layer, Path.cwd())
         tree = merge(tree, layer)
-        origins |= dict.fromkeys(leaves(layer), f"--set {text}")
+        origins = _still_set(origins | dict.fromkeys(leaves(layer), f"--set {text}"), tree)
     config = resolve_options(validate(PipelineConfig, tree, ""), host)
     return LoadedConfig(config, origins)
+
+
+def _still_set(origins: dict[str, str], tree: Tree) -> dict[str, str]:
+    """The origins of values that later layers left in place."""
+    present = leaves(tree)
+    return {path: origin for path, origin in origins.items() if path in present}
 
 
 def kind_of(part: str) -> Kind:
@@ -101,7 +108,7 @@ def _file_layers(source: str | Path, host: PluginHost) -> list[tuple[str, Tree]]
             chain = " → ".join(p.name for p in [*seen, path])
             raise ConfigError(str(path), f"extends itself ({chain})", "break the circle")
         seen.append(path)
-        tree = _read_yaml(path)
+        tree = read_yaml(path)
         base = tree.pop("extends", None)
         _anchor_checkpoints(tree, path.parent)
         layers.insert(0, (str(path), tree))
@@ -139,21 +146,6 @@ def find_domain(name: str, host: PluginHost) -> Domain:
     if not isinstance(domain, Domain):
         raise ConfigError(f"domain {name}", "is no segue.core.domain.Domain", "mend the plugin")
     return domain
-
-
-def _read_yaml(path: Path) -> Tree:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"cannot be read ({error})", "check the file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(where, f"is no valid YAML ({problem})", "mend that line") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), "holds no mapping", "write key: value lines")
-    return tree
 
 
 def _anchor_checkpoints(tree: Any, directory: Path) -> None:

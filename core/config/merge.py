@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from segue.core.errors import ConfigError
+from segue.core.yaml_files import YAML_ERRORS, parse_yaml
 
 Tree = dict[str, Any]
+
+#: ``{name: coarse, drop: true}`` takes an item of a named list out.
+DROP = "drop"
 
 
 def merge(base: Any, over: Any) -> Any:
     """``over`` on top of ``base``.
 
     Mappings merge key by key; lists whose items have a ``name`` merge item by item (new names are
-    appended); anything else is replaced. A component whose ``use`` changes starts afresh: the
-    options and the checkpoint of the old plugin mean nothing to the new one.
+    appended, ``drop: true`` takes one out); anything else is replaced. A component whose ``use``
+    changes starts afresh: the options and the checkpoint of the old plugin mean nothing to the new
+    one.
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if "use" in base and over.get("use", base["use"]) != base["use"]:
@@ -29,7 +32,7 @@ def merge(base: Any, over: Any) -> Any:
         items = {item["name"]: item for item in base}
         for item in over:
             items[item["name"]] = merge(items.get(item["name"], {}), item)
-        return list(items.values())
+        return [item for item in items.values() if item.get(DROP) is not True]
     return over
 
 
@@ -37,7 +40,7 @@ def _is_named(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(item, Mapping) and "name" in item for item in value)
+        and all(isinstance(item, Mapping) and isinstance(item.get("name"), str) for item in value)
     )
 
 
@@ -55,8 +58,8 @@ def assignment(text: str, base: Mapping[str, Any]) -> Tree:
     if not equals or not keys:
         raise ConfigError(f"--set {text}", "is no assignment", "write --set path.to.key=value")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+        value = parse_yaml(raw)
+    except YAML_ERRORS as error:
         raise ConfigError(f"--set {text}", "the value is no YAML", "quote the value") from error
     return dict(_nest(keys, value, base, text))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from segue.core.errors import ConfigError
 from segue.core.options import Options, Sampling
 from segue.core.spec import StreamSlice
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(Options):
@@ -35,7 +37,7 @@ class TrainingConfig(Options):
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     gradient_clip: float = Field(default=1.0, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     save_every: int = Field(default=500, ge=1)
@@ -65,8 +67,9 @@ class StageConfig(Options):
         given: stream slices it is conditioned on.
         lm: the language model.
         crop_seconds: length of a training crop and of the longest context in generation.
-        overlap: part of a window that is context when generation moves to the next one; 0 makes
-            windows independent, as the fine stage's are in the paper.
+        overlap: least part of a window that is context when generation moves to the next one. With
+            0, full windows are independent, as the fine stage's are in the paper; a last one that
+            is not full takes in what came before.
         sampling: temperature, top-k, top-p.
     """
 
@@ -107,9 +110,18 @@ class PromptConfig(Options):
             data; the result is brought back to the prompt's own level. None leaves them alone.
     """
 
-    min_seconds: float = Field(default=0.5, gt=0)
-    max_seconds: float = Field(default=10.0, gt=0)
+    min_seconds: float = Field(default=0.5, ge=0.01)
+    max_seconds: float = Field(default=10.0, ge=0.01)
     level: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _some_prompt_fits(self) -> PromptConfig:
+        if self.max_seconds < self.min_seconds:
+            raise ValueError(
+                f"max_seconds ({self.max_seconds:g}) must be at least min_seconds "
+                f"({self.min_seconds:g})"
+            )
+        return self
 
 
 class PipelineConfig(Options):
@@ -119,7 +131,7 @@ class PipelineConfig(Options):
         name: of the pipeline, for tables and metadata.
         description: one sentence; says what weights were trained on, and how far.
         semantic_tokenizer: absent in an acoustic-only pipeline.
-        codec: absent only where nothing acoustic is predicted.
+        codec: what turns acoustic tokens into sound.
         stages: in the order they run.
     """
 

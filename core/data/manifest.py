@@ -98,9 +98,9 @@ def _from_csv(path: Path) -> list[Recording]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             numbered = [(reader.line_num, row) for row in reader]
+            columns = reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
-    columns = reader.fieldnames or ()
     if "path" not in columns:
         raise DataError(str(path), "has no column 'path'", "add a header line with 'path'")
     recordings = [_from_row(path, line, row) for line, row in numbered]

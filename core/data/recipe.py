@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segue.core.errors import DataError
 from segue.core.files import write_text
-
-Progress = Callable[[str, int, int], None]
 
 
 def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
@@ -21,11 +19,19 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
     """
     if not path.is_file():
         raise DataError(str(path), "does not exist", "name the folder that holds the manifest")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
     missing = [column for column in needs if not rows or column not in rows[0]]
     if missing:
         raise DataError(str(path), f"lacks the column {missing[0]!r}", "check the manifest")
+    for line, row in enumerate(rows, start=2):
+        empty = [column for column in needs if not row[column]]
+        if empty:
+            problem = f"the column {empty[0]!r} is empty"
+            raise DataError(f"{path}, line {line}", problem, "complete the line")
     return rows
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from segue.core.data.manifest import Recording, Split
 from segue.core.errors import AudioError, DataError
 from segue.core.files import atomic_path, write_json
 from segue.core.interfaces import StageBatch, Tokenizer, Tokens
+from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, SliceSpec, StageSpec, TokenSpec
 
 FORMAT_VERSION = 1
 SHARD_RECORDINGS = 128
 MAX_PIECE_SECONDS = 30.0
-Progress = Callable[[str, int, int], None]
 
 
 def common_samples(specs: Sequence[TokenSpec], rate: int) -> int:
@@ -162,7 +162,9 @@ def tokenize_recording(
 def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
     own_rate = tokenizer.spec.sample_rate
     own = wave if own_rate == rate else resample(wave, rate, own_rate)
-    tokens = tokenizer.encode(own[None].to(tokenizer.device), torch.tensor([own.shape[0]]))
+    tokens = tokenizer.encode(
+        own[None].to(tokenizer.device), torch.tensor([own.shape[0]], device=tokenizer.device)
+    )
     frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
     return tokens.ids[0, :, :frames].cpu()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from segue.core.errors import AudioError, DataError
 from segue.core.evaluation.statistics import summarise
 from segue.core.interfaces import Metric
 from segue.core.pipeline import Pipeline
+from segue.core.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 CLIPPED, SILENT_RMS = 0.999, 1e-3
 PEAK_SEARCH_SECONDS = (0.1, 2.0)  # a loop repeats within this lag
 

@@ -146,7 +146,7 @@ def _after_step(
         _log(run, step, losses)
         if run.report is not None:
             run.report(run.part, step, run.config.steps, losses)
-    if last or step % run.config.save_every == 0:
+    if last or (step % run.config.save_every == 0 and math.isfinite(losses["loss"])):
         save_checkpoint(run, optimizer, step)
 
 

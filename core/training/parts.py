@@ -13,17 +13,19 @@ import torch
 
 from segue.core.assembly import AssemblyPlan, plan
 from segue.core.building import build_part, write_pipeline_file
-from segue.core.checkpoint import save_component
+from segue.core.checkpoint import load_state, save_component
+from segue.core.component_manifest import read_manifest
 from segue.core.config.load import PIPELINE_FILE, kind_of, replace_parts
-from segue.core.config.schema import PipelineConfig
+from segue.core.config.schema import ComponentConfig, PipelineConfig
 from segue.core.data.audio_crops import AudioCrops, whole_recordings
 from segue.core.data.manifest import Recording, Split, load_recordings
-from segue.core.data.token_store import Progress, TokenCrops, TokenStore, write_store
+from segue.core.data.token_store import TokenCrops, TokenStore, write_store
 from segue.core.errors import DataError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import Component, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
+from segue.core.progress import Progress
 from segue.core.training.loop import (
     STATE_JSON,
     Batches,
@@ -69,6 +71,7 @@ class Workspace:
         found = {}
         for part, ref in self.config.parts.items():
             if part.startswith("stages.") and not stages:
+                found[part] = _without_checkpoint(ref)
                 continue
             checkpoint = newest_checkpoint(self.part_directory(part))
             if checkpoint is not None:
@@ -107,26 +110,49 @@ def train_part(workspace: Workspace, part: str) -> Path:
         raise TrainingError(
             part, "is no part of this pipeline", f"choose one of {', '.join(parts)}"
         )
-    workspace.directory.mkdir(parents=True, exist_ok=True)
-    write_pipeline_file(workspace.config, workspace.directory / "config.yaml")
     assembly = plan(workspace.current(stages=False), workspace.host)
     component = _fresh(workspace, assembly, part)
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
     if component.needs == "fitting":
+        workspace.recordings("train")
+        _keep_config(workspace)
         return _fit(workspace, part, component)
-    return train(_training_run(workspace, assembly, part, component))
+    run = _training_run(workspace, assembly, part, component)
+    _keep_config(workspace)
+    return train(run)
+
+
+def _keep_config(workspace: Workspace) -> None:
+    """Write the resolved config, once it is known that training can start with it."""
+    workspace.directory.mkdir(parents=True, exist_ok=True)
+    write_pipeline_file(workspace.config, workspace.directory / "config.yaml")
 
 
 def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component:
-    """The component as it is before training; initial weights depend on the seed alone."""
-    torch.manual_seed(workspace.config.parts[part].training.seed)
+    """The component as it is before training.
+
+    Its weights are those of the checkpoint that the config names, if it names one (fine-tuning);
+    else they depend on the seed alone.
+    """
+    ref = workspace.config.parts[part]
+    torch.manual_seed(ref.training.seed)
     stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
     arguments = (stages[part],) if part in stages else ()
     plain = assembly.parts[part]
     component = workspace.host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
     assert isinstance(component, Component)
+    if ref.checkpoint is not None:
+        load_state(component, Path(ref.checkpoint), ref.use)
     return component.to(workspace.device)
+
+
+def _without_checkpoint(ref: ComponentConfig) -> ComponentConfig:
+    """The component as its checkpoint describes it, but untrained."""
+    if ref.checkpoint is None:
+        return ref
+    options = read_manifest(Path(ref.checkpoint)).options
+    return ref.model_copy(update={"checkpoint": None, "options": options})
 
 
 def _training_run(

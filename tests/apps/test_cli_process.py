@@ -102,6 +102,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         for _ in range(1200):
             if (folder / "begun").exists() or process.poll() is not None:

@@ -79,7 +79,7 @@ def test_a_pipeline_is_trained_by_parts_and_used(
         (("nope", "--data", "some"), "nope: is no part of this pipeline; choose one of semantic"),
         (("stages.acoustic",), "no token store; run `segue tokenize` first"),
         (("codec", "--config", "nope", "--domain", "piano"), "name two pipelines; leave one out"),
-        (("codec", "--device", "nope"), "--device nope: cannot be used"),
+        (("codec", "--device", "nope"), "device nope: cannot be used"),
         (("codec", "--set", "codec.training.steps=0"), "codec.training.steps: 0 is out of range"),
     ],
 )
@@ -97,7 +97,7 @@ def test_training_that_cannot_start_leaves_what_was_there(
     before = sorted(path.name for path in trained.iterdir())
     other = ("--set", "codec.options.width=24")
     done = segue("train", "codec", "-o", trained, "--data", recordings_folder, *SETTINGS, *other)
-    assert done.refused("was trained as spectral_codec.v1 with other options")
+    assert done.refused("codec.options.width: is 24, but the checkpoint", "trained with 16; ")
     assert sorted(path.name for path in trained.iterdir()) == before
 
 
@@ -123,7 +123,7 @@ def test_recordings_that_cannot_be_used_are_said(segue: Segue, tiny: Path) -> No
     )
     run = ("tokenize", "-o", "mine", "--config", tiny, "--data", "list.csv")
     done = segue(*run, "--json")
-    note = "left out 1 recordings that cannot be used: see mine/tokens/skipped.json"
+    note = "recordings left out, as they cannot be used: 1; see mine/tokens/skipped.json"
     assert (done.code, done.err) == (0, "")
     assert (done.json["notes"], done.json["train_recordings"]) == ([note], 1)
     again = segue(*run)

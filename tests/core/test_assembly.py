@@ -244,3 +244,42 @@ def test_every_part_is_swapped_by_one_line(
         assembly = plan(config(host, swap, source=domain), host)
         part, _, use = swap.partition("=")
         assert assembly.parts[part.removesuffix(".lm.use").removesuffix(".use")].use == use
+
+
+@pytest.mark.parametrize("domain", ["speech", "piano"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("semantic", STAGE_LMS)
+@pytest.mark.parametrize("acoustic", STAGE_LMS)
+def test_every_combination_of_parts_generates(
+    domain: str, tokenizer: str, semantic: str, acoustic: str, host: PluginHost
+) -> None:
+    small = "options={width: 16, depth: 1, heads: 2}"
+    swapped = config(
+        host,
+        f"semantic_tokenizer.use={tokenizer}",
+        f"stages.semantic.lm.use={semantic}",
+        f"stages.acoustic.lm.use={acoustic}",
+        f"stages.semantic.lm.{small}",
+        f"stages.acoustic.lm.{small}",
+        "codec.options={width: 16, encoder_depth: 1, decoder_depth: 1, num_levels: 2}",
+        source=domain,
+    )
+    pipeline = Pipeline.from_config(swapped, host=host, allow_untrained=True)
+    audio = pipeline.generate(0.2, batch=2)
+    assert audio.lengths.tolist() == [3200, 3200]
+    assert bool(audio.wave.isfinite().all())
+
+
+def test_a_file_that_extends_another_can_take_a_stage_out(host: PluginHost, tmp_path: Path) -> None:
+    path = tmp_path / "cascade.yaml"
+    path.write_text(
+        "extends: speech\n"
+        "stages:\n"
+        "  - {name: acoustic, drop: true}\n"
+        "  - {name: coarse, predicts: 'acoustic[0:2]', given: [semantic],\n"
+        "     lm: {use: flat_transformer.v1}}\n"
+        "  - {name: fine, predicts: 'acoustic[2:6]', given: ['acoustic[0:2]'],\n"
+        "     lm: {use: flat_transformer.v1}}\n"
+    )
+    stages = plan(config(host, source=path), host).stages
+    assert [stage.name for stage in stages] == ["semantic", "coarse", "fine"]

@@ -280,6 +280,11 @@ def test_an_array_that_must_not_be_written_to_is_taken(recwarn: pytest.WarningsR
     assert not recwarn.list
 
 
+def test_a_sample_rate_may_be_a_numpy_integer() -> None:
+    audio = as_audio(tone(), numpy.int64(RATE))
+    assert audio.sample_rate == RATE and type(audio.sample_rate) is int
+
+
 def test_channels_are_mixed() -> None:
     audio = as_audio(torch.tensor([[0.5, 0.25], [-0.25, 0.75]]), RATE)
     assert audio.wave.tolist() == [0.125, 0.5]

@@ -168,3 +168,34 @@ def test_leaves_name_items_of_named_lists() -> None:
         "s.x.name": "x",
         "s.x.c": 2,
     }
+
+
+@pytest.mark.parametrize(
+    "value", ["2020-13-45", "!!int foo", "!!timestamp foo", "&a {x: *a}", "[1", "{a: 1, a: 2}"]
+)
+def test_malformed_values_end_in_one_sentence(value: str, tmp_path: Path, host: PluginHost) -> None:
+    with pytest.raises(ConfigError, match="--set name"):
+        load_config("speech", host, [f"name={value}"])
+    path = write(tmp_path / "bad.yaml", f"extends: speech\nname: {value}\n")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(path, host)
+
+
+def test_explained_origins_are_those_of_values_still_in_place(host: PluginHost) -> None:
+    loaded = load_config("speech", host, ["stages.semantic.lm.use=delay_transformer.v1"])
+    assert "stages.semantic.lm.options.width" not in loaded.origins
+    assert loaded.origins["stages.semantic.lm.use"].startswith("--set")
+
+
+def test_a_checkpoint_named_on_the_command_line_is_relative_to_the_working_directory(
+    host: PluginHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("speech", host, ["codec.checkpoint=some/where"]).config
+    assert config.codec.checkpoint == str(tmp_path / "some" / "where")
+
+
+def test_names_of_stages_are_text(tmp_path: Path, host: PluginHost) -> None:
+    path = write(tmp_path / "odd.yaml", "extends: speech\nstages:\n  - {name: [1]}\n")
+    with pytest.raises(ConfigError, match="stages"):
+        load_config(path, host)

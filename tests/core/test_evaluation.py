@@ -91,6 +91,8 @@ def test_a_healthy_continuation() -> None:
 def test_silence_is_seen() -> None:
     half = torch.cat([speech_like(2), torch.zeros(2 * RATE)])
     assert health(speech_like(3), half, RATE)["silent"] == pytest.approx(0.5, abs=0.03)
+    assert health(speech_like(3), noise(3, level=1e-4), RATE)["silent"] == 1
+    assert health(speech_like(3), noise(3, level=0.01), RATE)["silent"] == 0
     found = health(speech_like(3), torch.zeros(4 * RATE), RATE)
     assert found["silent"] == 1 and found["level_ratio_db"] < -60
     assert found["loop"] == 0 and found["spectrum_distance"] > 2

@@ -159,3 +159,30 @@ def test_lifecycle_hooks_are_called_while_training(
     train_part(workspace(tmp_path, recordings_folder, host), "codec")
     assert logger.steps == [("codec", 1), ("codec", 2), ("codec", 3)]
     assert logger.saved == [("codec", "step-00000003")]
+
+
+def test_training_starts_from_a_checkpoint_that_the_config_names(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    first = train_part(workspace(tmp_path / "a", recordings_folder, host), "codec")
+    tuned = workspace(
+        tmp_path / "b", recordings_folder, host, f"codec.checkpoint={first}",
+        "codec.training.learning_rate=1e-12", "codec.training.weight_decay=0",
+    )  # fmt: skip
+    second = train_part(tuned, "codec")
+    a, b = (
+        load_file(d / "model.safetensors")["encoder.enter.conv.weight"] for d in (first, second)
+    )
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_training_that_cannot_start_keeps_the_config_of_the_run(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_part(workspace(tmp_path, recordings_folder, host), "codec")
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(DataError):
+        train_part(
+            workspace(tmp_path, tmp_path / "nowhere", host, "codec.training.steps=9"), "codec"
+        )
+    assert (tmp_path / "config.yaml").read_text() == before

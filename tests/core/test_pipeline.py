@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ import yaml
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core.errors import AudioError, CheckpointError, GenerationError, SegueError
+from segue.core.errors import (
+    AudioError,
+    CheckpointError,
+    GenerationError,
+    OutputError,
+    SegueError,
+)
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
@@ -349,3 +356,72 @@ def test_two_markers_each_see_the_other_s_work(tiny_pipelines: dict[str, Path]) 
     host.register(Half2(), "two")
     both = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host).generate(0.4)
     assert torch.allclose(both.wave, plain.wave * 0.25)
+
+
+def test_saving_never_deletes_what_is_no_pipeline(pipeline: Pipeline, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="holds no pipeline"):
+        pipeline.save_pretrained(precious)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(OutputError, match="holds no pipeline"):
+        pipeline.save_pretrained(file)
+    saved = pipeline.save_pretrained(tmp_path / "saved")
+    assert pipeline.save_pretrained(saved) == saved
+
+
+def test_lengths_that_floats_round_up_ask_for_no_frame_too_many(pipeline: Pipeline) -> None:
+    for units in (7, 29, 57, 201, 403):
+        seconds = units * pipeline.unit_samples / RATE
+        assert pipeline.generate(seconds).lengths.tolist() == [units * pipeline.unit_samples]
+
+
+def test_a_prompt_shorter_than_a_frame_is_refused(tiny_pipelines: dict[str, Path]) -> None:
+    loaded = Pipeline.from_pretrained(
+        tiny_pipelines["speech"], overrides=["prompt.min_seconds=0.01"]
+    )
+    with pytest.raises(AudioError, match="shorter than one frame"):
+        loaded.continue_(torch.ones(200) * 0.1, RATE, seconds=0.4)
+
+
+def test_loud_output_is_kept_within_full_scale_and_says_so(pipeline: Pipeline) -> None:
+    prompt = melody(1.0, seed=5)
+    loud = pipeline.continue_(prompt / prompt.abs().max(), RATE, seconds=2.0, prompt_audio="codec")
+    assert float(loud.wave.abs().max()) <= 1.0
+    quiet = pipeline.continue_(prompt * 0.01, RATE, seconds=2.0, prompt_audio="codec")
+    peak = float(quiet.wave.abs().max()) * 100 / float(prompt.abs().max())
+    assert any("clipped" in note for note in loud.notes[0]) == (peak > 1.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: p.continue_batch([torch.zeros(RATE)]),
+        lambda p: p.continue_batch([(torch.zeros(RATE),)]),
+        lambda p: p.generate(0.4, batch="two"),
+        lambda p: p.generate(0.4, batch=2.5),
+        lambda p: p.resynthesize(torch.zeros(RATE), RATE, levels="all"),
+        lambda p: p.generate(0.4, sampling={"acoustic": 5}),
+        lambda p: p.generate(0.4, sampling=["acoustic"]),
+        lambda p: Pipeline.from_pretrained(None),  # type: ignore[arg-type]
+        lambda p: Pipeline.from_pretrained("speech", device="abacus"),
+    ],
+)
+def test_wrong_types_end_in_one_sentence(
+    call: Callable[[Pipeline], object], pipeline: Pipeline
+) -> None:
+    with pytest.raises(SegueError):
+        call(pipeline)
+
+
+def test_numpy_numbers_are_numbers(pipeline: Pipeline) -> None:
+    numpy = pytest.importorskip("numpy")
+    result = pipeline.continue_(
+        melody(1.0, seed=5).numpy(), numpy.int64(RATE), seconds=numpy.float32(0.4),
+        seed=numpy.int64(3),
+    )  # fmt: skip
+    assert result.metadata["seed"] == 3
+    json.dumps(result.metadata)

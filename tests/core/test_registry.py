@@ -100,7 +100,7 @@ def test_yaml_tags_build_no_objects(write_registry: WriteRegistry) -> None:
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "registry.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="holds no registry"):
+    with pytest.raises(ConfigError, match="holds no mapping"):
         read_registry(path)
 
 

@@ -136,6 +136,13 @@ def test_temperature_comes_before_top_p() -> None:
 # --- the distribution -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45])
+def test_a_very_low_temperature_takes_the_most_likely(temperature: float) -> None:
+    logits = torch.tensor([[3.0, 40.0, 50.0, -INF]]).expand(50, -1)
+    drawn = sample(logits, Sampling(temperature=temperature, top_p=0.9), row_generators(0, 50))
+    assert drawn.unique().tolist() == [2]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_draws_follow_the_softmax(temperature: float) -> None:
     logits = torch.tensor([[1.5, 0.0, -1.0, 0.7, -3.0, 1.4]])

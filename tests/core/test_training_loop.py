@@ -391,6 +391,16 @@ def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) 
     assert all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
 
 
+def test_a_step_that_was_skipped_is_not_saved(tmp_path: Path) -> None:
+    def batches(step: int) -> WaveBatch:
+        return not_a_number(step) if step == 9 else batch_of(step)
+
+    host = StubHost()
+    train(run(tmp_path, host=host, train_batches=batches, config=config(steps=16)))
+    saved = [a["step"] for name, a in host.calls if name == "segue_checkpoint_saved"]
+    assert saved == [5, 15, 16]
+
+
 def test_now_and_then_a_non_finite_loss_is_borne(tmp_path: Path) -> None:
     def batches(step: int) -> WaveBatch:
         return batch_of(step) if step % (MAX_SKIPPED_STEPS + 1) == 0 else not_a_number(step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from segue.core.options import Options
 
@@ -28,7 +27,7 @@ class TransformerOptions(Options):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
+    def _heads_divide_width(self) -> TransformerOptions:
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} is not an even multiple of heads {self.heads}; "

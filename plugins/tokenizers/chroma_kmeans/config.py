@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
@@ -33,7 +32,7 @@ class ChromaKMeansOptions(KMeansOptions):
     height_weight: float = Field(default=1.5, ge=0)
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
+    def _shapes_fit(self) -> ChromaKMeansOptions:
         check_window("pitch_window", self.pitch_window, self.hop)
         check_window("onset_window", self.onset_window, self.hop)
         if not self.lowest_note < self.split_note <= self.highest_note:

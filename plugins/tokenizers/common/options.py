@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from segue.core.options import TokenizerOptions
 from segue.core.spec import TokenSpec
@@ -31,7 +30,7 @@ class KMeansOptions(TokenizerOptions):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _frames_are_whole(self) -> Self:
+    def _frames_are_whole(self) -> KMeansOptions:
         if self.sample_rate % (2 * self.frame_rate * self.subframes):
             raise ValueError(
                 f"sample_rate ({self.sample_rate}) must be an even multiple of frame_rate x"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
@@ -27,7 +26,7 @@ class MelKMeansOptions(KMeansOptions):
     remove_mean: bool = True
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
+    def _shapes_fit(self) -> MelKMeansOptions:
         check_window("window", self.window, self.hop)
         if self.num_cepstra >= self.num_mels:
             raise ValueError(

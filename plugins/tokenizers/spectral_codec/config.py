@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import TokenSpec
@@ -75,7 +74,7 @@ class SpectralCodecOptions(TokenizerOptions):
     loss: LossWeights = LossWeights()
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
+    def _shapes_fit(self) -> SpectralCodecOptions:
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd to look equally far both ways, not {self.kernel}")
         if self.hop % self.subframes:

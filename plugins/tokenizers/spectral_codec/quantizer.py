@@ -65,7 +65,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def learn(self, x: Float[Tensor, "M D"], ids: Int64[Tensor, "M"]) -> None:
-        """Move the codes towards the vectors that chose them."""
+        """Move the codes towards the vectors that chose them; a batch that is not finite is left
+        out, as its gradient is."""
+        if not bool(torch.isfinite(x).all()):
+            return
         size = self.codes.shape[0]
         if not self.seeded:
             self._place(torch.ones(size, dtype=torch.bool, device=x.device), x)

@@ -73,6 +73,8 @@ def test_speech_that_cannot_be_prepared(tmp_path: Path) -> None:
     lacking = collection(tmp_path / "in", ["a.wav,train"], "path,split")
     with pytest.raises(DataError, match="lacks the column 'corpus'; check the manifest"):
         speech.prepare(lacking, tmp_path / "out")
+    with pytest.raises(DataError, match=r"line 3: the column 'speaker' is empty; complete"):
+        speech.prepare(collection(tmp_path / "in", [LINES[0], "a.wav,x"]), tmp_path / "out")
     with pytest.raises(DataError, match=r"manifest\.csv: "):
         speech.prepare(collection(tmp_path / "in", []), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -157,7 +159,7 @@ def test_a_score_that_cannot_be_rendered_is_named(tmp_path: Path, what: str) -> 
     if what == "missing":
         (source / "midi" / "b.mid").unlink()
     problem = "does not exist" if what == "missing" else "cannot be rendered"
-    with pytest.raises(DataError, match=rf"{source}/midi/b\.mid: {problem} .*check the"):
+    with pytest.raises(DataError, match=rf"{source}/midi/b\.mid: {problem}.*; check the"):
         piano.prepare(source, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "audio").iterdir()] == ["a.flac"]
     assert not (tmp_path / "out" / "manifest.csv").exists()
