@@ -42,6 +42,9 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
+PYTEST_NAMES = {"segue_plugins", "segue_not_isolated", "segue_isolate"}
+
+
 # --- hooks ------------------------------------------------------------------------------------
 
 
@@ -57,7 +60,13 @@ def test_the_hook_reference_is_generated_from_the_code() -> None:
 @pages
 def test_hooks_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(r"\bsegue_[a-z_]+\b", page.read_text(encoding="utf-8")))
-    assert named - {"segue_toy"} <= set(vars(hookspecs))
+    hooks = named - {"segue_toy"} - PYTEST_NAMES
+    assert hooks <= set(vars(hookspecs))
+
+
+def test_names_of_the_pytest_plugin_that_the_docs_use_exist() -> None:
+    source = (ROOT / "core" / "pytest_plugin.py").read_text(encoding="utf-8")
+    assert all(name in source for name in PYTEST_NAMES)
 
 
 # --- commands ---------------------------------------------------------------------------------
