@@ -48,9 +48,10 @@ def run(
     rows = [_continue(name, path, output, seconds, seed) for name, path in chosen.items()]
     write_json(output / "demo.json", rows)
     columns = ("domain", "prompt", "seconds generated", "real-time factor", "seed", "checkpoint")
-    print_table(columns, [[row[column] for column in columns] for row in rows], title="Demo")
+    print_table(columns, [[_short(row[column]) for column in columns] for row in rows], "Demo")
     for row in rows:
         console.print(f"{row['domain']}: {row['output']}  {row['picture']}")
+        console.print(f"  checkpoint: {row['checkpoint']}")
         console.print(f"  weights: {row['description']}")
 
 
@@ -69,6 +70,11 @@ def default_prompt(domain: str) -> Path:
             if long and recording.path.suffix == ".flac" and recording.path.is_file():
                 return recording.path
     return find_domain(domain, default_host()).prompt
+
+
+def _short(cell: object) -> str:
+    """The last two parts of a path, so that a table holds it; demo.json has the whole."""
+    return "/".join(str(cell).split("/")[-2:])
 
 
 def _target(output: Path, name: str) -> Path:

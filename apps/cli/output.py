@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from segue.core.errors import OutputError, SegueError
@@ -103,7 +103,9 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-    table = Table(*columns, title=title or None, title_justify="left")
+    # Folded, not cut: what a narrow terminal shows is whole.
+    headers = (Column(name, overflow="fold") for name in columns)
+    table = Table(*headers, title=title or None, title_justify="left")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)
