@@ -221,11 +221,7 @@ class Pipeline:
         if rows is None or not 1 <= rows <= MAX_BATCH:
             raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
         request = self._request("generate", seconds, seed, batch, sampling)
-        empty = {
-            name: Tokens.empty(batch, spec.num_levels, self.device)
-            for name, spec in self.assembly.streams.items()
-        }
-        streams = self._run_stages(request, empty, progress)
+        streams = self._run_stages(request, self._no_prompt(batch), progress)
         wave = self._decode(streams[ACOUSTIC])
         none = torch.zeros(batch, dtype=torch.long)
         return self._finish(request, self._result(request, wave, none, streams, [()] * batch))
@@ -370,9 +366,7 @@ class Pipeline:
         number_seed = whole_number(seed)
         if number_seed is None or not 0 <= number_seed < 2**62:
             raise GenerationError("seed", f"{seed!r} is no seed", "use a whole number from 0 on")
-        request = GenerationRequest(
-            task, float(seconds), number_seed, batch, self._sampling(sampling)
-        )
+        request = GenerationRequest(task, length, number_seed, batch, self._sampling(sampling))
         self.host.call_hook("segue_before_generate", pipeline=self, request=request)
         return request
 
@@ -396,6 +390,13 @@ class Pipeline:
         rms = torch.stack([audio.wave.square().mean().sqrt() for audio in audios])
         gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
         return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
+
+    def _no_prompt(self, batch: int) -> dict[str, Tokens]:
+        """Every stream without a frame."""
+        return {
+            name: Tokens.empty(batch, spec.num_levels, self.device)
+            for name, spec in self.assembly.streams.items()
+        }
 
     def _encode(self, audios: Sequence[Audio], gains: Float[Tensor, "B"]) -> dict[str, Tokens]:
         streams = self.assembly.streams
@@ -476,10 +477,7 @@ class Pipeline:
         audios = self._prepare([(wave, sample_rate)], whole_units=True)
         request = self._request(task, audios[0].seconds, seed, 1, sampling)
         gains = self._gains(audios)
-        prompt = {
-            name: Tokens.empty(1, spec.num_levels, self.device)
-            for name, spec in self.assembly.streams.items()
-        } | {SEMANTIC: self._encode_stream(SEMANTIC, audios, gains)}
+        prompt = self._no_prompt(1) | {SEMANTIC: self._encode_stream(SEMANTIC, audios, gains)}
         streams = self._run_stages(request, prompt, progress, known=frozenset({SEMANTIC}))
         decoded = self._decode(streams[ACOUSTIC]) / gains
         none = torch.zeros(1, dtype=torch.long)

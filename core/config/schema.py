@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segue.core.errors import ConfigError
 from segue.core.options import Options, Sampling
 from segue.core.spec import StreamSlice
+from segue.core.validation import refusal
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -93,11 +93,9 @@ class StageConfig(Options):
 
 
 def _slice(text: str) -> str:
-    """The slice in its plain form; a ValueError, so that the error gets the field's own path."""
-    try:
+    """The slice in its plain form."""
+    with refusal():
         return str(StreamSlice.parse(text))
-    except ConfigError as error:
-        raise ValueError(f"{error.problem}; {error.fix}") from error
 
 
 class PromptConfig(Options):

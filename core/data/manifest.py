@@ -29,8 +29,8 @@ class Recording:
     split: Split
 
 
-def load_recordings(source: Path, split: Split) -> list[Recording]:
-    """The recordings of one split.
+def read_recordings(source: Path) -> list[Recording]:
+    """Every recording of a source, of whatever split.
 
     Args:
         source: a folder (every audio file below it; the folder a file lies in is its group), or a
@@ -38,11 +38,28 @@ def load_recordings(source: Path, split: Split) -> list[Recording]:
             (``train``/``valid``), ``speaker`` or ``group``, and ``duration_s``.
 
     Raises:
-        DataError: if there is no such source or nothing in it can be used.
+        DataError: if there is no such source or it cannot be read.
     """
     if not source.exists():
         raise DataError(str(source), "does not exist", "name a folder of audio or a CSV manifest")
-    recordings = _from_folder(source) if source.is_dir() else _from_csv(source)
+    return _from_folder(source) if source.is_dir() else _from_csv(source)
+
+
+def load_recordings(source: Path, split: Split) -> list[Recording]:
+    """The recordings of one split of a source; see ``read_recordings``.
+
+    Raises:
+        DataError: if the source cannot be read or holds nothing of that split.
+    """
+    return of_split(read_recordings(source), split, source)
+
+
+def of_split(recordings: Sequence[Recording], split: Split, source: Path) -> list[Recording]:
+    """Those of one split.
+
+    Raises:
+        DataError: naming ``source``, if there are none.
+    """
     chosen = [recording for recording in recordings if recording.split == split]
     if not chosen:
         raise DataError(

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from segue.core.component_manifest import read_manifest
 from segue.core.config.load import PIPELINE_FILE, kind_of, replace_parts
 from segue.core.config.schema import ComponentConfig, PipelineConfig
 from segue.core.data.audio_crops import AudioCrops, whole_recordings
-from segue.core.data.manifest import Recording, Split, load_recordings
+from segue.core.data.manifest import Recording, Split, of_split, read_recordings
 from segue.core.data.token_store import TokenCrops, TokenStore, write_store
 from segue.core.errors import DataError, TrainingError
 from segue.core.files import atomic_directory, write_json
@@ -83,16 +84,20 @@ class Workspace:
         """What checkpoints call the data: folder and file name, not where they lie here."""
         return "tokens" if self.data is None else "/".join(self.data.resolve().parts[-2:])
 
-    def recordings(self, split: Split) -> list[Recording]:
+    @cached_property
+    def _every_recording(self) -> list[Recording]:
+        """Read once: a folder's files are all opened for it."""
         if self.data is None:
             raise DataError("--data", "is missing", "name a folder of audio or a CSV manifest")
-        return load_recordings(self.data, split)
+        return read_recordings(self.data)
+
+    def recordings(self, split: Split) -> list[Recording]:
+        every = self._every_recording
+        assert self.data is not None
+        return of_split(every, split, self.data)
 
     def has_valid(self) -> bool:
-        try:
-            return bool(self.recordings("valid"))
-        except DataError:
-            return False
+        return any(recording.split == "valid" for recording in self._every_recording)
 
 
 def train_part(workspace: Workspace, part: str) -> Path:
