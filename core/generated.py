@@ -21,13 +21,23 @@ PromptAudio = Literal["original", "codec", "none"]
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What was asked for, as lifecycle hooks see it."""
+    """What was asked for, as lifecycle hooks see it.
+
+    Attributes:
+        task: what is done.
+        seconds: of audio to add.
+        seed: of the first row.
+        batch: rows.
+        sampling: by stage.
+        chunk_seconds: most new audio of one window of a stage; None: as much as fits.
+    """
 
     task: Task
     seconds: float
     seed: int
     batch: int
     sampling: Mapping[str, Sampling]
+    chunk_seconds: float | None = None
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segue.core.options import (
     FINGERPRINT_DIGITS,
+    Decoding,
     Options,
     Sampling,
     TokenizerOptions,
@@ -98,13 +99,28 @@ class WaveBatch:
 
 @dataclass(frozen=True)
 class StageBatch:
-    """What a stage learns from: its target and its given slices, aligned at frame 0."""
+    """What a stage learns from: its target and its given slices, aligned at frame 0.
+
+    Attributes:
+        target: what is predicted.
+        given: what it is predicted from, one batch per given slice.
+        ends: ``[B, N]``, True where a target frame is the last one of its recording (and not just
+            the last one of a crop); None if that is not known.
+        counted: ``[B, N]``, True at target frames whose loss counts; None counts all valid ones.
+    """
 
     target: Tokens
     given: tuple[Tokens, ...] = ()
+    ends: Bool[Tensor, "B N"] | None = None
+    counted: Bool[Tensor, "B N"] | None = None
 
     def to(self, device: torch.device | str) -> StageBatch:
-        return StageBatch(self.target.to(device), tuple(given.to(device) for given in self.given))
+        return StageBatch(
+            self.target.to(device),
+            tuple(given.to(device) for given in self.given),
+            None if self.ends is None else self.ends.to(device),
+            None if self.counted is None else self.counted.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -272,17 +288,47 @@ class StreamingDecoder:
 class StageLM(Component):
     """A language model of one stage: p(target | given), frame by frame."""
 
+    #: Whether ``generate`` draws each token from what ``score`` says of it and ``loss`` is the mean
+    #: of the scores, negated. False for models that fill masks in several passes.
+    autoregressive: bool = True
+
     def __init__(self, config: Options, stage: StageSpec) -> None:
         super().__init__(config)
         self.stage = stage
+        self.decoding = Decoding()
+
+    def decode_with(self, decoding: Decoding) -> None:
+        """Choose how the model computes while it generates.
+
+        A model may do so in its own way where a backend says nothing to it; number formats of half
+        the size replace the weights.
+
+        Raises:
+            ConfigError: if this model or its device cannot do it.
+        """
+        self.decoding = decoding
+        if decoding.weights in ("bfloat16", "float16"):
+            self.to(getattr(torch, decoding.weights))
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the model continues any length at once, in constant memory; then it is not run
+        in windows of the training crop. Only for a stage that is given nothing."""
+        return False
 
     @abstractmethod
     def loss(self, batch: StageBatch) -> StageLoss:
-        """Mean negative log-likelihood in nats per valid token; padding does not count."""
+        """Mean negative log-likelihood in nats per valid token; padding does not count.
+
+        A model that learns where recordings end adds that term to ``total`` only.
+        """
 
     @abstractmethod
     def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        """Log-likelihood in nats of every target token given all before it; 0 at padding."""
+        """Log-likelihood in nats of every target token given all before it; 0 at padding.
+
+        Where the audio ends is no part of it: it is the likelihood given the length.
+        """
 
     @abstractmethod
     def generate(
@@ -304,8 +350,25 @@ class StageLM(Component):
             generators: one random generator per row, so that a row does not depend on its batch.
 
         Returns:
-            The new frames only: ids ``[B, Q, num_frames]``, every id in ``[0, V)``.
+            The new frames only: ids ``[B, Q, num_frames]``, every id in ``[0, V)``. A row is
+            shorter than ``num_frames`` only if the model learnt where recordings end and drew an
+            end there.
         """
+
+    def stream(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        """What ``generate`` returns, in pieces along time as they become known.
+
+        Appended row by row they equal ``generate``; there are fewer than ``num_frames`` frames if
+        all rows have ended. By default there is one piece.
+        """
+        yield self.generate(given, prompt, num_frames, sampling, generators)
 
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         if not isinstance(batch, StageBatch):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from segue.core.spec import TokenSpec
 
@@ -50,8 +51,32 @@ class Sampling(Options):
         top_k: keep only the k most likely tokens.
         top_p: keep the smallest set of tokens whose probabilities reach p (nucleus sampling,
             Holtzman et al., arXiv 1904.09751).
+        guidance: classifier-free guidance (Ho and Salimans, arXiv 2207.12598): logits are moved
+            away from those without the given slices, by this factor; 1 is none. Only for a model
+            trained with ``condition_dropout``.
+        iterations: for a model that fills masks: forward passes of each level; levels that are not
+            named take one.
     """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    guidance: float = Field(default=1.0, ge=0.0, le=20.0)
+    iterations: tuple[PositiveInt, ...] | None = None
+
+
+class Decoding(Options):
+    """How a stage computes while it generates: changes speed and memory, not what is asked of it.
+
+    Attributes:
+        weights: number format of the weights. ``stored`` leaves them as they are; ``bfloat16`` and
+            ``float16`` are for GPUs; ``int8`` keeps a code and one scale per 64 weights, which on a
+            CPU reads a quarter of the memory per token.
+        backend: what computes a step. ``torch`` works everywhere; ``native`` is a kernel for CPUs,
+            compiled once by the C compiler that it finds; ``graph`` replays a CUDA graph;
+            ``compile`` goes through ``torch.compile``. ``auto`` takes ``graph`` on a CUDA device,
+            ``native`` on a CPU with a compiler, else ``torch``.
+    """
+
+    weights: Literal["stored", "bfloat16", "float16", "int8"] = "stored"
+    backend: Literal["auto", "torch", "native", "graph", "compile"] = "auto"

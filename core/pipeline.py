@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor
 from segue.core.assembly import AssemblyPlan, plan
 from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
 from segue.core.building import build_part, checked_device, pretrained_path, write_pipeline_file
+from segue.core.cascade import Cascade
 from segue.core.checkpoint import save_component
 from segue.core.config.load import PIPELINE_FILE, load_config, replace_parts
 from segue.core.config.schema import PipelineConfig
@@ -30,18 +32,18 @@ from segue.core.generated import (
     keep_recording,
     without_prompt,
 )
-from segue.core.generation import run_stage, window_frames
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM, Tokens
 from segue.core.manager import PluginHost, default_host
 from segue.core.options import Sampling
 from segue.core.progress import Progress
-from segue.core.sampling import row_generators
-from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec
+from segue.core.spec import ACOUSTIC, SEMANTIC
 from segue.core.validation import real_number, validate, whole_number
 
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
 MAX_SECONDS = 3600.0
+MIN_CHUNK = 0.02
+DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of that length, where the codec can
 MAX_BATCH = 1024
 MAX_GAIN = 100.0  # 40 dB: what is quieter than that is noise
 JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
@@ -113,6 +115,10 @@ class Pipeline:
         for name, part in assembly.parts.items():
             arguments = (stages[name],) if name in stages else ()
             parts[name] = build_part(part, arguments, host, allow_untrained).to(device)
+        for stage in config.stages:
+            lm = parts[f"stages.{stage.name}"]
+            assert isinstance(lm, StageLM)
+            lm.decode_with(stage.decoding)
         pipeline = cls(assembly, parts, host)
         host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
         return pipeline
@@ -151,6 +157,7 @@ class Pipeline:
         seed: int = 0,
         sampling: SamplingOverrides | None = None,
         prompt_audio: PromptAudio = "original",
+        chunk_seconds: float | None = None,
         progress: Progress | None = None,
     ) -> GeneratedAudio:
         """Continue one prompt.
@@ -162,6 +169,8 @@ class Pipeline:
             seed: the same seed gives the same audio.
             sampling: per stage, changes to the config's sampling: ``{"coarse": {"top_k": 50}}``.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
+            chunk_seconds: most new audio that a stage draws in one window; less gives ``stream``
+                something to say sooner and costs more. None: as much as fits a training crop.
             progress: called with a stage's name, frames done and frames in all.
 
         Returns:
@@ -177,6 +186,7 @@ class Pipeline:
             seed=seed,
             sampling=sampling,
             prompt_audio=prompt_audio,
+            chunk_seconds=chunk_seconds,
             progress=progress,
         )
 
@@ -188,6 +198,7 @@ class Pipeline:
         seed: int = 0,
         sampling: SamplingOverrides | None = None,
         prompt_audio: PromptAudio = "original",
+        chunk_seconds: float | None = None,
         progress: Progress | None = None,
     ) -> GeneratedAudio:
         """Continue prompts of any lengths together; row i equals prompt i alone with seed + i."""
@@ -196,7 +207,7 @@ class Pipeline:
                 "prompt_audio", f"{prompt_audio!r} is unknown", "use original, codec or none"
             )
         audios = self._prepare(prompts, whole_units=True)
-        request = self._request("continue", seconds, seed, len(audios), sampling)
+        request = self._request("continue", seconds, seed, len(audios), sampling, chunk_seconds)
         gains = self._gains(audios)
         prompt = self._encode(audios, gains)
         streams = self._run_stages(request, prompt, progress)
@@ -214,17 +225,84 @@ class Pipeline:
         batch: int = 1,
         seed: int = 0,
         sampling: SamplingOverrides | None = None,
+        chunk_seconds: float | None = None,
         progress: Progress | None = None,
     ) -> GeneratedAudio:
         """Unconditional generation: every token is sampled."""
         rows = whole_number(batch)
         if rows is None or not 1 <= rows <= MAX_BATCH:
             raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
-        request = self._request("generate", seconds, seed, batch, sampling)
+        request = self._request("generate", seconds, seed, batch, sampling, chunk_seconds)
         streams = self._run_stages(request, self._no_prompt(batch), progress)
         wave = self._decode(streams[ACOUSTIC])
         none = torch.zeros(batch, dtype=torch.long)
         return self._finish(request, self._result(request, wave, none, streams, [()] * batch))
+
+    def stream(
+        self,
+        wave: object = None,
+        sample_rate: int = 0,
+        *,
+        seconds: float = 5.0,
+        chunk_seconds: float = 1.0,
+        seed: int = 0,
+        sampling: SamplingOverrides | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[GeneratedAudio]:
+        """Continue a prompt, or generate from nothing, and return audio while more is computed.
+
+        Together the chunks are the continuation that ``continue_`` (or ``generate``) makes with
+        the same seed and ``chunk_seconds``. Lifecycle hooks see every chunk on its own.
+
+        Args:
+            wave: the prompt, as for ``continue_``; None: there is none.
+            sample_rate: of ``wave``.
+            seconds: of audio to add.
+            chunk_seconds: of audio per chunk, and most new audio of one window of a stage.
+            seed, sampling, progress: as for ``continue_``.
+
+        Returns:
+            Batches of one, without the prompt; their tokens are the acoustic ones of the chunk.
+
+        Raises:
+            AudioError: if the prompt cannot be used.
+            GenerationError: if a value is out of range or the codec cannot stream.
+        """
+        if self.codec.decode_context is None:
+            codec = self.config.codec.use
+            raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
+        audios = [] if wave is None else self._prepare([(wave, sample_rate)], whole_units=True)
+        task: Task = "continue" if audios else "generate"
+        request = self._request(task, seconds, seed, 1, sampling, chunk_seconds)
+        return self._chunks(request, audios, progress)
+
+    def _chunks(
+        self, request: GenerationRequest, audios: Sequence[Audio], progress: Progress | None
+    ) -> Iterator[GeneratedAudio]:
+        gains = self._gains(audios) if audios else torch.ones(1)
+        prompt = self._encode(audios, gains) if audios else self._no_prompt(1)
+        notes: list[tuple[str, ...]] = [audios[0].notes] if audios else [()]
+        cascade = self._cascade(request, prompt, progress)
+        decoder, skip = self.codec.streaming_decoder(), 0
+        if audios:
+            with torch.inference_mode():
+                skip = -decoder.push(prompt[ACOUSTIC].ids).shape[1]
+            skip += audios[0].wave.shape[0]  # samples of the prompt that are still to come
+        assert request.chunk_seconds is not None
+        pieces = cascade.acoustic_pieces(Fraction(request.chunk_seconds).limit_denominator(10**6))
+        last: Tokens | None = None
+        for piece in itertools.chain(pieces, [None]):
+            with torch.inference_mode():
+                wave = decoder.finish() if piece is None else decoder.push(piece.ids)
+                wave, skip = wave[:, skip:], max(0, skip - wave.shape[1])
+            last = piece or last
+            if wave.shape[1] and last is not None:
+                tokens, none = {ACOUSTIC: last}, torch.zeros(1, dtype=torch.long)
+                result = GeneratedAudio(
+                    wave.float().cpu() / gains, torch.tensor([wave.shape[1]]), self.sample_rate,
+                    none, tokens, notes, self._metadata(request),
+                )  # fmt: skip
+                yield self._finish(request, result)
 
     def acoustic_generation(
         self,
@@ -354,6 +432,7 @@ class Pipeline:
         seed: int,
         batch: int,
         sampling: SamplingOverrides | None,
+        chunk_seconds: float | None = None,
     ) -> GenerationRequest:
         """Check what was asked for, and tell the plugins before any token is drawn."""
         length = real_number(seconds)
@@ -366,7 +445,15 @@ class Pipeline:
         number_seed = whole_number(seed)
         if number_seed is None or not 0 <= number_seed < 2**62:
             raise GenerationError("seed", f"{seed!r} is no seed", "use a whole number from 0 on")
-        request = GenerationRequest(task, length, number_seed, batch, self._sampling(sampling))
+        chunk = None if chunk_seconds is None else real_number(chunk_seconds)
+        if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
+            raise GenerationError(
+                "chunk_seconds",
+                f"{chunk_seconds!r} is out of range",
+                f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}",
+            )
+        chosen = self._sampling(sampling)
+        request = GenerationRequest(task, length, number_seed, batch, chosen, chunk)
         self.host.call_hook("segue_before_generate", pipeline=self, request=request)
         return request
 
@@ -421,7 +508,20 @@ class Pipeline:
         ]
         return Tokens.stack([r[:, :n] for r, n in zip(tokens.rows(), frames, strict=True)])
 
-    @torch.inference_mode()
+    def _cascade(
+        self,
+        request: GenerationRequest,
+        prompt: Mapping[str, Tokens],
+        progress: Progress | None,
+        known: frozenset[str] = frozenset(),
+    ) -> Cascade:
+        """The stages that sample every stream but the ``known`` ones."""
+        # Exact: a float product may lie a hair above a whole number of units.
+        seconds = Fraction(request.seconds).limit_denominator(self.sample_rate)
+        units = math.ceil(seconds * self.sample_rate / self.unit_samples)
+        added = Fraction(units * self.unit_samples, self.sample_rate)  # seconds, whole frames
+        return Cascade(self.assembly, self.stage_lm, request, added, prompt, known, progress)
+
     def _run_stages(
         self,
         request: GenerationRequest,
@@ -429,37 +529,8 @@ class Pipeline:
         progress: Progress | None,
         known: frozenset[str] = frozenset(),
     ) -> dict[str, Tokens]:
-        """Sample every stream but the ``known`` ones, stage by stage."""
-        # Exact: a float product may lie a hair above a whole number of units.
-        seconds = Fraction(request.seconds).limit_denominator(self.sample_rate)
-        units = math.ceil(seconds * self.sample_rate / self.unit_samples)
-        added = Fraction(units * self.unit_samples, self.sample_rate)  # seconds, whole frames
-        levels: dict[tuple[str, int], Tokens] = {}
-        for stream in known:
-            levels |= _by_level(stream, 0, prompt[stream])
-        for index, config in enumerate(self.config.stages):
-            lm = self.stage_lm(config.name)
-            target = lm.stage.target
-            if target.stream in known:
-                continue
-            result = run_stage(
-                lm,
-                [_gather(levels, given) for given in lm.stage.given],
-                prompt[target.stream].levels(target.start, target.stop),
-                int(added * target.frame_rate),
-                window=window_frames(lm.stage, config.crop_seconds),
-                overlap=config.overlap,
-                sampling=request.sampling[config.name],
-                # Each stage has its own stream of random numbers: changing one stage's sampling
-                # leaves the draws of the others alone.
-                generators=row_generators(request.seed + (index << 32), request.batch),
-                progress=progress,
-            )
-            levels |= _by_level(target.stream, target.start, result)
-        return {
-            name: _gather(levels, SliceSpec(name, 0, spec.num_levels, 0, spec.frame_rate))
-            for name, spec in self.assembly.streams.items()
-        }
+        """All streams, stage by stage."""
+        return self._cascade(request, prompt, progress, known).finish()
 
     def _from_semantic(
         self,
@@ -486,7 +557,15 @@ class Pipeline:
 
     @torch.inference_mode()
     def _decode(self, codes: Tokens) -> Tensor:
-        return self.codec.decode(codes.ids, codes.lengths).float().cpu()
+        piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
+        if self.codec.decode_context is None or codes.ids.shape[2] <= piece:
+            return self.codec.decode(codes.ids, codes.lengths).float().cpu()
+        rows = []
+        for row in codes.rows():  # one by one: a stream's pieces end where the row ends
+            decoder = self.codec.streaming_decoder()
+            parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
+            rows.append(torch.cat([*parts, decoder.finish()], dim=1)[0].float().cpu())
+        return pad_waves(rows).wave
 
     def _result(
         self,
@@ -515,6 +594,7 @@ class Pipeline:
             "task": request.task,
             "seconds": request.seconds,
             "seed": request.seed,
+            "chunk_seconds": request.chunk_seconds,
             "sampling": {name: s.model_dump() for name, s in request.sampling.items()},
             "fingerprints": {n: spec.fingerprint for n, spec in self.assembly.streams.items()},
             "config": self.config.model_dump(mode="json"),
@@ -551,12 +631,3 @@ def _check_replaceable(directory: Path) -> None:
         raise OutputError(
             str(directory), "exists and holds no pipeline", "name a new or an empty directory"
         )
-
-
-def _by_level(stream: str, start: int, tokens: Tokens) -> dict[tuple[str, int], Tokens]:
-    return {(stream, start + q): tokens.levels(q, q + 1) for q in range(tokens.num_levels)}
-
-
-def _gather(levels: Mapping[tuple[str, int], Tokens], part: SliceSpec) -> Tokens:
-    rows = [levels[(part.stream, level)] for level in range(part.start, part.stop)]
-    return Tokens(torch.cat([row.ids for row in rows], dim=1), rows[0].lengths)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segue.core.options import Options, Sampling
+from segue.core.options import Decoding, Options, Sampling
 from segue.core.spec import StreamSlice
 from segue.core.validation import refusal
 
@@ -70,7 +70,8 @@ class StageConfig(Options):
         overlap: least part of a window that is context when generation moves to the next one. With
             0, full windows are independent, as the fine stage's are in the paper; a last one that
             is not full takes in what came before.
-        sampling: temperature, top-k, top-p.
+        sampling: temperature, top-k, top-p, guidance.
+        decoding: number format and backend of the weights while generating.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -80,6 +81,7 @@ class StageConfig(Options):
     crop_seconds: float = Field(default=10.0, gt=0)
     overlap: float = Field(default=0.5, ge=0.0, lt=1.0)
     sampling: Sampling = Sampling()
+    decoding: Decoding = Decoding()
 
     @field_validator("predicts")
     @classmethod

@@ -14,6 +14,7 @@ from segue.core.conformance.compare import (
 from segue.core.conformance.stage_batches import (
     NEW_FRAMES,
     alternatives,
+    autoregressive_lm_of,
     continued,
     given_for,
     lm_of,
@@ -26,6 +27,8 @@ from segue.core.conformance.stage_batches import (
 )
 from segue.core.conformance.subject import Subject
 from segue.core.interfaces import StageBatch, StageLM, Tokens
+from segue.core.options import Sampling
+from segue.core.sampling import row_generators
 
 _ALTERNATIVES = 32
 _DRAWN_CODES = 64  # largest codebook of which every code is waited for
@@ -116,7 +119,7 @@ def check_padding_does_not_change_generation(subject: Subject) -> None:
 def check_greedy_tokens_score_best(subject: Subject) -> None:
     """At temperature 0 no other token at the same place scores better: generation, which keeps a
     cache, and scoring, which keeps none, are one model."""
-    lm, stage = lm_of(subject), subject.stage
+    lm, stage = autoregressive_lm_of(subject), subject.stage
     size = stage.target.codebook_size
     lengths = [2, 0, 3]
     prompt = tokens_for(stage.target, lengths)
@@ -148,7 +151,7 @@ def _require_best(
 
 def check_draws_follow_the_scores(subject: Subject) -> None:
     """First frames drawn at temperature 1 occur as often as their scores say."""
-    lm, stage, count = lm_of(subject), subject.stage, 2000
+    lm, stage, count = autoregressive_lm_of(subject), subject.stage, 2000
     size, levels = stage.target.codebook_size, stage.target.num_levels
     if size**levels > _DRAWN_CODES:
         raise NotApplicable(f"there are {size}^{levels} frames, too many to count draws of each")
@@ -183,6 +186,20 @@ def check_every_code_can_be_drawn(subject: Subject) -> None:
         require(not missing, f"level {level} never draws {sorted(missing)}")
 
 
+def check_streamed_equals_generated(subject: Subject) -> None:
+    """What comes in pieces is what comes at once, and is complete."""
+    lm, batch = lm_of(subject), prompts_for(subject.stage)
+    wanted = continued(lm, batch.given, batch.target)
+    rows = len(batch.target.lengths)
+    generators = [row_generators(seed, 1)[0] for seed in range(rows)]
+    pieces = lm.stream(batch.given, batch.target, NEW_FRAMES, Sampling(), generators)
+    found = Tokens.empty(rows, subject.stage.target.num_levels)
+    for piece in pieces:
+        require(piece.ids.shape[2] > 0, "a piece holds no frame")
+        found = found.append(piece)
+    require_same_tokens(found, wanted, "streamed", subject.mismatches)
+
+
 CHECKS = (
     check_generates_what_is_asked_for,
     check_generates_from_nothing,
@@ -193,4 +210,5 @@ CHECKS = (
     check_greedy_tokens_score_best,
     check_draws_follow_the_scores,
     check_every_code_can_be_drawn,
+    check_streamed_equals_generated,
 )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from segue.core.conformance.check import require
+from segue.core.conformance.check import NotApplicable, require
 from segue.core.conformance.compare import scrambled
 from segue.core.conformance.subject import Subject
 from segue.core.interfaces import StageBatch, StageLM, Tokens
@@ -28,6 +28,18 @@ def lm_of(subject: Subject) -> StageLM:
     require(isinstance(lm, StageLM), f"{type(lm).__name__} is no StageLM")
     assert isinstance(lm, StageLM)
     return scrambled(lm)
+
+
+def autoregressive_lm_of(subject: Subject) -> StageLM:
+    """The same, for promises that hold where each token is drawn from its score.
+
+    Raises:
+        NotApplicable: for a model that says it is not of that kind.
+    """
+    lm = lm_of(subject)
+    if not lm.autoregressive:
+        raise NotApplicable("the model fills masks in passes, not each token from its score")
+    return lm
 
 
 def tokens_for(spec: SliceSpec, lengths: Sequence[int]) -> Tokens:

@@ -9,6 +9,7 @@ from segue.core.conformance.compare import require_close, require_finite, unchan
 from segue.core.conformance.stage_batches import (
     LENGTHS,
     alternatives,
+    autoregressive_lm_of,
     batch_for,
     given_for,
     lm_of,
@@ -39,7 +40,7 @@ def check_loss_is_finite(subject: Subject) -> None:
 
 def check_score_agrees_with_loss(subject: Subject) -> None:
     """The loss is the mean of the scores of valid tokens, negated; also for each level."""
-    lm, batch = lm_of(subject), batch_for(subject.stage)
+    lm, batch = autoregressive_lm_of(subject), batch_for(subject.stage)
     with torch.no_grad():
         score, loss = lm.score(batch), lm.loss(batch)
     per_level = -score.sum(dim=(0, 2)) / batch.target.lengths.sum()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -264,7 +265,7 @@ class TokenCrops:
         crops = [self._crop_of(self._groups[int(index)], random) for index in chosen]
         parts = (self._stage.target, *self._stage.given)
         target, *given = (Tokens.stack([self._cut(crop, part) for crop in crops]) for part in parts)
-        return StageBatch(target, tuple(given))
+        return StageBatch(target, tuple(given), self._ends(crops, target))
 
     def _crop_of(self, group: Sequence[int], random: torch.Generator) -> list[tuple[int, int, int]]:
         """Pieces (recording, first frame, last frame) that make up one crop."""
@@ -285,6 +286,21 @@ class TokenCrops:
             if left == 0:
                 break
         return pieces
+
+    def _ends(
+        self, crops: Sequence[Sequence[tuple[int, int, int]]], target: Tokens
+    ) -> Bool[Tensor, "B N"]:
+        """Where a frame is the last one of its recording: at joins, and at a crop's end only if
+        the recording ends there too."""
+        ends = torch.zeros(target.ids.shape[0], target.ids.shape[2], dtype=torch.bool)
+        ratio = int(self._stage.target.frame_rate / self._slowest.frame_rate)
+        for row, crop in enumerate(crops):
+            frames = 0
+            for index, first, last in crop:
+                frames += (last - first) * ratio
+                recording = self._store.recordings[index][self._slowest.stream]
+                ends[row, frames - 1] = last == recording.shape[1]
+        return ends
 
     def _cut(self, crop: Sequence[tuple[int, int, int]], part: SliceSpec) -> Tensor:
         ratio = int(part.frame_rate / self._slowest.frame_rate)

@@ -694,6 +694,18 @@ def test_short_recordings_are_joined_to_others_of_their_group(store: TokenStore)
     assert len(orders) > 3  # in random order
 
 
+def test_ends_are_where_recordings_end_and_not_where_crops_do(store: TokenStore) -> None:
+    batch = TokenCrops(store, stage(store, "semantic"), 1.6, 64, 0).batch(0)
+    assert batch.ends is not None and batch.ends.shape == batch.target.mask.shape
+    sizes = {int(r["semantic"][0, 0]): r["semantic"].shape[1] for r in store.recordings}
+    last = {start + 2 * (size - 1) for start, size in sizes.items()}  # a clock's last tick
+    for row, ends in zip(batch.target.rows(), batch.ends, strict=True):
+        wanted = [int(token) in last for token in row[0]]
+        assert ends[: row.shape[1]].tolist() == wanted
+        assert not ends[row.shape[1] :].any()
+    assert batch.ends.any() and not batch.ends[:, -1].all()
+
+
 def test_a_group_shorter_than_a_crop_is_taken_whole(store: TokenStore) -> None:
     batch = TokenCrops(store, stage(store, "semantic"), 1.6, 400, 0).batch(0)
     short = [row for row in batch.target.rows() if int(row[0, 0]) // GROUP == 3]

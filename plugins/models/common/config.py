@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from segue.core.options import Options
 
+#: Sizes by name. ``paper`` is that of each of AudioLM's three stages (arXiv 2209.03143, section
+#: IV-B: 12 layers, 16 heads, width 1024, feed-forward 4096, relative position bias).
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 128, "depth": 2, "heads": 2},
+    "small": {"width": 256, "depth": 6, "heads": 4},
+    "base": {"width": 512, "depth": 6, "heads": 8},
+    "medium": {"width": 768, "depth": 12, "heads": 12},
+    "paper": {
+        "width": 1024,
+        "depth": 12,
+        "heads": 16,
+        "feed_forward": 4096,
+        "dropout": 0.1,
+        "position_encoding": "relative",
+    },
+}
+
 
 class TransformerOptions(Options):
-    """Size of a pre-norm decoder-only transformer.
+    """Size of a pre-norm transformer.
+
+    A config may name a ``size`` (tiny, small, base, medium, paper) in place of single values; what
+    it says besides overrides it.
 
     Attributes:
         width: D, channels of the residual stream.
@@ -18,6 +40,12 @@ class TransformerOptions(Options):
             multiple of 32, which holds as many weights as a plain feed-forward of 4 x width.
         dropout: applied to the embeddings and to what each sublayer adds, never to the attention
             weights (that would rule out the fused kernels on a CPU).
+        position_encoding: ``rotary`` (Su et al., arXiv 2104.09864) or ``relative``, T5's learnt
+            bias by distance (Raffel et al., arXiv 1910.10683).
+        relative_buckets: distances that the relative bias tells apart, half of them for each sign.
+        relative_reach: distance from which on all are one.
+        condition_dropout: share of training rows that see nothing of the given slices; more than 0
+            allows classifier-free guidance.
     """
 
     width: int = Field(default=512, ge=2)
@@ -25,6 +53,20 @@ class TransformerOptions(Options):
     heads: int = Field(default=8, ge=1)
     feed_forward: int | None = Field(default=None, ge=1)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    position_encoding: Literal["rotary", "relative"] = "rotary"
+    relative_buckets: int = Field(default=64, ge=4)
+    relative_reach: int = Field(default=1024, ge=4)
+    condition_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_by_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "size" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key != "size"}
+        if data["size"] not in SIZES:
+            raise ValueError(f"size {data['size']!r} is unknown; choose one of {', '.join(SIZES)}")
+        return SIZES[data["size"]] | rest
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TransformerOptions:
@@ -39,3 +81,39 @@ class TransformerOptions(Options):
     def feed_forward_width(self) -> int:
         """Hidden width of the feed-forward."""
         return self.feed_forward or -(-8 * self.width // 96) * 32
+
+
+class CausalOptions(TransformerOptions):
+    """Options of models that predict from left to right.
+
+    Attributes:
+        attention_window: positions that one position sees, itself included; None sees all. The
+            keys and values of a stage that is given nothing as a prefix then lie in a ring of that
+            many slots: audio of any length in constant memory.
+        end_of_audio: learn where recordings end, and end there when generating. Only for a stage
+            that is given nothing.
+    """
+
+    attention_window: int | None = Field(default=None, ge=1)
+    end_of_audio: bool = False
+
+
+class GivenOptions(Options):
+    """Options of models that see given slices frame by frame.
+
+    Attributes:
+        given_kernel: frames that one convolution over the given slices spans; odd.
+        given_blocks: number of such convolutions.
+    """
+
+    given_kernel: int = Field(default=9, ge=1)
+    given_blocks: int = Field(default=2, ge=0)
+
+    @field_validator("given_kernel")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(
+                "given_kernel must be odd, so that a frame has as much before as after"
+            )
+        return value

@@ -1,13 +1,30 @@
-"""Step-by-step decoding of rows of unequal length over one key-value cache."""
+"""One decoding engine for all families: a prefix in one pass, then one position at a time.
+
+Rows of unequal length are padded on the left, so that all of them end in the same column. Keys and
+values lie in a preallocated cache, a ring where the model has a sliding window. Three backends
+compute a step: PyTorch, a C kernel for CPUs and, at fixed shapes, CUDA graphs or ``torch.compile``.
+
+Shape legend: B batch, N positions, D width, C slots of the cache, V codebook size.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
+from segue.core.errors import GenerationError
+from segue.core.options import Decoding
 from segue.plugins.models.common.cache import KeyValueCache
-from segue.plugins.models.common.transformer import Mask, Transformer
+from segue.plugins.models.common.native.library import KernelError, available, library
+from segue.plugins.models.common.native.step import NativeStep, native_linear
+from segue.plugins.models.common.quantize import quantize, rounded
+from segue.plugins.models.common.transformer import Sight, Transformer
+
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def pack(valid: Bool[Tensor, "B N"], left: bool) -> Int64[Tensor, "B N"]:
@@ -27,26 +44,62 @@ def take(x: Tensor, order: Int64[Tensor, "B N"]) -> Tensor:
     return x[rows, order]
 
 
-def prefill_mask(valid: Bool[Tensor, "B N"]) -> Mask:
-    """Causal mask ``[B, 1, N, N]`` that hides padding.
+def chosen_backend(decoding: Decoding, like: Tensor) -> str:
+    """``torch``, ``native``, ``graph`` or ``compile``: what computes steps on tensors like this.
 
-    A padded position sees itself, as a softmax over nothing is not a number.
+    Raises:
+        GenerationError: if the device cannot do what was asked for.
     """
-    count = valid.shape[1]
-    causal = torch.ones(count, count, dtype=torch.bool, device=valid.device).tril()
-    itself = torch.eye(count, dtype=torch.bool, device=valid.device)
-    return ((causal & valid[:, None, :]) | itself)[:, None]
+    device, backend = like.device.type, decoding.backend
+    if decoding.weights == "int8" and device != "cpu":
+        raise GenerationError(
+            "decoding.weights", f"int8 runs on a CPU, not on {device}", "use bfloat16 there"
+        )
+    on_cpu = device == "cpu" and like.dtype == torch.float32
+    if backend == "auto":
+        if device == "cuda":
+            return "graph"
+        return "native" if on_cpu and available() else "torch"
+    if backend == "native":
+        _check_native(on_cpu, like)
+    if backend == "graph" and device != "cuda":
+        raise GenerationError("decoding.backend", f"graph needs CUDA, not {device}", "use auto")
+    return backend
+
+
+def _check_native(on_cpu: bool, like: Tensor) -> None:
+    place = "decoding.backend"
+    if not on_cpu:
+        problem = f"native computes in float32 on a CPU, not in {like.dtype} on {like.device}"
+        raise GenerationError(place, problem, "use auto")
+    try:
+        library()
+    except KernelError as error:
+        raise GenerationError(place, f"native cannot be used: {error}", "use auto") from error
+
+
+_ROUNDED: WeakKeyDictionary[Transformer, tuple[int, Transformer]] = WeakKeyDictionary()
+
+
+def _as_int8(transformer: Transformer) -> Transformer:
+    """The transformer with weights rounded to eight bits, made again only when they changed."""
+    state = sum(p._version for p in transformer.parameters() if not p.is_inference())
+    if transformer not in _ROUNDED or _ROUNDED[transformer][0] != state:
+        _ROUNDED[transformer] = state, rounded(transformer)
+    return _ROUNDED[transformer][1]
 
 
 class Decoder:
     """A prefilled transformer that takes one position of every row per step.
 
     Args:
-        transformer: in eval mode.
-        x: ``[B, N, D]`` embedded prefix; padding on the left.
+        transformer: in eval mode, causal.
+        x: ``[B, N, D]`` embedded prefix; padding on the left. Without any position the first step
+            is at position 0.
         positions: ``[B, N]``.
         valid: ``[B, N]``, False at padding.
         steps: further positions there is room for; each is 1 after the one before.
+        decoding: backend and number format.
     """
 
     def __init__(
@@ -56,29 +109,157 @@ class Decoder:
         positions: Float[Tensor, "B N"],
         valid: Bool[Tensor, "B N"],
         steps: int,
+        decoding: Decoding,
     ) -> None:
-        count = x.shape[1]
+        count, window = x.shape[1], transformer.window
+        total = count + steps
+        capacity = total if window is None else min(total, window)
         self._transformer = transformer
-        self._cache = KeyValueCache(len(transformer.blocks), count + steps)
-        self._start = count
-        later = torch.arange(1, steps + 1, device=x.device)
-        # All later angles at once: a step then only slices.
-        self._cosine, self._sine = transformer.rotary(positions[:, -1:] + later)
-        self._mask: Tensor | None = None
-        mask = None
-        if not bool(valid.all()):
-            mask = prefill_mask(valid)
-            ones = valid.new_ones(valid.shape[0], steps)
-            self._mask = torch.cat([valid, ones], dim=1)[:, None, None]
-        rotary = transformer.rotary(positions)
+        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring=window is not None)
+        self._first = (~valid).sum(dim=1)  # padding lies on the left
+        self._ragged = bool(self._first.any())
+        self._count = 0
+        self._keys = self._slots(positions.float(), capacity)
         #: ``[B, D]``, hidden state of the last position.
-        self.hidden: Tensor = transformer(x, rotary, mask, self._cache)[:, -1]
+        self.hidden: Tensor = x.new_zeros(x.shape[0], x.shape[2])
+        if count:
+            self._last = positions[:, -1].float()
+            self.hidden = transformer(x, transformer.sight(positions, valid), self._cache)[:, -1]
+        else:
+            self._last = x.new_full((x.shape[0],), -1.0)
+            heads = transformer.layers[0].attention.heads
+            self._cache.reserve(x.new_zeros(x.shape[0], heads, 0, x.shape[2] // heads))
+        self._step = self._make_step(decoding, x)
 
     def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Hidden state of one more position of every row."""
-        length = self._cache.length
-        at = length - self._start
-        rotary = self._cosine[:, at : at + 1], self._sine[:, at : at + 1]
-        mask = None if self._mask is None else self._mask[..., : length + 1]
-        self.hidden = self._transformer(x[:, None], rotary, mask, self._cache)[:, 0]
+        self._count += 1
+        self.hidden = self._step(x, self._last + self._count)
         return self.hidden
+
+    def rewind(self) -> None:
+        """Forget every position: only for a decoder that started without a prefix."""
+        self._cache.length = self._count = 0
+
+    def _slots(self, values: Float[Tensor, "B N"], capacity: int) -> Float[Tensor, "B C"]:
+        """What belongs to the positions of the prefix, by the slot that each lies in."""
+        count = values.shape[1]
+        kept = torch.arange(max(0, count - capacity), count, device=values.device)
+        slots = values.new_zeros(values.shape[0], capacity)
+        slots[:, kept % capacity] = values[:, kept]
+        return slots
+
+    def _make_step(self, decoding: Decoding, like: Tensor) -> Step:
+        backend = chosen_backend(decoding, like)
+        if backend == "native":
+            return self._native(decoding.weights == "int8")
+        if decoding.weights == "int8":
+            self._transformer = _as_int8(self._transformer)
+        return self._torch if backend == "torch" else self._fixed(backend, like)
+
+    def _native(self, int8: bool) -> Step:
+        keys = self._keys if self._transformer.relative is not None else None
+        call = NativeStep(self._transformer, self._cache, self._first, keys, int8)
+        rotary = self._transformer.rotary
+
+        def step(x: Tensor, positions: Tensor) -> Tensor:
+            if rotary is None:
+                return call(x, None, None, positions)
+            cosine, sine = rotary(positions[:, None])
+            return call(x, cosine.flatten(1), sine.flatten(1), None)
+
+        return step
+
+    def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
+        """Which of the first ``filled`` slots hold what the position being computed may see."""
+        position, capacity = self._cache.length, self._cache.capacity
+        slots = torch.arange(filled, device=self._first.device)
+        # The position whose key a slot holds: the newest one that belongs there.
+        held = position - (position - slots) % capacity
+        return ((held >= self._first[:, None]) & (held >= 0))[:, None, None]
+
+    def _torch(self, x: Tensor, positions: Tensor) -> Tensor:
+        position, capacity = self._cache.length, self._cache.capacity
+        self._keys[:, position % capacity] = positions
+        filled = min(position + 1, capacity)
+        visible = self._seen(filled) if self._ragged else None
+        sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
+        return self._transformer(x[:, None], sight, self._cache)[:, 0]  # type: ignore[no-any-return]
+
+    def _fixed(self, backend: str, like: Tensor) -> Step:
+        """Steps over all slots, filled or not: each has the same shapes, so it can be captured."""
+        cache, transformer = self._cache, self._transformer
+        # Already that of the next position: capturing computes a few times before the first step.
+        cache.fixed_slot = torch.tensor([cache.length % cache.capacity], device=like.device)
+        x = like.new_zeros(like.shape[0], 1, like.shape[2])
+        positions = self._last[:, None].clone()
+        visible = self._seen(cache.capacity)
+
+        def compute() -> Tensor:
+            rotary = None if transformer.rotary is None else transformer.rotary(positions)
+            mask: Tensor = visible
+            if transformer.relative is not None:
+                bias = transformer.relative(positions, self._keys)
+                mask = bias.masked_fill(~visible, -torch.inf)
+            hidden = x
+            for block in transformer.blocks:
+                hidden = block(hidden, Sight(rotary, mask), cache)
+            return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
+
+        run = captured(compute) if backend == "graph" else torch.compile(compute, dynamic=False)
+
+        def step(embedded: Tensor, at: Tensor) -> Tensor:
+            slot = cache.length % cache.capacity
+            assert cache.fixed_slot is not None
+            cache.fixed_slot.fill_(slot)
+            self._keys[:, slot] = at
+            x.copy_(embedded[:, None])
+            positions.copy_(at[:, None])
+            visible.copy_(self._seen(cache.capacity))
+            hidden = run()
+            cache.advance(1)
+            return hidden.clone()
+
+        return step
+
+
+def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """``compute`` as a CUDA graph: its kernels are launched together, from the same addresses."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # warm-up: libraries allocate their workspaces now
+        for _ in range(3):
+            compute()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = compute()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+class HeadProducts:
+    """Logits of one output head per level, by the backend that also computes the steps.
+
+    Args:
+        owner: the module that ``weight`` belongs to.
+        weight: ``[Q, D, V]``.
+        decoding: backend and number format.
+    """
+
+    def __init__(
+        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding
+    ) -> None:
+        int8 = decoding.weights == "int8"
+        if chosen_backend(decoding, weight) == "native":
+            self._products = native_linear(owner, [level.t() for level in weight], int8)
+            return
+        levels = [quantize(w.t()).dense().t().to(w) for w in weight] if int8 else list(weight)
+        self._products = [lambda x, w=w: x @ w for w in levels]  # type: ignore[misc]
+
+    def __call__(self, hidden: Float[Tensor, "B D"], level: int) -> Float[Tensor, "B V"]:
+        return self._products[level](hidden)

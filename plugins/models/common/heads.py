@@ -29,9 +29,10 @@ class LevelEmbedding(nn.Module):
         return self.table(ids + self.offsets)  # type: ignore[no-any-return]
 
     def level(self, ids: Int64[Tensor, " B"], level: int) -> Float[Tensor, "B D"]:
-        """Embeddings of one level's ids."""
-        rows = self.table.num_embeddings // self.offsets.shape[0]
-        return self.table(ids + level * rows)  # type: ignore[no-any-return]
+        """Embeddings of one level's ids; -1 is the last level."""
+        levels = self.offsets.shape[0]
+        rows = self.table.num_embeddings // levels
+        return self.table(ids + level % levels * rows)  # type: ignore[no-any-return]
 
 
 class LevelHeads(nn.Module):
@@ -41,13 +42,6 @@ class LevelHeads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_levels, width, codebook_size))
         nn.init.normal_(self.weight, std=INIT_STD)
-
-    def forward(
-        self, hidden: Float[Tensor, "B D"], start: int, stop: int
-    ) -> Float[Tensor, "B q V"]:
-        """Logits of levels ``start .. stop - 1`` from one hidden state per row."""
-        logits = [hidden @ self.weight[level] for level in range(start, stop)]
-        return torch.stack(logits, dim=1)
 
     def nll(
         self, hidden: Float[Tensor, "B N Q D"], ids: Int64[Tensor, "B Q N"]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
-from segue.core.errors import GenerationError
+from segue.core.errors import ConfigError, GenerationError
 from segue.core.interfaces import Ids, Lengths, StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Sampling
+from segue.core.spec import StageSpec
+from segue.plugins.models.common.config import CausalOptions, TransformerOptions
+from segue.plugins.models.common.drawing import Drawer
 
 
 @contextmanager
@@ -41,23 +46,26 @@ def trim(tokens: Tokens, lengths: Lengths) -> Tokens:
     return Tokens(cut.ids.masked_fill(~cut.mask[:, None], 0), kept)
 
 
-class TransformerStageLM(StageLM):
-    """A stage model that knows the likelihood of a target and how to continue one."""
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model says of a target.
 
-    @abstractmethod
-    def _nll(self, given: tuple[Tokens, ...], target: Tokens) -> Float[Tensor, "B Q N"]:
-        """Negative log-likelihood of every target id; anything at padding."""
+    Attributes:
+        nll: ``[B, Q, N]`` negative log-likelihood of every id; anything at padding.
+        ends: ``[B, N]`` log-odds that the audio ends after a frame, if the model learns that.
+    """
 
-    @abstractmethod
-    def _continue(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Ids:
-        """``[B, Q, num_frames]`` new frames, at least one; called in eval and inference mode."""
+    nll: Float[Tensor, "B Q N"]
+    ends: Float[Tensor, "B N"] | None = None
+
+
+class ConditionedStageLM(StageLM):
+    """A stage model with given slices that may be dropped in training.
+
+    What every first-party family shares, whatever order it predicts in.
+    """
+
+    config: TransformerOptions
 
     def _given(self, given: tuple[Tokens, ...], lengths: Lengths) -> tuple[Tokens, ...]:
         """The given frames that pass during ``lengths`` target frames, and no later ones: what
@@ -66,23 +74,37 @@ class TransformerStageLM(StageLM):
         pairs = zip(given, rates, strict=True)
         return tuple(trim(tokens, frames_needed(lengths, rate)) for tokens, rate in pairs)
 
-    def _masked_nll(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        lengths, width = batch.target.lengths, batch.target.ids.shape[2]
-        mask = batch.target.mask[:, None]
-        target = Tokens(batch.target.ids.masked_fill(~mask, 0), lengths)
-        if width == 0:
-            return target.ids.float()
-        return self._nll(self._given(batch.given, lengths), target).masked_fill(~mask, 0.0)
+    def _dropped(self, given: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
+        """In training, nothing at all of the given slices for some rows."""
+        rate = self.config.condition_dropout
+        if not (self.training and rate and given):
+            return given
+        kept = torch.rand(len(given[0].lengths), device=given[0].ids.device) >= rate
+        # A batch without any frame would have no columns to embed: what is left is padding.
+        return tuple(Tokens(tokens.ids, tokens.lengths * kept) for tokens in given)
 
-    def loss(self, batch: StageBatch) -> StageLoss:
-        nll = self._masked_nll(batch)
-        frames = batch.target.lengths.sum().clamp_min(1)
-        per_level = nll.sum(dim=(0, 2)) / frames
-        return StageLoss(per_level.mean(), per_level)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        with evaluating(self), torch.no_grad():
-            return -self._masked_nll(batch)
+    def stream(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        lengths = prompt.lengths + num_frames
+        self._check(given, lengths, sampling, len(generators))
+        if num_frames <= 0 or len(lengths) == 0:
+            return
+        prompt, given = trim(prompt, prompt.lengths), self._given(given, lengths)
+        pieces = self._continue(given, prompt, num_frames, Drawer(sampling, generators))
+        while True:
+            # Left between pieces: whoever consumes them is in neither mode.
+            with evaluating(self), torch.inference_mode():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            # Cloned outside: an inference tensor could not be learnt from later.
+            yield Tokens(piece.ids.clone(), piece.lengths.clone())
 
     def generate(
         self,
@@ -92,22 +114,30 @@ class TransformerStageLM(StageLM):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> Tokens:
-        lengths = prompt.lengths + num_frames
-        self._check(given, lengths, len(generators))
-        if num_frames <= 0 or len(lengths) == 0:
+        pieces = list(self.stream(given, prompt, num_frames, sampling, generators))
+        if not pieces:
             return Tokens.full(prompt.ids[:, :, :0])
-        with evaluating(self), torch.inference_mode():
-            prompt = trim(prompt, prompt.lengths)
-            given = self._given(given, lengths)
-            ids = self._continue(given, prompt, num_frames, sampling, generators)
-        # Cloned outside: an inference tensor could not be learnt from later.
-        return Tokens.full(ids.clone())
+        ids = torch.cat([piece.ids for piece in pieces], dim=2)
+        # Only a last piece of a row is short, so the sum of lengths is where its frames end.
+        return Tokens(ids, torch.stack([piece.lengths for piece in pieces]).sum(dim=0))
 
-    def _check(self, given: Sequence[Tokens], lengths: Tensor, generators: int) -> None:
+    @abstractmethod
+    def _continue(
+        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
+    ) -> Iterator[Tokens]:
+        """New frames in pieces of at least one; each step runs in eval and inference mode.
+
+        A row that ended has pieces of length 0 from then on.
+        """
+
+    def _check(
+        self, given: Sequence[Tokens], lengths: Tensor, sampling: Sampling, generators: int
+    ) -> None:
         place = f"stage {self.stage.name!r}"
         if generators != len(lengths):
             problem = f"{generators} random generators for {len(lengths)} rows"
             raise GenerationError(place, problem, "pass one generator per row")
+        self._check_sampling(sampling)
         for index, (spec, tokens) in enumerate(zip(self.stage.given, given, strict=True)):
             needed = frames_needed(lengths, self.stage.frames_per_target_frame(index))
             short = (tokens.lengths < needed).nonzero()
@@ -119,3 +149,124 @@ class TransformerStageLM(StageLM):
                     f"but {int(needed[row])} are needed",
                     "generate or pass that many frames of it first",
                 )
+
+    def _check_sampling(self, sampling: Sampling) -> None:
+        place = f"stages.{self.stage.name}.sampling"
+        if self.autoregressive and sampling.iterations is not None:
+            raise GenerationError(
+                f"{place}.iterations",
+                "is for models that fill masks; this one draws each token once",
+                "leave it out",
+            )
+        if sampling.guidance == 1.0:
+            return
+        if not self.stage.given:
+            problem = f"is {sampling.guidance:g}, but the stage is given nothing"
+            raise GenerationError(f"{place}.guidance", problem, "leave it at 1")
+        if not self.config.condition_dropout:
+            raise GenerationError(
+                f"{place}.guidance",
+                f"is {sampling.guidance:g}, but the model was trained without condition_dropout",
+                "leave it at 1, or train with lm.options.condition_dropout=0.1",
+            )
+
+
+class TransformerStageLM(ConditionedStageLM):
+    """A stage model that predicts from left to right, knows the likelihood of a target and how to
+    continue one."""
+
+    config: CausalOptions
+
+    def __init__(self, config: CausalOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        self.end_head: nn.Linear | None = None
+        if not config.end_of_audio:
+            return
+        if stage.given:
+            raise ConfigError(
+                f"stages.{stage.name}.lm.options.end_of_audio",
+                f"is on, but the stage is given {', '.join(map(str, stage.given))}",
+                "turn it on in the first stage only: later ones are as long as what they are given",
+            )
+        self.end_head = nn.Linear(config.width, 1)
+
+    @property
+    def unbounded(self) -> bool:
+        return self.config.attention_window is not None and not self.stage.given
+
+    @abstractmethod
+    def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
+        """What the model says of a target of at least one frame."""
+
+    def _end_odds(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "..."] | None:
+        """Log-odds that the audio ends before the frame that ``hidden`` predicts."""
+        return None if self.end_head is None else self.end_head(hidden)[..., 0]
+
+    def _draw_ends(
+        self,
+        endings: Endings,
+        frame: int,
+        hidden: Float[Tensor, "R D"],
+        prompt: Lengths,
+        drawer: Drawer,
+    ) -> None:
+        """Note the rows that end in place of new frame ``frame``, which ``hidden`` predicts; none
+        ends before it has any frame."""
+        odds = self._end_odds(hidden)
+        if odds is not None:
+            pairs = zip(drawer.ends(odds), prompt.tolist(), strict=True)
+            endings.note(frame, [end and known + frame > 0 for end, known in pairs])
+
+    def _masked(self, batch: StageBatch) -> Likelihood:
+        lengths, width = batch.target.lengths, batch.target.ids.shape[2]
+        mask = batch.target.mask[:, None]
+        target = Tokens(batch.target.ids.masked_fill(~mask, 0), lengths)
+        if width == 0:
+            return Likelihood(target.ids.float())
+        found = self._likelihood(self._dropped(self._given(batch.given, lengths)), target)
+        return Likelihood(found.nll.masked_fill(~mask, 0.0), found.ends)
+
+    def loss(self, batch: StageBatch) -> StageLoss:
+        found = self._masked(batch)
+        mask = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
+        counted = mask.sum().clamp_min(1)
+        per_level = found.nll.masked_fill(~mask[:, None], 0.0).sum(dim=(0, 2)) / counted
+        total = per_level.mean()
+        if found.ends is not None and batch.ends is not None:
+            ends = batch.ends.to(found.ends.dtype)
+            terms = functional.binary_cross_entropy_with_logits(found.ends, ends, reduction="none")
+            total = total + terms.masked_fill(~mask, 0.0).sum() / counted
+        return StageLoss(total, per_level)
+
+    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
+        with evaluating(self), torch.no_grad():
+            return -self._masked(batch).nll
+
+
+class Endings:
+    """Where the rows of one call end, and the pieces that are theirs until then.
+
+    Args:
+        rows: number of rows.
+        num_frames: new frames that are asked for.
+    """
+
+    def __init__(self, rows: int, num_frames: int) -> None:
+        self._at = [num_frames] * rows
+
+    def note(self, frame: int, drawn: Sequence[bool]) -> None:
+        """The rows for which an end was drawn in place of new frame ``frame``."""
+        self._at = [min(at, frame) if end else at for at, end in zip(self._at, drawn, strict=True)]
+
+    def reached(self, frames: Sequence[int], like: Tensor) -> Bool[Tensor, "B F"]:
+        """Which rows reach each of these new frames; on the device of ``like``."""
+        rows = [[frame < at for frame in frames] for at in self._at]
+        return torch.tensor(rows, device=like.device)
+
+    def piece(self, frame: int, ids: Ids) -> Tokens:
+        """New frame ``frame`` ``[B, Q, 1]``, of those rows that reach it."""
+        return Tokens(ids, self.reached([frame], ids)[:, 0].long())
+
+    def over(self, frame: int) -> bool:
+        """Whether no row reaches new frame ``frame``."""
+        return all(frame >= at for at in self._at)

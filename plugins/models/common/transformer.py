@@ -1,11 +1,13 @@
-"""A pre-norm decoder-only transformer with rotary positions.
+"""A pre-norm transformer: causal for stage models that go from left to right, or bidirectional.
 
-Sources: pre-norm (Xiong et al., arXiv 2002.04745), rotary positions (Su et al., arXiv 2104.09864),
-SwiGLU (Shazeer, arXiv 2002.05202), residual projections scaled by depth (GPT-2).
-Shape legend: B batch, N positions, D width, H heads, d channels per head.
+Sources: pre-norm (Xiong et al., arXiv 2002.04745), SwiGLU (Shazeer, arXiv 2002.05202), residual
+projections scaled by depth (GPT-2).
+Shape legend: B batch, N positions, K keys, D width, H heads, d channels per head.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,23 +16,38 @@ from torch.nn import functional
 
 from segue.plugins.models.common.cache import KeyValueCache
 from segue.plugins.models.common.config import TransformerOptions
+from segue.plugins.models.common.positions import (
+    Positions,
+    RelativeBias,
+    Rotary,
+    RotaryPositions,
+    rotate,
+)
 
 Hidden = Float[Tensor, "B N D"]
-Mask = Bool[Tensor, "B 1 N K"]
-Rotary = tuple[Float[Tensor, "B N 1 1 d"], Float[Tensor, "B N 1 1 d"]]
+Visible = Bool[Tensor, "B 1 N K"]
 
 INIT_STD = 0.02
 
 
-def rotate(x: Float[Tensor, "B N 2 H d"], rotary: Rotary) -> Float[Tensor, "B N 2 H d"]:
-    """Turn channel pairs ``(i, i + d/2)`` by their position's angle."""
-    cosine, sine = rotary
-    # Rolling by half swaps the halves; the minus sign of the rotation is in ``sine``.
-    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine).to(x.dtype)
+@dataclass(frozen=True)
+class Sight:
+    """What attention needs to know beside the hidden states; the same for every layer.
+
+    Attributes:
+        rotary: angles of the new positions, if positions are rotary.
+        mask: ``[B, H, N, K]``, True where a query sees a key, or a number that is added to the
+            attention score; None where nothing is hidden but by ``causal``.
+        causal: whether a query sees keys up to its own only, query 0 being aligned with key 0.
+    """
+
+    rotary: Rotary | None = None
+    mask: Tensor | None = None
+    causal: bool = False
 
 
 class Attention(nn.Module):
-    """Causal self-attention with fused query, key and value projections."""
+    """Self-attention with fused query, key and value projections."""
 
     def __init__(self, options: TransformerOptions, layer: int) -> None:
         super().__init__()
@@ -39,33 +56,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(options.width, 3 * options.width, bias=False)
         self.out = nn.Linear(options.width, options.width, bias=False)
 
-    def forward(
-        self, x: Hidden, rotary: Rotary, mask: Mask | None, cache: KeyValueCache | None
-    ) -> Hidden:
+    def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None) -> Hidden:
         batch, count, width = x.shape
         qkv = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads)
-        turned = rotate(qkv[:, :, :2], rotary)
+        turned = qkv[:, :, :2] if sight.rotary is None else rotate(qkv[:, :, :2], sight.rotary)
         queries, keys = turned.permute(2, 0, 3, 1, 4).unbind(0)
         values = qkv[:, :, 2].transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)
-        return self.out(self._attend(queries, keys, values, mask))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Hidden:
-        """``[B, H, N, d]`` queries over ``[B, H, K, d]`` keys, the last N of which are their own.
-
-        ``is_causal`` aligns query 0 with key 0, so it is right only where N equals K.
-        """
-        count, known = queries.shape[2], keys.shape[2]
-        causal = mask is None and count == known
-        if mask is None and 1 < count < known:
-            mask = torch.ones(count, known, dtype=torch.bool, device=keys.device)
-            mask = mask.tril(known - count)
+        mask = sight.mask
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(queries.dtype)  # autocast may have made another one of it
         mixed = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=causal and count > 1
+            queries, keys, values, attn_mask=mask, is_causal=sight.causal
         )
-        return mixed.transpose(1, 2).reshape(mixed.shape[0], count, -1)
+        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -92,10 +97,8 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(options.width, options.feed_forward_width)
         self.dropout = options.dropout
 
-    def forward(
-        self, x: Hidden, rotary: Rotary, mask: Mask | None, cache: KeyValueCache | None
-    ) -> Hidden:
-        x = x + self._drop(self.attention(self.attention_norm(x), rotary, mask, cache))
+    def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None) -> Hidden:
+        x = x + self._drop(self.attention(self.attention_norm(x), sight, cache))
         return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
 
     def _drop(self, x: Hidden) -> Hidden:
@@ -103,55 +106,105 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers of causal attention; positions are given explicitly and may be fractions."""
+    """Layers of attention; positions are given explicitly and may be fractions.
 
-    inverse_wavelengths: Tensor
+    Args:
+        options: the size, and how positions are told.
+        causal: whether a position sees only itself and what comes before it.
+        window: positions that one position sees, itself included; None is all of them.
+    """
 
-    def __init__(self, options: TransformerOptions) -> None:
+    def __init__(
+        self, options: TransformerOptions, *, causal: bool = True, window: int | None = None
+    ) -> None:
         super().__init__()
+        self.causal, self.window = causal, window
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(Block(options, layer) for layer in range(options.depth))
         self.norm = nn.LayerNorm(options.width, bias=False)
-        size = options.width // options.heads
-        exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-        # Derived from the options, so it is no part of the state dict.
-        self.register_buffer("inverse_wavelengths", 10000.0**-exponents, persistent=False)
+        self.rotary: RotaryPositions | None = None
+        self.relative: RelativeBias | None = None
+        if options.position_encoding == "rotary":
+            self.rotary = RotaryPositions(options.width // options.heads)
+        else:
+            buckets, reach = options.relative_buckets, options.relative_reach
+            self.relative = RelativeBias(options.heads, buckets, reach)
         self._initialise(options.depth)
 
     def _initialise(self, depth: int) -> None:
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.blocks.named_parameters():
             if parameter.ndim == 2:
                 residual = name.endswith("out.weight")
                 std = INIT_STD / (2 * depth) ** 0.5 if residual else INIT_STD
                 nn.init.normal_(parameter, std=std)
 
-    def rotary(self, positions: Float[Tensor, "B N"]) -> Rotary:
-        """Cosine and signed sine ``[B, N, 1, 1, d]`` of every position's angles."""
-        angles = positions[:, :, None].float() * self.inverse_wavelengths.float()
-        cosine, sine = angles.cos(), angles.sin()
-        full = torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)
-        return full[0][:, :, None, None], full[1][:, :, None, None]
+    @property
+    def layers(self) -> list[Block]:
+        """``blocks`` as what they are."""
+        return list(self.blocks)  # type: ignore[arg-type]
 
-    def forward(
-        self,
-        x: Hidden,
-        rotary: Rotary,
-        mask: Mask | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Hidden:
+    def sight(self, positions: Positions, valid: Bool[Tensor, "B N"] | None = None) -> Sight:
+        """Whole sequences that see themselves.
+
+        Args:
+            positions: ``[B, N]``.
+            valid: ``[B, N]``, False at padding, which nobody else then sees. Padding at the end of
+                a causal sequence needs no telling: no valid position looks ahead.
+        """
+        visible = self._visible(positions.shape[1], valid, positions.device)
+        return self.sight_of(positions, positions, visible)
+
+    def sight_of(
+        self, queries: Positions, keys: Float[Tensor, "B K"], visible: Visible | None
+    ) -> Sight:
+        """Queries that see ``visible`` keys.
+
+        None stands for all of them where there is one query or the model looks both ways, else for
+        those up to each query, the last query being aligned with the last key.
+        """
+        rotary = None if self.rotary is None else self.rotary(queries)
+        count, known = queries.shape[1], keys.shape[1]
+        causal = self.causal and count > 1 and visible is None
+        if causal and known > count:  # ``is_causal`` would align the first ones
+            visible, causal = self._triangle(known, queries.device)[None, None, -count:], False
+        if self.relative is None:
+            return Sight(rotary, visible, causal)
+        same = bool((queries == queries[:1]).all()) and bool((keys == keys[:1]).all())
+        mask = self.relative(queries[:1], keys[:1]) if same else self.relative(queries, keys)
+        if causal:
+            visible = self._triangle(count, queries.device)
+        if visible is not None:
+            mask = mask.masked_fill(~visible, -torch.inf)
+        return Sight(rotary, mask)
+
+    def _triangle(self, count: int, device: torch.device) -> Bool[Tensor, "N N"]:
+        """Which keys each query of one sequence sees, by causality and window."""
+        square = torch.ones(count, count, dtype=torch.bool, device=device)
+        if self.causal:
+            square = square.tril()
+        return square if self.window is None else square.triu(1 - self.window)
+
+    def _visible(
+        self, count: int, valid: Bool[Tensor, "B N"] | None, device: torch.device
+    ) -> Visible | None:
+        narrow = self.window is not None and self.window < count
+        if valid is None or bool(valid.all()):
+            return self._triangle(count, device)[None, None] if narrow else None
+        # A padded position sees itself, as a softmax over nothing is not a number.
+        itself = torch.eye(count, dtype=torch.bool, device=device)
+        return ((self._triangle(count, device) & valid[:, None, :]) | itself)[:, None]
+
+    def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None = None) -> Hidden:
         """Hidden states ``[B, N, D]`` of the N last positions.
 
         Args:
             x: ``[B, N, D]`` embedded inputs.
-            rotary: ``self.rotary`` of their positions.
-            mask: ``[B, 1, N, K]``, True where a query may look at a key; None where every key up
-                to the query is valid, which takes the fast path. Padding at the end of a row
-                needs no mask: no valid position looks ahead.
+            sight: what they may look at.
             cache: what came before; the new positions are added to it.
         """
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rotary, mask, cache)
+            x = block(x, sight, cache)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)  # type: ignore[no-any-return]

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Literal
 
-from segue.plugins.models.common.config import TransformerOptions
+from pydantic import Field, NonNegativeInt, model_validator
+
+from segue.plugins.models.common.config import CausalOptions, GivenOptions
 
 
-class DelayTransformerOptions(TransformerOptions):
+class DelayTransformerOptions(CausalOptions, GivenOptions):
     """Options of ``delay_transformer``.
 
     Attributes:
-        given_kernel: frames that one convolution over the given slices spans; odd.
-        given_blocks: number of such convolutions.
+        pattern: in which step each level of a frame is drawn (MusicGen, arXiv 2306.05284, section
+            2.2). ``delay``: each level one step after the one before; ``parallel``: all levels of
+            a frame in one step; ``flattened``: one level per step; ``custom``: level q of frame t
+            in step ``stride * t + delays[q]``.
+        stride: of a custom pattern: steps per frame.
+        delays: of a custom pattern: one per level, the smallest being 0.
     """
 
-    given_kernel: int = Field(default=9, ge=1)
-    given_blocks: int = Field(default=2, ge=0)
+    pattern: Literal["delay", "parallel", "flattened", "custom"] = "delay"
+    stride: int = Field(default=1, ge=1)
+    delays: tuple[NonNegativeInt, ...] | None = None
 
-    @field_validator("given_kernel")
-    @classmethod
-    def _odd(cls, value: int) -> int:
-        if value % 2 == 0:
+    @model_validator(mode="after")
+    def _custom_patterns_are_told(self) -> DelayTransformerOptions:
+        custom = self.delays is not None or self.stride != 1
+        if self.pattern != "custom" and custom:
             raise ValueError(
-                "given_kernel must be odd, so that a frame has as much before as after"
+                f"stride and delays belong to pattern 'custom', not to {self.pattern!r}; "
+                "set pattern: custom or leave them out"
             )
-        return value
+        if self.pattern == "custom" and (not self.delays or min(self.delays)):
+            raise ValueError(
+                f"a custom pattern needs delays of which the smallest is 0, not {self.delays}"
+            )
+        return self

@@ -1,120 +1,132 @@
-"""All levels of a frame in one step, each level delayed by one step more than the one before.
+"""One step of the transformer draws the levels of a codebook pattern together.
 
-The delay pattern of MusicGen (Copet et al., arXiv 2306.05284): at step s the model predicts level q
-of frame s - q for every q at once, so level q of a frame is drawn with levels below q known.
+MusicGen (Copet et al., arXiv 2306.05284): with the delay pattern, step s predicts level q of frame
+s - q for every q at once, so level q of a frame is drawn with levels below q known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from segue.core.interfaces import Ids, Lengths, Tokens
-from segue.core.options import Sampling
-from segue.core.sampling import sample
+from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, take
+from segue.plugins.models.common.decoding import Decoder, HeadProducts, take
+from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.models.common.given import GivenEncoder
 from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.models.common.stage import Endings, Likelihood, TransformerStageLM
 from segue.plugins.models.common.transformer import Transformer
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
-from segue.plugins.models.delay_transformer.given import GivenEncoder
-
-
-def delayed(codes: Int64[Tensor, "B Q N"], columns: int, outside: int) -> Int64[Tensor, "B Q S"]:
-    """Inputs by step: column s holds, at level q, the code of frame s - 1 - q.
-
-    Where there is no such frame it holds ``outside``.
-    """
-    batch, levels, frames = codes.shape
-    grid = codes.new_full((batch, levels, columns + frames + levels), outside)
-    for level in range(levels):
-        grid[:, level, level + 1 : level + 1 + frames] = codes[:, level]
-    return grid[:, :, :columns]
+from segue.plugins.models.delay_transformer.pattern import Pattern
 
 
 class DelayTransformer(TransformerStageLM):
-    """One step per frame. With one level and nothing given it is a plain autoregressive model."""
+    """Q heads. With one level and nothing given it is a plain autoregressive model."""
 
     def __init__(self, config: DelayTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
         target, width = stage.target, config.width
+        self.pattern = Pattern.of(config, target.num_levels, f"stages.{stage.name}.lm.options")
         #: The id that stands for "outside the pattern" in the input; it is never an output.
         self.outside = target.codebook_size
         self.embedding = LevelEmbedding(target.num_levels, target.codebook_size + 1, width)
-        self.given_encoder = (
-            GivenEncoder(stage, width, config.given_kernel, config.given_blocks)
-            if stage.given
-            else None
-        )
-        self.transformer = Transformer(config)
+        self.given_encoder = GivenEncoder.of(stage, config)
+        self.transformer = Transformer(config, window=config.attention_window)
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
 
-    def _context(
-        self, given: tuple[Tokens, ...], lengths: Lengths, count: int
-    ) -> Float[Tensor, "B N D"] | None:
-        """What the given slices say about each target frame, if anything is given."""
-        return None if self.given_encoder is None else self.given_encoder(given, lengths, count)
-
     def _embed(
-        self, grid: Int64[Tensor, "B Q S"], context: Float[Tensor, "B N D"] | None
+        self, grid: Int64[Tensor, "B Q S"], context: Float[Tensor, "B S D"] | None
     ) -> Float[Tensor, "B S D"]:
-        """Step inputs; the context of frame s enters at the step that predicts its level 0."""
+        """Step inputs; the context of a frame enters at the step that predicts its level 0."""
         x: Tensor = self.embedding(grid.transpose(1, 2)).sum(dim=2)
-        if context is None:
-            return x
-        return x + functional.pad(context, (0, 0, 0, max(0, x.shape[1] - context.shape[1])))
+        return x if context is None else x + context
 
-    def _nll(self, given: tuple[Tokens, ...], target: Tokens) -> Float[Tensor, "B Q N"]:
-        levels, frames = target.ids.shape[1:]
-        steps = frames + levels - 1
+    def _by_step(
+        self, context: Float[Tensor, "B N D"] | None, steps: int
+    ) -> Float[Tensor, "B S D"] | None:
+        """The context of each step's frame; zero after the last one."""
+        if context is None:
+            return None
+        context = context.repeat_interleave(self.pattern.stride, dim=1)[:, :steps]
+        return functional.pad(context, (0, 0, 0, steps - context.shape[1]))
+
+    def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
+        frames, stride = target.ids.shape[2], self.pattern.stride
+        steps = max(self.pattern.num_steps(frames), stride * frames + 1)
         codes = target.ids.masked_fill(~target.mask[:, None], self.outside)
-        context = self._context(given, target.lengths, frames)
-        x = self._embed(delayed(codes, steps, self.outside), context)
+        context = None
+        if self.given_encoder is not None:
+            context = self._by_step(self.given_encoder(given, target.lengths, frames), steps)
+        x = self._embed(self.pattern.inputs(codes, steps, self.outside), context)
         positions = torch.arange(steps, device=x.device)[None].float()
-        hidden = self.transformer(x, self.transformer.rotary(positions))
-        undelayed = [hidden[:, level : level + frames] for level in range(levels)]
-        return self.heads.nll(torch.stack(undelayed, dim=2), target.ids)
+        hidden = self.transformer(x, self.transformer.sight(positions))
+        ends = self._end_odds(hidden[:, stride : stride * frames + 1 : stride])
+        by_level = self.pattern.by_frame(hidden, frames)
+        return Likelihood(self.heads.nll(by_level, target.ids), ends)
 
     def _continue(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Ids:
+        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
+    ) -> Iterator[Tokens]:
         """Prompts are padded on the left, so that the first new frame of all rows is the same."""
-        batch, levels, known = prompt.ids.shape
-        padding = known - prompt.lengths
-        columns = torch.arange(known + num_frames, device=padding.device)
-        frame = columns - padding[:, None]  # [B, known + num_frames], negative at padding
-        steps = num_frames + levels - 1
-        shifted = take(prompt.ids.transpose(1, 2), frame[:, :known].clamp_min(0)).transpose(1, 2)
-        shifted = shifted.masked_fill(frame[:, None, :known] < 0, self.outside)
-        grid = delayed(shifted, known + steps + 1, self.outside)
-        context = self._context(given, prompt.lengths + num_frames, known + num_frames)
-        if context is not None:
-            context = take(context, frame.clamp_min(0))
-            context = functional.pad(context, (0, 0, 0, levels))
-        first = known + 1
-        x = self._embed(grid[:, :, :first], None if context is None else context[:, :first])
-        positions, valid = frame[:, :first], frame[:, :first] >= 0
-        decoder = Decoder(self.transformer, x, positions, valid, steps - 1)
+        stride, known = self.pattern.stride, prompt.ids.shape[2]
+        steps, first = self.pattern.num_steps(num_frames), stride * known
+        grid, padding = self._shifted(drawer.rows(prompt), first + steps + 1)
+        context = self._shifted_context(given, prompt, num_frames, first + steps, drawer)
+        own = torch.arange(first + 1, device=grid.device) - stride * padding[:, None]
+        x = self._embed(grid[:, :, : first + 1], None if context is None
+                        else context[:, : first + 1])  # fmt: skip
+        decoder = Decoder(self.transformer, x, own, own >= 0, steps - 1, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        endings = Endings(len(prompt.lengths), num_frames)
         for step in range(steps):
-            column = known + step
+            column = first + step
             if step:
-                x = self.embedding(grid[:, None, :, column]).sum(dim=2)
-                decoder.step((x if context is None else x + context[:, column, None])[:, 0])
-            # Level q draws frame ``step - q`` of the new ones; others are known or not wanted.
-            low, high = max(0, step - num_frames + 1), min(levels, step + 1)
-            logits = self.heads(decoder.hidden, low, high).flatten(0, 1)
-            repeated = [g for g in generators for _ in range(high - low)]
-            drawn = sample(logits, sampling, repeated).view(batch, high - low)
-            grid[:, low:high, column + 1] = drawn
-        rows = [grid[:, q, first + q : first + q + num_frames] for q in range(levels)]
-        return torch.stack(rows, dim=1)
+                x = self.embedding(grid[:, None, :, column]).sum(dim=2)[:, 0]
+                decoder.step(x if context is None else x + context[:, column])
+            if step % stride == 0:
+                frame = step // stride
+                self._draw_ends(endings, frame, decoder.hidden, prompt.lengths, drawer)
+            drawn = self.pattern.drawn_in(step, num_frames)
+            if drawn:
+                logits = torch.stack([products(decoder.hidden, q) for q, _ in drawn], dim=1)
+                codes = drawer.draw_levels(logits)
+                if self.end_head is not None:  # there is nothing after the end, as in training
+                    codes[~endings.reached([frame for _, frame in drawn], codes)] = self.outside
+                grid[:, [q for q, _ in drawn], column + 1] = drawer.per_row(codes)
+            frame, rest = divmod(step - self.pattern.latency, stride)
+            if rest == 0 and 0 <= frame < num_frames:
+                if endings.over(frame):
+                    return
+                yield endings.piece(frame, self._frame(grid, known + frame, len(prompt.lengths)))
+
+    def _frame(self, grid: Int64[Tensor, "R Q S"], frame: int, rows: int) -> Int64[Tensor, "B Q 1"]:
+        """One frame out of the inputs by step."""
+        columns = [self.pattern.stride * frame + delay + 1 for delay in self.pattern.delays]
+        return grid[:rows, range(len(columns)), columns][:, :, None]
+
+    def _shifted(self, prompt: Tokens, columns: int) -> tuple[Int64[Tensor, "R Q S"], Tensor]:
+        """Inputs by step of prompts padded on the left, and their frames of padding ``[R]``."""
+        known = prompt.ids.shape[2]
+        padding = known - prompt.lengths
+        frame = torch.arange(known, device=padding.device) - padding[:, None]
+        shifted = take(prompt.ids.transpose(1, 2), frame.clamp_min(0)).transpose(1, 2)
+        shifted = shifted.masked_fill(frame[:, None] < 0, self.outside)
+        return self.pattern.inputs(shifted, columns, self.outside), padding
+
+    def _shifted_context(
+        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, steps: int, drawer: Drawer
+    ) -> Float[Tensor, "R S D"] | None:
+        """The context of each step's frame, where rows are padded on the left."""
+        if self.given_encoder is None:
+            return None
+        count = prompt.ids.shape[2] + num_frames
+        lengths = drawer.per_row(prompt.lengths)
+        context = self.given_encoder(drawer.given_rows(given), lengths + num_frames, count)
+        padding = prompt.ids.shape[2] - lengths
+        frame = torch.arange(count, device=lengths.device) - padding[:, None]
+        return self._by_step(take(context, frame.clamp_min(0)), steps)

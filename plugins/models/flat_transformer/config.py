@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from segue.plugins.models.common.config import TransformerOptions
+from segue.plugins.models.common.config import CausalOptions
 
 
-class FlatTransformerOptions(TransformerOptions):
+class FlatTransformerOptions(CausalOptions):
     """Options of ``flat_transformer``.
 
     Attributes:
-        positions: ``time`` gives tokens that sound at the same moment the same rotary position,
-            so that what to look at in a given slice does not depend on how far the target has
-            come; ``sequence`` counts tokens from the first one on.
+        positions: ``time`` gives tokens that sound at the same moment the same position, so that
+            what to look at in a given slice does not depend on how far the target has come;
+            ``sequence`` counts tokens from the first one on.
     """
 
     positions: Literal["time", "sequence"] = "time"

@@ -6,20 +6,20 @@ frame by frame and, within a frame, level by level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from segue.core.interfaces import Ids, Tokens
-from segue.core.options import Sampling
-from segue.core.sampling import sample
+from segue.core.errors import ConfigError
+from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, pack, take
+from segue.plugins.models.common.decoding import Decoder, HeadProducts, pack, take
+from segue.plugins.models.common.drawing import Drawer
 from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.models.common.stage import Endings, Likelihood, TransformerStageLM
 from segue.plugins.models.common.transformer import INIT_STD, Transformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
@@ -56,7 +56,14 @@ class FlatTransformer(TransformerStageLM):
             nn.Parameter(torch.randn(width) * INIT_STD) for _ in stage.given
         )
         self.start = nn.Parameter(torch.randn(width) * INIT_STD)
-        self.transformer = Transformer(config)
+        if config.attention_window is not None and stage.given:
+            raise ConfigError(
+                f"stages.{stage.name}.lm.options.attention_window",
+                f"is {config.attention_window}, but the stage is given a prefix, which would fall "
+                "out of sight",
+                "leave it out: the stage's crop_seconds bound what it sees",
+            )
+        self.transformer = Transformer(config, window=config.attention_window)
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
 
     def _part(
@@ -94,37 +101,42 @@ class FlatTransformer(TransformerStageLM):
             positions = (valid.cumsum(1) - 1).float()
         return Sequences(torch.cat([part.x for part in parts], dim=1), positions, valid)
 
-    def _nll(self, given: tuple[Tokens, ...], target: Tokens) -> Float[Tensor, "B Q N"]:
-        batch, levels, frames = target.ids.shape
+    def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
+        _, levels, frames = target.ids.shape
         rows = self._sequences(given, target).packed(left=False)
-        hidden = self.transformer(rows.x, self.transformer.rotary(rows.positions))
+        hidden = self.transformer(rows.x, self.transformer.sight(rows.positions))
         start = torch.zeros_like(target.lengths)
         for tokens in given:
             start = start + 1 + tokens.lengths * tokens.num_levels
-        # The last token is an input that predicts nothing; what a short row takes from beyond
-        # its end is padding and masked by the caller.
-        index = start[:, None] + torch.arange(frames * levels, device=start.device)
+        # One more than there are tokens: the last input predicts whether the audio ends. What a
+        # short row takes from beyond its end is padding and masked by the caller.
+        index = start[:, None] + torch.arange(frames * levels + 1, device=start.device)
         hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
-        return self.heads.nll(hidden.view(batch, frames, levels, -1), target.ids)
+        by_level = hidden[:, :-1].unflatten(1, (frames, levels))
+        ends = self._end_odds(hidden[:, levels::levels])
+        return Likelihood(self.heads.nll(by_level, target.ids), ends)
 
     def _continue(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Ids:
+        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
+    ) -> Iterator[Tokens]:
         levels = self.stage.target.num_levels
-        count = num_frames * levels
-        rows = self._sequences(given, prompt).packed(left=True)
-        decoder = Decoder(self.transformer, rows.x, rows.positions, rows.valid, count - 1)
-        drawn: list[Tensor] = []
-        for index in range(count):
-            level = index % levels
-            if index:
-                previous = self.target_embedding.level(drawn[-1], (index - 1) % levels)
-                decoder.step(previous)
-            logits = decoder.hidden @ self.heads.weight[level]
-            drawn.append(sample(logits, sampling, generators))
-        return torch.stack(drawn, dim=1).view(-1, num_frames, levels).transpose(1, 2)
+        rows = self._sequences(drawer.given_rows(given), drawer.rows(prompt)).packed(left=True)
+        steps = num_frames * levels - 1
+        decoder = Decoder(
+            self.transformer, rows.x, rows.positions, rows.valid, steps, self.decoding
+        )
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        endings = Endings(len(prompt.lengths), num_frames)
+        token = None
+        for frame in range(num_frames):
+            drawn = []
+            for level in range(levels):
+                if token is not None:
+                    decoder.step(self.target_embedding.level(drawer.per_row(token), level - 1))
+                if level == 0:
+                    self._draw_ends(endings, frame, decoder.hidden, prompt.lengths, drawer)
+                    if endings.over(frame):
+                        return
+                token = drawer.draw(products(decoder.hidden, level))
+                drawn.append(token)
+            yield endings.piece(frame, torch.stack(drawn, dim=1)[:, :, None])

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
+import pytest
 import torch
+from pytest import MonkeyPatch
 
-from segue.core.interfaces import StageBatch, StageLM, Tokens
+from segue.core.interfaces import StageBatch, Tokens
+from segue.core.options import Decoding, Sampling
+from segue.core.sampling import row_generators, sample
 from segue.core.spec import SliceSpec, StageSpec
+from segue.plugins.models.common import drawing
+from segue.plugins.models.common.native.library import available
+from segue.plugins.models.common.stage import TransformerStageLM
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
+from segue.plugins.models.depth_transformer.config import DepthTransformerOptions
+from segue.plugins.models.depth_transformer.model import DepthTransformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 CODES, UNITS = 7, 11
 SIZE = {"width": 32, "depth": 2, "heads": 2}
+RELATIVE = {"position_encoding": "relative", "relative_buckets": 8, "relative_reach": 16}
 
 
 def acoustic(levels: int, start: int = 0) -> SliceSpec:
@@ -32,23 +43,36 @@ STAGES = {
     "faster": StageSpec("coarse", acoustic(2), (semantic(100),)),
     "two": StageSpec("fine", acoustic(2, start=3), (semantic(25), acoustic(3))),
 }
-MODELS = ("flat", "flat_sequence", "delay")
+FAMILIES = {
+    "flat": (FlatTransformer, FlatTransformerOptions),
+    "delay": (DelayTransformer, DelayTransformerOptions),
+    "depth": (DepthTransformer, DepthTransformerOptions),
+}
+#: What is tried of every family: its name, and the options that make the variant.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "flat": ("flat", {}),
+    "flat_sequence": ("flat", {"positions": "sequence"}),
+    "flat_relative": ("flat", RELATIVE),
+    "delay": ("delay", {}),
+    "delay_parallel": ("delay", {"pattern": "parallel"}),
+    "delay_flattened": ("delay", RELATIVE | {"pattern": "flattened"}),
+    "depth": ("depth", {}),
+    "depth_relative": ("depth", RELATIVE),
+}
 
 
-def build(kind: str, stage: StageSpec, dropout: float = 0.0, spread: float = 0.2) -> StageLM:
+def build(
+    kind: str, stage: StageSpec, dropout: float = 0.0, spread: float = 0.2, **options: Any
+) -> TransformerStageLM:
     """A model whose weights are far from their small initial values, so that all paths count."""
     torch.manual_seed(0)
-    model: StageLM
-    if kind == "delay":
-        model = DelayTransformer(DelayTransformerOptions(**SIZE, dropout=dropout), stage)
-    else:
-        positions = "sequence" if kind == "flat_sequence" else "time"
-        options = FlatTransformerOptions(**SIZE, dropout=dropout, positions=positions)
-        model = FlatTransformer(options, stage)
+    family, variant = MODELS[kind]
+    model, config = FAMILIES[family]
+    built = model(config(**SIZE, dropout=dropout, **(variant | options)), stage)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in built.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
-    return model
+    return built
 
 
 def tokens(spec: SliceSpec, *lengths: int, seed: int = 0) -> Tokens:
@@ -76,3 +100,38 @@ def batch_for(stage: StageSpec, *frames: int, extra: int = 0) -> StageBatch:
 def alone(batch: Tokens, row: int) -> Tokens:
     """One row as a batch of its own."""
     return Tokens.full(batch.row(row)[None])
+
+
+def decoding(backend: str) -> Decoding:
+    if backend == "native" and not available():
+        pytest.skip("there is no C compiler")
+    return Decoding.model_validate({"backend": backend})
+
+
+def recorded(
+    model: TransformerStageLM,
+    given: tuple[Tokens, ...],
+    prompt: Tokens,
+    frames: int,
+    patch: MonkeyPatch,
+) -> tuple[Tokens, torch.Tensor]:
+    """Generated tokens and the log-likelihood of each under the logits it was drawn from."""
+    seen: list[torch.Tensor] = []  # [B] or [B, q] by draw
+
+    def spy(logits, sampling, generators):  # type: ignore[no-untyped-def]
+        drawn = sample(logits, sampling, generators)
+        seen.append(logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0])
+        return drawn
+
+    patch.setattr(drawing, "sample", spy)
+    batch, levels = prompt.ids.shape[:2]
+    new = model.generate(given, prompt, frames, Sampling(), row_generators(3, batch))
+    scores = torch.zeros(batch, levels, frames)
+    if isinstance(model, DelayTransformer):
+        steps = [model.pattern.drawn_in(s, frames) for s in range(model.pattern.num_steps(frames))]
+        for places, values in zip(filter(None, steps), seen, strict=True):
+            for column, (level, frame) in enumerate(places):
+                scores[:, level, frame] = values.view(batch, -1)[:, column]
+    else:
+        scores = torch.stack(seen, 1).view(batch, frames, levels).transpose(1, 2)
+    return new, scores

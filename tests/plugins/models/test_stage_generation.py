@@ -4,52 +4,39 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_stage import CODES, STAGES, alone, batch_for, build, given_for, tokens
+from helpers_stage import (
+    CODES,
+    STAGES,
+    alone,
+    batch_for,
+    build,
+    decoding,
+    given_for,
+    recorded,
+    tokens,
+)
 from pytest import MonkeyPatch
 
 from segue.core.errors import GenerationError
-from segue.core.interfaces import StageBatch, StageLM, Tokens
+from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Sampling
-from segue.core.sampling import row_generators, sample
+from segue.core.sampling import row_generators
 from segue.core.spec import StageSpec
-from segue.plugins.models.delay_transformer import model as delay_module
-from segue.plugins.models.flat_transformer import model as flat_module
 
 GREEDY = Sampling(temperature=0)
 
 
-def recorded(
-    model: StageLM, given: tuple[Tokens, ...], prompt: Tokens, frames: int, patch: MonkeyPatch
-) -> tuple[Tokens, torch.Tensor]:
-    """Generated tokens and the log-likelihood of each under the logits it was drawn from."""
-    seen: list[torch.Tensor] = []
-
-    def spy(logits, sampling, generators):  # type: ignore[no-untyped-def]
-        drawn = sample(logits, sampling, generators)
-        seen.append(logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0])
-        return drawn
-
-    patch.setattr(flat_module, "sample", spy)
-    patch.setattr(delay_module, "sample", spy)
-    generators = row_generators(3, len(prompt.lengths))
-    new = model.generate(given, prompt, frames, Sampling(), generators)
-    batch, levels = prompt.ids.shape[:2]
-    scores = torch.zeros(batch, levels, frames)
-    if isinstance(model, flat_module.FlatTransformer):
-        scores = torch.stack(seen, 1).view(batch, frames, levels).transpose(1, 2)
-    else:
-        for step, values in enumerate(seen):
-            low, high = max(0, step - frames + 1), min(levels, step + 1)
-            for column, level in enumerate(range(low, high)):
-                scores[:, level, step - level] = values.view(batch, -1)[:, column]
-    return new, scores
-
-
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("prompt_frames", [(0,), (5,), (9, 0, 6, 1)])
 def test_cached_logits_equal_uncached_ones(
-    kind: str, stage: StageSpec, prompt_frames: tuple[int, ...], monkeypatch: MonkeyPatch
+    kind: str,
+    stage: StageSpec,
+    prompt_frames: tuple[int, ...],
+    backend: str,
+    monkeypatch: MonkeyPatch,
 ) -> None:
     model = build(kind, stage)
+    model.decode_with(decoding(backend))
     prompt = tokens(stage.target, *prompt_frames)
     given = given_for(stage, *[count + 8 for count in prompt_frames])
     new, stepwise = recorded(model, given, prompt, 8, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,6 +16,17 @@ from segue.core.spec import StageSpec
 from segue.plugins.models.common.heads import LevelEmbedding
 
 Frames = Float[Tensor, "B N D"]
+
+
+class FrameOptions(Protocol):
+    """What the encoder reads of a model's options."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def given_kernel(self) -> int: ...
+    @property
+    def given_blocks(self) -> int: ...
 
 
 class ConvolutionBlock(nn.Module):
@@ -36,6 +48,13 @@ class ConvolutionBlock(nn.Module):
 
 class GivenEncoder(nn.Module):
     """One vector per target frame from all given slices."""
+
+    @classmethod
+    def of(cls, stage: StageSpec, options: FrameOptions) -> GivenEncoder | None:
+        """The encoder of a stage; None if it is given nothing."""
+        if not stage.given:
+            return None
+        return cls(stage, options.width, options.given_kernel, options.given_blocks)
 
     def __init__(self, stage: StageSpec, width: int, kernel: int, blocks: int) -> None:
         super().__init__()

@@ -1,0 +1,218 @@
+"""Hand a transformer's weights and cache to the kernel, and take one step at a time.
+
+Shape legend: B batch, D width, d channels per head, V codebook size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from segue.plugins.models.common.cache import KeyValueCache
+from segue.plugins.models.common.native.library import library
+from segue.plugins.models.common.quantize import quantize
+from segue.plugins.models.common.transformer import Transformer
+
+Pointer = ctypes.c_void_p
+Integer = ctypes.c_int64
+
+
+class Matrix(ctypes.Structure):
+    """``Matrix`` of kernel.c."""
+
+    _fields_ = (
+        ("full", Pointer),
+        ("codes", Pointer),
+        ("scales", Pointer),
+        ("rows", Integer),
+        ("columns", Integer),
+    )
+
+
+class Layer(ctypes.Structure):
+    """``Layer`` of kernel.c."""
+
+    _fields_ = (
+        ("attention_norm", Pointer),
+        ("feed_forward_norm", Pointer),
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("rise", Matrix),
+        ("fall", Matrix),
+        ("keys", Pointer),
+        ("values", Pointer),
+    )
+
+
+class Plan(ctypes.Structure):
+    """``Plan`` of kernel.c."""
+
+    _fields_ = (
+        *((name, Integer) for name in ("batch", "width", "heads", "hidden", "depth")),
+        ("capacity", Integer),
+        ("threads", Integer),
+        ("layers", Pointer),
+        ("norm", Pointer),
+        ("first", Pointer),
+        ("bias", Pointer),
+        ("reach", Integer),
+        ("key_positions", Pointer),
+        ("scratch", Pointer),
+    )
+
+
+class Packed:
+    """Matrices in the form that the kernel reads; keeps alive the memory that it points to."""
+
+    def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
+        self._memory: list[Tensor] = []
+        self.matrices = [self._matrix(weight.detach(), int8) for weight in weights]
+
+    def _matrix(self, weight: Tensor, int8: bool) -> Matrix:
+        rows, columns = weight.shape
+        if not int8:
+            return Matrix(self._pointer(weight.contiguous()), None, None, rows, columns)
+        codes = quantize(weight)
+        pointers = self._pointer(codes.codes), self._pointer(codes.scales)
+        return Matrix(None, *pointers, rows, columns)
+
+    def _pointer(self, tensor: Tensor) -> int:
+        self._memory.append(tensor)
+        return tensor.data_ptr()
+
+
+_Kept = tuple[tuple[object, ...], list[Tensor], Packed]
+_PACKED: WeakKeyDictionary[nn.Module, dict[bool, _Kept]] = WeakKeyDictionary()
+
+
+def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
+    """The matrices of one module, packed anew only when a weight changed since."""
+    key = tuple(item for w in weights for item in (w.data_ptr(), version(w), w.shape))
+    kept = _PACKED.setdefault(module, {})
+    if int8 not in kept or kept[int8][0] != key:
+        # The sources are kept too: as long as they live, no other tensor has their address.
+        kept[int8] = key, [weight.detach() for weight in weights], Packed(weights, int8)
+    return kept[int8][2]
+
+
+def version(tensor: Tensor) -> int:
+    """Counts in-place changes; tensors made in inference mode, which nobody trains, have none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def matrices_of(transformer: Transformer) -> list[Tensor]:
+    return [
+        weight
+        for block in transformer.layers
+        for weight in (
+            block.attention.qkv.weight,
+            block.attention.out.weight,
+            block.feed_forward.rise.weight,
+            block.feed_forward.out.weight,
+        )
+    ]
+
+
+class NativeStep:
+    """Steps of a prefilled transformer in float32 on a CPU.
+
+    Args:
+        transformer: in eval mode.
+        cache: filled by the prefix; further positions go into its tensors.
+        first: ``[B]`` first position of each row that is no padding.
+        key_positions: ``[B, capacity]`` by slot, written to; needed with a relative bias only.
+        int8: read the weights as eight-bit codes.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        cache: KeyValueCache,
+        first: Int64[Tensor, " B"],
+        key_positions: Float[Tensor, "B C"] | None,
+        int8: bool,
+    ) -> None:
+        self._library, self._cache = library(), cache
+        weights = packed(transformer, matrices_of(transformer), int8)
+        block = transformer.layers[0]
+        depth, batch = len(transformer.layers), len(first)
+        width, hidden = block.feed_forward.out.weight.shape
+        self._shape = batch, width
+        bias = None
+        if transformer.relative is not None:
+            bias = transformer.relative.table().float().contiguous()
+        layers = (Layer * depth)()
+        norms = []
+        for index, layer in enumerate(transformer.layers):
+            stored = cache.layers[index]
+            assert stored is not None
+            pair = layer.attention_norm.weight, layer.feed_forward_norm.weight
+            norms += [norm.detach().contiguous() for norm in pair]
+            layers[index] = Layer(
+                norms[-2].data_ptr(), norms[-1].data_ptr(),
+                *weights.matrices[4 * index : 4 * index + 4],
+                stored[0].data_ptr(), stored[1].data_ptr(),
+            )  # fmt: skip
+        norm = transformer.norm.weight.detach().contiguous()
+        first = first.contiguous()
+        self._plan = Plan(
+            batch, width, block.attention.heads, hidden, depth, cache.capacity,
+            torch.get_num_threads(), ctypes.addressof(layers), norm.data_ptr(), first.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            0 if transformer.relative is None else transformer.relative.reach,
+            None if key_positions is None else key_positions.data_ptr(), None,
+        )  # fmt: skip
+        floats = self._library.scratch_floats(ctypes.byref(self._plan))
+        scratch = torch.empty(floats)
+        self._plan.scratch = scratch.data_ptr()
+        # All that the plan points to.
+        self._memory = (weights, layers, norms, norm, first, bias, key_positions, scratch)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B D"],
+        cosine: Float[Tensor, "B d"] | None,
+        sine: Float[Tensor, "B d"] | None,
+        positions: Float[Tensor, " B"] | None,
+    ) -> Float[Tensor, "B D"]:
+        """Hidden states of one more position of every row, which the cache then holds."""
+        stream, output = x.float().clone().contiguous(), torch.empty(self._shape)
+        held = [None if t is None else t.float().contiguous() for t in (cosine, sine, positions)]
+        pointers = [None if t is None else Pointer(t.data_ptr()) for t in held]
+        self._library.step(
+            ctypes.byref(self._plan), Pointer(stream.data_ptr()), *pointers,
+            Integer(self._cache.length), Pointer(output.data_ptr()),
+        )  # fmt: skip
+        self._cache.advance(1)
+        return output
+
+
+def native_linear(
+    owner: nn.Module, weights: Sequence[Float[Tensor, "V D"]], int8: bool
+) -> list[Callable[[Float[Tensor, "B D"]], Float[Tensor, "B V"]]]:
+    """Products with several matrices of one module.
+
+    Args:
+        owner: what the packed matrices are kept with.
+        weights: each ``[V, D]``, or a view of that shape.
+        int8: read them as eight-bit codes.
+    """
+    kernel, held = library(), packed(owner, weights, int8)
+    threads = Integer(torch.get_num_threads())
+
+    def product(matrix: Matrix) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor, held: Packed = held) -> Tensor:  # holds the memory of the matrix
+            x = x.contiguous()
+            y = torch.empty(x.shape[0], matrix.rows)
+            pointers = Pointer(x.data_ptr()), Pointer(y.data_ptr())
+            kernel.linear(ctypes.byref(matrix), *pointers, Integer(x.shape[0]), threads)
+            return y
+
+        return call
+
+    return [product(matrix) for matrix in held.matrices]

@@ -1,0 +1,84 @@
+"""Codebook patterns: which level of which frame is drawn in which step.
+
+MusicGen (Copet et al., arXiv 2306.05284, section 2.2). Pure functions of shapes and codes.
+Shape legend: B batch, Q levels, N frames, S steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from segue.core.errors import ConfigError
+from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Level q of frame t is drawn in step ``stride * t + delays[q]``.
+
+    Levels of the same step do not see each other; all else of earlier steps is seen.
+    """
+
+    stride: int
+    delays: tuple[int, ...]
+
+    @classmethod
+    def of(cls, options: DelayTransformerOptions, num_levels: int, place: str) -> Pattern:
+        """The pattern that the options name, for so many levels.
+
+        Raises:
+            ConfigError: if a custom one is for another number of levels.
+        """
+        if options.pattern == "parallel":
+            return cls(1, (0,) * num_levels)
+        if options.pattern == "delay":
+            return cls(1, tuple(range(num_levels)))
+        if options.pattern == "flattened":
+            return cls(num_levels, tuple(range(num_levels)))
+        delays = options.delays or ()
+        if len(delays) != num_levels:
+            raise ConfigError(
+                f"{place}.delays",
+                f"has {len(delays)} entries, but the stage predicts {num_levels} levels",
+                "give one delay per level",
+            )
+        return cls(options.stride, delays)
+
+    @property
+    def latency(self) -> int:
+        """Steps after a frame's first one until all of its levels are drawn."""
+        return max(self.delays)
+
+    def num_steps(self, frames: int) -> int:
+        """Steps that draw ``frames`` frames."""
+        return self.stride * (frames - 1) + self.latency + 1
+
+    def drawn_in(self, step: int, frames: int) -> list[tuple[int, int]]:
+        """``(level, frame)`` of all that is drawn in a step, of the first ``frames`` frames."""
+        found = []
+        for level, delay in enumerate(self.delays):
+            frame, rest = divmod(step - delay, self.stride)
+            if rest == 0 and 0 <= frame < frames:
+                found.append((level, frame))
+        return found
+
+    def inputs(
+        self, codes: Int64[Tensor, "B Q N"], steps: int, outside: int
+    ) -> Int64[Tensor, "B Q S"]:
+        """Inputs by step: what was drawn in the step before, and ``outside`` elsewhere."""
+        batch, levels, frames = codes.shape
+        width = max(steps, self.num_steps(max(1, frames)) + 1)
+        grid = codes.new_full((batch, levels, width), outside)
+        for level, delay in enumerate(self.delays):
+            first = delay + 1
+            grid[:, level, first : first + self.stride * frames : self.stride] = codes[:, level]
+        return grid[:, :, :steps]
+
+    def by_frame(self, steps: Tensor, frames: int) -> Tensor:
+        """``[B, S, ...]`` by step to ``[B, N, Q, ...]``: that of the step which draws each code."""
+        index = torch.arange(frames, device=steps.device)[:, None] * self.stride
+        return steps[:, index + torch.tensor(self.delays, device=steps.device)]

@@ -1,0 +1,1 @@
+"""One temporal step per frame, and a small transformer over its levels."""

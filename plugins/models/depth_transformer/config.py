@@ -1,0 +1,50 @@
+"""Options of the depth transformer. Imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from segue.plugins.models.common.config import CausalOptions, GivenOptions, TransformerOptions
+
+
+class DepthTransformerOptions(CausalOptions, GivenOptions):
+    """Options of ``depth_transformer``: those of the transformer over frames, and of the one over
+    the levels of a frame.
+
+    Attributes:
+        level_width: D of the transformer over levels; None takes half of ``width``.
+        level_depth: its layers.
+        level_heads: its attention heads; None takes half of ``heads``.
+        level_feed_forward: hidden width of its SwiGLU; None takes 8/3 of its width.
+    """
+
+    level_width: int | None = Field(default=None, ge=2)
+    level_depth: int = Field(default=3, ge=1)
+    level_heads: int | None = Field(default=None, ge=1)
+    level_feed_forward: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _levels_can_be_built(self) -> DepthTransformerOptions:
+        width, heads = self._level_shape
+        if width % (2 * heads):
+            raise ValueError(
+                f"level_width {width} is not an even multiple of level_heads {heads}; "
+                f"choose a width divisible by {2 * heads}"
+            )
+        return self
+
+    @property
+    def _level_shape(self) -> tuple[int, int]:
+        heads = self.level_heads or max(1, self.heads // 2)
+        return self.level_width or max(2 * heads, self.width // 2 // (2 * heads) * 2 * heads), heads
+
+    def over_levels(self) -> TransformerOptions:
+        """Options of the transformer over levels."""
+        width, heads = self._level_shape
+        return TransformerOptions(
+            width=width,
+            depth=self.level_depth,
+            heads=heads,
+            feed_forward=self.level_feed_forward,
+            dropout=self.dropout,
+        )

@@ -1,0 +1,129 @@
+"""Streaming: the same audio, in chunks, made while later ones are not yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import melody
+
+from segue import Pipeline
+from segue.core import pipeline as pipeline_module
+from segue.core.errors import GenerationError
+from segue.core.generated import GeneratedAudio
+from segue.core.hookspecs import hookimpl
+from segue.core.manager import PluginHost
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipelines: dict[str, Path]) -> Pipeline:
+    return Pipeline.from_pretrained(tiny_pipelines["speech"])
+
+
+def joined(chunks: list[GeneratedAudio]) -> torch.Tensor:
+    return torch.cat([chunk.row() for chunk in chunks])
+
+
+@pytest.mark.parametrize("chunk", [0.04, 0.3, 1.0, 30.0])
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+def test_chunks_together_are_the_continuation(
+    pipeline: Pipeline, chunk: float, seconds: float
+) -> None:
+    prompt = melody(1.6, seed=5)
+    whole = pipeline.continue_(prompt, RATE, seconds=seconds, seed=4, chunk_seconds=chunk)
+    chunks = list(pipeline.stream(prompt, RATE, seconds=seconds, seed=4, chunk_seconds=chunk))
+    torch.testing.assert_close(joined(chunks), whole.continuation(), atol=1e-5, rtol=1e-5)
+    if chunk < seconds:
+        assert len(chunks) > 1
+
+
+def test_chunks_from_nothing_are_what_generate_makes(pipeline: Pipeline) -> None:
+    whole = pipeline.generate(2.0, seed=4, chunk_seconds=0.5)
+    chunks = list(pipeline.stream(seconds=2.0, seed=4, chunk_seconds=0.5))
+    torch.testing.assert_close(joined(chunks), whole.row(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_chunk_comes_out_before_later_tokens_are_drawn(pipeline: Pipeline) -> None:
+    seen: list[tuple[str, int, int]] = []
+    stream = pipeline.stream(
+        melody(1.6, seed=5), RATE, seconds=20.0, chunk_seconds=0.5,
+        progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    first = next(stream)
+    assert first.wave.shape[1] > 0
+    furthest = {stage: max(done for name, done, _ in seen if name == stage) for stage, *_ in seen}
+    total = {stage: all_ for stage, _, all_ in seen}
+    assert furthest.keys() == total.keys() == {"semantic", "acoustic"}
+    assert all(furthest[stage] < total[stage] / 4 for stage in total)
+    # Between chunks the models are in no other mode than before.
+    assert not torch.is_inference_mode_enabled()
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_two_streams_at_once_do_not_disturb_each_other(pipeline: Pipeline) -> None:
+    prompts = [melody(1.6, seed=seed) for seed in (5, 6)]
+    alone = [joined(list(pipeline.stream(p, RATE, seconds=1.0, seed=1))) for p in prompts]
+    streams = [pipeline.stream(p, RATE, seconds=1.0, seed=1, chunk_seconds=1.0) for p in prompts]
+    chunks: list[list[GeneratedAudio]] = [[], []]
+    for pair in zip(*streams, strict=True):
+        for kept, chunk in zip(chunks, pair, strict=True):
+            kept.append(chunk)
+    for kept, wanted in zip(chunks, alone, strict=True):
+        assert torch.equal(joined(kept), wanted)
+
+
+def test_smaller_chunks_draw_other_windows(pipeline: Pipeline) -> None:
+    prompt = melody(1.6, seed=5)
+    large = pipeline.continue_(prompt, RATE, seconds=30.0, seed=4)
+    small = pipeline.continue_(prompt, RATE, seconds=30.0, seed=4, chunk_seconds=0.4)
+    assert large.wave.shape == small.wave.shape
+    assert not torch.equal(large.wave, small.wave)
+    assert small.metadata["chunk_seconds"] == 0.4
+
+
+def test_hooks_see_every_chunk(tiny_pipelines: dict[str, Path], plugin_host: PluginHost) -> None:
+    class Halver:
+        calls = 0
+
+        @hookimpl
+        def segue_after_generate(self, audio: GeneratedAudio) -> None:
+            self.calls += 1
+            audio.wave = audio.wave / 2
+
+    plain = Pipeline.from_pretrained(tiny_pipelines["speech"], host=plugin_host)
+    wanted = joined(list(plain.stream(seconds=1.0, chunk_seconds=0.25)))
+    halver = Halver()
+    plugin_host.register(halver)
+    chunks = list(plain.stream(seconds=1.0, chunk_seconds=0.25))
+    assert halver.calls == len(chunks) > 2
+    torch.testing.assert_close(joined(chunks), wanted / 2)
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 0.001, float("nan"), "x", 1e9])
+def test_chunks_out_of_range_are_refused_before_anything_is_drawn(
+    pipeline: Pipeline, chunk: object
+) -> None:
+    with pytest.raises(GenerationError, match="chunk_seconds"):
+        pipeline.stream(seconds=1.0, chunk_seconds=chunk)  # type: ignore[arg-type]
+
+
+def test_a_codec_that_looks_at_everything_cannot_stream(
+    tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_pipelines["speech"])
+    monkeypatch.setattr(pipeline.codec, "decode_context", None)
+    with pytest.raises(GenerationError, match=r"spectral_codec\.v1 cannot stream; use continue_"):
+        pipeline.stream(seconds=1.0)
+
+
+def test_long_audio_is_decoded_in_pieces_that_change_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [(melody(seconds, seed=5), RATE) for seconds in (1.0, 1.6)]
+    whole = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
+    monkeypatch.setattr(pipeline_module, "DECODE_SECONDS", 0.5)
+    pieces = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
+    torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)

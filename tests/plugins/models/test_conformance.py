@@ -1,0 +1,24 @@
+"""The stage models keep every promise of their contract."""
+
+from __future__ import annotations
+
+from helpers_stage import RELATIVE, SIZE
+
+from segue.core.conformance import TINY_STAGES, Check, Subject, parametrize_with_checks
+
+VARIANTS = {
+    "flat_transformer.v1": ({}, RELATIVE),
+    "delay_transformer.v1": ({}, {"pattern": "flattened"}),
+    "depth_transformer.v1": ({}, {"position_encoding": "relative"}),
+}
+SUBJECTS = [
+    Subject("stage_lm", name, SIZE | options, stage, label=f"{name}-{number}-{stage.name}")
+    for name, variants in VARIANTS.items()
+    for number, options in enumerate(variants)
+    for stage in TINY_STAGES.values()
+]
+
+
+@parametrize_with_checks(SUBJECTS)
+def test_conformance(subject: Subject, check: Check) -> None:
+    check(subject)

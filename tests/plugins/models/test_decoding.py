@@ -1,0 +1,382 @@
+"""The decoding engine: backends, number formats, sliding windows, guidance, ends of audio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers_stage import STAGES, alone, batch_for, build, decoding, given_for, recorded
+from helpers_stage import tokens as random_tokens
+from pytest import MonkeyPatch
+
+from segue.core.errors import ConfigError, GenerationError
+from segue.core.generation import run_stage
+from segue.core.interfaces import StageBatch, Tokens
+from segue.core.options import Decoding, Sampling
+from segue.core.sampling import row_generators
+from segue.plugins.models.common import decoding as engine
+from segue.plugins.models.common.native import library as native_library
+from segue.plugins.models.common.native.library import KernelError
+from segue.plugins.models.common.quantize import quantize, rounded
+from segue.plugins.models.common.stage import TransformerStageLM
+
+GREEDY = Sampling(temperature=0)
+BACKENDS = ("torch", "native", "fixed")
+WINDOWED = ("flat", "flat_relative", "delay", "delay_flattened", "depth", "depth_relative")
+
+
+@pytest.fixture
+def use(monkeypatch: MonkeyPatch) -> Callable[..., None]:
+    """Make a model decode with a backend; "fixed" takes the steps of fixed shapes, uncompiled."""
+
+    def chosen(model: TransformerStageLM, backend: str, weights: str = "stored") -> None:
+        if backend == "fixed":
+            monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+            model.decode_with(Decoding(backend="compile", weights=weights))  # type: ignore[arg-type]
+            return
+        decoding(backend)  # skips where there is no compiler
+        model.decode_with(Decoding(backend=backend, weights=weights))  # type: ignore[arg-type]
+
+    return chosen
+
+
+def drawn(model: TransformerStageLM, frames: int = 12, sampling: Sampling = GREEDY) -> torch.Tensor:
+    known = (3, 0, 5)
+    given = given_for(model.stage, *[count + frames for count in known])
+    prompt = random_tokens(model.stage.target, *known)
+    return model.generate(given, prompt, frames, sampling, row_generators(0, 3)).ids
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize("prompt_frames", [(0,), (9, 0, 30, 2)])
+def test_a_sliding_window_over_a_ring_equals_the_uncached_model(
+    kind: str,
+    backend: str,
+    prompt_frames: tuple[int, ...],
+    use: Callable[..., None],
+    monkeypatch: MonkeyPatch,
+) -> None:
+    """Prompts and continuations are longer than the window, so slots are overwritten."""
+    stage = STAGES["levels"]
+    model = build(kind, stage, attention_window=7)
+    use(model, backend)
+    prompt = random_tokens(stage.target, *prompt_frames)
+    new, stepwise = recorded(model, (), prompt, 10, monkeypatch)
+    scores = model.score(StageBatch(prompt.append(new)))
+    for row, known in enumerate(prompt_frames):
+        uncached = scores[row, :, known : known + 10]
+        torch.testing.assert_close(stepwise[row], uncached, atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_hides_what_is_older(kind: str) -> None:
+    """With one layer, a token out of the window changes nothing at all."""
+    stage = STAGES["plain"]
+    model = build(kind, stage, attention_window=4)
+    del model.transformer.blocks[1:]
+    batch = batch_for(stage, 12)
+    before = model.score(batch)[0, 0]
+    ids = batch.target.ids.clone()
+    ids[0, 0, 2] = (ids[0, 0, 2] + 1) % 11
+    changed = (model.score(StageBatch(Tokens(ids, batch.target.lengths)))[0, 0] - before).abs() > 0
+    # Token 2 is the input of position 3, which positions 3 to 6 see.
+    assert changed.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_a_model_with_a_window_is_run_in_one_whatever_the_crop(kind: str) -> None:
+    stage = STAGES["plain"]
+    model = build(kind, stage, attention_window=8)
+    assert model.unbounded and not build(kind, stage).unbounded
+    prompt = random_tokens(stage.target, 5, 0)
+    arguments: dict[str, Any] = {"overlap": 0.5, "sampling": Sampling()}
+    found = run_stage(
+        model, [], prompt, 40, window=10, generators=row_generators(1, 2), **arguments
+    )
+    whole = prompt.append(model.generate((), prompt, 40, Sampling(), row_generators(1, 2)))
+    assert torch.equal(found.ids, whole.ids)
+    decoder_slots: list[int] = []
+    original = engine.KeyValueCache
+
+    class Spy(original):  # type: ignore[misc,valid-type]
+        def __init__(self, depth: int, capacity: int, ring: bool = False) -> None:
+            decoder_slots.append(capacity)
+            super().__init__(depth, capacity, ring)
+
+    engine.KeyValueCache = Spy  # type: ignore[misc]
+    try:
+        model.generate((), prompt, 40, Sampling(), row_generators(1, 2))
+    finally:
+        engine.KeyValueCache = original  # type: ignore[misc]
+    assert decoder_slots[0] == 8  # whatever the length: constant memory
+
+
+def test_a_window_over_a_prefix_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stages.coarse.lm.options.attention_window: is 7"):
+        build("flat", STAGES["slower"], attention_window=7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_draw_the_same_tokens(kind: str, backend: str, use: Callable[..., None]) -> None:
+    model = build(kind, STAGES["two"])
+    use(model, "torch")
+    wanted = drawn(model, sampling=Sampling())
+    use(model, backend)
+    assert torch.equal(drawn(model, sampling=Sampling()), wanted)
+
+
+@pytest.mark.parametrize("name", ["flat", "depth_relative"])
+def test_eight_bits_mean_the_same_to_every_backend(name: str, use: Callable[..., None]) -> None:
+    """A model of an odd feed-forward width: the last group of weights is not full."""
+    model = build(name, STAGES["slower"], feed_forward=83)
+    use(model, "torch", "int8")
+    wanted = drawn(model, sampling=Sampling())
+    for backend in ("native", "fixed"):
+        use(model, backend, "int8")
+        assert torch.equal(drawn(model, sampling=Sampling()), wanted)
+
+
+def test_codes_are_within_half_a_step_of_the_weights() -> None:
+    weight = torch.randn(5, 150)
+    codes = quantize(weight)
+    steps = codes.scales.repeat_interleave(64, 1)[:, :150]
+    assert codes.codes.dtype == torch.int8
+    assert ((codes.dense() - weight).abs() <= 0.5 * steps + 1e-6).all()
+    assert torch.equal(quantize(torch.zeros(2, 3)).dense(), torch.zeros(2, 3))
+    linear = torch.nn.Sequential(torch.nn.Linear(150, 5, bias=False))
+    copy = rounded(linear)
+    assert torch.equal(copy[0].weight, quantize(linear[0].weight).dense())
+    assert copy[0].weight is not linear[0].weight
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("weights", ["stored", "int8"])
+def test_training_between_two_calls_is_not_missed(
+    kind: str, backend: str, weights: str, use: Callable[..., None]
+) -> None:
+    """Packed or rounded weights are made again when the model's own have changed."""
+    stage = STAGES["slower"]
+    trained, fresh = build(kind, stage), build(kind, stage)
+    use(trained, backend, weights)
+    drawn(trained)
+    with torch.no_grad():
+        for first, second in zip(trained.parameters(), fresh.parameters(), strict=True):
+            first.add_(0.3)
+            second.add_(0.3)
+    use(fresh, backend, weights)
+    assert torch.equal(drawn(trained), drawn(fresh))
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float16"])
+def test_weights_of_half_the_size_generate(kind: str, weights: str) -> None:
+    model = build(kind, STAGES["slower"], spread=0.0)
+    model.decode_with(Decoding(weights=weights))  # type: ignore[arg-type]
+    assert next(model.parameters()).dtype == getattr(torch, weights)
+    assert drawn(model, sampling=Sampling()).max() < 7
+
+
+def test_generation_under_autocast(kind: str) -> None:
+    model = build(kind, STAGES["slower"], spread=0.0)
+    model.decode_with(Decoding(backend="torch"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert drawn(model, sampling=Sampling()).max() < 7
+
+
+def test_backends_that_cannot_be_had_are_refused(monkeypatch: MonkeyPatch) -> None:
+    model = build("flat", STAGES["slower"])
+    model.decode_with(Decoding(backend="graph"))
+    with pytest.raises(GenerationError, match=r"decoding\.backend: graph needs CUDA, not cpu"):
+        drawn(model)
+    model.decode_with(Decoding(backend="native"))
+    with pytest.raises(GenerationError, match="native computes in float32 on a CPU"):
+        drawn(model.double())  # type: ignore[arg-type]
+    with pytest.raises(GenerationError, match="int8 runs on a CPU, not on meta"):
+        engine.chosen_backend(Decoding(weights="int8"), torch.zeros(1, device="meta"))
+    monkeypatch.setattr(native_library.shutil, "which", lambda _: None)
+    native_library.library.cache_clear()
+    try:
+        with pytest.raises(GenerationError, match="there is no C compiler"):
+            drawn(model.float())  # type: ignore[arg-type]
+        model.decode_with(Decoding())
+        assert drawn(model).shape == (3, 3, 12)  # auto goes on without it
+    finally:
+        native_library.library.cache_clear()
+
+
+def test_the_kernel_can_be_turned_off(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGUE_NATIVE", "0")
+    native_library.library.cache_clear()
+    try:
+        with pytest.raises(KernelError, match="SEGUE_NATIVE=0"):
+            native_library.library()
+        assert engine.chosen_backend(Decoding(), torch.zeros(1)) == "torch"
+    finally:
+        native_library.library.cache_clear()
+
+
+# --- guidance ------------------------------------------------------------------------------
+
+
+def test_guidance_moves_logits_away_from_the_unconditional(kind: str) -> None:
+    """Greedily, every token is the best under both models' logits combined, redone uncached."""
+    stage = STAGES["slower"]
+    model = build(kind, stage, condition_dropout=0.2)
+    sampling = Sampling(temperature=0, guidance=2.5)
+    given, prompt = given_for(stage, 9, 6), random_tokens(stage.target, 4, 1)
+    new = model.generate(given, prompt, 5, sampling, row_generators(0, 2))
+    blind = tuple(Tokens(g.ids, torch.zeros_like(g.lengths)) for g in given)
+    for row, known in enumerate((4, 1)):
+        whole = alone(prompt.append(new), row)
+        seeing_given = tuple(alone(g, row) for g in given)
+        blind_given = tuple(Tokens(g.ids[row : row + 1], g.lengths[row : row + 1]) for g in blind)
+        for level in range(3):
+            for frame in range(known, known + 5):
+                variants = whole.ids.repeat(7, 1, 1)
+                variants[:, level, frame] = torch.arange(7)
+                rows = Tokens.full(variants)
+                sides = []
+                for side in (seeing_given, blind_given):
+                    repeated = tuple(
+                        Tokens(g.ids.repeat(7, 1, 1), g.lengths.repeat(7)) for g in side
+                    )
+                    score = model.score(StageBatch(rows, repeated))
+                    sides.append(score[:, level, frame])
+                combined = sides[1] + 2.5 * (sides[0] - sides[1])
+                assert combined[whole.ids[0, level, frame]] >= combined.max() - 1e-4
+
+
+def test_guided_rows_do_not_depend_on_their_batch(kind: str) -> None:
+    stage = STAGES["two"]
+    model = build(kind, stage, condition_dropout=0.2)
+    sampling = Sampling(guidance=3.0)
+    given, prompt = given_for(stage, 9, 6), random_tokens(stage.target, 4, 1)
+    both = model.generate(given, prompt, 5, sampling, row_generators(0, 2)).ids
+    own = tuple(alone(g, 1) for g in given)
+    single = model.generate(own, alone(prompt, 1), 5, sampling, row_generators(1, 1)).ids
+    assert torch.equal(both[1], single[0])
+    plain = model.generate(given, prompt, 5, Sampling(), row_generators(0, 2)).ids
+    assert not torch.equal(both, plain)
+
+
+def test_guidance_needs_a_model_that_learnt_to_do_without(kind: str) -> None:
+    prompt = random_tokens(STAGES["slower"].target, 2)
+    model, given = build(kind, STAGES["slower"]), given_for(STAGES["slower"], 5)
+    with pytest.raises(GenerationError, match="trained without condition_dropout"):
+        model.generate(given, prompt, 3, Sampling(guidance=2), row_generators(0, 1))
+    model = build(kind, STAGES["plain"], condition_dropout=0.5)
+    prompt = random_tokens(STAGES["plain"].target, 2)
+    with pytest.raises(GenerationError, match="the stage is given nothing"):
+        model.generate((), prompt, 3, Sampling(guidance=2), row_generators(0, 1))
+
+
+def test_conditions_are_dropped_in_training_only(kind: str, monkeypatch: MonkeyPatch) -> None:
+    stage = STAGES["slower"]
+    model = build(kind, stage, condition_dropout=0.5).train()
+    batch = batch_for(stage, 6, 4)
+    none = tuple(Tokens(g.ids, torch.zeros_like(g.lengths)) for g in batch.given)
+    seeing, blind = model.eval().loss(batch), model.loss(StageBatch(batch.target, none))
+    model.train()
+    for drawn_number, wanted in ((0.6, seeing), (0.4, blind)):
+        monkeypatch.setattr(torch, "rand", lambda n, x=drawn_number, **_: torch.full((n,), x))
+        torch.testing.assert_close(model.loss(batch).total, wanted.total)
+    model.eval()
+    torch.testing.assert_close(model.loss(batch).total, seeing.total)
+
+
+def test_iterations_are_refused_by_models_that_draw_once(kind: str) -> None:
+    model = build(kind, STAGES["plain"])
+    prompt = random_tokens(STAGES["plain"].target, 2)
+    with pytest.raises(GenerationError, match="for models that fill masks"):
+        model.generate((), prompt, 3, Sampling(iterations=(4,)), row_generators(0, 1))
+
+
+# --- where audio ends ----------------------------------------------------------------------
+
+
+def ends_after(model: TransformerStageLM, frames: int) -> None:
+    """Make ends certain: the head's odds depend on nothing but its bias."""
+    assert model.end_head is not None
+    with torch.no_grad():
+        model.end_head.weight.zero_()
+        model.end_head.bias.fill_(frames)
+
+
+@pytest.mark.parametrize("name", ["plain", "levels"])
+def test_ends_are_learnt_where_recordings_end_and_nowhere_else(kind: str, name: str) -> None:
+    """Random crops do not teach to stop at the crop's length."""
+    stage = STAGES[name]
+    model = build(kind, stage, spread=0.0, end_of_audio=True)
+    long, short = random_tokens(stage.target, 12), random_tokens(stage.target, 12, seed=5)
+    batch = StageBatch(Tokens(torch.cat([long.ids, short.ids]), torch.tensor([12, 7])))
+    ends = torch.zeros(2, 12, dtype=torch.bool)
+    ends[1, 6] = True  # the second is whole, the first a crop
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model.loss(StageBatch(batch.target, (), ends)).total.backward()
+        optimizer.step()
+    prompt = Tokens(batch.target.ids[:, :, :3], torch.tensor([3, 3]))
+    new = model.generate((), prompt, 9, GREEDY, row_generators(0, 2))
+    assert new.lengths.tolist() == [9, 4]
+    assert torch.equal(new.ids[1, :, :4], short.ids[0, :, 3:7])
+    assert torch.equal(new.ids[0], long.ids[0, :, 3:])
+
+
+def test_ends_are_no_part_of_the_likelihood(kind: str) -> None:
+    """No code stands for the end: every legal code stays reachable, and scores stay the same."""
+    stage = STAGES["levels"]
+    plain, ending = build(kind, stage), build(kind, stage, end_of_audio=True)
+    ending.load_state_dict(plain.state_dict(), strict=False)
+    batch = batch_for(stage, 6, 3)
+    torch.testing.assert_close(ending.score(batch), plain.score(batch), atol=0, rtol=0)
+    assert torch.equal(ending.loss(batch).total, plain.loss(batch).total)  # ends are not known
+
+
+def test_no_row_ends_before_it_has_a_frame_and_none_goes_on_after(kind: str) -> None:
+    stage = STAGES["levels"]
+    model = build(kind, stage, end_of_audio=True)
+    ends_after(model, 50)
+    prompt = Tokens.empty(2, 3)
+    new = model.generate((), prompt, 6, Sampling(), row_generators(0, 2))
+    assert new.lengths.tolist() == [1, 1]
+    prompt = random_tokens(stage.target, 2, 3)
+    assert model.generate((), prompt, 6, Sampling(), row_generators(0, 2)).lengths.sum() == 0
+    ends_after(model, -50)
+    assert (
+        model.generate((), prompt, 6, Sampling(), row_generators(0, 2)).lengths.tolist() == [6] * 2
+    )
+
+
+def test_a_stage_that_is_given_something_has_no_ends_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"stages.coarse.lm.options.end_of_audio: is on, but"):
+        build("delay", STAGES["slower"], end_of_audio=True)
+
+
+def test_an_ended_row_is_the_same_in_windows(kind: str) -> None:
+    stage = STAGES["plain"]
+    model = build(kind, stage, end_of_audio=True)
+    ends_after(model, -2)  # sigmoid(-2): ends after about eight frames
+    prompt = random_tokens(stage.target, 4, 0, 2)
+    arguments: dict[str, Any] = {"window": 12, "overlap": 0.5, "sampling": Sampling()}
+    together = run_stage(model, [], prompt, 30, generators=row_generators(3, 3), **arguments)
+    assert together.lengths.min() < 30
+    for row in range(3):
+        single = run_stage(
+            model, [], alone(prompt, row), 30, generators=row_generators(3 + row, 1), **arguments
+        )
+        assert torch.equal(single.row(0), together.row(row))
+
+
+# --- what counts ---------------------------------------------------------------------------
+
+
+def test_only_counted_frames_are_learnt_from(kind: str) -> None:
+    model = build(kind, STAGES["slower"])
+    batch = batch_for(STAGES["slower"], 6, 4)
+    counted = torch.zeros(2, 6, dtype=torch.bool)
+    counted[0, 2:5] = True
+    scores = model.score(batch)
+    loss = model.loss(StageBatch(batch.target, batch.given, None, counted))
+    torch.testing.assert_close(loss.per_level, -scores[0, :, 2:5].mean(dim=1))
