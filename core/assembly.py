@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from segue.core.component_manifest import ComponentManifest, read_manifest
 from segue.core.config.load import kind_of
@@ -84,16 +83,14 @@ def _plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
             f"set {place}.use={manifest.use}, or name another checkpoint",
         )
     options = host.options(kind, ref.use, manifest.options, f"{directory}/component.json")
-    _check_options(place, host.options(kind, ref.use, ref.options, f"{place}.options"),
-                   ref.options, options, directory)  # fmt: skip
+    asked = host.options(kind, ref.use, ref.options, f"{place}.options")
+    _check_options(place, asked, options, directory)
     return PartPlan(part, kind, ref.use, options, directory, manifest)
 
 
-def _check_options(
-    place: str, asked: Options, named: Mapping[str, Any], trained: Options, directory: Path
-) -> None:
+def _check_options(place: str, asked: Options, trained: Options, directory: Path) -> None:
     """What the config says explicitly must be what the checkpoint was trained with."""
-    for key in named:
+    for key in sorted(asked.model_fields_set):
         wanted, had = getattr(asked, key), getattr(trained, key)
         if wanted != had:
             raise AssemblyError(

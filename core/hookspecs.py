@@ -69,7 +69,8 @@ def segue_after_generate(
     """Called when audio was generated and before anyone gets it.
 
     Assign ``audio.wave`` to change what is returned (a watermark), or add to ``audio.metadata``.
-    Each implementation sees the changes of those before it. Return nothing.
+    Each implementation sees the changes of those before it. While streaming it is called for each
+    chunk on its own. Return nothing.
     """
 
 

@@ -300,7 +300,7 @@ class Pipeline:
                 tokens, none = {ACOUSTIC: last}, torch.zeros(1, dtype=torch.long)
                 result = GeneratedAudio(
                     wave.float().cpu() / gains, torch.tensor([wave.shape[1]]), self.sample_rate,
-                    none, tokens, notes, self._metadata(request),
+                    none, tokens, list(notes), self._metadata(request),
                 )  # fmt: skip
                 yield self._finish(request, result)
 
@@ -576,6 +576,11 @@ class Pipeline:
         notes: list[tuple[str, ...]],
     ) -> GeneratedAudio:
         lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
+        added = (lengths - prompt_samples) / self.sample_rate
+        notes = [
+            (*row, f"ended by itself after {seconds:.2f} s") if seconds < request.seconds else row
+            for row, seconds in zip(notes, added.tolist(), strict=True)
+        ]
         return GeneratedAudio(
             wave,
             lengths,

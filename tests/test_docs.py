@@ -77,7 +77,7 @@ def commands(page: Path) -> Iterator[str]:
     for text in blocks(page, "console"):
         for line in text.splitlines():
             if line.startswith("$ segue "):
-                yield line.removeprefix("$ ").partition("  #")[0]
+                yield line.removeprefix("$ ").partition("  #")[0].partition(" | ")[0]
     for code in CODE.findall(prose(page)):
         if code.startswith("segue "):
             yield code

@@ -20,12 +20,14 @@ PACKAGES = {
     "soundfile": "",
     "scikit-learn": "train",
     "matplotlib": "plot",
+    "transformers": "hf",
+    "peft": "hf",
 }
 
 
 def command(json: JsonOption = False) -> None:
     """Look for what would stop work: packages, devices, formats, plugins, weights."""
-    looks = (_packages, _devices, _formats, _plugins, _weights)
+    looks = (_packages, _devices, _kernel, _formats, _plugins, _weights)
     findings = [finding for look in looks for finding in _tried(look)]
     if json:
         print_json([dict(zip(("what", "state", "detail"), row, strict=True)) for row in findings])
@@ -63,6 +65,16 @@ def _devices() -> list[tuple[str, str, str]]:
     for index in range(torch.cuda.device_count()):
         rows.append((f"cuda:{index}", "ok", torch.cuda.get_device_name(index)))
     return rows
+
+
+def _kernel() -> list[tuple[str, str, str]]:
+    from segue.plugins.models.common.native.library import KernelError, library
+
+    what = "decoding kernel"
+    try:
+        return [(what, "ok", str(library()._name))]
+    except KernelError as error:
+        return [(what, "missing", f"{error}; decoding on a CPU is slower without it")]
 
 
 def _formats() -> list[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ from segue.apps.cli import (
     plugins,
     prepare,
     resynthesize,
+    stream,
     tokenize,
     train,
 )
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.command("continue")(continue_.command)
+app.command("stream")(stream.command)
 app.command("generate")(generate.command)
 app.command("resynthesize")(resynthesize.command)
 app.command("prepare")(prepare.command)

@@ -10,10 +10,12 @@ from tests.conftest import melody
 
 from segue import Pipeline
 from segue.core import pipeline as pipeline_module
+from segue.core.config.load import load_config
 from segue.core.errors import GenerationError
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
+from segue.plugins.models.common.stage import TransformerStageLM
 
 RATE = 16_000
 
@@ -127,3 +129,58 @@ def test_long_audio_is_decoded_in_pieces_that_change_nothing(
     monkeypatch.setattr(pipeline_module, "DECODE_SECONDS", 0.5)
     pieces = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
     torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)
+
+
+# --- audio that ends by itself -----------------------------------------------------------------
+
+
+@pytest.fixture
+def ending(tiny_pipelines: dict[str, Path], plugin_host: PluginHost) -> Pipeline:
+    """A pipeline whose semantic stage ends the audio after about 20 frames (0.8 s)."""
+    overrides = [
+        "stages.semantic.lm.checkpoint=null",
+        "stages.semantic.lm.options={width: 16, depth: 1, heads: 2, end_of_audio: true}",
+    ]
+    config = load_config(tiny_pipelines["speech"] / "pipeline.yaml", plugin_host, overrides).config
+    torch.manual_seed(0)
+    pipeline = Pipeline.from_config(config, host=plugin_host, allow_untrained=True)
+    lm = pipeline.stage_lm("semantic")
+    assert isinstance(lm, TransformerStageLM) and lm.end_head is not None
+    with torch.no_grad():
+        lm.end_head.weight.zero_()
+        lm.end_head.bias.fill_(-3.0)
+    return pipeline
+
+
+def test_all_streams_of_a_row_end_where_its_audio_ends(ending: Pipeline) -> None:
+    prompts = [(melody(seconds, seed), RATE) for seed, seconds in enumerate((1.0, 1.6, 1.2))]
+    batch = ending.continue_batch(prompts, seconds=6.0, seed=3)
+    ends = batch.tokens["semantic"].lengths
+    assert len(set(ends.tolist())) == 3 and ends.max() < 25 * 7
+    assert torch.equal(batch.tokens["acoustic"].lengths, 2 * ends)
+    assert torch.equal(batch.lengths, ends * RATE // 25)
+    for row, (prompt, rate) in enumerate(prompts):
+        assert any(note.startswith("ended by itself after") for note in batch.notes[row])
+        assert not batch.wave[row, int(batch.lengths[row]) :].any()
+        alone = ending.continue_(prompt, rate, seconds=6.0, seed=3 + row)
+        assert torch.equal(alone.tokens["acoustic"].row(0), batch.tokens["acoustic"].row(row))
+        torch.testing.assert_close(alone.row(), batch.row(row), atol=1e-4, rtol=1e-4)
+
+
+def test_a_stream_ends_where_the_audio_ends(ending: Pipeline) -> None:
+    prompt = melody(1.6, seed=5)
+    whole = ending.continue_(prompt, RATE, seconds=6.0, seed=4, chunk_seconds=0.5)
+    assert 0 < whole.continuation().shape[0] < 6.0 * RATE
+    chunks = list(ending.stream(prompt, RATE, seconds=6.0, seed=4, chunk_seconds=0.5))
+    torch.testing.assert_close(joined(chunks), whole.continuation(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_end_right_after_the_prompt_adds_nothing(ending: Pipeline) -> None:
+    lm = ending.stage_lm("semantic")
+    assert isinstance(lm, TransformerStageLM) and lm.end_head is not None
+    with torch.no_grad():
+        lm.end_head.bias.fill_(50.0)
+    prompt = melody(1.6, seed=5)
+    assert ending.continue_(prompt, RATE, seconds=2.0).continuation().shape[0] == 0
+    assert list(ending.stream(prompt, RATE, seconds=2.0)) == []
+    assert ending.generate(2.0).row().shape[0] == RATE // 25  # one frame: nothing ends before it

@@ -26,7 +26,29 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class TransformerOptions(Options):
+class ConditionOptions(Options):
+    """Options of models with given slices.
+
+    Attributes:
+        condition_dropout: share of training rows that see nothing of the given slices; more than 0
+            allows classifier-free guidance.
+    """
+
+    condition_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class SequenceOptions(ConditionOptions):
+    """Options of models that predict from left to right.
+
+    Attributes:
+        end_of_audio: learn where recordings end, and end there when generating. Only for a stage
+            that is given nothing.
+    """
+
+    end_of_audio: bool = False
+
+
+class TransformerOptions(ConditionOptions):
     """Size of a pre-norm transformer.
 
     A config may name a ``size`` (tiny, small, base, medium, paper) in place of single values; what
@@ -44,8 +66,6 @@ class TransformerOptions(Options):
             bias by distance (Raffel et al., arXiv 1910.10683).
         relative_buckets: distances that the relative bias tells apart, half of them for each sign.
         relative_reach: distance from which on all are one.
-        condition_dropout: share of training rows that see nothing of the given slices; more than 0
-            allows classifier-free guidance.
     """
 
     width: int = Field(default=512, ge=2)
@@ -56,7 +76,6 @@ class TransformerOptions(Options):
     position_encoding: Literal["rotary", "relative"] = "rotary"
     relative_buckets: int = Field(default=64, ge=4)
     relative_reach: int = Field(default=1024, ge=4)
-    condition_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="before")
     @classmethod
@@ -83,19 +102,16 @@ class TransformerOptions(Options):
         return self.feed_forward or -(-8 * self.width // 96) * 32
 
 
-class CausalOptions(TransformerOptions):
-    """Options of models that predict from left to right.
+class CausalOptions(TransformerOptions, SequenceOptions):
+    """Options of transformers that predict from left to right.
 
     Attributes:
         attention_window: positions that one position sees, itself included; None sees all. The
             keys and values of a stage that is given nothing as a prefix then lie in a ring of that
             many slots: audio of any length in constant memory.
-        end_of_audio: learn where recordings end, and end there when generating. Only for a stage
-            that is given nothing.
     """
 
     attention_window: int | None = Field(default=None, ge=1)
-    end_of_audio: bool = False
 
 
 class GivenOptions(Options):

@@ -118,7 +118,7 @@ class Decoder:
         self._cache = KeyValueCache(len(transformer.blocks), capacity, ring=window is not None)
         self._first = (~valid).sum(dim=1)  # padding lies on the left
         self._ragged = bool(self._first.any())
-        self._count = 0
+        self._count, self._steps = 0, steps
         self._keys = self._slots(positions.float(), capacity)
         #: ``[B, D]``, hidden state of the last position.
         self.hidden: Tensor = x.new_zeros(x.shape[0], x.shape[2])
@@ -161,14 +161,12 @@ class Decoder:
         keys = self._keys if self._transformer.relative is not None else None
         call = NativeStep(self._transformer, self._cache, self._first, keys, int8)
         rotary = self._transformer.rotary
-
-        def step(x: Tensor, positions: Tensor) -> Tensor:
-            if rotary is None:
-                return call(x, None, None, positions)
-            cosine, sine = rotary(positions[:, None])
-            return call(x, cosine.flatten(1), sine.flatten(1), None)
-
-        return step
+        if rotary is None:
+            return lambda x, positions: call(x, None, None, positions)
+        later = self._last + torch.arange(1, self._steps + 1)[:, None]
+        # Of all later positions at once [steps, B, d]: a step then only takes its row.
+        cosine, sine = (table.flatten(2).contiguous() for table in rotary(later))
+        return lambda x, _: call(x, cosine[self._count - 1], sine[self._count - 1], None)
 
     def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
         """Which of the first ``filled`` slots hold what the position being computed may see."""
@@ -206,7 +204,11 @@ class Decoder:
                 hidden = block(hidden, Sight(rotary, mask), cache)
             return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
 
-        run = captured(compute) if backend == "graph" else torch.compile(compute, dynamic=False)
+        if backend == "graph":
+            with torch.cuda.device(like.device):
+                run = captured(compute)
+        else:
+            run = torch.compile(compute, dynamic=False)
 
         def step(embedded: Tensor, at: Tensor) -> Tensor:
             slot = cache.length % cache.capacity

@@ -17,7 +17,11 @@ from segue.core.errors import ConfigError, GenerationError
 from segue.core.interfaces import Ids, Lengths, StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.config import CausalOptions, TransformerOptions
+from segue.plugins.models.common.config import (
+    CausalOptions,
+    ConditionOptions,
+    SequenceOptions,
+)
 from segue.plugins.models.common.drawing import Drawer
 
 
@@ -65,7 +69,7 @@ class ConditionedStageLM(StageLM):
     What every first-party family shares, whatever order it predicts in.
     """
 
-    config: TransformerOptions
+    config: ConditionOptions
 
     def _given(self, given: tuple[Tokens, ...], lengths: Lengths) -> tuple[Tokens, ...]:
         """The given frames that pass during ``lengths`` target frames, and no later ones: what
@@ -175,9 +179,10 @@ class TransformerStageLM(ConditionedStageLM):
     """A stage model that predicts from left to right, knows the likelihood of a target and how to
     continue one."""
 
-    config: CausalOptions
+    config: SequenceOptions
 
-    def __init__(self, config: CausalOptions, stage: StageSpec) -> None:
+    def __init__(self, config: SequenceOptions, stage: StageSpec, width: int) -> None:
+        """``width``: D of the hidden states that predict a frame."""
         super().__init__(config, stage)
         self.end_head: nn.Linear | None = None
         if not config.end_of_audio:
@@ -188,11 +193,12 @@ class TransformerStageLM(ConditionedStageLM):
                 f"is on, but the stage is given {', '.join(map(str, stage.given))}",
                 "turn it on in the first stage only: later ones are as long as what they are given",
             )
-        self.end_head = nn.Linear(config.width, 1)
+        self.end_head = nn.Linear(width, 1)
 
     @property
     def unbounded(self) -> bool:
-        return self.config.attention_window is not None and not self.stage.given
+        window = self.config.attention_window if isinstance(self.config, CausalOptions) else None
+        return window is not None and not self.stage.given
 
     @abstractmethod
     def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:

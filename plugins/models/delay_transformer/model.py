@@ -28,8 +28,10 @@ from segue.plugins.models.delay_transformer.pattern import Pattern
 class DelayTransformer(TransformerStageLM):
     """Q heads. With one level and nothing given it is a plain autoregressive model."""
 
+    config: DelayTransformerOptions
+
     def __init__(self, config: DelayTransformerOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage)
+        super().__init__(config, stage, config.width)
         target, width = stage.target, config.width
         self.pattern = Pattern.of(config, target.num_levels, f"stages.{stage.name}.lm.options")
         #: The id that stands for "outside the pattern" in the input; it is never an output.

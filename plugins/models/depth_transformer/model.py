@@ -27,8 +27,10 @@ from segue.plugins.models.depth_transformer.config import DepthTransformerOption
 class DepthTransformer(TransformerStageLM):
     """Level q of a frame is drawn knowing all earlier frames and the levels below q."""
 
+    config: DepthTransformerOptions
+
     def __init__(self, config: DepthTransformerOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage)
+        super().__init__(config, stage, config.width)
         target, width, levels = stage.target, config.width, config.over_levels()
         self.embedding = LevelEmbedding(target.num_levels, target.codebook_size, width)
         self.start = nn.Parameter(torch.randn(width) * INIT_STD)

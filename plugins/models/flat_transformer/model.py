@@ -44,8 +44,10 @@ class Sequences:
 class FlatTransformer(TransformerStageLM):
     """One token per step; the input at target position j is token j - 1, or a learnt start."""
 
+    config: FlatTransformerOptions
+
     def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage)
+        super().__init__(config, stage, config.width)
         target, width = stage.target, config.width
         self.time_positions = config.positions == "time"
         self.given_embeddings = nn.ModuleList(

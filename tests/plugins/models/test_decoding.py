@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,19 @@ def test_backends_draw_the_same_tokens(kind: str, backend: str, use: Callable[..
     use(model, "torch")
     wanted = drawn(model, sampling=Sampling())
     use(model, backend)
+    assert torch.equal(drawn(model, sampling=Sampling()), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flat", "delay_flattened", "depth_relative"])
+def test_compiled_steps_draw_the_same_tokens(kind: str, use: Callable[..., None]) -> None:
+    """``torch.compile`` itself, which needs a C++ compiler."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("there is no C++ compiler")
+    model = build(kind, STAGES["two"])
+    use(model, "torch")
+    wanted = drawn(model, sampling=Sampling())
+    model.decode_with(Decoding(backend="compile"))
     assert torch.equal(drawn(model, sampling=Sampling()), wanted)
 
 

@@ -1,2 +1,5 @@
-"""A decoding step for CPUs in C: what Python and PyTorch add to each of a step's many operations
-would otherwise take longer than reading the weights."""
+"""A decoding step for CPUs in C.
+
+What Python and PyTorch add to each of a step's many small operations would otherwise take longer
+than reading the weights.
+"""

@@ -80,99 +80,93 @@ static inline float exponential(float x) {
     return (q * r * r + r + 1.0f) * power.value;
 }
 
-static inline float dot(const float *restrict a, const float *restrict b, int64_t n) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+/* As many floats as a register holds, and what is done with them. */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 16
+typedef __m512 Floats;
+static inline Floats floats(const float *x) { return _mm512_loadu_ps(x); }
+static inline Floats same(float x) { return _mm512_set1_ps(x); }
+static inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
+static inline float total(Floats x) { return _mm512_reduce_add_ps(x); }
+static inline Floats decoded(const int8_t *codes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define LANES 8
+typedef __m256 Floats;
+static inline Floats floats(const float *x) { return _mm256_loadu_ps(x); }
+static inline Floats same(float x) { return _mm256_set1_ps(x); }
+static inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
+static inline float total(Floats x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+static inline Floats decoded(const int8_t *codes) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+}
+#else
+#define LANES 4
+typedef float Floats __attribute__((vector_size(16)));
+static inline Floats floats(const float *x) {
+    Floats y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+static inline Floats same(float x) { return (Floats){x, x, x, x}; }
+static inline Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
+static inline float total(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+static inline Floats decoded(const int8_t *codes) {
+    return (Floats){codes[0], codes[1], codes[2], codes[3]};
+}
+#endif
+
+/* One row of weights after the other, from its first to its last: what memory delivers fastest.
+ * Four independent sums hide the latency of adding. */
+static inline float dot(const float *a, const float *b, int64_t n) {
+    Floats s0 = same(0.0f), s1 = s0, s2 = s0, s3 = s0;
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        s0 = add_product(s0, floats(a + i), floats(b + i));
+        s1 = add_product(s1, floats(a + i + LANES), floats(b + i + LANES));
+        s2 = add_product(s2, floats(a + i + 2 * LANES), floats(b + i + 2 * LANES));
+        s3 = add_product(s3, floats(a + i + 3 * LANES), floats(b + i + 3 * LANES));
+    }
+    for (; i + LANES <= n; i += LANES) s0 = add_product(s0, floats(a + i), floats(b + i));
+    float sum = total(s0 + s1 + (s2 + s3));
+    for (; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
 
-/* Four rows of weights against one vector: four independent sums hide the latency of adding. */
-static inline void dot4(const float *restrict w, int64_t stride, const float *restrict x, int64_t n,
-                        float *restrict y) {
-    const float *a = w, *b = w + stride, *c = w + 2 * stride, *d = w + 3 * stride;
-    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t i = 0; i < n; i++) {
-        s0 += a[i] * x[i];
-        s1 += b[i] * x[i];
-        s2 += c[i] * x[i];
-        s3 += d[i] * x[i];
+static inline float dot_codes(const int8_t *a, const float *scales, const float *b, int64_t n) {
+    Floats even = same(0.0f), odd = even;
+    int64_t g = 0;
+    for (; (g + 1) * GROUP <= n; g++) {
+        Floats part = same(0.0f);
+        for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += LANES)
+            part = add_product(part, decoded(a + i), floats(b + i));
+        if (g % 2) odd = add_product(odd, part, same(scales[g]));
+        else even = add_product(even, part, same(scales[g]));
     }
-    y[0] = s0, y[1] = s1, y[2] = s2, y[3] = s3;
+    float sum = total(even + odd), rest = 0.0f;
+    for (int64_t i = g * GROUP; i < n; i++) rest += (float)a[i] * b[i];
+    return g * GROUP < n ? sum + rest * scales[g] : sum;
 }
 
-static inline float dot_codes(const int8_t *restrict w, const float *restrict scales,
-                              const float *restrict x, int64_t n) {
-    float sum = 0.0f;
-    for (int64_t start = 0, g = 0; start < n; start += GROUP, g++) {
-        int64_t count = n - start < GROUP ? n - start : GROUP;
-        float part = 0.0f;
-#pragma omp simd reduction(+ : part)
-        for (int64_t i = 0; i < count; i++) part += (float)w[start + i] * x[start + i];
-        sum += part * scales[g];
-    }
-    return sum;
-}
-
-static inline void dot4_codes(const Matrix *m, int64_t row, const float *restrict x,
-                              float *restrict y) {
-    int64_t n = m->columns, groups = (n + GROUP - 1) / GROUP;
-    const int8_t *a = m->codes + row * n, *b = a + n, *c = b + n, *d = c + n;
-    const float *scales = m->scales + row * groups;
-    float t0 = 0, t1 = 0, t2 = 0, t3 = 0;
-    for (int64_t g = 0; g < n / GROUP; g++) {
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        int64_t at = g * GROUP;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int64_t i = 0; i < GROUP; i++) {
-            float v = x[at + i];
-            s0 += (float)a[at + i] * v;
-            s1 += (float)b[at + i] * v;
-            s2 += (float)c[at + i] * v;
-            s3 += (float)d[at + i] * v;
-        }
-        t0 += s0 * scales[g];
-        t1 += s1 * scales[groups + g];
-        t2 += s2 * scales[2 * groups + g];
-        t3 += s3 * scales[3 * groups + g];
-    }
-    if (n % GROUP) {
-        int64_t at = n / GROUP * GROUP, g = n / GROUP;
-        t0 += dot_codes(a + at, scales + g, x + at, n - at);
-        t1 += dot_codes(b + at, scales + groups + g, x + at, n - at);
-        t2 += dot_codes(c + at, scales + 2 * groups + g, x + at, n - at);
-        t3 += dot_codes(d + at, scales + 3 * groups + g, x + at, n - at);
-    }
-    y[0] = t0, y[1] = t1, y[2] = t2, y[3] = t3;
-}
-
-static float row_dot(const Matrix *m, int64_t row, const float *x) {
-    int64_t n = m->columns, groups = (n + GROUP - 1) / GROUP;
-    if (m->full) return dot(m->full + row * n, x, n);
-    return dot_codes(m->codes + row * n, m->scales + row * groups, x, n);
-}
-
-/* y[b, rows] (+)= m x[b]: this thread's share of the rows, in whole fours. */
+/* y[b] (+)= m x[b]: this thread's share of the rows, for every b while a row is at hand. */
 static void multiply(const Matrix *m, const float *x, int64_t x_stride, float *y, int64_t y_stride,
                      int64_t batch, int add) {
-    int64_t fours = m->rows / 4, count = thread_count(), id = thread_id();
-    int64_t start = fours * id / count * 4, stop = fours * (id + 1) / count * 4;
-    float four[4];
-    for (int64_t row = start; row < stop; row += 4) {
+    int64_t n = m->columns, groups = (n + GROUP - 1) / GROUP;
+    int64_t count = thread_count(), id = thread_id();
+    for (int64_t row = m->rows * id / count; row < m->rows * (id + 1) / count; row++)
         for (int64_t b = 0; b < batch; b++) {
             const float *input = x + b * x_stride;
             float *output = y + b * y_stride + row;
-            if (m->full) dot4(m->full + row * m->columns, m->columns, input, m->columns, four);
-            else dot4_codes(m, row, input, four);
-            for (int i = 0; i < 4; i++) output[i] = add ? output[i] + four[i] : four[i];
-        }
-    }
-    if (id != count - 1) return;
-    for (int64_t row = fours * 4; row < m->rows; row++)
-        for (int64_t b = 0; b < batch; b++) {
-            float one = row_dot(m, row, x + b * x_stride);
-            y[b * y_stride + row] = add ? y[b * y_stride + row] + one : one;
+            float sum = m->full ? dot(m->full + row * n, input, n)
+                                : dot_codes(m->codes + row * n, m->scales + row * groups, input, n);
+            *output = add ? *output + sum : sum;
         }
 }
 

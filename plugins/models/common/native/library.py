@@ -46,7 +46,10 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelError(f"{path} cannot be loaded ({error})") from error
-    loaded.scratch_floats.restype = ctypes.c_int64
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    loaded.scratch_floats.argtypes, loaded.scratch_floats.restype = (pointer,), integer
+    loaded.step.argtypes = (pointer, pointer, pointer, pointer, pointer, integer, pointer)
+    loaded.linear.argtypes = (pointer, pointer, pointer, integer, integer)
     loaded.step.restype = loaded.linear.restype = None
     return loaded
 

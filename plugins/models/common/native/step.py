@@ -172,6 +172,8 @@ class NativeStep:
         self._plan.scratch = scratch.data_ptr()
         # All that the plan points to.
         self._memory = (weights, layers, norms, norm, first, bias, key_positions, scratch)
+        self._plan_address = ctypes.addressof(self._plan)
+        self._stream = torch.empty(self._shape)
 
     def __call__(
         self,
@@ -180,13 +182,16 @@ class NativeStep:
         sine: Float[Tensor, "B d"] | None,
         positions: Float[Tensor, " B"] | None,
     ) -> Float[Tensor, "B D"]:
-        """Hidden states of one more position of every row, which the cache then holds."""
-        stream, output = x.float().clone().contiguous(), torch.empty(self._shape)
-        held = [None if t is None else t.float().contiguous() for t in (cosine, sine, positions)]
-        pointers = [None if t is None else Pointer(t.data_ptr()) for t in held]
+        """Hidden states of one more position of every row, which the cache then holds.
+
+        All arguments are contiguous and in float32.
+        """
+        self._stream.copy_(x)
+        output = torch.empty(self._shape)
+        pointers = [None if t is None else t.data_ptr() for t in (cosine, sine, positions)]
         self._library.step(
-            ctypes.byref(self._plan), Pointer(stream.data_ptr()), *pointers,
-            Integer(self._cache.length), Pointer(output.data_ptr()),
+            self._plan_address, self._stream.data_ptr(), *pointers,
+            self._cache.length, output.data_ptr(),
         )  # fmt: skip
         self._cache.advance(1)
         return output
@@ -203,14 +208,15 @@ def native_linear(
         int8: read them as eight-bit codes.
     """
     kernel, held = library(), packed(owner, weights, int8)
-    threads = Integer(torch.get_num_threads())
+    threads = torch.get_num_threads()
 
     def product(matrix: Matrix) -> Callable[[Tensor], Tensor]:
+        address, rows = ctypes.addressof(matrix), matrix.rows
+
         def call(x: Tensor, held: Packed = held) -> Tensor:  # holds the memory of the matrix
             x = x.contiguous()
-            y = torch.empty(x.shape[0], matrix.rows)
-            pointers = Pointer(x.data_ptr()), Pointer(y.data_ptr())
-            kernel.linear(ctypes.byref(matrix), *pointers, Integer(x.shape[0]), threads)
+            y = torch.empty(x.shape[0], rows)
+            kernel.linear(address, x.data_ptr(), y.data_ptr(), x.shape[0], threads)
             return y
 
         return call

@@ -1,0 +1,159 @@
+"""How fast audio is generated: every family, next to its peers and to what the machine can do.
+
+    python benchmarks/generation.py [--json FILE] [--only PART ...] [--repeats 5]
+
+Peers are optional; how to install them is printed when they are missing. All figures of one line
+are medians of the same run; run it on an otherwise idle machine. With the peers it takes about 25
+minutes on two cores, most of it audiolm-pytorch's fine stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+if not __package__:  # run as a script: import from the checkout's root, not from beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from benchmarks import stages
+from benchmarks.peers import hugging_face
+from benchmarks.peers.packages import use_packages
+from benchmarks.pipelines import long_audio, real_time, same_greedy_tokens
+from benchmarks.report import Report
+from benchmarks.timing import machine, measured_bandwidth, median_seconds
+from segue.core.interfaces import StageLM
+from segue.core.options import Decoding
+from segue.plugins.models.flat_transformer.model import FlatTransformer
+
+SECONDS = 3.0  # of audio that stages are compared at
+
+
+def rate(lm: StageLM, seconds: float, repeats: int, decoding: Decoding | None = None) -> float:
+    """Tokens per second, batch 1."""
+    took = median_seconds(lambda: stages.generate(lm, seconds, decoding), repeats)
+    return stages.num_tokens(lm.stage, seconds) / took
+
+
+def families(report: Report, repeats: int) -> None:
+    """Every family on the stages that it is meant for: tokens/s and audio seconds per second."""
+    print(f"Families, {stages.SIZE}, {SECONDS:g} s of audio")
+    cases = [("flat", "semantic"), ("flat", "coarse"), ("flat", "fine")]
+    cases += [(family, "all") for family in ("delay", "depth", "masked")] + [("masked", "fine")]
+    for family, name in cases:
+        lm = stages.build(family, name)
+        per_second = rate(lm, SECONDS, repeats)
+        report.note(f"{family}_{name}_tokens_per_second", per_second, "tokens/s")
+        per_audio_second = lm.stage.target.num_levels * float(lm.stage.target.frame_rate)
+        report.note(f"{family}_{name}_real_time", per_second / per_audio_second, "x real time")
+
+
+def limits(report: Report, repeats: int) -> None:
+    """The flat coarse stage against memory bandwidth, and eight-bit weights against fp32."""
+    print("Limits")
+    lm = stages.build("flat", "coarse")
+    assert isinstance(lm, FlatTransformer)
+    head = lm.heads.weight[0]
+    read = 4 * (stages.parameters(lm.transformer) + head.numel())
+    report.note("weight_bytes_per_token", read / 1e6, "MB")
+    rate(lm, SECONDS, 1)
+    rate(lm, SECONDS, 1, Decoding(weights="int8"))
+    # In turn, so that a machine whose speed drifts is compared with itself.
+    turns = [
+        (
+            measured_bandwidth(repeats=1),
+            rate(lm, SECONDS, 1),
+            rate(lm, SECONDS, 1, Decoding(weights="int8")),
+        )
+        for _ in range(repeats)
+    ]
+    for column, (name, unit, scale) in enumerate(
+        (("bandwidth", "GB/s", 1e-9), ("fp32", "tokens/s", 1), ("int8", "tokens/s", 1))
+    ):
+        report.note(name, median(turn[column] for turn in turns) * scale, unit)
+    report.ratio(
+        "flat_vs_memory_bandwidth",
+        median(full * read / bandwidth for bandwidth, full, _ in turns),
+        "share of the speed of reading weights",
+    )
+    report.ratio("int8_vs_fp32", median(small / full for _, full, small in turns), "tokens/s")
+    eager = rate(lm, SECONDS, repeats, Decoding(backend="torch"))
+    report.note("fp32_torch_backend", eager, "tokens/s")
+    same_greedy_tokens(report)
+
+
+def against_transformers(report: Report, repeats: int) -> None:
+    """A decoder of one level against GPT-2 and Llama with as many weights in their layers."""
+    print("transformers")
+    if not use_packages("transformers"):
+        return
+    tokens = 300
+    lm = stages.build("flat", "semantic")
+    ours = report.note("segue", rate(lm, tokens / 25, repeats), "tokens/s")
+    theirs = 0.0
+    for kind in ("gpt2", "llama"):
+        model = hugging_face.build(kind, **stages.SIZE, vocabulary=stages.SEMANTIC_CODES)  # type: ignore[arg-type]
+        found = hugging_face.generation_rate(model, tokens, repeats)
+        report.note(f"transformers_{kind}", found.tokens_per_second, f"tokens/s ({found.setting})")
+        theirs = max(theirs, found.tokens_per_second)
+    report.ratio("flat_vs_transformers", ours / theirs, "tokens/s, against the faster of the two")
+
+
+def against_audiolm_pytorch(report: Report, repeats: int) -> None:
+    """Coarse and fine stage; and masked decoding of 30 s of both."""
+    print("audiolm-pytorch")
+    if not use_packages("audiolm_pytorch"):
+        return
+    from benchmarks.peers import audiolm_pytorch as peer
+
+    sizes = peer.Sizes(semantic_codes=stages.SEMANTIC_CODES)
+    per_audio_second = 0.0
+    for name in ("coarse", "fine"):
+        stage = peer.build(name, sizes)  # type: ignore[arg-type]
+        theirs = peer.generation_rate(stage, SECONDS, repeats=repeats)
+        report.note(f"audiolm_pytorch_{name}", theirs, "tokens/s")
+        lm = stages.build("flat", name)
+        ours = report.note(f"flat_{name}", rate(lm, SECONDS, repeats), "tokens/s")
+        report.ratio(f"flat_{name}_vs_audiolm_pytorch", ours / theirs, "tokens/s")
+        per_audio_second += stages.num_tokens(lm.stage, 1.0) / theirs
+    masked = stages.build("masked", "all")
+    took = median_seconds(lambda: stages.generate(masked, 30.0), repeats)
+    report.note("masked_30s", took, "s")
+    # Its speed falls with length; what it needs for 3 s is taken ten times, in its favour.
+    report.ratio(
+        "masked_30s_vs_audiolm_pytorch",
+        30 * per_audio_second / took,
+        "time for 30 s, coarse and fine, theirs scaled up from 3 s",
+    )
+
+
+PARTS: dict[str, Callable[[Report, int], None]] = {
+    "families": families,
+    "limits": limits,
+    "transformers": against_transformers,
+    "pipelines": real_time,
+    "length": long_audio,
+    "audiolm-pytorch": against_audiolm_pytorch,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    report = Report()
+    with torch.inference_mode():
+        for name in arguments.only:
+            PARTS[name](report, arguments.repeats)
+    report.write(arguments.json)
+
+
+if __name__ == "__main__":
+    main()

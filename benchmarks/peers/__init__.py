@@ -1,0 +1,1 @@
+"""The other frameworks that Segue is measured against."""

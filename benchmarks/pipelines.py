@@ -1,0 +1,147 @@
+"""The shipped pipelines as a user runs them: from a prompt file to a WAV, for minutes on end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import Report
+from benchmarks.timing import median_seconds, peak_memory_mib, seconds
+from segue.core.audio import read_audio
+from segue.core.config.load import find_domain
+from segue.core.interfaces import Tokens
+from segue.core.manager import default_host
+from segue.core.options import Decoding, Sampling
+from segue.core.pipeline import Pipeline
+from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.models.common.stage import TransformerStageLM
+
+DOMAINS = ("speech", "piano")
+AUDIO_SECONDS = 10.0
+LENGTHS = (10, 30, 60, 300)
+GREEDY_SECONDS = 4.0
+
+
+def command(domain: str, audio_seconds: float, output: Path) -> list[str]:
+    """What a user types to continue the domain's own prompt."""
+    prompt = find_domain(domain, default_host()).prompt
+    program = [sys.executable, "-m", "segue.apps.cli.main", "continue", str(prompt)]
+    return [*program, "-d", domain, "-o", str(output), "--seconds", str(audio_seconds), "--json"]
+
+
+def real_time(report: Report, repeats: int) -> None:
+    """Audio seconds per second of the whole command: starting Python, loading, writing the file."""
+    print(f"Shipped pipelines, {AUDIO_SECONDS:g} s of audio, prompt file to WAV")
+    for domain in DOMAINS:
+        with tempfile.TemporaryDirectory() as folder:
+            call = command(domain, AUDIO_SECONDS, Path(folder) / "out.wav")
+
+            def run(call: list[str] = call) -> None:
+                subprocess.run(call, check=True, capture_output=True)
+
+            took = report.note(f"{domain}_command", median_seconds(run, repeats), "s")
+        report.ratio(f"realtime_{domain}", AUDIO_SECONDS / took, "audio seconds per second")
+        pipeline = Pipeline.from_pretrained(domain)
+        audio = read_audio(find_domain(domain, default_host()).prompt)
+
+        def generated(pipeline: Pipeline = pipeline, audio: Any = audio) -> None:
+            pipeline.continue_batch([audio], seconds=AUDIO_SECONDS)
+
+        inside = median_seconds(generated, repeats)
+        report.note(f"{domain}_once_loaded", AUDIO_SECONDS / inside, "x real time")
+        first = median_seconds(lambda p=pipeline, a=audio: first_chunk(p, a), repeats)  # type: ignore[misc]
+        report.note(f"{domain}_first_chunk", first, "s until the first second of a stream")
+
+
+def first_chunk(pipeline: Pipeline, audio: Any) -> None:
+    next(pipeline.stream(audio.wave, audio.sample_rate, seconds=AUDIO_SECONDS, chunk_seconds=1.0))
+
+
+def long_audio(report: Report, repeats: int) -> None:
+    """Time and peak memory of one continuation against its length."""
+    print("Length")
+    took: dict[int, float] = {}
+    memory: dict[int, float] = {}
+    pipeline = Pipeline.from_pretrained("speech")
+    audio = read_audio(find_domain("speech", default_host()).prompt)
+    for length in LENGTHS:
+        calls = [
+            seconds(lambda length=length: pipeline.continue_batch([audio], seconds=length))  # type: ignore[misc]
+            for _ in range(repeats)
+        ]
+        took[length] = report.note(f"generation_{length}s", median(calls), "s")
+        with tempfile.TemporaryDirectory() as folder:
+            peak = peak_memory_mib(command("speech", length, Path(folder) / "out.wav"))
+        memory[length] = report.note(f"peak_memory_{length}s", peak, "MiB")
+    report.ratio("memory_5min_vs_30s", memory[300] / memory[30], "peak of the whole process")
+    report.ratio(
+        "time_5min_vs_30s", took[300] / took[30] / 10, "time per second of audio: 1 is linear"
+    )
+
+
+class Recorder(Drawer):
+    """Draws greedily and keeps what was drawn; or is led along what another one kept."""
+
+    def __init__(self, led_by: list[Tensor] | None = None) -> None:
+        super().__init__(Sampling(temperature=0), [])
+        self.drawn: list[Tensor] = []
+        self._led_by = led_by
+
+    def _next(self, best: Tensor) -> Tensor:
+        self.drawn.append(best)
+        return best if self._led_by is None else self._led_by[len(self.drawn) - 1].clone()
+
+    def draw(self, logits: Tensor) -> Tensor:
+        return self._next(logits.argmax(dim=-1))
+
+    def draw_levels(self, logits: Tensor) -> Tensor:
+        return self._next(logits.argmax(dim=-1))
+
+
+def greedy(
+    lm: TransformerStageLM,
+    given: tuple[Tokens, ...],
+    prompt: Tokens,
+    weights: str,
+    led_by: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """The likeliest token at every place of a continuation of ``GREEDY_SECONDS``."""
+    lm.decode_with(Decoding.model_validate({"weights": weights}))
+    recorder = Recorder(led_by)
+    frames = round(GREEDY_SECONDS * lm.stage.target.frame_rate)
+    with torch.inference_mode():
+        for _ in lm._continue(given, prompt, frames, recorder):
+            pass
+    return recorder.drawn
+
+
+def same_greedy_tokens(report: Report) -> None:
+    """Eight-bit weights on the shipped, trained stages: how often the greedy token is that of fp32.
+
+    After the same history, and running free, where one other token changes all that follow.
+    """
+    for domain in DOMAINS:
+        pipeline = Pipeline.from_pretrained(domain)
+        audio = read_audio(find_domain(domain, default_host()).prompt)
+        whole = pipeline.continue_batch([audio], seconds=GREEDY_SECONDS).tokens
+        for config in pipeline.config.stages:
+            lm = pipeline.stage_lm(config.name)
+            assert isinstance(lm, TransformerStageLM)
+            target = lm.stage.target
+            given = tuple(whole[g.stream].levels(g.start, g.stop) for g in lm.stage.given)
+            kept = whole[target.stream].ids.shape[2] - round(GREEDY_SECONDS * target.frame_rate)
+            prompt = Tokens.full(whole[target.stream].ids[:, target.start : target.stop, :kept])
+            full = greedy(lm, given, prompt, "stored")
+            led = greedy(lm, given, prompt, "int8", led_by=full)
+            free = greedy(lm, given, prompt, "int8")
+            for found, how in ((led, "after_the_same_history"), (free, "running_free")):
+                pairs = zip(found, full, strict=True)
+                same = torch.cat([(a == b).flatten() for a, b in pairs]).float().mean()
+                report.note(f"int8_{domain}_{config.name}_{how}", float(same), "of tokens equal")

@@ -1,0 +1,1 @@
+"""A stage model around any causal language model of Hugging Face. Imports no torch."""

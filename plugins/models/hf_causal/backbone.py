@@ -1,0 +1,186 @@
+"""A causal language model of Hugging Face without its text: embeddings in, hidden states out.
+
+Neither the text embeddings nor the text head are kept: a stage reads and predicts audio tokens
+only, as in TWIST (Hassid et al., Textually Pretrained Speech Language Models, arXiv 2305.13009),
+so that text rows would be dead weight in memory and in every checkpoint.
+
+Shape legend: B batch, N positions, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from segue.core.errors import ConfigError
+from segue.plugins.models.hf_causal.config import LoraOptions
+
+#: What a backbone's ``forward`` must take: embeddings, and a cache of keys and values.
+_NEEDED = ("inputs_embeds", "attention_mask", "past_key_values")
+
+
+class Backbone(nn.Module):
+    """The layers of a causal language model.
+
+    Args:
+        causal: a ``...ForCausalLM`` of transformers; it is taken apart.
+        place: of the option that names it, for messages.
+    """
+
+    def __init__(self, causal: PreTrainedModel, place: str) -> None:
+        super().__init__()
+        head, model = causal.get_output_embeddings(), causal.base_model
+        takes = inspect.signature(model.forward).parameters
+        for name in _NEEDED:
+            if name not in takes:
+                raise _unfit(causal, place, f"which takes no {name}")
+        self._takes_positions = "position_ids" in takes
+        table = model.get_input_embeddings()
+        #: D of what goes in, and of what comes out.
+        self.width_in: int = table.weight.shape[1]
+        self.width_out: int = self.width_in if head is None else head.weight.shape[1]
+        model.set_input_embeddings(nn.Identity())
+        self.model = model
+        # Some architectures that never look ahead say False all the same.
+        if getattr(causal.config, "is_decoder", None) is False and self._looks_ahead():
+            raise _unfit(causal, place, "which looks ahead unless is_decoder is true")
+
+    @torch.no_grad()
+    def _looks_ahead(self) -> bool:
+        """Whether the first of two positions depends on the second."""
+        x = torch.randn(2, 2, self.width_in)
+        x[1, 0] = x[0, 0]
+        one, other = self.eval()(x)[:, 0]
+        self.train()
+        return not torch.allclose(one, other, atol=1e-5)
+
+    @property
+    def limit(self) -> int | None:
+        """Positions that a sequence may have, if the architecture sets a limit."""
+        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            # Beyond that length every position turns otherwise: a row would depend on its batch.
+            return int(rope.get("original_max_position_embeddings") or limit or 0) or None
+        return limit
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Hidden states of whole rows, padded on the right: nothing valid sees what is later, so
+        that no mask is needed."""
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        return self._hidden(x, positions, use_cache=False)
+
+    def cached(
+        self,
+        x: Float[Tensor, "B N D"],
+        cache: DynamicCache,
+        mask: Bool[Tensor, "B K"] | None,
+        positions: Int64[Tensor, "B N"],
+    ) -> Float[Tensor, "B D"]:
+        """Hidden state of the last position of every row, after those that ``cache`` holds.
+
+        Args:
+            mask: of all positions so far, False at padding; None if there is none.
+        """
+        mask = None if mask is None else mask.long()
+        hidden = self._hidden(
+            x, positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+        return hidden[:, -1]
+
+    def _hidden(self, x: Tensor, positions: Tensor, **arguments: Any) -> Tensor:
+        # Always passed where they are taken: what is counted by default differs from case to case.
+        if self._takes_positions:
+            arguments["position_ids"] = positions
+        return self.model(inputs_embeds=x, **arguments).last_hidden_state  # type: ignore[no-any-return]
+
+    def adapt(self, lora: LoraOptions, place: str) -> None:
+        """Add low-rank adapters and freeze everything else.
+
+        Raises:
+            ConfigError: if no layer of the backbone has a name that is to be adapted.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+        from transformers.pytorch_utils import Conv1D
+
+        targets = None if lora.target_modules is None else list(lora.target_modules)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            fan_in_fan_out=any(isinstance(part, Conv1D) for part in self.model.modules()),
+        )
+        self.requires_grad_(False)
+        try:
+            inject_adapter_in_model(config, self.model)
+        except ValueError as error:
+            raise ConfigError(
+                f"{place}.target_modules",
+                f"is {targets}, which cannot be adapted ({' '.join(str(error).split())})",
+                f"choose from {', '.join(_linear_layers(self.model))}",
+            ) from error
+
+
+class CachedSequence:
+    """A prefix in one pass, then one position of every row per step.
+
+    Args:
+        backbone: in eval mode.
+        x: ``[B, N, D]`` embedded prefix of at least one position; padding on the left.
+        valid: ``[B, N]``, False at padding.
+        steps: further positions there may be.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        x: Float[Tensor, "B N D"],
+        valid: Bool[Tensor, "B N"],
+        steps: int,
+    ) -> None:
+        self._backbone = backbone
+        self._cache = DynamicCache(config=backbone.model.config)
+        self._filled = x.shape[1]
+        self._mask: Tensor | None = None
+        if not bool(valid.all()):
+            self._mask = torch.cat([valid, valid.new_ones(len(valid), steps)], dim=1)
+        positions = (valid.cumsum(dim=1) - 1).clamp_min(0)
+        self._last = positions[:, -1:]
+        #: ``[B, D]``, hidden state of the last position.
+        self.hidden: Tensor = self._advance(x, positions)
+
+    def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Hidden state of one more position of every row."""
+        self._filled += 1
+        self._last = self._last + 1
+        self.hidden = self._advance(x[:, None], self._last)
+        return self.hidden
+
+    def _advance(self, x: Tensor, positions: Tensor) -> Tensor:
+        mask = None if self._mask is None else self._mask[:, : self._filled]
+        return self._backbone.cached(x, self._cache, mask, positions)
+
+
+def _unfit(causal: PreTrainedModel, place: str, problem: str) -> ConfigError:
+    return ConfigError(
+        place,
+        f"is of type {causal.config.model_type!r}, {problem}",
+        "choose one that reads from left to right and keeps a cache of keys and values, such as "
+        "llama, qwen3, mistral or gpt2",
+    )
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Last parts of the names of all layers that hold a matrix."""
+    layers = {
+        name.rpartition(".")[2]
+        for name, part in model.named_modules()
+        if isinstance(getattr(part, "weight", None), Tensor) and part.weight.ndim == 2
+    }
+    return sorted(layers)

@@ -1,0 +1,73 @@
+"""Options of the Hugging Face stage model. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from segue.core.options import Options
+from segue.plugins.models.common.config import SequenceOptions
+
+
+class LoraOptions(Options):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on a frozen backbone.
+
+    Attributes:
+        rank: of the update of each adapted matrix.
+        alpha: the update is scaled by ``alpha / rank``.
+        dropout: on the input of each adapter, in training.
+        target_modules: names of the layers to adapt; None takes those that peft knows for the
+            architecture.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+
+class HfCausalOptions(SequenceOptions):
+    """Options of ``hf_causal``: ``architecture`` or ``pretrained``, and what goes with either.
+
+    Attributes:
+        architecture: a transformers config with its ``model_type``, e.g. ``{model_type: llama,
+            hidden_size: 256, num_hidden_layers: 6}``: the backbone starts from random weights.
+            What it says of a text vocabulary has no effect.
+        pretrained: a local directory written by ``save_pretrained`` or a name on huggingface.co,
+            with safetensors weights: the backbone starts from that text model.
+        pretrained_architecture: written by the component itself, not for configs: what was found
+            at ``pretrained``. With it the backbone is built without reading anything there, since
+            its weights come from the checkpoint that says so.
+        lora: train low-rank adapters, audio tokens and heads only; None trains everything.
+    """
+
+    architecture: dict[str, Any] | None = None
+    pretrained: str | None = Field(default=None, min_length=1)
+    pretrained_architecture: dict[str, Any] | None = None
+    lora: LoraOptions | None = None
+
+    @field_validator("architecture", "pretrained_architecture")
+    @classmethod
+    def _names_its_type(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not isinstance(value.get("model_type"), str):
+            raise ValueError(
+                "model_type is missing: say which architecture it is, e.g. model_type: llama"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> HfCausalOptions:
+        if (self.architecture is None) == (self.pretrained is None):
+            count = "neither" if self.pretrained is None else "both"
+            raise ValueError(
+                f"{count} of architecture and pretrained is set; set architecture to start from "
+                "random weights, or pretrained to start from a text model"
+            )
+        if self.pretrained is None and self.pretrained_architecture is not None:
+            raise ValueError("pretrained_architecture is set without pretrained; use architecture")
+        if self.pretrained is None and self.lora is not None:
+            raise ValueError(
+                "lora would adapt a backbone of random weights; set pretrained, or leave lora out"
+            )
+        return self

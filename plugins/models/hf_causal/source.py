@@ -1,0 +1,167 @@
+"""Where a backbone comes from: a described architecture, or a pretrained text model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.hub import is_offline_mode
+
+from segue.core.errors import ConfigError
+from segue.core.validation import suggestion
+from segue.plugins.models.hf_causal.backbone import Backbone
+from segue.plugins.models.hf_causal.config import HfCausalOptions
+
+#: Said of a config by transformers, but not what its backbone is.
+_INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
+#: Taken by every architecture with rotary positions, under these older names.
+_OLDER_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "model_type")
+
+
+def open_backbone(
+    options: HfCausalOptions, place: str
+) -> tuple[Backbone, HfCausalOptions, Tensor | None]:
+    """The backbone that ``options`` ask for.
+
+    Args:
+        place: of the options, for messages.
+
+    Returns:
+        The backbone; the options to keep, which say what was found at ``pretrained``; the text
+        embeddings ``[V, D]`` if they were read.
+
+    Raises:
+        ConfigError: if the source cannot be read, is unknown, or is no causal language model.
+    """
+    rows = None
+    if options.architecture is not None:
+        causal = _from_architecture(options.architecture, f"{place}.architecture", check=True)
+    elif options.pretrained_architecture is not None:
+        found = options.pretrained_architecture
+        causal = _from_architecture(found, f"{place}.pretrained_architecture", check=False)
+    else:
+        assert options.pretrained is not None
+        causal = _from_pretrained(options.pretrained, f"{place}.pretrained")
+        options = options.model_copy(update={"pretrained_architecture": _described(causal.config)})
+        rows = _text_embeddings(causal)
+    part = "pretrained" if options.architecture is None else "architecture"
+    backbone = Backbone(causal, f"{place}.{part}")
+    if options.lora is not None:
+        backbone.adapt(options.lora, f"{place}.lora")
+    return backbone, options, rows
+
+
+def _from_architecture(values: dict[str, Any], place: str, check: bool) -> PreTrainedModel:
+    """A causal language model with random weights.
+
+    Args:
+        check: refuse keys that the architecture does not know, which transformers would ignore.
+    """
+    rest = {key: value for key, value in values.items() if key != "model_type"}
+    model_type = values["model_type"]
+    kinds = {kind.model_type: kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING}
+    if model_type not in kinds:
+        raise ConfigError(
+            f"{place}.model_type",
+            f"transformers knows no causal language model of type {model_type!r}",
+            suggestion(model_type, kinds),
+        )
+    kind = kinds[model_type]
+    if check:
+        _check_keys(kind, rest, place)
+    try:
+        return AutoModelForCausalLM.from_config(kind(**rest))
+    except Exception as error:
+        raise ConfigError(
+            place, f"{model_type} cannot be built from it ({_told(error)})", "change these values"
+        ) from error
+
+
+def _check_keys(kind: type[PretrainedConfig], values: dict[str, Any], place: str) -> None:
+    known = {*kind().to_dict(), *kind.attribute_map, *_OLDER_KEYS}
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"{place}.{key}", f"unknown key of {kind.model_type}", suggestion(key, known)
+            )
+
+
+def _from_pretrained(name: str, place: str) -> PreTrainedModel:
+    """A text model with its weights in float32, from a directory or from the hub."""
+    path = Path(name).expanduser()
+    local = path.is_dir()
+    if not local and name.startswith((".", "/", "~")):
+        raise ConfigError(place, f"there is no directory {path}", "correct the path")
+    where = str(path) if local else name
+    safe = {"trust_remote_code": False, "local_files_only": local or is_offline_mode()}
+    try:
+        config = AutoConfig.from_pretrained(where, **safe)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ConfigError(
+                place,
+                f"{name!r} is a model of type {config.model_type!r}, which is no causal "
+                "language model",
+                "name one that continues text, such as a llama, qwen3, mistral or gpt2",
+            )
+        causal, report = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **safe,
+        )
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            place,
+            f"{name!r} cannot be loaded ({_told(error)})",
+            "name a directory that save_pretrained wrote, with safetensors weights, or a model "
+            "of huggingface.co that is in the cache or can be reached",
+        ) from error
+    _check_complete(causal, report["missing_keys"], place, name)
+    return causal
+
+
+def _check_complete(causal: PreTrainedModel, missing: set[str], place: str, name: str) -> None:
+    """All weights were found, but for the text head, which is not used."""
+    prefix = f"{causal.base_model_prefix}."
+    lost = sorted(key for key in missing if key.startswith(prefix))
+    if lost:
+        raise ConfigError(
+            place,
+            f"{name!r} holds no weights for {lost[0]} and {len(lost) - 1} others",
+            "name a complete model: these parts would start from random weights",
+        )
+
+
+@torch.no_grad()
+def _text_embeddings(causal: PreTrainedModel) -> Tensor:
+    """``[V, D]``, as the layers see them: some architectures scale what their table holds."""
+    table = causal.get_input_embeddings()
+    rows: Tensor = table(torch.arange(table.weight.shape[0], device=table.weight.device))
+    return rows
+
+
+def _described(config: PretrainedConfig) -> dict[str, Any]:
+    """A config as JSON holds it: enough to build the same architecture again."""
+    values = {k: v for k, v in config.to_diff_dict().items() if k not in _INCIDENTAL}
+    described: dict[str, Any] = json.loads(json.dumps(values))
+    return described | {"model_type": config.model_type}
+
+
+def _told(error: Exception) -> str:
+    """The first sentence of an error of transformers."""
+    text, _, _ = " ".join(str(error).split()).partition(". ")
+    return f"{type(error).__name__}: {text[:200]}"
