@@ -6,20 +6,20 @@ frame by frame and, within a frame, level by level.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, HeadProducts, pack, take
+from segue.plugins.models.common.decoding import Decoder, pack, take
 from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.models.common.flattened import FlattenedStageLM, Stepper
 from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
-from segue.plugins.models.common.stage import Endings, Likelihood, TransformerStageLM
+from segue.plugins.models.common.stage import Likelihood
 from segue.plugins.models.common.transformer import INIT_STD, Transformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
@@ -41,8 +41,8 @@ class Sequences:
         return Sequences(*(take(part, order) for part in parts))
 
 
-class FlatTransformer(TransformerStageLM):
-    """One token per step; the input at target position j is token j - 1, or a learnt start."""
+class FlatTransformer(FlattenedStageLM):
+    """A decoder-only transformer over the flattened sequence."""
 
     config: FlatTransformerOptions
 
@@ -104,41 +104,18 @@ class FlatTransformer(TransformerStageLM):
         return Sequences(torch.cat([part.x for part in parts], dim=1), positions, valid)
 
     def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        _, levels, frames = target.ids.shape
         rows = self._sequences(given, target).packed(left=False)
         hidden = self.transformer(rows.x, self.transformer.sight(rows.positions))
         start = torch.zeros_like(target.lengths)
         for tokens in given:
             start = start + 1 + tokens.lengths * tokens.num_levels
-        # One more than there are tokens: the last input predicts whether the audio ends. What a
-        # short row takes from beyond its end is padding and masked by the caller.
-        index = start[:, None] + torch.arange(frames * levels + 1, device=start.device)
-        hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
-        by_level = hidden[:, :-1].unflatten(1, (frames, levels))
-        ends = self._end_odds(hidden[:, levels::levels])
-        return Likelihood(self.heads.nll(by_level, target.ids), ends)
+        return self._read(hidden, start, target)
 
-    def _continue(
-        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
-    ) -> Iterator[Tokens]:
-        levels = self.stage.target.num_levels
+    def _begin(
+        self, given: tuple[Tokens, ...], prompt: Tokens, steps: int, drawer: Drawer
+    ) -> Stepper:
         rows = self._sequences(drawer.given_rows(given), drawer.rows(prompt)).packed(left=True)
-        steps = num_frames * levels - 1
-        decoder = Decoder(
-            self.transformer, rows.x, rows.positions, rows.valid, steps, self.decoding
-        )
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        endings = Endings(len(prompt.lengths), num_frames)
-        token = None
-        for frame in range(num_frames):
-            drawn = []
-            for level in range(levels):
-                if token is not None:
-                    decoder.step(self.target_embedding.level(drawer.per_row(token), level - 1))
-                if level == 0:
-                    self._draw_ends(endings, frame, decoder.hidden, prompt.lengths, drawer)
-                    if endings.over(frame):
-                        return
-                token = drawer.draw(products(decoder.hidden, level))
-                drawn.append(token)
-            yield endings.piece(frame, torch.stack(drawn, dim=1)[:, :, None])
+        return Decoder(self.transformer, rows.x, rows.positions, rows.valid, steps, self.decoding)
+
+    def _embed_token(self, ids: Int64[Tensor, " R"], level: int) -> Float[Tensor, "R D"]:
+        return self.target_embedding.level(ids, level)

@@ -7,26 +7,26 @@ section III-C). Starting from a text model is what TWIST does for speech (Hassid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Tokens
 from segue.core.options import Decoding
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import take
 from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.models.common.flattened import FlattenedStageLM, Stepper
 from segue.plugins.models.common.heads import LevelHeads
-from segue.plugins.models.common.stage import Endings, Likelihood, TransformerStageLM
+from segue.plugins.models.common.stage import Likelihood
 from segue.plugins.models.hf_causal.backbone import CachedSequence
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.source import open_backbone
 from segue.plugins.models.hf_causal.tokens import AudioTokens
 
 
-class HfCausalLM(TransformerStageLM):
-    """One token per step; the input at target position j is token j - 1, or a learnt start."""
+class HfCausalLM(FlattenedStageLM):
+    """The layers of a language model, with audio tokens in place of text."""
 
     config: HfCausalOptions
 
@@ -68,38 +68,17 @@ class HfCausalLM(TransformerStageLM):
         )
 
     def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        _, levels, frames = target.ids.shape
         x, valid = self.tokens(given, target, left=False)
         self._check_length(x.shape[1])
-        hidden = self.backbone(x)
-        start = valid.sum(dim=1) - 1 - levels * target.lengths
-        # One more than there are tokens: the last input predicts whether the audio ends. What a
-        # short row takes from beyond its end is padding and masked by the caller.
-        index = start[:, None] + torch.arange(frames * levels + 1, device=start.device)
-        hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
-        by_level = hidden[:, :-1].unflatten(1, (frames, levels))
-        ends = self._end_odds(hidden[:, levels::levels])
-        return Likelihood(self.heads.nll(by_level, target.ids), ends)
+        start = valid.sum(dim=1) - 1 - target.num_levels * target.lengths
+        return self._read(self.backbone(x), start, target)
 
-    def _continue(
-        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
-    ) -> Iterator[Tokens]:
-        levels = self.stage.target.num_levels
+    def _begin(
+        self, given: tuple[Tokens, ...], prompt: Tokens, steps: int, drawer: Drawer
+    ) -> Stepper:
         x, valid = self.tokens(drawer.given_rows(given), drawer.rows(prompt), left=True)
-        steps = num_frames * levels - 1
         self._check_length(x.shape[1] + steps)
-        sequence = CachedSequence(self.backbone, x, valid, steps)
-        endings = Endings(len(prompt.lengths), num_frames)
-        token = None
-        for frame in range(num_frames):
-            drawn = []
-            for level in range(levels):
-                if token is not None:
-                    sequence.step(self.tokens.step(drawer.per_row(token), level - 1))
-                if level == 0:
-                    self._draw_ends(endings, frame, sequence.hidden, prompt.lengths, drawer)
-                    if endings.over(frame):
-                        return
-                token = drawer.draw(sequence.hidden @ self.heads.weight[level])
-                drawn.append(token)
-            yield endings.piece(frame, torch.stack(drawn, dim=1)[:, :, None])
+        return CachedSequence(self.backbone, x, valid, steps)
+
+    def _embed_token(self, ids: Int64[Tensor, " R"], level: int) -> Float[Tensor, "R D"]:
+        return self.tokens.step(ids, level)

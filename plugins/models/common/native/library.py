@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -15,10 +16,12 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("kernel.c")
 #: Unlike -ffast-math these change nothing outside the kernel (that one, while linking, makes the
 #: whole process flush denormal numbers to zero).
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
          "-fassociative-math", "-freciprocal-math", "-shared", "-fPIC")  # fmt: skip
 #: Tried in this order: threads where the compiler has OpenMP, else one thread.
 OPENMP = (("-fopenmp",), ("-fopenmp-simd",), ())
+#: How compilers are told to use all that this processor has.
+PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 
 
 class KernelError(RuntimeError):
@@ -87,8 +90,8 @@ def _compile(compiler: str, path: Path) -> Path:
     handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
-        for openmp in OPENMP:
-            command = [compiler, *FLAGS, *openmp, str(SOURCE), "-o", name, "-lm"]
+        for openmp, processor in itertools.product(OPENMP, PROCESSOR):
+            command = [compiler, *FLAGS, *processor, *openmp, str(SOURCE), "-o", name, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 # Whole or not at all, whoever else compiles it at the same time.
