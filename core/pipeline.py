@@ -14,15 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.assembly import AssemblyPlan, plan
-from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
+from segue.core.audio import Audio
 from segue.core.building import build_part, checked_device, pretrained_path, write_pipeline_file
 from segue.core.cascade import Cascade
 from segue.core.checkpoint import save_component
 from segue.core.config.load import PIPELINE_FILE, load_config, replace_parts
 from segue.core.config.schema import PipelineConfig
-from segue.core.data.audio_crops import pad_waves
-from segue.core.data.token_store import common_samples
-from segue.core.errors import AudioError, CheckpointError, GenerationError, OutputError
+from segue.core.errors import CheckpointError, GenerationError, OutputError
 from segue.core.files import atomic_directory
 from segue.core.generated import (
     GeneratedAudio,
@@ -37,15 +35,14 @@ from segue.core.manager import PluginHost, default_host
 from segue.core.options import Sampling
 from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, SEMANTIC
+from segue.core.transcoder import Transcoder
 from segue.core.validation import real_number, validate, whole_number
 
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
-DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of that length, where the codec can
 MAX_BATCH = 1024
-MAX_GAIN = 100.0  # 40 dB: what is quieter than that is noise
 JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
 
 
@@ -63,6 +60,7 @@ class Pipeline:
         assert isinstance(codec, AcousticCodec)
         assert semantic is None or isinstance(semantic, SemanticTokenizer)
         self.codec, self.semantic_tokenizer = codec, semantic
+        self.audio = Transcoder(codec, semantic, assembly.streams, assembly.config.prompt)
 
     @classmethod
     def from_pretrained(
@@ -126,20 +124,20 @@ class Pipeline:
     @property
     def sample_rate(self) -> int:
         """Samples per second of what the pipeline returns."""
-        return self.codec.spec.sample_rate
+        return self.audio.sample_rate
 
     @property
     def device(self) -> torch.device:
-        return self.codec.device
+        return self.audio.device
 
     @property
     def unit_samples(self) -> int:
         """Samples after which every stream has a whole number of frames."""
-        return common_samples(list(self.assembly.streams.values()), self.sample_rate)
+        return self.audio.unit_samples
 
     def prepared(self, wave: object, sample_rate: int) -> Float[Tensor, "T"]:
         """Audio as the pipeline takes it in: mono, at its own rate, no longer than its prompts."""
-        return self._prepare([(wave, sample_rate)], whole_units=False)[0].wave
+        return self.audio.prepared([(wave, sample_rate)], whole_units=False)[0].wave
 
     def stage_lm(self, name: str) -> StageLM:
         lm = self.parts[f"stages.{name}"]
@@ -206,13 +204,13 @@ class Pipeline:
             raise GenerationError(
                 "prompt_audio", f"{prompt_audio!r} is unknown", "use original, codec or none"
             )
-        audios = self._prepare(prompts, whole_units=True)
+        audios = self.audio.prepared(prompts, whole_units=True)
         request = self._request("continue", seconds, seed, len(audios), sampling, chunk_seconds)
-        gains = self._gains(audios)
-        prompt = self._encode(audios, gains)
+        gains = self.audio.gains(audios)
+        prompt = self.audio.encode(audios, gains)
         streams = self._run_stages(request, prompt, progress)
         lengths = torch.tensor([audio.wave.shape[0] for audio in audios])
-        wave = self._decode(streams[ACOUSTIC]) / gains[:, None]
+        wave = self.audio.decode(streams[ACOUSTIC]) / gains[:, None]
         if prompt_audio == "original":
             wave = keep_recording(wave, audios, round(JOIN_SECONDS * self.sample_rate))
         result = self._result(request, wave, lengths, streams, [a.notes for a in audios])
@@ -233,8 +231,8 @@ class Pipeline:
         if rows is None or not 1 <= rows <= MAX_BATCH:
             raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
         request = self._request("generate", seconds, seed, batch, sampling, chunk_seconds)
-        streams = self._run_stages(request, self._no_prompt(batch), progress)
-        wave = self._decode(streams[ACOUSTIC])
+        streams = self._run_stages(request, self.audio.no_prompt(batch), progress)
+        wave = self.audio.decode(streams[ACOUSTIC])
         none = torch.zeros(batch, dtype=torch.long)
         return self._finish(request, self._result(request, wave, none, streams, [()] * batch))
 
@@ -271,7 +269,9 @@ class Pipeline:
         if self.codec.decode_context is None:
             codec = self.config.codec.use
             raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
-        audios = [] if wave is None else self._prepare([(wave, sample_rate)], whole_units=True)
+        audios = (
+            [] if wave is None else self.audio.prepared([(wave, sample_rate)], whole_units=True)
+        )
         task: Task = "continue" if audios else "generate"
         request = self._request(task, seconds, seed, 1, sampling, chunk_seconds)
         return self._chunks(request, audios, progress)
@@ -279,8 +279,8 @@ class Pipeline:
     def _chunks(
         self, request: GenerationRequest, audios: Sequence[Audio], progress: Progress | None
     ) -> Iterator[GeneratedAudio]:
-        gains = self._gains(audios) if audios else torch.ones(1)
-        prompt = self._encode(audios, gains) if audios else self._no_prompt(1)
+        gains = self.audio.gains(audios) if audios else torch.ones(1)
+        prompt = self.audio.encode(audios, gains) if audios else self.audio.no_prompt(1)
         notes: list[tuple[str, ...]] = [audios[0].notes] if audios else [()]
         cascade = self._cascade(request, prompt, progress)
         decoder, skip = self.codec.streaming_decoder(), 0
@@ -346,11 +346,11 @@ class Pipeline:
         count = total if levels is None else whole_number(levels)
         if count is None or not 1 <= count <= total:
             raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
-        audios = self._prepare([(wave, sample_rate)], whole_units=False)
+        audios = self.audio.prepared([(wave, sample_rate)], whole_units=False)
         request = self._request("resynthesize", audios[0].seconds, 0, 1, None)
-        gains = self._gains(audios)
-        codes = self._encode_stream(ACOUSTIC, audios, gains).levels(0, count)
-        decoded = self._decode(codes)[:, : audios[0].wave.shape[0]] / gains
+        gains = self.audio.gains(audios)
+        codes = self.audio.encode_stream(ACOUSTIC, audios, gains).levels(0, count)
+        decoded = self.audio.decode(codes)[:, : audios[0].wave.shape[0]] / gains
         return self._finish(
             request,
             GeneratedAudio(
@@ -396,35 +396,6 @@ class Pipeline:
 
     # --- how it does it ---------------------------------------------------------------------
 
-    def _prepare(
-        self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
-    ) -> list[Audio]:
-        """Prompts at the pipeline's rate; ``whole_units``: cut to whole frames of all streams."""
-        if not prompts:
-            raise GenerationError("prompts", "is empty", "give at least one prompt")
-        limits, audios = self.config.prompt, []
-        for index, prompt in enumerate(prompts):
-            place = "prompt" if len(prompts) == 1 else f"prompts[{index}]"
-            audio = prompt if isinstance(prompt, Audio) else _pair(prompt, place)
-            audio = prepare(
-                audio,
-                self.sample_rate,
-                min_seconds=limits.min_seconds,
-                max_seconds=limits.max_seconds,
-                place=place,
-            )
-            if whole_units:
-                # The end is where the continuation joins: what does not fill a frame goes in front.
-                spare = audio.wave.shape[0] % self.unit_samples
-                audio = Audio(audio.wave[spare:], audio.sample_rate, audio.notes)
-                if not audio.wave.shape[0]:
-                    least = self.unit_samples / self.sample_rate
-                    raise AudioError(
-                        place, "is shorter than one frame", f"give at least {least:g} s"
-                    )
-            audios.append(audio)
-        return audios
-
     def _request(
         self,
         task: Task,
@@ -469,45 +440,6 @@ class Pipeline:
             chosen[name] = validate(Sampling, merged, f"sampling.{name}")
         return chosen
 
-    def _gains(self, audios: Sequence[Audio]) -> Float[Tensor, "B"]:
-        """What brings each prompt to the level of the training data."""
-        level = self.config.prompt.level
-        if level is None:
-            return torch.ones(len(audios))
-        rms = torch.stack([audio.wave.square().mean().sqrt() for audio in audios])
-        gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
-        return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
-
-    def _no_prompt(self, batch: int) -> dict[str, Tokens]:
-        """Every stream without a frame."""
-        return {
-            name: Tokens.empty(batch, spec.num_levels, self.device)
-            for name, spec in self.assembly.streams.items()
-        }
-
-    def _encode(self, audios: Sequence[Audio], gains: Float[Tensor, "B"]) -> dict[str, Tokens]:
-        streams = self.assembly.streams
-        return {stream: self._encode_stream(stream, audios, gains) for stream in streams}
-
-    @torch.inference_mode()
-    def _encode_stream(
-        self, stream: str, audios: Sequence[Audio], gains: Float[Tensor, "B"]
-    ) -> Tokens:
-        """Tokens of one stream, cut to the frames that the audio fills."""
-        tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
-        assert tokenizer is not None
-        spec = tokenizer.spec
-        waves = [audio.wave * gain for audio, gain in zip(audios, gains, strict=True)]
-        if spec.sample_rate != self.sample_rate:
-            waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
-        batch = pad_waves(waves)
-        tokens = tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device))
-        frames = [
-            min(row.shape[1], math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate))
-            for row, audio in zip(tokens.rows(), audios, strict=True)
-        ]
-        return Tokens.stack([r[:, :n] for r, n in zip(tokens.rows(), frames, strict=True)])
-
     def _cascade(
         self,
         request: GenerationRequest,
@@ -545,27 +477,17 @@ class Pipeline:
             raise GenerationError(
                 self.config.name, "has no semantic tokenizer", "use a pipeline that has one"
             )
-        audios = self._prepare([(wave, sample_rate)], whole_units=True)
+        audios = self.audio.prepared([(wave, sample_rate)], whole_units=True)
         request = self._request(task, audios[0].seconds, seed, 1, sampling)
-        gains = self._gains(audios)
-        prompt = self._no_prompt(1) | {SEMANTIC: self._encode_stream(SEMANTIC, audios, gains)}
+        gains = self.audio.gains(audios)
+        prompt = self.audio.no_prompt(1) | {
+            SEMANTIC: self.audio.encode_stream(SEMANTIC, audios, gains)
+        }
         streams = self._run_stages(request, prompt, progress, known=frozenset({SEMANTIC}))
-        decoded = self._decode(streams[ACOUSTIC]) / gains
+        decoded = self.audio.decode(streams[ACOUSTIC]) / gains
         none = torch.zeros(1, dtype=torch.long)
         result = self._result(request, decoded, none, streams, [audios[0].notes])
         return self._finish(request, result)
-
-    @torch.inference_mode()
-    def _decode(self, codes: Tokens) -> Tensor:
-        piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
-        if self.codec.decode_context is None or codes.ids.shape[2] <= piece:
-            return self.codec.decode(codes.ids, codes.lengths).float().cpu()
-        rows = []
-        for row in codes.rows():  # one by one: a stream's pieces end where the row ends
-            decoder = self.codec.streaming_decoder()
-            parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
-            rows.append(torch.cat([*parts, decoder.finish()], dim=1)[0].float().cpu())
-        return pad_waves(rows).wave
 
     def _result(
         self,
@@ -613,13 +535,6 @@ class Pipeline:
         audio.wave = audio.wave.clamp(-1.0, 1.0)
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
         return audio
-
-
-def _pair(prompt: object, place: str) -> Audio:
-    """Audio from a pair of wave and sample rate."""
-    if not isinstance(prompt, tuple) or len(prompt) != 2:
-        raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
-    return as_audio(*prompt, place=place)
 
 
 def _mapping(value: object, place: str) -> Mapping[str, Any]:

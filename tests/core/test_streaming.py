@@ -9,7 +9,7 @@ import torch
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core import pipeline as pipeline_module
+from segue.core import transcoder
 from segue.core.config.load import load_config
 from segue.core.errors import GenerationError
 from segue.core.generated import GeneratedAudio
@@ -126,7 +126,7 @@ def test_long_audio_is_decoded_in_pieces_that_change_nothing(
 ) -> None:
     prompts = [(melody(seconds, seed=5), RATE) for seconds in (1.0, 1.6)]
     whole = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
-    monkeypatch.setattr(pipeline_module, "DECODE_SECONDS", 0.5)
+    monkeypatch.setattr(transcoder, "DECODE_SECONDS", 0.5)
     pieces = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
     torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)
 
