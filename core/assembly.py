@@ -83,7 +83,7 @@ def _plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
             f"set {place}.use={manifest.use}, or name another checkpoint",
         )
     options = host.options(kind, ref.use, manifest.options, f"{directory}/component.json")
-    if ref.options:  # a model may have options that must be given, and a checkpoint has given them
+    if ref.options:  # what must be given was given when the checkpoint was trained
         asked = host.options(kind, ref.use, ref.options, f"{place}.options")
         _check_options(place, asked, options, directory)
     return PartPlan(part, kind, ref.use, options, directory, manifest)

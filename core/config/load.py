@@ -91,6 +91,8 @@ def replace_parts(config: PipelineConfig, parts: dict[str, ComponentConfig]) -> 
 
 def _complete(part: str, ref: ComponentConfig, host: PluginHost) -> ComponentConfig:
     place = f"{part}.lm.options" if part.startswith("stages.") else f"{part}.options"
+    if ref.checkpoint is not None and not ref.options:
+        return ref  # a model may have options that must be given, and its checkpoint has them
     options = host.options(kind_of(part), ref.use, ref.options, place)
     if ref.checkpoint is not None:
         return ref
