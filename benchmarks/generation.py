@@ -44,8 +44,13 @@ def families(report: Report, repeats: int) -> None:
     print(f"Families, {stages.SIZE}, {SECONDS:g} s of audio")
     cases = [("flat", "semantic"), ("flat", "coarse"), ("flat", "fine")]
     cases += [(family, "all") for family in ("delay", "depth", "masked")] + [("masked", "fine")]
+    cases += [("hf_causal", "semantic")]
     for family, name in cases:
-        lm = stages.build(family, name)
+        try:
+            lm = stages.build(family, name)
+        except ImportError as error:
+            print(f"  {family} skipped: {error}; pip install 'segue[hf]'")
+            continue
         per_second = rate(lm, SECONDS, repeats)
         report.note(f"{family}_{name}_tokens_per_second", per_second, "tokens/s")
         per_audio_second = lm.stage.target.num_levels * float(lm.stage.target.frame_rate)
@@ -120,6 +125,14 @@ def against_audiolm_pytorch(report: Report, repeats: int) -> None:
         ours = report.note(f"flat_{name}", rate(lm, SECONDS, repeats), "tokens/s")
         report.ratio(f"flat_{name}_vs_audiolm_pytorch", ours / theirs, "tokens/s")
         per_audio_second += stages.num_tokens(lm.stage, 1.0) / theirs
+    for family in ("delay", "depth", "masked"):
+        lm = stages.build(family, "all")
+        took = median_seconds(lambda lm=lm: stages.generate(lm, SECONDS), repeats)  # type: ignore[misc]
+        report.ratio(
+            f"{family}_vs_audiolm_pytorch",
+            SECONDS * per_audio_second / took,
+            f"time for {SECONDS:g} s of all levels",
+        )
     masked = stages.build("masked", "all")
     took = median_seconds(lambda: stages.generate(masked, 30.0), repeats)
     report.note("masked_30s", took, "s")

@@ -55,8 +55,30 @@ _FAMILIES: dict[str, tuple[type[Options], Callable[..., StageLM]]] = {
 def build(family: str, stage: str, **options: object) -> StageLM:
     """An untrained model at ``SIZE``: what its weights are changes no time."""
     torch.manual_seed(0)
+    if family == "hf_causal":
+        return _llama(stage)
     config, model = _FAMILIES[family]
     return model(config.model_validate(SIZE | options), STAGES[stage])
+
+
+def _llama(stage: str) -> StageLM:
+    """Llama of transformers at ``SIZE``, with as many weights in its layers.
+
+    Raises:
+        ImportError: if transformers is not installed.
+    """
+    from segue.plugins.models.hf_causal.config import HfCausalOptions
+    from segue.plugins.models.hf_causal.model import HfCausalLM
+
+    architecture = {
+        "model_type": "llama",
+        "hidden_size": SIZE["width"],
+        "num_hidden_layers": SIZE["depth"],
+        "num_attention_heads": SIZE["heads"],
+        "intermediate_size": FlatTransformerOptions.model_validate(SIZE).feed_forward_width,
+        "max_position_embeddings": 4096,
+    }
+    return HfCausalLM(HfCausalOptions(architecture=architecture), STAGES[stage])
 
 
 def given(stage: StageSpec, seconds: float, batch: int = 1) -> tuple[Tokens, ...]:
