@@ -70,7 +70,7 @@ def limits(report: Report, repeats: int) -> None:
     # In turn, so that a machine whose speed drifts is compared with itself.
     turns = [
         (
-            measured_bandwidth(repeats=1),
+            measured_bandwidth(repeats=3),
             rate(lm, SECONDS, 1),
             rate(lm, SECONDS, 1, Decoding(weights="int8")),
         )
@@ -105,7 +105,9 @@ def against_transformers(report: Report, repeats: int) -> None:
         found = hugging_face.generation_rate(model, tokens, repeats)
         report.note(f"transformers_{kind}", found.tokens_per_second, f"tokens/s ({found.setting})")
         theirs = max(theirs, found.tokens_per_second)
-    report.ratio("flat_vs_transformers", ours / theirs, "tokens/s, against the faster of the two")
+    report.ratio(
+        "flat_vs_transformers", ours / theirs, "tokens/s, against the faster of the two, both eager"
+    )
 
 
 def against_audiolm_pytorch(report: Report, repeats: int) -> None:
@@ -122,6 +124,8 @@ def against_audiolm_pytorch(report: Report, repeats: int) -> None:
         theirs = peer.generation_rate(stage, SECONDS, repeats=repeats)
         report.note(f"audiolm_pytorch_{name}", theirs, "tokens/s")
         lm = stages.build("flat", name)
+        report.note(f"audiolm_pytorch_{name}_parameters", stage.parameters / 1e6, "M")
+        report.note(f"flat_{name}_parameters", stages.parameters(lm) / 1e6, "M")
         ours = report.note(f"flat_{name}", rate(lm, SECONDS, repeats), "tokens/s")
         report.ratio(f"flat_{name}_vs_audiolm_pytorch", ours / theirs, "tokens/s")
         per_audio_second += stages.num_tokens(lm.stage, 1.0) / theirs
@@ -136,6 +140,7 @@ def against_audiolm_pytorch(report: Report, repeats: int) -> None:
     masked = stages.build("masked", "all")
     took = median_seconds(lambda: stages.generate(masked, 30.0), repeats)
     report.note("masked_30s", took, "s")
+    report.note("masked_parameters", stages.parameters(masked) / 1e6, "M")
     # Its speed falls with length; what it needs for 3 s is taken ten times, in its favour.
     report.ratio(
         "masked_30s_vs_audiolm_pytorch",

@@ -115,6 +115,12 @@ class Cascade:
             self._advance(run, int((self._ends(stream) - self._prompt[stream]).max()))
         return {name: self._cut(name) for name in self._streams}
 
+    @property
+    def ended(self) -> list[bool]:
+        """For each row, whether a stage drew where its audio ends."""
+        rows = zip(*(run.ended for run in self._runs), strict=True)
+        return [any(row) for row in rows]
+
     def acoustic_pieces(self, seconds: Fraction) -> Iterator[Tokens]:
         """New acoustic frames ``[B, Q, n]`` of at most so many seconds at a time.
 

@@ -95,6 +95,11 @@ class StageRun:
         return Tokens(cut.ids.masked_fill(~cut.mask[:, None], 0), lengths)
 
     @property
+    def ended(self) -> list[bool]:
+        """For each row, whether the model drew its end."""
+        return [self._ended(row) for row in range(len(self.ends))]
+
+    @property
     def over(self) -> bool:
         return self.done >= self.num_frames
 
@@ -103,9 +108,8 @@ class StageRun:
         if self._pieces is not None or all(map(self._ended, self._active)):
             return [torch.zeros_like(self._start) for _ in self.lm.stage.given]
         count = self._shape()[1]
-        ratios = map(self.lm.stage.frames_per_target_frame, range(len(self.lm.stage.given)))
-        stops = self._start + self.done + count
-        return [-(-stops * ratio.numerator // ratio.denominator) for ratio in ratios]
+        stops, stage = self._start + self.done + count, self.lm.stage
+        return [stage.given_frames(index, stops) for index in range(len(stage.given))]
 
     def advance(self, given: Callable[[], Sequence[Tokens]]) -> None:
         """Take the next piece.
@@ -119,7 +123,8 @@ class StageRun:
         else:
             if self._pieces is None:
                 self._pieces = self._open(given())
-            piece = next(self._pieces, None)
+            with torch.inference_mode():  # whatever the model does itself
+                piece = next(self._pieces, None)
             if piece is None:
                 self._pieces = None
                 if self.done < self._until:  # fewer than asked for: none of its rows goes on
@@ -183,7 +188,7 @@ class StageRun:
         ratio = self.lm.stage.frames_per_target_frame(index)
         rows = []
         for row, start, stop in spans:
-            last = -(-(stop + count) * ratio.numerator // ratio.denominator)
+            last = self.lm.stage.given_frames(index, stop + count)
             rows.append(given.row(row)[:, int(start * ratio) : last])
         return Tokens.stack(rows)
 

@@ -300,15 +300,23 @@ class StageLM(Component):
     def decode_with(self, decoding: Decoding) -> None:
         """Choose how the model computes while it generates.
 
-        A model may do so in its own way where a backend says nothing to it; number formats of half
-        the size replace the weights.
+        A model may do so in its own way where a backend says nothing to it. Number formats of half
+        the size replace the parameters; buffers stay as they are.
 
         Raises:
             ConfigError: if this model or its device cannot do it.
         """
         self.decoding = decoding
         if decoding.weights in ("bfloat16", "float16"):
-            self.to(getattr(torch, decoding.weights))
+            for parameter in self.parameters():
+                parameter.data = parameter.data.to(getattr(torch, decoding.weights))
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Refuse what this model cannot do; asked before any token of any stage is drawn.
+
+        Raises:
+            GenerationError: naming the value.
+        """
 
     @property
     def unbounded(self) -> bool:

@@ -208,12 +208,12 @@ class Pipeline:
         request = self._request("continue", seconds, seed, len(audios), sampling, chunk_seconds)
         gains = self.audio.gains(audios)
         prompt = self.audio.encode(audios, gains)
-        streams = self._run_stages(request, prompt, progress)
+        streams, notes = self._sampled(request, prompt, [a.notes for a in audios], progress)
         lengths = torch.tensor([audio.wave.shape[0] for audio in audios])
         wave = self.audio.decode(streams[ACOUSTIC]) / gains[:, None]
         if prompt_audio == "original":
             wave = keep_recording(wave, audios, round(JOIN_SECONDS * self.sample_rate))
-        result = self._result(request, wave, lengths, streams, [a.notes for a in audios])
+        result = self._result(request, wave, lengths, streams, notes)
         return self._finish(request, without_prompt(result) if prompt_audio == "none" else result)
 
     def generate(
@@ -231,10 +231,11 @@ class Pipeline:
         if rows is None or not 1 <= rows <= MAX_BATCH:
             raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
         request = self._request("generate", seconds, seed, batch, sampling, chunk_seconds)
-        streams = self._run_stages(request, self.audio.no_prompt(batch), progress)
+        nothing = self.audio.no_prompt(batch)
+        streams, notes = self._sampled(request, nothing, [()] * batch, progress)
         wave = self.audio.decode(streams[ACOUSTIC])
         none = torch.zeros(batch, dtype=torch.long)
-        return self._finish(request, self._result(request, wave, none, streams, [()] * batch))
+        return self._finish(request, self._result(request, wave, none, streams, notes))
 
     def stream(
         self,
@@ -256,7 +257,8 @@ class Pipeline:
             wave: the prompt, as for ``continue_``; None: there is none.
             sample_rate: of ``wave``.
             seconds: of audio to add.
-            chunk_seconds: of audio per chunk, and most new audio of one window of a stage.
+            chunk_seconds: of audio per chunk, and most new audio of one window of a stage. The
+                first chunk is shorter by what the codec looks ahead, which comes last.
             seed, sampling, progress: as for ``continue_``.
 
         Returns:
@@ -290,14 +292,17 @@ class Pipeline:
             skip += audios[0].wave.shape[0]  # samples of the prompt that are still to come
         assert request.chunk_seconds is not None
         pieces = cascade.acoustic_pieces(Fraction(request.chunk_seconds).limit_denominator(10**6))
-        last: Tokens | None = None
+        waiting = prompt[ACOUSTIC].ids[:, :, :0]  # frames whose samples the codec still withholds
         for piece in itertools.chain(pieces, [None]):
             with torch.inference_mode():
                 wave = decoder.finish() if piece is None else decoder.push(piece.ids)
                 wave, skip = wave[:, skip:], max(0, skip - wave.shape[1])
-            last = piece or last
-            if wave.shape[1] and last is not None:
-                tokens, none = {ACOUSTIC: last}, torch.zeros(1, dtype=torch.long)
+            if piece is not None:
+                waiting = torch.cat([waiting, piece.ids], dim=2)
+            if wave.shape[1]:
+                frames = wave.shape[1] // self.codec.spec.frame_size
+                tokens = {ACOUSTIC: Tokens.full(waiting[:, :, :frames])}
+                waiting, none = waiting[:, :, frames:], torch.zeros(1, dtype=torch.long)
                 result = GeneratedAudio(
                     wave.float().cpu() / gains, torch.tensor([wave.shape[1]]), self.sample_rate,
                     none, tokens, list(notes), self._metadata(request),
@@ -376,6 +381,13 @@ class Pipeline:
         """
         directory = Path(directory)
         _check_replaceable(directory)
+        for stage in self.config.stages:
+            if stage.decoding.weights in ("bfloat16", "float16"):
+                raise OutputError(
+                    f"stages.{stage.name}.decoding.weights",
+                    f"is {stage.decoding.weights}: the weights in memory are rounded",
+                    "load the pipeline with decoding.weights=stored to save it",
+                )
         with atomic_directory(directory) as temporary:
             refs = {}
             for name, component in self.parts.items():
@@ -438,6 +450,8 @@ class Pipeline:
                 )
             merged = chosen[name].model_dump() | dict(changes)
             chosen[name] = validate(Sampling, merged, f"sampling.{name}")
+        for name, asked in chosen.items():
+            self.stage_lm(name).check_sampling(asked)
         return chosen
 
     def _cascade(
@@ -454,15 +468,24 @@ class Pipeline:
         added = Fraction(units * self.unit_samples, self.sample_rate)  # seconds, whole frames
         return Cascade(self.assembly, self.stage_lm, request, added, prompt, known, progress)
 
-    def _run_stages(
+    def _sampled(
         self,
         request: GenerationRequest,
         prompt: Mapping[str, Tokens],
+        notes: Sequence[tuple[str, ...]],
         progress: Progress | None,
         known: frozenset[str] = frozenset(),
-    ) -> dict[str, Tokens]:
-        """All streams, stage by stage."""
-        return self._cascade(request, prompt, progress, known).finish()
+    ) -> tuple[dict[str, Tokens], list[tuple[str, ...]]]:
+        """All streams, stage by stage; and the notes, with where audio ended by itself."""
+        cascade = self._cascade(request, prompt, progress, known)
+        streams = cascade.finish()
+        frames = streams[ACOUSTIC].lengths - prompt[ACOUSTIC].lengths
+        seconds = [float(n / self.codec.spec.frame_rate) for n in frames.tolist()]
+        rows = zip(notes, cascade.ended, seconds, strict=True)
+        return streams, [
+            (*row, f"ended by itself after {length:.2f} s") if ended else row
+            for row, ended, length in rows
+        ]
 
     def _from_semantic(
         self,
@@ -483,10 +506,11 @@ class Pipeline:
         prompt = self.audio.no_prompt(1) | {
             SEMANTIC: self.audio.encode_stream(SEMANTIC, audios, gains)
         }
-        streams = self._run_stages(request, prompt, progress, known=frozenset({SEMANTIC}))
+        known = frozenset({SEMANTIC})
+        streams, notes = self._sampled(request, prompt, [audios[0].notes], progress, known)
         decoded = self.audio.decode(streams[ACOUSTIC]) / gains
         none = torch.zeros(1, dtype=torch.long)
-        result = self._result(request, decoded, none, streams, [audios[0].notes])
+        result = self._result(request, decoded, none, streams, notes)
         return self._finish(request, result)
 
     def _result(
@@ -498,11 +522,6 @@ class Pipeline:
         notes: list[tuple[str, ...]],
     ) -> GeneratedAudio:
         lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
-        added = (lengths - prompt_samples) / self.sample_rate
-        notes = [
-            (*row, f"ended by itself after {seconds:.2f} s") if seconds < request.seconds else row
-            for row, seconds in zip(notes, added.tolist(), strict=True)
-        ]
         return GeneratedAudio(
             wave,
             lengths,

@@ -59,7 +59,10 @@ def sample(
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
-    noise = torch.stack([torch.rand(logits.shape[-1], generator=g) for g in generators])
+    size = logits.shape[-1]
+    # Of one number format, whatever the default is: a seed means the same everywhere.
+    draws = [torch.rand(size, generator=g, dtype=torch.float32) for g in generators]
+    noise = torch.stack(draws)
     # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax.
     gumbel = -torch.log((-torch.log(noise.clamp_min(1e-20))).clamp_min(1e-20))
     return (logits + gumbel.to(logits.device)).argmax(dim=-1)

@@ -133,6 +133,12 @@ class StageSpec:
         """Frames of ``given[index]`` that pass in one frame of the target."""
         return self.given[index].frame_rate / self.target.frame_rate
 
+    def given_frames(self, index: int, frames: Any) -> Any:
+        """Frames of ``given[index]`` that pass in ``frames`` target frames, the last, partial one
+        included; of a number or, element by element, of an integer tensor."""
+        rate = self.frames_per_target_frame(index)
+        return -(-frames * rate.numerator // rate.denominator)
+
     @property
     def alignment(self) -> int:
         """Fewest target frames that are a whole number of frames of every given slice."""

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import (
+    ChunkOption,
     DeviceOption,
     DomainOption,
     JsonOption,
@@ -37,6 +38,7 @@ def command(
     pipeline: PipelineOption = None,
     seconds: Annotated[float, typer.Option("--seconds", help="Audio to add.")] = 5.0,
     seed: SeedOption = 0,
+    chunk_seconds: ChunkOption = None,
     prompt_audio: Annotated[
         str, typer.Option(help="What the file starts with: original, codec or none.")
     ] = "original",
@@ -55,12 +57,14 @@ def command(
     audio = read_audio(prompt, last_seconds=loaded.config.prompt.max_seconds)
     started = time.perf_counter()
     places = {"prompt": prompt, "seconds": "--seconds", "seed": "--seed"}
-    with named(places | {"prompt_audio": "--prompt-audio"}), progress_bars(json) as progress:
+    places |= {"prompt_audio": "--prompt-audio", "chunk_seconds": "--chunk-seconds"}
+    with named(places), progress_bars(json) as progress:
         result = loaded.continue_batch(
             [audio],
             seconds=seconds,
             seed=seed,
             prompt_audio=prompt_audio,  # type: ignore[arg-type]  # checked by the pipeline
+            chunk_seconds=chunk_seconds,
             progress=progress,
         )
     elapsed = time.perf_counter() - started

@@ -30,6 +30,12 @@ SetOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same audio.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+ChunkOption = Annotated[
+    float | None,
+    typer.Option(
+        "--chunk-seconds", help="Most new audio of one window of a stage; as in `segue stream`."
+    ),
+]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Audio file to write.")]
 DataOption = Annotated[
     Path, typer.Option("--data", help="A folder of audio, or a CSV manifest with a column 'path'.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,9 @@ from segue.apps.cli.options import (
     load_pipeline,
 )
 from segue.apps.cli.output import named, note, progress_bars
+
+if TYPE_CHECKING:
+    from segue.core.generated import GeneratedAudio
 
 
 def command(
@@ -48,25 +52,29 @@ def command(
     audio = None
     if prompt is not None:
         audio = read_audio(prompt, last_seconds=loaded.config.prompt.max_seconds)
-    places = {"seconds": "--seconds", "seed": "--seed", "chunk_seconds": "--chunk-seconds"}
     note(f"16-bit little-endian mono samples at {loaded.sample_rate} Hz")
-    started = time.perf_counter()
+    places = {"seconds": "--seconds", "seed": "--seed", "chunk_seconds": "--chunk-seconds"}
     with named(places | {"prompt": prompt or ""}), progress_bars(False) as progress:
         chunks = loaded.stream(
-            None if audio is None else audio.wave,
-            0 if audio is None else audio.sample_rate,
+            *(() if audio is None else (audio.wave, audio.sample_rate)),
             seconds=seconds,
             chunk_seconds=chunk_seconds,
             seed=seed,
             progress=progress,
         )
-        made = 0.0
-        for chunk in chunks:
-            if not made:
-                note(f"first {chunk.row().shape[0] / chunk.sample_rate:.2f} s of audio after "
-                     f"{time.perf_counter() - started:.2f} s")  # fmt: skip
-            made += chunk.row().shape[0] / chunk.sample_rate
-            samples = (chunk.row() * 32767).round().short().numpy()
-            sys.stdout.buffer.write(samples.astype("<i2").tobytes())
-            sys.stdout.buffer.flush()
+        _write(chunks, seed)
+
+
+def _write(chunks: Iterator[GeneratedAudio], seed: int) -> None:
+    """Write samples as they come, and say when the first ones and the last ones did."""
+    started, made = time.perf_counter(), 0.0
+    for chunk in chunks:
+        length = chunk.row().shape[0] / chunk.sample_rate
+        if not made:
+            elapsed = time.perf_counter() - started
+            note(f"first {length:.2f} s of audio after {elapsed:.2f} s")
+        made += length
+        samples = (chunk.row() * 32767).round().short().numpy()
+        sys.stdout.buffer.write(samples.astype("<i2").tobytes())
+        sys.stdout.buffer.flush()
     note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")

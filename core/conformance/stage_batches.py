@@ -53,9 +53,7 @@ def given_for(stage: StageSpec, lengths: Sequence[int]) -> tuple[Tokens, ...]:
     """What is given with rows of ``lengths`` target frames: the last, partial frame included."""
     batches = []
     for index, spec in enumerate(stage.given):
-        rate = stage.frames_per_target_frame(index)
-        frames = [-(-length * rate.numerator // rate.denominator) for length in lengths]
-        batches.append(tokens_for(spec, frames))
+        batches.append(tokens_for(spec, [stage.given_frames(index, n) for n in lengths]))
     return tuple(batches)
 
 

@@ -21,7 +21,8 @@ def test_what_is_streamed_is_what_continue_adds(
     tiny_pipelines: dict[str, Path], prompt_file: Path, tmp_path: Path
 ) -> None:
     chosen = ["--pipeline", tiny_pipelines["speech"], "--seconds", "1.5", "--seed", "3"]
-    done = run("stream", prompt_file, *chosen, "--chunk-seconds", "2")
+    chosen += ["--chunk-seconds", "0.4"]
+    done = run("stream", prompt_file, *chosen)
     assert done.returncode == 0, done.stderr.decode()
     streamed = np.frombuffer(done.stdout, dtype="<i2") / 32767
     told = done.stderr.decode()

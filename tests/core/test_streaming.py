@@ -11,9 +11,10 @@ from tests.conftest import melody
 from segue import Pipeline
 from segue.core import transcoder
 from segue.core.config.load import load_config
-from segue.core.errors import GenerationError
+from segue.core.errors import GenerationError, OutputError
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
+from segue.core.interfaces import StageLM, Tokens
 from segue.core.manager import PluginHost
 from segue.plugins.models.common.stage import TransformerStageLM
 
@@ -67,14 +68,27 @@ def test_a_chunk_comes_out_before_later_tokens_are_drawn(pipeline: Pipeline) -> 
 
 def test_two_streams_at_once_do_not_disturb_each_other(pipeline: Pipeline) -> None:
     prompts = [melody(1.6, seed=seed) for seed in (5, 6)]
-    alone = [joined(list(pipeline.stream(p, RATE, seconds=1.0, seed=1))) for p in prompts]
-    streams = [pipeline.stream(p, RATE, seconds=1.0, seed=1, chunk_seconds=1.0) for p in prompts]
+    options = {"seconds": 3.0, "seed": 1, "chunk_seconds": 0.3}
+    alone = [joined(list(pipeline.stream(p, RATE, **options))) for p in prompts]  # type: ignore[arg-type]
+    streams = [pipeline.stream(p, RATE, **options) for p in prompts]  # type: ignore[arg-type]
     chunks: list[list[GeneratedAudio]] = [[], []]
     for pair in zip(*streams, strict=True):
         for kept, chunk in zip(chunks, pair, strict=True):
             kept.append(chunk)
+    assert len(chunks[0]) >= 10  # they took turns
     for kept, wanted in zip(chunks, alone, strict=True):
         assert torch.equal(joined(kept), wanted)
+
+
+def test_tokens_of_a_chunk_are_those_of_its_samples(pipeline: Pipeline) -> None:
+    prompt, size = melody(1.6, seed=5), pipeline.codec.spec.frame_size
+    whole = pipeline.continue_(prompt, RATE, seconds=2.0, seed=4, chunk_seconds=0.25)
+    chunks = list(pipeline.stream(prompt, RATE, seconds=2.0, seed=4, chunk_seconds=0.25))
+    for chunk in chunks:
+        assert chunk.row().shape[0] == size * int(chunk.tokens["acoustic"].lengths[0])
+    codes = torch.cat([chunk.tokens["acoustic"].row(0) for chunk in chunks], dim=1)
+    assert torch.equal(codes, whole.tokens["acoustic"].row(0)[:, -codes.shape[1] :])
+    assert codes.shape[1] == 100
 
 
 def test_smaller_chunks_draw_other_windows(pipeline: Pipeline) -> None:
@@ -184,3 +198,56 @@ def test_an_end_right_after_the_prompt_adds_nothing(ending: Pipeline) -> None:
     assert ending.continue_(prompt, RATE, seconds=2.0).continuation().shape[0] == 0
     assert list(ending.stream(prompt, RATE, seconds=2.0)) == []
     assert ending.generate(2.0).row().shape[0] == RATE // 25  # one frame: nothing ends before it
+
+
+@pytest.mark.parametrize("seconds", [0.52, 1.4, 3.6])
+def test_audio_that_did_not_end_by_itself_is_not_said_to(
+    pipeline: Pipeline, seconds: float
+) -> None:
+    made = [
+        pipeline.generate(seconds),
+        pipeline.continue_(melody(1.6, seed=5), RATE, seconds=seconds),
+        pipeline.acoustic_generation(melody(seconds, seed=5), RATE),
+    ]
+    assert not any("ended by itself" in note for audio in made for note in audio.notes[0])
+
+
+# --- what plugins may rely on ------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_see_to_it_generates_without_gradients(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = pipeline.stage_lm("semantic")
+    seen: list[bool] = []
+    monkeypatch.setattr(type(lm), "stream", StageLM.stream)
+    monkeypatch.setattr(type(lm), "generate", lambda self, g, p, n, *_: record(seen, p, n))
+    pipeline.generate(0.4)
+    assert seen and not any(seen)
+
+
+def record(seen: list[bool], prompt: Tokens, num_frames: int) -> Tokens:
+    seen.append(torch.is_grad_enabled())
+    return Tokens.full(torch.zeros(*prompt.ids.shape[:2], num_frames, dtype=torch.long))
+
+
+def test_what_a_later_stage_cannot_do_is_refused_before_an_earlier_one_runs(
+    pipeline: Pipeline,
+) -> None:
+    seen: list[str] = []
+    for changes in ({"guidance": 2.0}, {"iterations": (4,)}):
+        with pytest.raises(GenerationError, match=r"stages\.acoustic\.sampling\."):
+            pipeline.generate(
+                1.0, sampling={"acoustic": changes}, progress=lambda name, *_: seen.append(name)
+            )
+    assert seen == []
+
+
+def test_rounded_weights_are_not_saved(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    halved = Pipeline.from_pretrained(
+        tiny_pipelines["speech"], overrides=["stages.acoustic.decoding.weights=bfloat16"]
+    )
+    assert halved.generate(0.4).row().shape[0] == 0.4 * RATE
+    with pytest.raises(OutputError, match=r"stages\.acoustic\.decoding\.weights: is bfloat16"):
+        halved.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -8,8 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segue.core.options import Options
 
-#: Sizes by name. ``paper`` is that of each of AudioLM's three stages (arXiv 2209.03143, section
-#: IV-B: 12 layers, 16 heads, width 1024, feed-forward 4096, relative position bias).
+#: Sizes by name. ``paper`` is that of each of AudioLM's three stages (arXiv 2209.03143).
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 2, "heads": 2},
     "small": {"width": 256, "depth": 6, "heads": 4},
@@ -20,7 +19,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "depth": 12,
         "heads": 16,
         "feed_forward": 4096,
-        "dropout": 0.1,
         "position_encoding": "relative",
     },
 }
@@ -51,8 +49,8 @@ class SequenceOptions(ConditionOptions):
 class TransformerOptions(ConditionOptions):
     """Size of a pre-norm transformer.
 
-    A config may name a ``size`` (tiny, small, base, medium, paper) in place of single values; what
-    it says besides overrides it.
+    A config may name a ``size`` (tiny, small, base, medium, paper) in place of the single values
+    that it stands for.
 
     Attributes:
         width: D, channels of the residual stream.
@@ -83,9 +81,16 @@ class TransformerOptions(ConditionOptions):
         if not isinstance(data, dict) or "size" not in data:
             return data
         rest = {key: value for key, value in data.items() if key != "size"}
-        if data["size"] not in SIZES:
-            raise ValueError(f"size {data['size']!r} is unknown; choose one of {', '.join(SIZES)}")
-        return SIZES[data["size"]] | rest
+        size = data["size"]
+        if not isinstance(size, str) or size not in SIZES:
+            raise ValueError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
+        for key, value in SIZES[size].items():
+            if rest.get(key, value) != value:
+                raise ValueError(
+                    f"size {size} stands for {key} {value}, but {key} is {rest[key]!r}; "
+                    "leave one of the two out"
+                )
+        return SIZES[size] | rest
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TransformerOptions:

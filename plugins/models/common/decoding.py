@@ -1,4 +1,5 @@
-"""One decoding engine for all families: a prefix in one pass, then one position at a time.
+"""One decoding engine for transformers that go from left to right: a prefix in one pass, then one
+position at a time.
 
 Rows of unequal length are padded on the left, so that all of them end in the same column. Keys and
 values lie in a preallocated cache, a ring where the model has a sliding window. Three backends
@@ -16,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from segue.core.errors import GenerationError
+from segue.core.errors import ConfigError
 from segue.core.options import Decoding
 from segue.plugins.models.common.cache import KeyValueCache
 from segue.plugins.models.common.native.library import KernelError, available, library
 from segue.plugins.models.common.native.step import NativeStep, native_linear
-from segue.plugins.models.common.quantize import quantize, rounded
+from segue.plugins.models.common.quantize import contents, quantize, rounded
 from segue.plugins.models.common.transformer import Sight, Transformer
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -44,46 +45,58 @@ def take(x: Tensor, order: Int64[Tensor, "B N"]) -> Tensor:
     return x[rows, order]
 
 
-def chosen_backend(decoding: Decoding, like: Tensor) -> str:
+#: From this many rows on PyTorch's matrix products are faster than the kernel, which takes rows
+#: one by one.
+MANY_ROWS = 16
+#: Slots of steps of fixed shapes come in multiples of this, so that one compilation serves many
+#: lengths.
+SLOTS = 256
+#: Positions whose angles are computed together for the kernel.
+ANGLES = 512
+
+
+def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) -> str:
     """``torch``, ``native``, ``graph`` or ``compile``: what computes steps on tensors like this.
 
+    Args:
+        place: of the options, for messages.
+        rows: of the batch.
+
     Raises:
-        GenerationError: if the device cannot do what was asked for.
+        ConfigError: if the device cannot do what was asked for.
     """
     device, backend = like.device.type, decoding.backend
-    if decoding.weights == "int8" and device != "cpu":
-        raise GenerationError(
-            "decoding.weights", f"int8 runs on a CPU, not on {device}", "use bfloat16 there"
-        )
+    if decoding.weights == "int8" and device not in ("cpu", "meta"):
+        problem = f"is int8, which runs on a CPU, not on {device}"
+        raise ConfigError(f"{place}.weights", problem, "use bfloat16 there")
     on_cpu = device == "cpu" and like.dtype == torch.float32
     if backend == "auto":
         if device == "cuda":
             return "graph"
-        return "native" if on_cpu and available() else "torch"
+        return "native" if on_cpu and rows < MANY_ROWS and available() else "torch"
+    halved = decoding.weights in ("bfloat16", "float16")
+    if backend == "native" and (not on_cpu or halved):
+        kind = decoding.weights if halved else like.dtype
+        problem = f"native computes in float32 on a CPU, not in {kind} on {like.device}"
+        raise ConfigError(f"{place}.backend", problem, "use auto")
     if backend == "native":
-        _check_native(on_cpu, like)
+        try:
+            library()
+        except KernelError as error:
+            problem = f"native cannot be used: {error}"
+            raise ConfigError(f"{place}.backend", problem, "use auto") from error
     if backend == "graph" and device != "cuda":
-        raise GenerationError("decoding.backend", f"graph needs CUDA, not {device}", "use auto")
+        raise ConfigError(f"{place}.backend", f"graph needs CUDA, not {device}", "use auto")
     return backend
 
 
-def _check_native(on_cpu: bool, like: Tensor) -> None:
-    place = "decoding.backend"
-    if not on_cpu:
-        problem = f"native computes in float32 on a CPU, not in {like.dtype} on {like.device}"
-        raise GenerationError(place, problem, "use auto")
-    try:
-        library()
-    except KernelError as error:
-        raise GenerationError(place, f"native cannot be used: {error}", "use auto") from error
-
-
-_ROUNDED: WeakKeyDictionary[Transformer, tuple[int, Transformer]] = WeakKeyDictionary()
+_ROUNDED: WeakKeyDictionary[Transformer, tuple[tuple[object, ...], Transformer]]
+_ROUNDED = WeakKeyDictionary()
 
 
 def _as_int8(transformer: Transformer) -> Transformer:
     """The transformer with weights rounded to eight bits, made again only when they changed."""
-    state = sum(p._version for p in transformer.parameters() if not p.is_inference())
+    state = contents(transformer.parameters())
     if transformer not in _ROUNDED or _ROUNDED[transformer][0] != state:
         _ROUNDED[transformer] = state, rounded(transformer)
     return _ROUNDED[transformer][1]
@@ -112,13 +125,16 @@ class Decoder:
         decoding: Decoding,
     ) -> None:
         count, window = x.shape[1], transformer.window
+        backend = chosen_backend(decoding, x, "decoding", len(x))
         total = count + steps
         capacity = total if window is None else min(total, window)
+        if backend in ("graph", "compile") and window is None:
+            capacity = -(-total // SLOTS) * SLOTS
         self._transformer = transformer
         self._cache = KeyValueCache(len(transformer.blocks), capacity, ring=window is not None)
         self._first = (~valid).sum(dim=1)  # padding lies on the left
         self._ragged = bool(self._first.any())
-        self._count, self._steps = 0, steps
+        self._count = 0
         self._keys = self._slots(positions.float(), capacity)
         #: ``[B, D]``, hidden state of the last position.
         self.hidden: Tensor = x.new_zeros(x.shape[0], x.shape[2])
@@ -129,7 +145,7 @@ class Decoder:
             self._last = x.new_full((x.shape[0],), -1.0)
             heads = transformer.layers[0].attention.heads
             self._cache.reserve(x.new_zeros(x.shape[0], heads, 0, x.shape[2] // heads))
-        self._step = self._make_step(decoding, x)
+        self._step = self._make_step(backend, decoding, x)
 
     def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Hidden state of one more position of every row."""
@@ -149,8 +165,7 @@ class Decoder:
         slots[:, kept % capacity] = values[:, kept]
         return slots
 
-    def _make_step(self, decoding: Decoding, like: Tensor) -> Step:
-        backend = chosen_backend(decoding, like)
+    def _make_step(self, backend: str, decoding: Decoding, like: Tensor) -> Step:
         if backend == "native":
             return self._native(decoding.weights == "int8")
         if decoding.weights == "int8":
@@ -163,10 +178,18 @@ class Decoder:
         rotary = self._transformer.rotary
         if rotary is None:
             return lambda x, positions: call(x, None, None, positions)
-        later = self._last + torch.arange(1, self._steps + 1)[:, None]
-        # Of all later positions at once [steps, B, d]: a step then only takes its row.
-        cosine, sine = (table.flatten(2).contiguous() for table in rotary(later))
-        return lambda x, _: call(x, cosine[self._count - 1], sine[self._count - 1], None)
+        tables: dict[int, list[Tensor]] = {}
+
+        def step(x: Tensor, _: Tensor) -> Tensor:
+            block, row = divmod(self._count - 1, ANGLES)
+            if block not in tables:  # the angles of many positions at once, [A, B, d]
+                tables.clear()
+                later = self._last + 1 + torch.arange(ANGLES)[:, None] + block * ANGLES
+                tables[block] = [angles.flatten(2).contiguous() for angles in rotary(later)]
+            cosine, sine = tables[block]
+            return call(x, cosine[row], sine[row], None)
+
+        return step
 
     def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
         """Which of the first ``filled`` slots hold what the position being computed may see."""
@@ -251,13 +274,14 @@ class HeadProducts:
         owner: the module that ``weight`` belongs to.
         weight: ``[Q, D, V]``.
         decoding: backend and number format.
+        rows: of the batch.
     """
 
     def __init__(
-        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding
+        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding, rows: int
     ) -> None:
         int8 = decoding.weights == "int8"
-        if chosen_backend(decoding, weight) == "native":
+        if chosen_backend(decoding, weight, "decoding", rows) == "native":
             self._products = native_linear(owner, [level.t() for level in weight], int8)
             return
         levels = [quantize(w.t()).dense().t().to(w) for w in weight] if int8 else list(weight)

@@ -73,7 +73,7 @@ class FlattenedStageLM(TransformerStageLM):
     ) -> Iterator[Tokens]:
         levels = self.stage.target.num_levels
         sequence = self._begin(given, prompt, num_frames * levels - 1, drawer)
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(sequence.hidden))
         endings = Endings(len(prompt.lengths), num_frames)
         token = None
         for frame in range(num_frames):

@@ -50,5 +50,7 @@ class LevelHeads(nn.Module):
         batch, frames, levels, width = hidden.shape
         by_level = hidden.permute(2, 0, 1, 3).reshape(levels, batch * frames, width)
         logits = torch.bmm(by_level, self.weight).flatten(0, 1)
+        if logits.dtype != torch.float64:
+            logits = logits.float()  # halves would round a likelihood to steps of .03
         losses = functional.cross_entropy(logits, ids.transpose(0, 1).flatten(), reduction="none")
         return losses.view(levels, batch, frames).transpose(0, 1)

@@ -25,17 +25,16 @@ def rotate(x: Float[Tensor, "B N 2 H d"], rotary: Rotary) -> Float[Tensor, "B N 
 class RotaryPositions(nn.Module):
     """Angles of rotary positions (Su et al., arXiv 2104.09864)."""
 
-    inverse_wavelengths: Tensor
-
     def __init__(self, size: int) -> None:
         super().__init__()
-        exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-        # Derived from the options, so it is no part of the state dict.
-        self.register_buffer("inverse_wavelengths", 10000.0**-exponents, persistent=False)
+        self.size = size
 
     def forward(self, positions: Positions) -> Rotary:
         """Cosine and signed sine ``[B, N, 1, 1, d]`` of every position's angles."""
-        angles = positions[:, :, None].float() * self.inverse_wavelengths.float()
+        # Not a buffer, which a change of the model's number format would round: far positions
+        # would turn by other angles.
+        half = torch.arange(0, self.size, 2, dtype=torch.float32, device=positions.device)
+        angles = positions[:, :, None].float() * 10000.0 ** -(half / self.size)
         cosine, sine = angles.cos(), angles.sin()
         full = torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)
         return full[0][:, :, None, None], full[1][:, :, None, None]

@@ -6,6 +6,7 @@ A step reads every weight once, so a quarter of the bytes is most of a quarter o
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,6 +40,25 @@ def quantize(weight: Float[Tensor, "R C"]) -> Quantized:
     scales = padded.abs().amax(dim=-1) / 127
     codes = (padded / scales.clamp_min(1e-30)[..., None]).round().to(torch.int8)
     return Quantized(codes.view(rows, -1)[:, :columns].contiguous(), scales.contiguous())
+
+
+def contents(tensors: Iterable[Tensor]) -> tuple[object, ...]:
+    """Tells whether weights are still those that something was made of.
+
+    By their place and by two sums over each: counters of in-place changes miss those through
+    ``.data`` and in inference mode. It reads every weight twice, as two decoding steps do.
+    """
+    return tuple(
+        item
+        for tensor in tensors
+        for item in (
+            tensor.data_ptr(),
+            tensor.dtype,
+            tuple(tensor.shape),
+            float(tensor.detach().sum()),
+            float(tensor.detach().float().norm()),
+        )
+    )
 
 
 def rounded(module: M) -> M:

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,13 +14,14 @@ from torch.nn import functional
 
 from segue.core.errors import ConfigError, GenerationError
 from segue.core.interfaces import Ids, Lengths, StageBatch, StageLM, StageLoss, Tokens
-from segue.core.options import Sampling
+from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.models.common.config import (
     CausalOptions,
     ConditionOptions,
     SequenceOptions,
 )
+from segue.plugins.models.common.decoding import chosen_backend
 from segue.plugins.models.common.drawing import Drawer
 
 
@@ -37,9 +37,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def frames_needed(lengths: Lengths, rate: Fraction) -> Lengths:
-    """Given frames that cover ``lengths`` target frames, the last, partial one included."""
-    return -(-lengths * rate.numerator // rate.denominator)
+def without_autocast(component: StageLM) -> torch.autocast:
+    """Number formats of generation are those of ``decode_with``, whatever surrounds it."""
+    return torch.autocast(component.device.type, enabled=False)
 
 
 def trim(tokens: Tokens, lengths: Lengths) -> Tokens:
@@ -74,9 +74,10 @@ class ConditionedStageLM(StageLM):
     def _given(self, given: tuple[Tokens, ...], lengths: Lengths) -> tuple[Tokens, ...]:
         """The given frames that pass during ``lengths`` target frames, and no later ones: what
         is scored and learnt from is what generation sees."""
-        rates = (self.stage.frames_per_target_frame(i) for i in range(len(self.stage.given)))
-        pairs = zip(given, rates, strict=True)
-        return tuple(trim(tokens, frames_needed(lengths, rate)) for tokens, rate in pairs)
+        return tuple(
+            trim(tokens, self.stage.given_frames(index, lengths))
+            for index, tokens in enumerate(given)
+        )
 
     def _dropped(self, given: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
         """In training, nothing at all of the given slices for some rows."""
@@ -103,7 +104,7 @@ class ConditionedStageLM(StageLM):
         pieces = self._continue(given, prompt, num_frames, Drawer(sampling, generators))
         while True:
             # Left between pieces: whoever consumes them is in neither mode.
-            with evaluating(self), torch.inference_mode():
+            with evaluating(self), torch.inference_mode(), without_autocast(self):
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -141,9 +142,9 @@ class ConditionedStageLM(StageLM):
         if generators != len(lengths):
             problem = f"{generators} random generators for {len(lengths)} rows"
             raise GenerationError(place, problem, "pass one generator per row")
-        self._check_sampling(sampling)
+        self.check_sampling(sampling)
         for index, (spec, tokens) in enumerate(zip(self.stage.given, given, strict=True)):
-            needed = frames_needed(lengths, self.stage.frames_per_target_frame(index))
+            needed = self.stage.given_frames(index, lengths)
             short = (tokens.lengths < needed).nonzero()
             if len(short):
                 row = int(short[0])
@@ -154,7 +155,7 @@ class ConditionedStageLM(StageLM):
                     "generate or pass that many frames of it first",
                 )
 
-    def _check_sampling(self, sampling: Sampling) -> None:
+    def check_sampling(self, sampling: Sampling) -> None:
         place = f"stages.{self.stage.name}.sampling"
         if self.autoregressive and sampling.iterations is not None:
             raise GenerationError(
@@ -194,6 +195,11 @@ class TransformerStageLM(ConditionedStageLM):
                 "turn it on in the first stage only: later ones are as long as what they are given",
             )
         self.end_head = nn.Linear(width, 1)
+
+    def decode_with(self, decoding: Decoding) -> None:
+        # Refused now rather than by the first token.
+        chosen_backend(decoding, next(self.parameters()), f"stages.{self.stage.name}.decoding")
+        super().decode_with(decoding)
 
     @property
     def unbounded(self) -> bool:
@@ -270,8 +276,9 @@ class Endings:
         return torch.tensor(rows, device=like.device)
 
     def piece(self, frame: int, ids: Ids) -> Tokens:
-        """New frame ``frame`` ``[B, Q, 1]``, of those rows that reach it."""
-        return Tokens(ids, self.reached([frame], ids)[:, 0].long())
+        """New frame ``frame`` ``[B, Q, 1]``, of those rows that reach it; 0 in others."""
+        reached = self.reached([frame], ids).long()
+        return Tokens(ids * reached[:, :, None], reached[:, 0])
 
     def over(self, frame: int) -> bool:
         """Whether no row reaches new frame ``frame``."""

@@ -7,6 +7,7 @@ Shape legend: B batch, N positions, K keys, D width, H heads, d channels per hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -112,15 +113,21 @@ class Transformer(nn.Module):
         options: the size, and how positions are told.
         causal: whether a position sees only itself and what comes before it.
         window: positions that one position sees, itself included; None is all of them.
+        block: makes one layer, called with the options and the layer's number.
     """
 
     def __init__(
-        self, options: TransformerOptions, *, causal: bool = True, window: int | None = None
+        self,
+        options: TransformerOptions,
+        *,
+        causal: bool = True,
+        window: int | None = None,
+        block: Callable[[TransformerOptions, int], nn.Module] = Block,
     ) -> None:
         super().__init__()
         self.causal, self.window = causal, window
         self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(Block(options, layer) for layer in range(options.depth))
+        self.blocks = nn.ModuleList(block(options, layer) for layer in range(options.depth))
         self.norm = nn.LayerNorm(options.width, bias=False)
         self.rotary: RotaryPositions | None = None
         self.relative: RelativeBias | None = None

@@ -83,7 +83,7 @@ class DelayTransformer(TransformerStageLM):
         x = self._embed(grid[:, :, : first + 1], None if context is None
                         else context[:, : first + 1])  # fmt: skip
         decoder = Decoder(self.transformer, x, own, own >= 0, steps - 1, self.decoding)
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(decoder.hidden))
         endings = Endings(len(prompt.lengths), num_frames)
         for step in range(steps):
             column = first + step

@@ -85,7 +85,7 @@ class DepthTransformer(TransformerStageLM):
     ) -> Iterator[Tokens]:
         decoder, context = self._prefilled(given, prompt, num_frames, drawer)
         levels, known = self._level_decoder(decoder.hidden), prompt.ids.shape[2]
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(decoder.hidden))
         endings = Endings(len(prompt.lengths), num_frames)
         for frame in range(num_frames):
             self._draw_ends(endings, frame, decoder.hidden, prompt.lengths, drawer)

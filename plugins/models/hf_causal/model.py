@@ -7,12 +7,11 @@ section III-C). Starting from a text model is what TWIST does for speech (Hassid
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Tokens
+from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Decoding
 from segue.core.spec import StageSpec
 from segue.plugins.models.common.drawing import Drawer
@@ -48,12 +47,7 @@ class HfCausalLM(FlattenedStageLM):
         if decoding.weights == "int8":
             problem = "is int8, which layers of transformers have no kernel for"
             raise ConfigError(f"{place}.weights", problem, "use stored, bfloat16 or float16")
-        self.decoding = decoding
-        if decoding.weights != "stored":
-            # Not ``self.to``: the frequencies of rotary positions are buffers, and halves of them
-            # would turn far positions by other angles.
-            for parameter in self.parameters():
-                parameter.data = parameter.data.to(getattr(torch, decoding.weights))
+        StageLM.decode_with(self, decoding)
 
     def _check_length(self, positions: int) -> None:
         limit = self.backbone.limit

@@ -96,11 +96,9 @@ class Conformer(Transformer):
     """
 
     def __init__(self, options: TransformerOptions, kernel: int) -> None:
-        super().__init__(options, causal=False)
-        self.blocks = nn.ModuleList(
-            ConformerBlock(options, kernel, layer) for layer in range(options.depth)
+        super().__init__(
+            options, causal=False, block=lambda own, layer: ConformerBlock(own, kernel, layer)
         )
-        self._initialise(options.depth)
 
     def sight(
         self, positions: Positions, valid: Bool[torch.Tensor, "B N"] | None = None

@@ -58,7 +58,10 @@ def nats(
     hidden: Float[Tensor, "M D"], head: Float[Tensor, "D V"], ids: Int64[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
     """Negative log-likelihood of every id."""
-    return functional.cross_entropy(hidden @ head, ids, reduction="none")
+    logits = hidden @ head
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return functional.cross_entropy(logits, ids, reduction="none")
 
 
 class MaskedTransformer(ConditionedStageLM):
@@ -162,8 +165,8 @@ class MaskedTransformer(ConditionedStageLM):
                 scores[:, level, :width][target.mask] = -nll
         return scores
 
-    def _check_sampling(self, sampling: Sampling) -> None:
-        super()._check_sampling(sampling)
+    def check_sampling(self, sampling: Sampling) -> None:
+        super().check_sampling(sampling)
         levels, asked = self.stage.target.num_levels, sampling.iterations or ()
         if len(asked) > levels:
             raise GenerationError(

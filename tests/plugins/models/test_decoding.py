@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.plugins.models.common import decoding as engine
 from segue.plugins.models.common.native import library as native_library
+from segue.plugins.models.common.native import step as native_step
 from segue.plugins.models.common.native.library import KernelError
 from segue.plugins.models.common.quantize import quantize, rounded
 from segue.plugins.models.common.stage import TransformerStageLM
@@ -165,69 +168,221 @@ def test_codes_are_within_half_a_step_of_the_weights() -> None:
     assert copy[0].weight is not linear[0].weight
 
 
+def change_in_place(parameter: torch.Tensor) -> None:
+    parameter.add_(0.3)
+
+
+def change_data(parameter: torch.Tensor) -> None:
+    parameter.data.add_(0.3)  # no counter of changes sees this
+
+
+def replace_data(parameter: torch.Tensor) -> None:
+    parameter.data = parameter.data + 0.3
+
+
 @pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("weights", ["stored", "int8"])
+@pytest.mark.parametrize("change", [change_in_place, change_data, replace_data])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_training_between_two_calls_is_not_missed(
-    kind: str, backend: str, weights: str, use: Callable[..., None]
+    backend: str,
+    weights: str,
+    change: Callable[[torch.Tensor], None],
+    mode: Callable[[], Any],
+    use: Callable[..., None],
 ) -> None:
     """Packed or rounded weights are made again when the model's own have changed."""
     stage = STAGES["slower"]
-    trained, fresh = build(kind, stage), build(kind, stage)
-    use(trained, backend, weights)
-    drawn(trained)
-    with torch.no_grad():
+    for kind in ("flat", "depth_relative"):
+        trained, fresh = build(kind, stage), build(kind, stage)
+        use(trained, backend, weights)
+        drawn(trained)
         for first, second in zip(trained.parameters(), fresh.parameters(), strict=True):
-            first.add_(0.3)
-            second.add_(0.3)
-    use(fresh, backend, weights)
-    assert torch.equal(drawn(trained), drawn(fresh))
+            with mode():
+                change(first)
+            with torch.no_grad():
+                second.add_(0.3)
+        use(fresh, backend, weights)
+        assert torch.equal(drawn(trained), drawn(fresh))
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "float16"])
-def test_weights_of_half_the_size_generate(kind: str, weights: str) -> None:
-    model = build(kind, STAGES["slower"], spread=0.0)
+def test_weights_of_half_the_size_change_parameters_and_nothing_else(
+    kind: str, weights: str
+) -> None:
+    """Scores are those of the rounded parameters, at far positions too, and are not rounded."""
+    dtype = getattr(torch, weights)
+    model, same = build(kind, STAGES["slower"]), build(kind, STAGES["slower"])
     model.decode_with(Decoding(weights=weights))  # type: ignore[arg-type]
-    assert next(model.parameters()).dtype == getattr(torch, weights)
+    with torch.no_grad():
+        for parameter in same.parameters():
+            parameter.copy_(parameter.to(dtype))
+    batch = batch_for(STAGES["slower"], 300)
+    found, wanted = model.score(batch), same.score(batch)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().mean() < (0.05 if weights == "bfloat16" else 0.01)
     assert drawn(model, sampling=Sampling()).max() < 7
 
 
-def test_generation_under_autocast(kind: str) -> None:
-    model = build(kind, STAGES["slower"], spread=0.0)
-    model.decode_with(Decoding(backend="torch"))
+def test_rotary_positions_are_exact_whatever_the_number_format() -> None:
+    rotary = build("flat", STAGES["plain"]).transformer.rotary
+    assert rotary is not None
+    far = torch.tensor([[6000.0, 6001.0]])
+    wanted = rotary(far)
+    for found in (rotary.to(torch.bfloat16)(far), rotary.to(torch.float64)(far)):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_around_generation_changes_nothing(
+    kind: str, backend: str, use: Callable[..., None]
+) -> None:
+    """The kernel takes memory as it is: a cache of halves would be overrun."""
+    model = build(kind, STAGES["slower"])
+    use(model, backend)
+    wanted = drawn(model, sampling=Sampling())
     with torch.autocast("cpu", torch.bfloat16):
-        assert drawn(model, sampling=Sampling()).max() < 7
+        assert torch.equal(drawn(model, sampling=Sampling()), wanted)
 
 
-def test_backends_that_cannot_be_had_are_refused(monkeypatch: MonkeyPatch) -> None:
-    model = build("flat", STAGES["slower"])
-    model.decode_with(Decoding(backend="graph"))
-    with pytest.raises(GenerationError, match=r"decoding\.backend: graph needs CUDA, not cpu"):
-        drawn(model)
-    model.decode_with(Decoding(backend="native"))
-    with pytest.raises(GenerationError, match="native computes in float32 on a CPU"):
-        drawn(model.double())  # type: ignore[arg-type]
-    with pytest.raises(GenerationError, match="int8 runs on a CPU, not on meta"):
-        engine.chosen_backend(Decoding(weights="int8"), torch.zeros(1, device="meta"))
-    monkeypatch.setattr(native_library.shutil, "which", lambda _: None)
-    native_library.library.cache_clear()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_default_number_format_changes_nothing(kind: str, dtype: torch.dtype) -> None:
+    model = build(kind, STAGES["slower"])
+    wanted = drawn(model, sampling=Sampling())
+    torch.set_default_dtype(dtype)
     try:
-        with pytest.raises(GenerationError, match="there is no C compiler"):
-            drawn(model.float())  # type: ignore[arg-type]
-        model.decode_with(Decoding())
-        assert drawn(model).shape == (3, 3, 12)  # auto goes on without it
+        assert torch.equal(drawn(model, sampling=Sampling()), wanted)
     finally:
-        native_library.library.cache_clear()
+        torch.set_default_dtype(torch.float32)
 
 
+def test_the_kernel_is_given_nothing_but_float32() -> None:
+    decoding("native")
+    with pytest.raises(TypeError, match=r"given torch.float64 on cpu"):
+        native_step.require_float32(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+    head = torch.nn.Linear(8, 5, bias=False)
+    product = native_step.native_linear(head, [head.weight], int8=False)[0]
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(product(x.double()), head(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_large_batches_go_through_matrix_products() -> None:
+    few, many = engine.MANY_ROWS - 1, engine.MANY_ROWS
+    decoding("native")
+    like = torch.zeros(1)
+    assert engine.chosen_backend(Decoding(), like, "here", few) == "native"
+    assert engine.chosen_backend(Decoding(), like, "here", many) == "torch"
+    assert engine.chosen_backend(Decoding(backend="native"), like, "here", many) == "native"
+
+
+@pytest.mark.parametrize("kind", ["flat", "depth"])
+def test_more_positions_than_one_table_of_angles_holds(kind: str, monkeypatch: MonkeyPatch) -> None:
+    model = build(kind, STAGES["slower"])
+    wanted = drawn(model, 20, Sampling())
+    monkeypatch.setattr(engine, "ANGLES", 3)
+    assert torch.equal(drawn(model, 20, Sampling()), wanted)
+
+
+def test_backends_that_cannot_be_had_are_refused() -> None:
+    model = build("flat", STAGES["slower"])
+    place = r"stages\.coarse\.decoding\."
+    with pytest.raises(ConfigError, match=place + "backend: graph needs CUDA, not cpu; use auto"):
+        model.decode_with(Decoding(backend="graph"))
+    with pytest.raises(ConfigError, match=place + "backend: native computes in float32 on a CPU"):
+        model.decode_with(Decoding(backend="native", weights="bfloat16"))
+    with pytest.raises(ConfigError, match=place + "backend: native .* not in torch.float64"):
+        build("flat", STAGES["slower"]).double().decode_with(Decoding(backend="native"))
+    assert model.decoding == Decoding()  # as it was
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    """Let the kernel be looked for anew, and again after the test."""
+    native_library._found.cache_clear()
+    yield
+    native_library._found.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_without_a_compiler_pytorch_computes(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library.shutil, "which", lambda _: None)
+    model = build("flat", STAGES["slower"])
+    with pytest.raises(ConfigError, match="native cannot be used: there is no C compiler"):
+        model.decode_with(Decoding(backend="native"))
+    model.decode_with(Decoding())
+    assert drawn(model).shape == (3, 3, 12)
+
+
+@pytest.mark.usefixtures("fresh_library")
 def test_the_kernel_can_be_turned_off(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setenv("SEGUE_NATIVE", "0")
-    native_library.library.cache_clear()
-    try:
-        with pytest.raises(KernelError, match="SEGUE_NATIVE=0"):
-            native_library.library()
-        assert engine.chosen_backend(Decoding(), torch.zeros(1)) == "torch"
-    finally:
-        native_library.library.cache_clear()
+    with pytest.raises(KernelError, match="SEGUE_NATIVE=0"):
+        native_library.library()
+    assert engine.chosen_backend(Decoding(), torch.zeros(1), "here") == "torch"
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_compiler_that_fails_is_asked_once(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\necho x >> {calls}\necho no such flag >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native_library.shutil, "which", lambda _: str(compiler))
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "cache"))
+    assert not native_library.available()
+    asked = calls.read_text()
+    with pytest.raises(KernelError, match=r"cannot compile it \(no such flag\)"):
+        native_library.library()
+    assert not native_library.available() and calls.read_text() == asked
+    assert list((tmp_path / "cache").iterdir()) == []  # nothing half-made is left
+
+
+@pytest.mark.usefixtures("fresh_library")
+@pytest.mark.parametrize("fault", ["writable", "link", "unreadable", "file"])
+def test_a_cache_that_others_may_write_to_is_not_used(
+    monkeypatch: MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    """What lies there is code that will be run."""
+    decoding("native")
+    native_library._found.cache_clear()
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    if fault == "writable":
+        cache.mkdir()
+        cache.chmod(0o777)
+    elif fault == "link":
+        cache.symlink_to(elsewhere)
+    elif fault == "file":
+        cache.write_text("")
+    else:
+        monkeypatch.setattr(native_library.Path, "mkdir", refuse)
+    monkeypatch.setenv("SEGUE_CACHE", str(cache))
+    monkeypatch.setattr(native_library.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
+    if fault == "unreadable":
+        assert not native_library.available()
+        return
+    assert native_library.available()
+    made = [path.parent.name for path in tmp_path.rglob("kernel-*.so")]
+    assert made == [f"segue-{os.getuid()}"]
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError("not allowed")
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_user_without_a_home_has_a_kernel(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
+    decoding("native")
+    native_library._found.cache_clear()
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SEGUE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(native_library.Path, "home", homeless)
+    monkeypatch.setattr(native_library.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert native_library.available()
 
 
 # --- guidance ------------------------------------------------------------------------------
@@ -334,6 +489,7 @@ def test_ends_are_learnt_where_recordings_end_and_nowhere_else(kind: str, name: 
     prompt = Tokens(batch.target.ids[:, :, :3], torch.tensor([3, 3]))
     new = model.generate((), prompt, 9, GREEDY, row_generators(0, 2))
     assert new.lengths.tolist() == [9, 4]
+    assert not new.ids[1, :, 4:].any()  # padding is 0, not what stands for "no code"
     assert torch.equal(new.ids[1, :, :4], short.ids[0, :, 3:7])
     assert torch.equal(new.ids[0], long.ids[0, :, 3:])
 

@@ -129,10 +129,13 @@ def test_sizes_have_names(options: type[TransformerOptions]) -> None:
     paper = options(size="paper")  # type: ignore[call-arg]
     assert (paper.width, paper.depth, paper.heads, paper.feed_forward) == (1024, 12, 16, 4096)
     assert paper.position_encoding == "relative"
-    assert options(size="paper", depth=2).depth == 2  # type: ignore[call-arg]
+    assert options(size="paper", depth=12, dropout=0.3).dropout == 0.3  # type: ignore[call-arg]
     assert options.model_validate(paper.model_dump()) == paper
-    with pytest.raises(ValidationError, match="'papre' is unknown; choose one of tiny, small"):
-        options(size="papre")  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="size paper stands for depth 12, but depth is 2"):
+        options(size="paper", depth=2)  # type: ignore[call-arg]
+    for wrong in ("papre", [1]):
+        with pytest.raises(ValidationError, match="is unknown; choose one of tiny, small"):
+            options(size=wrong)  # type: ignore[call-arg]
 
 
 def test_the_paper_s_stages_have_the_paper_s_size() -> None:

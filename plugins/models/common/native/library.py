@@ -8,16 +8,18 @@ import itertools
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernel.c")
-#: Unlike -ffast-math these change nothing outside the kernel (that one, while linking, makes the
-#: whole process flush denormal numbers to zero).
-FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-fassociative-math", "-freciprocal-math", "-shared", "-fPIC")  # fmt: skip
+#: What -ffast-math would add besides changes results, and while linking makes the whole process
+#: flush denormal numbers to zero.
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 #: Tried in this order: threads where the compiler has OpenMP, else one thread.
 OPENMP = (("-fopenmp",), ("-fopenmp-simd",), ())
 #: How compilers are told to use all that this processor has.
@@ -28,27 +30,45 @@ class KernelError(RuntimeError):
     """The kernel cannot be used here; says why."""
 
 
-@cache
 def library() -> ctypes.CDLL:
     """The compiled kernel.
 
     Compiled on the first call on a machine (about two seconds) into ``SEGUE_CACHE``, by default
-    ``~/.cache/segue``. Its OpenMP symbols are those of the process's libgomp, so it shares torch's
-    threads.
+    ``~/.cache/segue``. Where the process has a libgomp, as with PyTorch on Linux, the kernel shares
+    its threads.
 
     Raises:
         KernelError: if there is no C compiler or it cannot compile or load the kernel.
     """
+    found = _found()
+    if isinstance(found, KernelError):
+        raise found
+    return found
+
+
+def available() -> bool:
+    """Whether the kernel can be used; compiles it if that was not done yet."""
+    return not isinstance(_found(), KernelError)
+
+
+@cache
+def _found() -> ctypes.CDLL | KernelError:
+    """The kernel, or why there is none: looked for once in a process."""
+    try:
+        return _loaded()
+    except KernelError as error:
+        return error
+    except (OSError, RuntimeError) as error:
+        return KernelError(f"it cannot be compiled or loaded ({error})")
+
+
+def _loaded() -> ctypes.CDLL:
     if os.environ.get("SEGUE_NATIVE") == "0":
         raise KernelError("SEGUE_NATIVE=0 turns the native kernel off")
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise KernelError("there is no C compiler (cc, gcc or clang)")
-    path = _compiled(compiler)
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelError(f"{path} cannot be loaded ({error})") from error
+    loaded = ctypes.CDLL(str(_compiled(compiler)))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     loaded.scratch_floats.argtypes, loaded.scratch_floats.restype = (pointer,), integer
     loaded.step.argtypes = (pointer, pointer, pointer, pointer, pointer, integer, pointer)
@@ -57,33 +77,25 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def available() -> bool:
-    """Whether the kernel can be used; compiles it if that was not done yet."""
-    try:
-        library()
-    except KernelError:
-        return False
-    return True
-
-
 def _compiled(compiler: str) -> Path:
     """The shared library for this source, compiler and processor."""
     told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     key = [SOURCE.read_text(), told.stdout, *FLAGS, _processor()]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
-    failure = ""
-    for directory in (_cache_directory(), Path(tempfile.gettempdir()) / f"segue-{_user()}"):
+    failures = []
+    for directory in _directories():
         path = directory / f"kernel-{digest}.so"
-        if path.is_file() and _is_ours(path):
-            return path
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not _is_ours(directory):
-                continue
-            return _compile(compiler, path)
+            if not _is_ours(directory, stat.S_ISDIR):
+                failures.append(f"others may write to {directory}")
+            elif path.exists() and _is_ours(path, stat.S_ISREG):
+                return path
+            else:
+                return _compile(compiler, path)
         except OSError as error:
-            failure = str(error)
-    raise KernelError(f"the compiled kernel cannot be written ({failure})")
+            failures.append(str(error))
+    raise KernelError(f"there is no place for the compiled kernel ({'; '.join(failures)})")
 
 
 def _compile(compiler: str, path: Path) -> Path:
@@ -103,26 +115,34 @@ def _compile(compiler: str, path: Path) -> Path:
         Path(name).unlink(missing_ok=True)
 
 
-def _cache_directory() -> Path:
+def _directories() -> Iterator[Path]:
+    """Where the compiled kernel may lie, the best place first."""
     chosen = os.environ.get("SEGUE_CACHE")
     if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"
+        yield Path(chosen)
+    elif os.environ.get("XDG_CACHE_HOME"):
+        yield Path(os.environ["XDG_CACHE_HOME"]) / "segue"
+    else:
+        with suppress(RuntimeError):  # a user without a home
+            yield Path.home() / ".cache" / "segue"
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    yield Path(tempfile.gettempdir()) / f"segue-{user}"
 
 
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "user"
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether only this user can have put something there: it is code that will be run."""
-    return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+def _is_ours(path: Path, of_type: Callable[[int], bool]) -> bool:
+    """Whether nobody but this user can have put it there: it is code that will be run."""
+    if not hasattr(os, "getuid"):
+        return True
+    found = path.lstat()  # not where a link leads
+    private = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return private and of_type(found.st_mode)
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """What the compiler's choice of instructions depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next((line for line in lines if line.startswith("flags")), platform.machine())
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
+    names = ("flags", "Features", "CPU implementer", "CPU part", "model name")
+    return "\n".join(sorted({line for line in lines if line.startswith(names)}))

@@ -6,7 +6,8 @@ Shape legend: B batch, D width, d channels per head, V codebook size.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from segue.plugins.models.common.cache import KeyValueCache
 from segue.plugins.models.common.native.library import library
-from segue.plugins.models.common.quantize import quantize
+from segue.plugins.models.common.quantize import contents, quantize
 from segue.plugins.models.common.transformer import Transformer
 
+#: Whatever PyTorch's defaults are.
+FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 Pointer = ctypes.c_void_p
 Integer = ctypes.c_int64
 
@@ -92,7 +95,8 @@ _PACKED: WeakKeyDictionary[nn.Module, dict[bool, _Kept]] = WeakKeyDictionary()
 
 def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
     """The matrices of one module, packed anew only when a weight changed since."""
-    key = tuple(item for w in weights for item in (w.data_ptr(), version(w), w.shape))
+    require_float32(*weights)
+    key = contents(weights)
     kept = _PACKED.setdefault(module, {})
     if int8 not in kept or kept[int8][0] != key:
         # The sources are kept too: as long as they live, no other tensor has their address.
@@ -100,9 +104,15 @@ def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
     return kept[int8][2]
 
 
-def version(tensor: Tensor) -> int:
-    """Counts in-place changes; tensors made in inference mode, which nobody trains, have none."""
-    return 0 if tensor.is_inference() else tensor._version
+def require_float32(*tensors: Tensor) -> None:
+    """The kernel reads and writes memory as it is.
+
+    Raises:
+        TypeError: if a tensor is of another number format or not on the CPU.
+    """
+    for tensor in tensors:
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise TypeError(f"the kernel was given {tensor.dtype} on {tensor.device}")
 
 
 def matrices_of(transformer: Transformer) -> list[Tensor]:
@@ -145,13 +155,16 @@ class NativeStep:
         self._shape = batch, width
         bias = None
         if transformer.relative is not None:
-            bias = transformer.relative.table().float().contiguous()
+            bias = transformer.relative.table().contiguous()
+            require_float32(bias)
         layers = (Layer * depth)()
         norms = []
         for index, layer in enumerate(transformer.layers):
             stored = cache.layers[index]
             assert stored is not None
+            require_float32(*stored)
             pair = layer.attention_norm.weight, layer.feed_forward_norm.weight
+            require_float32(*pair)
             norms += [norm.detach().contiguous() for norm in pair]
             layers[index] = Layer(
                 norms[-2].data_ptr(), norms[-1].data_ptr(),
@@ -168,12 +181,12 @@ class NativeStep:
             None if key_positions is None else key_positions.data_ptr(), None,
         )  # fmt: skip
         floats = self._library.scratch_floats(ctypes.byref(self._plan))
-        scratch = torch.empty(floats)
+        scratch = torch.empty(floats, **FLOATS)
         self._plan.scratch = scratch.data_ptr()
         # All that the plan points to.
         self._memory = (weights, layers, norms, norm, first, bias, key_positions, scratch)
         self._plan_address = ctypes.addressof(self._plan)
-        self._stream = torch.empty(self._shape)
+        self._stream = torch.empty(self._shape, **FLOATS)
 
     def __call__(
         self,
@@ -187,7 +200,7 @@ class NativeStep:
         All arguments are contiguous and in float32.
         """
         self._stream.copy_(x)
-        output = torch.empty(self._shape)
+        output = torch.empty(self._shape, **FLOATS)
         pointers = [None if t is None else t.data_ptr() for t in (cosine, sine, positions)]
         self._library.step(
             self._plan_address, self._stream.data_ptr(), *pointers,
@@ -214,8 +227,8 @@ def native_linear(
         address, rows = ctypes.addressof(matrix), matrix.rows
 
         def call(x: Tensor, held: Packed = held) -> Tensor:  # holds the memory of the matrix
-            x = x.contiguous()
-            y = torch.empty(x.shape[0], rows)
+            x = x.float().contiguous()
+            y = torch.empty(x.shape[0], rows, **FLOATS)
             kernel.linear(address, x.data_ptr(), y.data_ptr(), x.shape[0], threads)
             return y
 
