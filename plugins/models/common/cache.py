@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from segue.plugins.models.common.memory import PAGE, large_pages
 
 Heads = Float[Tensor, "B H N d"]
 
@@ -78,6 +82,10 @@ class KeyValueCache:
         stored[1][:, :, kept % self.capacity] = values[:, :, kept]
         return keys, values
 
-    def _allocate(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Heads) -> Tensor:
         batch, heads, _, size = like.shape
-        return torch.zeros(batch, heads, self.capacity, size, dtype=like.dtype, device=like.device)
+        shape = (batch, heads, self.capacity, size)
+        count = math.prod(shape) * like.element_size()
+        if like.device.type == "cpu" and count >= PAGE // 2:
+            return large_pages(count).view(like.dtype).view(shape)
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)

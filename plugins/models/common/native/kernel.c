@@ -86,6 +86,7 @@ static inline float exponential(float x) {
 #define LANES 16
 typedef __m512 Floats;
 static inline Floats floats(const float *x) { return _mm512_loadu_ps(x); }
+static inline void store(float *x, Floats y) { _mm512_storeu_ps(x, y); }
 static inline Floats same(float x) { return _mm512_set1_ps(x); }
 static inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
 static inline float total(Floats x) { return _mm512_reduce_add_ps(x); }
@@ -97,6 +98,7 @@ static inline Floats decoded(const int8_t *codes) {
 #define LANES 8
 typedef __m256 Floats;
 static inline Floats floats(const float *x) { return _mm256_loadu_ps(x); }
+static inline void store(float *x, Floats y) { _mm256_storeu_ps(x, y); }
 static inline Floats same(float x) { return _mm256_set1_ps(x); }
 static inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
 static inline float total(Floats x) {
@@ -115,6 +117,7 @@ static inline Floats floats(const float *x) {
     memcpy(&y, x, sizeof y);
     return y;
 }
+static inline void store(float *x, Floats y) { memcpy(x, &y, sizeof y); }
 static inline Floats same(float x) { return (Floats){x, x, x, x}; }
 static inline Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
 static inline float total(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
@@ -198,40 +201,102 @@ static void turn(float *x, const float *cosine, const float *sine, int64_t d) {
     }
 }
 
-/* Softmax attention of one row and head over slots start .. stop - 1 of positions that are known. */
+/* scores[i] = query . keys[i], four keys at a time. */
+static void score_keys(const float *query, const float *keys, int64_t count, int64_t d,
+                       float *scores) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const float *k0 = keys + i * d, *k1 = k0 + d, *k2 = k1 + d, *k3 = k2 + d;
+        Floats s0 = same(0.0f), s1 = s0, s2 = s0, s3 = s0;
+        int64_t c = 0;
+        for (; c + LANES <= d; c += LANES) {
+            Floats q = floats(query + c);
+            s0 = add_product(s0, q, floats(k0 + c));
+            s1 = add_product(s1, q, floats(k1 + c));
+            s2 = add_product(s2, q, floats(k2 + c));
+            s3 = add_product(s3, q, floats(k3 + c));
+        }
+        float t0 = total(s0), t1 = total(s1), t2 = total(s2), t3 = total(s3);
+        for (; c < d; c++) {
+            t0 += query[c] * k0[c], t1 += query[c] * k1[c];
+            t2 += query[c] * k2[c], t3 += query[c] * k3[c];
+        }
+        scores[i] = t0, scores[i + 1] = t1, scores[i + 2] = t2, scores[i + 3] = t3;
+    }
+    for (; i < count; i++) scores[i] = dot(query, keys + i * d, d);
+}
+
+/* output += sum of weights[i] * values[i]: a few channels of all values, then the next ones, so that
+ * the sums stay in registers. */
+static void mix_values(const float *weights, const float *values, int64_t count, int64_t d,
+                       float *output) {
+    int64_t c = 0;
+    for (; c + 4 * LANES <= d; c += 4 * LANES) {
+        float *out = output + c;
+        Floats s0 = floats(out), s1 = floats(out + LANES);
+        Floats s2 = floats(out + 2 * LANES), s3 = floats(out + 3 * LANES);
+        for (int64_t i = 0; i < count; i++) {
+            const float *value = values + i * d + c;
+            Floats weight = same(weights[i]);
+            s0 = add_product(s0, weight, floats(value));
+            s1 = add_product(s1, weight, floats(value + LANES));
+            s2 = add_product(s2, weight, floats(value + 2 * LANES));
+            s3 = add_product(s3, weight, floats(value + 3 * LANES));
+        }
+        store(out, s0), store(out + LANES, s1);
+        store(out + 2 * LANES, s2), store(out + 3 * LANES, s3);
+    }
+    for (; c + LANES <= d; c += LANES) {
+        Floats sum = floats(output + c);
+        for (int64_t i = 0; i < count; i++)
+            sum = add_product(sum, same(weights[i]), floats(values + i * d + c));
+        store(output + c, sum);
+    }
+    for (; c < d; c++)
+        for (int64_t i = 0; i < count; i++) output[c] += weights[i] * values[i * d + c];
+}
+
+/* What T5's bias adds to the score of each key, by its distance. */
+static void add_bias(const Plan *p, int64_t b, int64_t h, int64_t position, int64_t oldest,
+                     int64_t count, float *scores) {
+    const float *places = p->key_positions + b * p->capacity;
+    const float *bias = p->bias + h * (2 * p->reach + 1) + p->reach;
+    for (int64_t i = 0; i < count; i++) {
+        float key = places[(oldest + i) % p->capacity];
+        int64_t distance = (int64_t)rintf(places[position % p->capacity] - key);
+        if (distance > p->reach) distance = p->reach;
+        if (distance < -p->reach) distance = -p->reach;
+        scores[i] += bias[distance];
+    }
+}
+
+/* Softmax attention of one row and head over all positions that it sees, itself included. */
 static void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int64_t position,
-                   float *restrict query, float *restrict scores, float *restrict output) {
+                   float *query, float *scores, float *output) {
     int64_t d = p->width / p->heads, C = p->capacity;
     const float *keys = layer->keys + (b * p->heads + h) * C * d;
     const float *values = layer->values + (b * p->heads + h) * C * d;
     int64_t oldest = position + 1 > C ? position + 1 - C : 0;
     if (p->first[b] > oldest) oldest = p->first[b];
-    int64_t count = position + 1 - oldest;
-    float scale = 1.0f / sqrtf((float)d), largest = -3e38f, total = 0.0f;
-    for (int64_t i = 0, slot = oldest % C; i < count; i++, slot = slot + 1 == C ? 0 : slot + 1) {
-        float score = dot(query, keys + slot * d, d) * scale;
-        if (p->bias) {
-            const float *places = p->key_positions + b * C;
-            int64_t distance = (int64_t)rintf(places[position % C] - places[slot]);
-            if (distance > p->reach) distance = p->reach;
-            if (distance < -p->reach) distance = -p->reach;
-            score += p->bias[h * (2 * p->reach + 1) + p->reach + distance];
-        }
-        scores[i] = score;
-        if (score > largest) largest = score;
-    }
-#pragma omp simd reduction(+ : total)
+    int64_t count = position + 1 - oldest, slot = oldest % C;
+    /* The ring from its oldest slot to its end, and on from its beginning. */
+    int64_t early = count < C - slot ? count : C - slot;
+    float scale = 1.0f / sqrtf((float)d), largest = -3e38f, sum = 0.0f;
+    for (int64_t c = 0; c < d; c++) query[c] *= scale;
+    score_keys(query, keys + slot * d, early, d, scores);
+    score_keys(query, keys, count - early, d, scores + early);
+    if (p->bias) add_bias(p, b, h, position, oldest, count, scores);
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; i++) largest = scores[i] > largest ? scores[i] : largest;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < count; i++) {
         scores[i] = exponential(scores[i] - largest);
-        total += scores[i];
+        sum += scores[i];
     }
     memset(output, 0, sizeof(float) * d);
-    for (int64_t i = 0, slot = oldest % C; i < count; i++, slot = slot + 1 == C ? 0 : slot + 1) {
-        const float *value = values + slot * d;
-        float weight = scores[i] / total;
-#pragma omp simd
-        for (int64_t c = 0; c < d; c++) output[c] += weight * value[c];
-    }
+    mix_values(scores, values + slot * d, early, d, output);
+    mix_values(scores + early, values, count - early, d, output);
+    for (int64_t c = 0; c < d; c++) output[c] /= sum;
 }
 
 /* Keys, values and attention of this thread's share of rows and heads. */

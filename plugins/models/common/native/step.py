@@ -15,12 +15,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from segue.plugins.models.common.cache import KeyValueCache
+from segue.plugins.models.common.memory import large_pages
 from segue.plugins.models.common.native.library import library
 from segue.plugins.models.common.quantize import contents, quantize
 from segue.plugins.models.common.transformer import Transformer
 
 #: Whatever PyTorch's defaults are.
 FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+LINE = 64  # bytes of a cache line
 Pointer = ctypes.c_void_p
 Integer = ctypes.c_int64
 
@@ -70,23 +72,41 @@ class Plan(ctypes.Structure):
 
 
 class Packed:
-    """Matrices in the form that the kernel reads; keeps alive the memory that it points to."""
+    """Copies of matrices in the form that the kernel reads, one behind the other in large pages."""
 
     def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
-        self._memory: list[Tensor] = []
-        self.matrices = [self._matrix(weight.detach(), int8) for weight in weights]
+        parts = [part for weight in weights for part in self._parts(weight.detach(), int8)]
+        self._memory = large_pages(sum(map(_padded, parts)))
+        self._filled = 0
+        pointers = [self._place(part) for part in parts]
+        if int8:
+            pairs = zip(pointers[::2], pointers[1::2], strict=True)
+            triples: list[tuple[int | None, int | None, int | None]]
+            triples = [(None, codes, scales) for codes, scales in pairs]
+        else:
+            triples = [(full, None, None) for full in pointers]
+        self.matrices = [
+            Matrix(*triple, *weight.shape) for triple, weight in zip(triples, weights, strict=True)
+        ]
 
-    def _matrix(self, weight: Tensor, int8: bool) -> Matrix:
-        rows, columns = weight.shape
+    @staticmethod
+    def _parts(weight: Tensor, int8: bool) -> list[Tensor]:
         if not int8:
-            return Matrix(self._pointer(weight.contiguous()), None, None, rows, columns)
+            return [weight.contiguous()]
         codes = quantize(weight)
-        pointers = self._pointer(codes.codes), self._pointer(codes.scales)
-        return Matrix(None, *pointers, rows, columns)
+        return [codes.codes, codes.scales]
 
-    def _pointer(self, tensor: Tensor) -> int:
-        self._memory.append(tensor)
-        return tensor.data_ptr()
+    def _place(self, part: Tensor) -> int:
+        """Copy a tensor behind those that are there; its address."""
+        place = self._memory[self._filled : self._filled + part.nbytes]
+        place.copy_(part.reshape(-1).view(torch.uint8))
+        self._filled += _padded(part)
+        return place.data_ptr()
+
+
+def _padded(part: Tensor) -> int:
+    """Bytes of a tensor, up to the next cache line."""
+    return -(-part.nbytes // LINE) * LINE
 
 
 _Kept = tuple[tuple[object, ...], list[Tensor], Packed]
