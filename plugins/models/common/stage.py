@@ -26,20 +26,20 @@ from segue.plugins.models.common.drawing import Drawer
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; every submodule gets its own mode back."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+def evaluating(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    """Eval mode for the duration; every submodule gets its own mode back.
+
+    Args:
+        parts: ``module.modules()``, where this is done so often that looking them up shows.
+    """
+    training = [part for part in (module.modules() if parts is None else parts) if part.training]
+    if training:
+        module.eval()
     try:
         yield
     finally:
         for part in training:
             part.training = True
-
-
-def without_autocast(component: StageLM) -> torch.autocast:
-    """Number formats of generation are those of ``decode_with``, whatever surrounds it."""
-    return torch.autocast(component.device.type, enabled=False)
 
 
 def trim(tokens: Tokens, lengths: Lengths) -> Tokens:
@@ -102,9 +102,15 @@ class ConditionedStageLM(StageLM):
             return
         prompt, given = trim(prompt, prompt.lengths), self._given(given, lengths)
         pieces = self._continue(given, prompt, num_frames, Drawer(sampling, generators))
+        parts, device = list(self.modules()), self.device.type
         while True:
-            # Left between pieces: whoever consumes them is in neither mode.
-            with evaluating(self), torch.inference_mode(), without_autocast(self):
+            # Left between pieces: whoever consumes them is in none of these modes. Number formats
+            # are those of ``decode_with``, whatever surrounds the call.
+            with (
+                evaluating(self, parts),
+                torch.inference_mode(),
+                torch.autocast(device, enabled=False),
+            ):
                 piece = next(pieces, None)
             if piece is None:
                 return
