@@ -53,12 +53,12 @@ _FAMILIES: dict[str, tuple[type[Options], Callable[..., StageLM]]] = {
 
 
 def build(family: str, stage: str, **options: object) -> StageLM:
-    """An untrained model at ``SIZE``: what its weights are changes no time."""
+    """An untrained model at ``SIZE``, in eval mode: what its weights are changes no time."""
     torch.manual_seed(0)
     if family == "hf_causal":
-        return _llama(stage)
+        return _llama(stage).eval()
     config, model = _FAMILIES[family]
-    return model(config.model_validate(SIZE | options), STAGES[stage])
+    return model(config.model_validate(SIZE | options), STAGES[stage]).eval()
 
 
 def _llama(stage: str) -> StageLM:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from segue.plugins.models.common.memory import PAGE, large_pages
 
 Heads = Float[Tensor, "B H N d"]
 
@@ -84,8 +80,4 @@ class KeyValueCache:
 
     def _allocate(self, like: Heads) -> Tensor:
         batch, heads, _, size = like.shape
-        shape = (batch, heads, self.capacity, size)
-        count = math.prod(shape) * like.element_size()
-        if like.device.type == "cpu" and count >= PAGE // 2:
-            return large_pages(count).view(like.dtype).view(shape)
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+        return torch.zeros(batch, heads, self.capacity, size, dtype=like.dtype, device=like.device)
