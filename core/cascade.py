@@ -128,7 +128,7 @@ class Cascade:
         """
         spec = self._streams[ACOUSTIC]
         step, total = max(1, int(seconds * spec.frame_rate)), 0
-        runs = {id(run): run for run in self._acoustic_runs()}.values()
+        runs = [run for run in self._runs if run.lm.stage.target.stream == ACOUSTIC]
         whole = max(run.num_frames for run in runs)
         while total < whole:
             until = min(whole, total + step)
@@ -143,9 +143,6 @@ class Cascade:
                 return
             yield Tokens.stack(rows)
             total = until
-
-    def _acoustic_runs(self) -> list[StageRun]:
-        return [run for run in self._runs if run.lm.stage.target.stream == ACOUSTIC]
 
     def _advance(self, run: StageRun, frames: int) -> None:
         """Let a stage add ``frames`` frames, and those before it what it needs for that."""
