@@ -178,6 +178,4 @@ class Cascade:
     def _cut(self, stream: str) -> Tokens:
         spec = self._streams[stream]
         known = self._gather(SliceSpec(stream, 0, spec.num_levels, 0, spec.frame_rate))
-        lengths = torch.minimum(known.lengths, self._ends(stream))
-        cut = Tokens(known.ids[:, :, : int(lengths.max())], lengths)
-        return Tokens(cut.ids.masked_fill(~cut.mask[:, None], 0), lengths)
+        return known.cut(self._ends(stream))

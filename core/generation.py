@@ -89,10 +89,7 @@ class StageRun:
     @property
     def result(self) -> Tokens:
         """``known``, each row cut where it ended."""
-        ends = torch.tensor(self.ends, device=self._ids.device)
-        lengths = torch.minimum(self._start + self.done, ends)
-        cut = Tokens(self._ids[:, :, : int(lengths.max())], lengths)
-        return Tokens(cut.ids.masked_fill(~cut.mask[:, None], 0), lengths)
+        return self.known.cut(torch.tensor(self.ends, device=self._ids.device))
 
     @property
     def ended(self) -> list[bool]:

@@ -80,6 +80,13 @@ class Tokens:
         """Levels ``start .. stop - 1`` of every frame."""
         return Tokens(self.ids[:, start:stop], self.lengths)
 
+    def cut(self, lengths: Lengths) -> Tokens:
+        """At most ``lengths`` ``[B]`` frames of each row; padding is 0, as wide as it must be."""
+        kept = torch.minimum(self.lengths, lengths)
+        longest = int(kept.max()) if len(kept) else 0
+        cut = Tokens(self.ids[:, :, :longest], kept)
+        return Tokens(cut.ids.masked_fill(~cut.mask[:, None], 0), kept)
+
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), self.lengths.to(device))
 
@@ -307,7 +314,7 @@ class StageLM(Component):
             ConfigError: if this model or its device cannot do it.
         """
         self.decoding = decoding
-        if decoding.weights in ("bfloat16", "float16"):
+        if decoding.halves:
             for parameter in self.parameters():
                 parameter.data = parameter.data.to(getattr(torch, decoding.weights))
 

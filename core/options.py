@@ -80,3 +80,8 @@ class Decoding(Options):
 
     weights: Literal["stored", "bfloat16", "float16", "int8"] = "stored"
     backend: Literal["auto", "torch", "native", "graph", "compile"] = "auto"
+
+    @property
+    def halves(self) -> bool:
+        """Whether parameters are replaced by ones of half the size."""
+        return self.weights in ("bfloat16", "float16")

@@ -382,7 +382,7 @@ class Pipeline:
         directory = Path(directory)
         _check_replaceable(directory)
         for stage in self.config.stages:
-            if stage.decoding.weights in ("bfloat16", "float16"):
+            if stage.decoding.halves:
                 raise OutputError(
                     f"stages.{stage.name}.decoding.weights",
                     f"is {stage.decoding.weights}: the weights in memory are rounded",

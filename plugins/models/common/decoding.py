@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
+from segue.core.interfaces import Tokens
 from segue.core.options import Decoding
 from segue.plugins.models.common.cache import KeyValueCache
 from segue.plugins.models.common.native.library import KernelError, available, library
@@ -43,6 +44,22 @@ def take(x: Tensor, order: Int64[Tensor, "B N"]) -> Tensor:
     """``x`` ``[B, K, ...]`` at ``order`` ``[B, N]``, row by row."""
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     return x[rows, order]
+
+
+def left_padded(
+    tokens: Tokens, more: int
+) -> tuple[Int64[Tensor, "B Q N"], Int64[Tensor, "B N+more"]]:
+    """The codes of rows that all end in the same column, and the frame that each column holds.
+
+    Args:
+        more: columns after the last one of the codes. Frames are negative at padding, where codes
+            mean nothing.
+    """
+    count = tokens.ids.shape[2]
+    columns = torch.arange(count + more, device=tokens.ids.device)
+    frame = columns - (count - tokens.lengths)[:, None]
+    shifted = take(tokens.ids.transpose(1, 2), frame[:, :count].clamp_min(0)).transpose(1, 2)
+    return shifted, frame
 
 
 #: From this many rows on PyTorch's matrix products are faster than the kernel, which takes rows
@@ -74,9 +91,8 @@ def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) 
         if device == "cuda":
             return "graph"
         return "native" if on_cpu and rows < MANY_ROWS and available() else "torch"
-    halved = decoding.weights in ("bfloat16", "float16")
-    if backend == "native" and (not on_cpu or halved):
-        kind = decoding.weights if halved else like.dtype
+    if backend == "native" and (not on_cpu or decoding.halves):
+        kind = decoding.weights if decoding.halves else like.dtype
         problem = f"native computes in float32 on a CPU, not in {kind} on {like.device}"
         raise ConfigError(f"{place}.backend", problem, "use auto")
     if backend == "native":

@@ -12,14 +12,25 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
 
 from segue.core.interfaces import Lengths, Tokens
 from segue.plugins.models.common.decoding import HeadProducts, take
 from segue.plugins.models.common.drawing import Drawer
 from segue.plugins.models.common.heads import LevelHeads
 from segue.plugins.models.common.stage import Endings, Likelihood, TransformerStageLM
+
+
+def flattened(
+    table: nn.Module, lead: Float[Tensor, " D"], tokens: Tokens
+) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+    """A leading embedding, then one slice, frame by frame and level by level; and what is valid."""
+    batch, levels, _ = tokens.ids.shape
+    x = table(tokens.ids.transpose(1, 2)).flatten(1, 2)
+    x = torch.cat([lead.expand(batch, 1, -1), x], dim=1)
+    valid = tokens.mask.repeat_interleave(levels, dim=1)
+    return x, torch.cat([valid.new_ones(batch, 1), valid], dim=1)
 
 
 class Stepper(Protocol):

@@ -13,6 +13,7 @@ from torch.nn import functional
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Lengths, Tokens
 from segue.core.spec import StageSpec
+from segue.plugins.models.common.decoding import take
 from segue.plugins.models.common.heads import LevelEmbedding
 
 Frames = Float[Tensor, "B N D"]
@@ -105,3 +106,9 @@ class GivenEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return x * mask
+
+    def at(
+        self, given: tuple[Tokens, ...], lengths: Lengths, frame: Int64[Tensor, "B N"]
+    ) -> Frames:
+        """Context of rows of ``lengths`` frames at ``frame``, as ``left_padded`` gives it."""
+        return take(self(given, lengths, frame.shape[1]), frame.clamp_min(0))

@@ -10,6 +10,13 @@ from torch.nn import functional
 from segue.plugins.models.common.transformer import INIT_STD
 
 
+def nats_of(logits: Float[Tensor, "M V"], ids: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """Negative log-likelihood of every id; halves would round it to steps of .03."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return functional.cross_entropy(logits, ids, reduction="none")
+
+
 class LevelEmbedding(nn.Module):
     """One table per level, stored as one.
 
@@ -50,7 +57,5 @@ class LevelHeads(nn.Module):
         batch, frames, levels, width = hidden.shape
         by_level = hidden.permute(2, 0, 1, 3).reshape(levels, batch * frames, width)
         logits = torch.bmm(by_level, self.weight).flatten(0, 1)
-        if logits.dtype != torch.float64:
-            logits = logits.float()  # halves would round a likelihood to steps of .03
-        losses = functional.cross_entropy(logits, ids.transpose(0, 1).flatten(), reduction="none")
+        losses = nats_of(logits, ids.transpose(0, 1).flatten())
         return losses.view(levels, batch, frames).transpose(0, 1)

@@ -42,14 +42,6 @@ def evaluating(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> I
             part.training = True
 
 
-def trim(tokens: Tokens, lengths: Lengths) -> Tokens:
-    """At most ``lengths`` frames of each row; padding is set to 0 and cut to the longest row."""
-    kept = torch.minimum(tokens.lengths, lengths)
-    longest = int(kept.max()) if len(kept) else 0
-    cut = Tokens(tokens.ids[:, :, :longest], kept)
-    return Tokens(cut.ids.masked_fill(~cut.mask[:, None], 0), kept)
-
-
 @dataclass(frozen=True)
 class Likelihood:
     """What a model says of a target.
@@ -75,7 +67,7 @@ class ConditionedStageLM(StageLM):
         """The given frames that pass during ``lengths`` target frames, and no later ones: what
         is scored and learnt from is what generation sees."""
         return tuple(
-            trim(tokens, self.stage.given_frames(index, lengths))
+            tokens.cut(self.stage.given_frames(index, lengths))
             for index, tokens in enumerate(given)
         )
 
@@ -100,7 +92,7 @@ class ConditionedStageLM(StageLM):
         self._check(given, lengths, sampling, len(generators))
         if num_frames <= 0 or len(lengths) == 0:
             return
-        prompt, given = trim(prompt, prompt.lengths), self._given(given, lengths)
+        prompt, given = prompt.cut(prompt.lengths), self._given(given, lengths)
         pieces = self._continue(given, prompt, num_frames, Drawer(sampling, generators))
         parts, device = list(self.modules()), self.device.type
         while True:

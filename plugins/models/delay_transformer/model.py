@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, HeadProducts, take
+from segue.plugins.models.common.decoding import Decoder, HeadProducts, left_padded
 from segue.plugins.models.common.drawing import Drawer
 from segue.plugins.models.common.given import GivenEncoder
 from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
@@ -48,12 +48,8 @@ class DelayTransformer(TransformerStageLM):
         x: Tensor = self.embedding(grid.transpose(1, 2)).sum(dim=2)
         return x if context is None else x + context
 
-    def _by_step(
-        self, context: Float[Tensor, "B N D"] | None, steps: int
-    ) -> Float[Tensor, "B S D"] | None:
+    def _by_step(self, context: Float[Tensor, "B N D"], steps: int) -> Float[Tensor, "B S D"]:
         """The context of each step's frame; zero after the last one."""
-        if context is None:
-            return None
         context = context.repeat_interleave(self.pattern.stride, dim=1)[:, :steps]
         return functional.pad(context, (0, 0, 0, steps - context.shape[1]))
 
@@ -77,8 +73,16 @@ class DelayTransformer(TransformerStageLM):
         """Prompts are padded on the left, so that the first new frame of all rows is the same."""
         stride, known = self.pattern.stride, prompt.ids.shape[2]
         steps, first = self.pattern.num_steps(num_frames), stride * known
-        grid, padding = self._shifted(drawer.rows(prompt), first + steps + 1)
-        context = self._shifted_context(given, prompt, num_frames, first + steps, drawer)
+        rows = drawer.rows(prompt)
+        shifted, frames = left_padded(rows, num_frames)
+        codes = shifted.masked_fill(frames[:, None, :known] < 0, self.outside)
+        grid = self.pattern.inputs(codes, first + steps + 1, self.outside)
+        context = None
+        if self.given_encoder is not None:
+            lengths = rows.lengths + num_frames
+            context = self.given_encoder.at(drawer.given_rows(given), lengths, frames)
+            context = self._by_step(context, first + steps)
+        padding = known - rows.lengths
         own = torch.arange(first + 1, device=grid.device) - stride * padding[:, None]
         x = self._embed(grid[:, :, : first + 1], None if context is None
                         else context[:, : first + 1])  # fmt: skip
@@ -110,25 +114,3 @@ class DelayTransformer(TransformerStageLM):
         """One frame out of the inputs by step."""
         columns = [self.pattern.stride * frame + delay + 1 for delay in self.pattern.delays]
         return grid[:rows, range(len(columns)), columns][:, :, None]
-
-    def _shifted(self, prompt: Tokens, columns: int) -> tuple[Int64[Tensor, "R Q S"], Tensor]:
-        """Inputs by step of prompts padded on the left, and their frames of padding ``[R]``."""
-        known = prompt.ids.shape[2]
-        padding = known - prompt.lengths
-        frame = torch.arange(known, device=padding.device) - padding[:, None]
-        shifted = take(prompt.ids.transpose(1, 2), frame.clamp_min(0)).transpose(1, 2)
-        shifted = shifted.masked_fill(frame[:, None] < 0, self.outside)
-        return self.pattern.inputs(shifted, columns, self.outside), padding
-
-    def _shifted_context(
-        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, steps: int, drawer: Drawer
-    ) -> Float[Tensor, "R S D"] | None:
-        """The context of each step's frame, where rows are padded on the left."""
-        if self.given_encoder is None:
-            return None
-        count = prompt.ids.shape[2] + num_frames
-        lengths = drawer.per_row(prompt.lengths)
-        context = self.given_encoder(drawer.given_rows(given), lengths + num_frames, count)
-        padding = prompt.ids.shape[2] - lengths
-        frame = torch.arange(count, device=lengths.device) - padding[:, None]
-        return self._by_step(take(context, frame.clamp_min(0)), steps)

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import Lengths, Tokens
+from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, HeadProducts, take
+from segue.plugins.models.common.decoding import Decoder, HeadProducts, left_padded
 from segue.plugins.models.common.drawing import Drawer
 from segue.plugins.models.common.given import GivenEncoder
 from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
@@ -103,10 +103,11 @@ class DepthTransformer(TransformerStageLM):
         """A decoder that predicts the first new frame, and the context of all frames; prompts are
         padded on the left."""
         rows, known = drawer.rows(prompt), prompt.ids.shape[2]
-        padding = known - rows.lengths
-        frame = torch.arange(known + num_frames, device=padding.device) - padding[:, None]
-        context = self._context(given, rows.lengths + num_frames, frame, drawer)
-        shifted = take(rows.ids.transpose(1, 2), frame[:, :known].clamp_min(0)).transpose(1, 2)
+        shifted, frame = left_padded(rows, num_frames)
+        context = None
+        if self.given_encoder is not None:
+            lengths = rows.lengths + num_frames
+            context = self.given_encoder.at(drawer.given_rows(given), lengths, frame)
         x = self._inputs(shifted, None)
         # The start stands before the first frame of each row, wherever its padding ends.
         first = frame[:, : known + 1] == 0
@@ -118,18 +119,6 @@ class DepthTransformer(TransformerStageLM):
             self.transformer, x, positions, positions >= 0, num_frames - 1, self.decoding
         )
         return decoder, context
-
-    def _context(
-        self,
-        given: tuple[Tokens, ...],
-        lengths: Lengths,
-        frame: Int64[Tensor, "R N"],
-        drawer: Drawer,
-    ) -> Float[Tensor, "R N D"] | None:
-        if self.given_encoder is None:
-            return None
-        encoded = self.given_encoder(drawer.given_rows(given), lengths, frame.shape[1])
-        return take(encoded, frame.clamp_min(0))
 
     def _level_decoder(self, like: Float[Tensor, "R D"]) -> Decoder:
         """Steps over the levels of a frame; rewound for each."""

@@ -17,7 +17,7 @@ from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
 from segue.plugins.models.common.decoding import Decoder, pack, take
 from segue.plugins.models.common.drawing import Drawer
-from segue.plugins.models.common.flattened import FlattenedStageLM, Stepper
+from segue.plugins.models.common.flattened import FlattenedStageLM, Stepper, flattened
 from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
 from segue.plugins.models.common.stage import Likelihood
 from segue.plugins.models.common.transformer import INIT_STD, Transformer
@@ -78,13 +78,9 @@ class FlatTransformer(FlattenedStageLM):
             first: position of the leading embedding; the first token is at 0 or, in the target,
                 one step after it.
         """
-        batch, levels, _ = tokens.ids.shape
-        x = embedding(tokens.ids.transpose(1, 2)).flatten(1, 2)
-        x = torch.cat([lead.expand(batch, 1, -1), x], dim=1)
-        valid = tokens.mask.repeat_interleave(levels, dim=1)
-        valid = torch.cat([valid.new_ones(batch, 1), valid], dim=1)
+        x, valid = flattened(embedding, lead, tokens)
         positions = first + step * torch.arange(x.shape[1], device=x.device)
-        return Sequences(x, positions.expand(batch, -1), valid)
+        return Sequences(x, positions.expand(len(x), -1), valid)
 
     def _sequences(self, given: tuple[Tokens, ...], target: Tokens) -> Sequences:
         """Given slices and target, not yet packed. A position of 1 is one target token."""

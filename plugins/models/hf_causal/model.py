@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import StageLM, Tokens
+from segue.core.interfaces import Tokens
 from segue.core.options import Decoding
 from segue.core.spec import StageSpec
 from segue.plugins.models.common.drawing import Drawer
@@ -47,7 +47,7 @@ class HfCausalLM(FlattenedStageLM):
         if decoding.weights == "int8":
             problem = "is int8, which layers of transformers have no kernel for"
             raise ConfigError(f"{place}.weights", problem, "use stored, bfloat16 or float16")
-        StageLM.decode_with(self, decoding)
+        super().decode_with(decoding)
 
     def _check_length(self, positions: int) -> None:
         limit = self.backbone.limit

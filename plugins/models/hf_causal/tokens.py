@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
 from segue.plugins.models.common.decoding import pack, take
+from segue.plugins.models.common.flattened import flattened
 from segue.plugins.models.common.heads import LevelEmbedding
 from segue.plugins.models.common.transformer import INIT_STD
 
@@ -53,7 +54,7 @@ class AudioTokens(nn.Module):
         """
         leads, tables = (*self.separators, self.start), (*self.given, self.target)
         parts = [
-            _part(table, lead, tokens)
+            flattened(table, lead, tokens)
             for table, lead, tokens in zip(tables, leads, (*given, target), strict=True)
         ]
         x, valid = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
@@ -67,14 +68,3 @@ class AudioTokens(nn.Module):
     def step(self, ids: Int64[Tensor, " B"], level: int) -> Float[Tensor, "B D"]:
         """Embeddings of one target token per row; level -1 is the last one."""
         return self.target.level(ids, level)
-
-
-def _part(
-    table: nn.Module, lead: Float[Tensor, " D"], tokens: Tokens
-) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
-    """A leading embedding, then one slice flattened."""
-    batch, levels, _ = tokens.ids.shape
-    x = table(tokens.ids.transpose(1, 2)).flatten(1, 2)
-    valid = tokens.mask.repeat_interleave(levels, dim=1)
-    x = torch.cat([lead.expand(batch, 1, -1), x], dim=1)
-    return x, torch.cat([valid.new_ones(batch, 1), valid], dim=1)

@@ -27,8 +27,8 @@ from segue.core.spec import StageSpec
 from segue.plugins.models.common.decoding import take
 from segue.plugins.models.common.drawing import Drawer
 from segue.plugins.models.common.given import GivenEncoder
-from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
-from segue.plugins.models.common.stage import ConditionedStageLM, evaluating, trim
+from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads, nats_of
+from segue.plugins.models.common.stage import ConditionedStageLM, evaluating
 from segue.plugins.models.common.transformer import Sight, Transformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.conformer import Conformer
@@ -58,10 +58,7 @@ def nats(
     hidden: Float[Tensor, "M D"], head: Float[Tensor, "D V"], ids: Int64[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
     """Negative log-likelihood of every id."""
-    logits = hidden @ head
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    return functional.cross_entropy(logits, ids, reduction="none")
+    return nats_of(hidden @ head, ids)
 
 
 class MaskedTransformer(ConditionedStageLM):
@@ -114,7 +111,7 @@ class MaskedTransformer(ConditionedStageLM):
         In eval mode a row's own codes seed what is masked of it, so that a validation set is
         always masked in the same way. A level that no row learns is reported as ``total``.
         """
-        target = trim(batch.target, batch.target.lengths)
+        target = batch.target.cut(batch.target.lengths)
         width = target.ids.shape[2]
         if width == 0:
             nothing = self.heads.weight.sum() * 0
@@ -151,7 +148,7 @@ class MaskedTransformer(ConditionedStageLM):
         one pass per level, whose probabilities of all targets sum to 1; further passes draw from
         better informed distributions that have no closed form.
         """
-        target = trim(batch.target, batch.target.lengths)
+        target = batch.target.cut(batch.target.lengths)
         scores = self.heads.weight.new_zeros(batch.target.ids.shape)
         width = target.ids.shape[2]
         if width == 0:
