@@ -19,6 +19,7 @@ from segue.core.manager import PluginHost
 from segue.core.options import FINGERPRINT_DIGITS, Options, TokenizerOptions, options_digest
 from segue.core.records import Kind
 from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec, StageSpec, StreamSlice, TokenSpec
+from segue.core.validation import below
 
 TOKENIZER_OF = {SEMANTIC: "semantic_tokenizer", ACOUSTIC: "codec"}
 
@@ -54,7 +55,7 @@ def plan(config: PipelineConfig, host: PluginHost) -> AssemblyPlan:
         CheckpointError: if a checkpoint's description cannot be read.
         ConfigError, PluginError: if a part cannot be described at all.
     """
-    parts = {part: _plan_part(part, ref, host) for part, ref in config.parts.items()}
+    parts = {part: plan_part(part, ref, host) for part, ref in config.parts.items()}
     streams = {
         stream: _token_spec(parts[part]) for stream, part in TOKENIZER_OF.items() if part in parts
     }
@@ -68,7 +69,14 @@ def plan(config: PipelineConfig, host: PluginHost) -> AssemblyPlan:
     return AssemblyPlan(config, parts, streams, stages)
 
 
-def _plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
+def plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
+    """What one part is built from; it is held against nothing but its own checkpoint.
+
+    Raises:
+        AssemblyError: if its checkpoint is of another plugin or of other options.
+        CheckpointError: if its checkpoint's description cannot be read.
+        ConfigError, PluginError: if the plugin or its options cannot be had.
+    """
     kind = kind_of(part)
     place = f"{part}.lm" if kind == "stage_lm" else part
     if ref.checkpoint is None:
@@ -85,20 +93,29 @@ def _plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
     options = host.options(kind, ref.use, manifest.options, f"{directory}/component.json")
     if ref.options:  # what must be given was given when the checkpoint was trained
         asked = host.options(kind, ref.use, ref.options, f"{place}.options")
-        _check_options(place, asked, options, directory)
+        options = _merged(place, asked, options, directory)
     return PartPlan(part, kind, ref.use, options, directory, manifest)
 
 
-def _check_options(place: str, asked: Options, trained: Options, directory: Path) -> None:
-    """What the config says explicitly must be what the checkpoint was trained with."""
+def _merged(place: str, asked: Options, trained: Options, directory: Path) -> Options:
+    """The checkpoint's options, with those that the config says explicitly.
+
+    They must be what the checkpoint was trained with, apart from a tokenizer's that say how it is
+    trained further, and nothing of what its tokens mean.
+    """
+    changes = {}
     for key in sorted(asked.model_fields_set):
         wanted, had = getattr(asked, key), getattr(trained, key)
-        if wanted != had:
+        if wanted == had:
+            continue
+        if not isinstance(trained, TokenizerOptions) or key in trained.identity():
             raise AssemblyError(
                 f"{place}.options.{key}",
                 f"is {wanted!r}, but the checkpoint {directory} was trained with {had!r}",
                 f"drop the option, or train anew: --set {place}.checkpoint=null",
             )
+        changes[key] = wanted
+    return trained.model_copy(update=changes)
 
 
 def _token_spec(part: PartPlan) -> TokenSpec:
@@ -109,12 +126,14 @@ def _token_spec(part: PartPlan) -> TokenSpec:
             f"{part.use} has options without a spec()",
             "let its options model extend segue.core.options.TokenizerOptions",
         )
-    spec = part.options.spec()
     recorded = part.manifest.token_spec if part.manifest is not None else None
-    if recorded is None:
-        # Right for a weight-free tokenizer; matches no trained stage if weights are still to come.
-        digest = options_digest(part.use, part.options).hexdigest()
-        return spec.with_fingerprint(digest[:FINGERPRINT_DIGITS])
+    with below(f"{part.part}.options"):
+        spec = part.options.spec()
+        if recorded is None:
+            # Right for a tokenizer that learns nothing; matches no trained stage if weights are
+            # still to come.
+            digest = options_digest(part.use, part.options).hexdigest()
+            return spec.with_fingerprint(digest[:FINGERPRINT_DIGITS])
     if recorded.with_fingerprint("") != spec.with_fingerprint(""):
         raise AssemblyError(
             f"{part.part}.checkpoint",

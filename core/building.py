@@ -41,12 +41,19 @@ def build_part(
     """Build one component and load its weights.
 
     Raises:
-        AssemblyError: if it must be trained, has no checkpoint and ``allow_untrained`` is False.
+        AssemblyError: if it must be trained or fitted, its checkpoint is of none that was, and
+            ``allow_untrained`` is False.
     """
     component = host.create(part.kind, part.use, part.options, *arguments, place=part.part)
     assert isinstance(component, Component)
     if part.checkpoint is not None:
         load_state(component, part.checkpoint, part.use)
+        if not (component.is_fitted or allow_untrained):
+            raise AssemblyError(
+                part.part,
+                f"{part.checkpoint} was trained but not fitted",
+                f"run `segue train {part.part}` to its end: fitting comes last",
+            )
     elif component.needs != "none" and not allow_untrained:
         raise AssemblyError(
             part.part,

@@ -138,6 +138,27 @@ class StageLoss:
     per_level: Float[Tensor, "Q"]
 
 
+class Adversary(nn.Module, ABC):
+    """What a codec learns to deceive (Goodfellow et al., arXiv 1406.2661): its discriminators.
+
+    It lives while the codec is trained and is no part of the codec.
+    """
+
+    @abstractmethod
+    def forward(self, real: Wave, made: Wave) -> Mapping[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            real: ``[B, T]`` recordings.
+            made: ``[B, T]`` what the codec made of them, with gradients.
+
+        Returns:
+            ``adversary_loss``, which the adversary minimises, and terms of the codec's loss, such
+            as ``adversarial`` and ``feature_matching``; further figures are for the log. Each
+            loss's gradient is taken for those who minimise it only.
+        """
+
+
 class Component(nn.Module, ABC):
     """Anything a config can name: built from its options, saved as a state dict.
 
@@ -145,7 +166,8 @@ class Component(nn.Module, ABC):
     of it.
     """
 
-    #: What the component needs before it can be used: "none", "training" or "fitting".
+    #: What the component needs before it can be used: "none", "training" (by gradient), "fitting"
+    #: (one pass over the data) or "training and fitting", in that order.
     needs: str = "training"
 
     def __init__(self, config: Options) -> None:
@@ -162,14 +184,37 @@ class Component(nn.Module, ABC):
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         """Named scalar losses of one batch; the one named ``loss`` is minimised.
 
-        Only for components that say ``needs = "training"``.
+        Only for components that need training. One that needs fitting as well forgets here, in
+        train mode, what it was fitted to.
         """
         raise NotImplementedError(f"{type(self).__name__} is not trained by gradient")
 
+    def adversary(self) -> Adversary | None:
+        """A new adversary to be trained against, with random weights; None if there is none."""
+        return None
+
+    def adversarial_step(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary
+    ) -> Mapping[str, Tensor]:
+        """Like ``training_step``, against an adversary, whose ``adversary_loss`` is among them."""
+        raise NotImplementedError(f"{type(self).__name__} has no adversary")
+
+    def trouble(self, figures: Mapping[str, float]) -> str | None:
+        """What is wrong with a training whose figures, averaged over recent steps, are these.
+
+        The trainer asks now and then, and goes back to an earlier checkpoint if something is.
+        """
+        return None
+
     def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
         """Learn from one pass over ``batches`` without gradients (k-means); returns figures for
-        the log. Only for components that say ``needs = "fitting"``."""
+        the log. Only for components that need fitting."""
         raise NotImplementedError(f"{type(self).__name__} is not fitted")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether ``fit`` was called, or weights were loaded of a component whose was."""
+        return True
 
 
 class Tokenizer(Component):
@@ -219,6 +264,17 @@ class Tokenizer(Component):
             equal to what each row alone would give.
         """
 
+    def vectors(self, ids: Ids) -> Float[Tensor, "B N D"] | None:
+        """What the codes of each frame stand for, such as centroids or the sum of residual codes.
+
+        Args:
+            ids: ``[B, q, N]`` with ``1 <= q <= spec.num_levels``: the first q levels.
+
+        Returns:
+            Points whose distances mean something; None if the tokenizer has none to show.
+        """
+        return None
+
 
 class SemanticTokenizer(Tokenizer):
     """Audio to one token per frame that captures content rather than sound.
@@ -231,8 +287,13 @@ class AcousticCodec(Tokenizer):
     """Audio to Q residual levels of tokens per frame, and back."""
 
     #: Frames to the left and right of a frame that its decoded samples depend on; None when
-    #: ``decode`` looks at the whole sequence, in which case the codec cannot stream.
+    #: ``decode`` looks at the whole sequence, or when nothing is said about it.
     decode_context: tuple[int, int] | None = None
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether there is a ``streaming_decoder``: by default if ``decode_context`` is known."""
+        return self.decode_context is not None
 
     @abstractmethod
     def decode(self, codes: Ids, lengths: Lengths) -> Wave:
@@ -248,17 +309,50 @@ class AcousticCodec(Tokenizer):
         """
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """A decoder that takes codes chunk by chunk; all chunks together equal ``decode``."""
+        """A decoder that takes codes chunk by chunk; all chunks together equal ``decode``.
+
+        A codec whose decoder carries a state of its own overrides this and ``can_stream``.
+        """
         if self.decode_context is None:
             raise NotImplementedError(f"{type(self).__name__} cannot stream")
-        return StreamingDecoder(self, *self.decode_context)
+        return WindowedDecoder(self, *self.decode_context)
+
+    def streaming_encoder(self) -> StreamingEncoder | None:
+        """An encoder that takes audio chunk by chunk; all chunks together equal ``encode``. None
+        if the codec has none."""
+        return None
 
 
-class StreamingDecoder:
+class StreamingDecoder(ABC):
+    """Codes in, audio out, chunk by chunk. Each instance holds the state of one stream."""
+
+    @abstractmethod
+    def push(self, codes: Ids) -> Wave:
+        """Take ``[B, q, n]`` further frames; return the samples that became certain ``[B, t]``."""
+
+    @abstractmethod
+    def finish(self) -> Wave:
+        """The samples still withheld; the stream is over and the decoder is as it was when new."""
+
+
+class StreamingEncoder(ABC):
+    """Audio in, codes out, chunk by chunk. Each instance holds the state of one stream."""
+
+    @abstractmethod
+    def push(self, wave: Wave) -> Ids:
+        """Take ``[B, t]`` further samples; return the frames that became certain ``[B, Q, n]``."""
+
+    @abstractmethod
+    def finish(self) -> Ids:
+        """The frames still withheld, the last, partial one included; the stream is over and the
+        encoder is as it was when new."""
+
+
+class WindowedDecoder(StreamingDecoder):
     """Chunked decoding for any codec whose decoder has a finite receptive field.
 
     Samples of a frame are emitted once ``right`` further frames are known; ``left`` frames are
-    kept as context. Each instance holds the state of one stream.
+    kept as context and decoded again.
     """
 
     def __init__(self, codec: AcousticCodec, left: int, right: int) -> None:
@@ -268,12 +362,10 @@ class StreamingDecoder:
         self._emitted = 0  # frames of self._codes whose samples were returned
 
     def push(self, codes: Ids) -> Wave:
-        """Take ``[B, q, n]`` further frames; return the samples that became certain ``[B, t]``."""
         known = codes if self._codes is None else torch.cat([self._codes, codes], dim=2)
         return self._advance(known, known.shape[2] - self._right)
 
     def finish(self) -> Wave:
-        """The samples still withheld; the stream is over and the decoder is reset."""
         if self._codes is None:
             return torch.zeros(0, 0)
         rest = self._advance(self._codes, self._codes.shape[2])
@@ -399,13 +491,19 @@ class Metric(ABC):
     Attributes:
         unit: shown beside the figure.
         higher_is_better: which way is up.
+        costly: takes seconds a pair, so it is left out unless it is named.
     """
 
     unit: str = ""
     higher_is_better: bool = True
+    costly: bool = False
 
     @abstractmethod
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
-        """The figure for one pair of equal length and rate."""
+        """The figure for one pair of equal length and rate.
+
+        NaN where the reference leaves nothing to measure (no speech, too short). What the audio
+        lacks is no reason for NaN: silence in place of speech has the lowest figure.
+        """

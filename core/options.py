@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
@@ -25,12 +25,6 @@ class Options(BaseModel):
 FINGERPRINT_DIGITS = 16
 
 
-def options_digest(name: str, options: Options) -> hashlib._Hash:
-    """The part of a tokenizer's fingerprint that its registered name and options determine."""
-    text = json.dumps([name, options.model_dump(mode="json")], sort_keys=True)
-    return hashlib.sha256(text.encode())
-
-
 class TokenizerOptions(Options, ABC):
     """Options of a semantic tokenizer or an acoustic codec.
 
@@ -41,6 +35,20 @@ class TokenizerOptions(Options, ABC):
     @abstractmethod
     def spec(self) -> TokenSpec:
         """The emitted tokens' spec, without a fingerprint."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of the options determines what a token means, as JSON holds it.
+
+        By default all of them. Options that name a place where weights are read leave the place
+        out and put in a hash of what lies there.
+        """
+        return self.model_dump(mode="json")
+
+
+def options_digest(name: str, options: TokenizerOptions) -> hashlib._Hash:
+    """The part of a tokenizer's fingerprint that its registered name and options determine."""
+    text = json.dumps([name, options.identity()], sort_keys=True)
+    return hashlib.sha256(text.encode())
 
 
 class Sampling(Options):

@@ -268,7 +268,7 @@ class Pipeline:
             AudioError: if the prompt cannot be used.
             GenerationError: if a value is out of range or the codec cannot stream.
         """
-        if self.codec.decode_context is None:
+        if not self.codec.can_stream:
             codec = self.config.codec.use
             raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
         audios = (

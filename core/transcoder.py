@@ -84,12 +84,7 @@ class Transcoder:
 
     def gains(self, audios: Sequence[Audio]) -> Float[Tensor, "B"]:
         """What brings each prompt to the level of the training data."""
-        level = self.limits.level
-        if level is None:
-            return torch.ones(len(audios))
-        rms = torch.stack([audio.wave.square().mean().sqrt() for audio in audios])
-        gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
-        return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
+        return gains_to(self.limits.level, [audio.wave for audio in audios])
 
     def no_prompt(self, batch: int) -> dict[str, Tokens]:
         """Every stream without a frame."""
@@ -124,7 +119,7 @@ class Transcoder:
     @torch.inference_mode()
     def decode(self, codes: Tokens) -> Tensor:
         piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
-        if self.codec.decode_context is None or codes.ids.shape[2] <= piece:
+        if not self.codec.can_stream or codes.ids.shape[2] <= piece:
             return self.codec.decode(codes.ids, codes.lengths).float().cpu()
         rows = []
         for row in codes.rows():  # one by one: a stream's pieces end where the row ends
@@ -132,6 +127,15 @@ class Transcoder:
             parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
             rows.append(torch.cat([*parts, decoder.finish()], dim=1)[0].float().cpu())
         return pad_waves(rows).wave
+
+
+def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:
+    """What brings each wave to an RMS of ``level``; 1 for silence, or if there is no level."""
+    if level is None:
+        return torch.ones(len(waves))
+    rms = torch.stack([wave.square().mean().sqrt() for wave in waves])
+    gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
+    return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
 
 
 def _pair(prompt: object, place: str) -> Audio:

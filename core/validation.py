@@ -76,6 +76,15 @@ def validate(model: type[T], values: object, place: str) -> T:
 
 
 @contextmanager
+def below(place: str) -> Iterator[None]:
+    """Put the place of a ``SegueError`` of the block below ``place``."""
+    try:
+        yield
+    except SegueError as error:
+        raise type(error)(join(place, error.place), error.problem, error.fix) from error
+
+
+@contextmanager
 def refusal() -> Iterator[None]:
     """Inside a pydantic validator: report a ``SegueError`` under the path of the value.
 

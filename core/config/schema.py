@@ -25,6 +25,10 @@ class TrainingConfig(Options):
         weight_decay: decoupled (AdamW, arXiv 1711.05101); biases and norms are exempt.
         betas: AdamW's moment decays.
         gradient_clip: largest global gradient norm.
+        adversary_from: step from which a part that has an adversary is trained against it.
+        adversary_learning_rate: the adversary's peak; its schedule has the same shape.
+        rollbacks: how often training goes back to an earlier checkpoint, with other crops, when
+            losses are not finite or the part reports trouble; after that it stops.
         seed: of initial weights, crops and dropout.
         save_every: steps between checkpoints.
         validate_every: steps between validations.
@@ -39,6 +43,9 @@ class TrainingConfig(Options):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     gradient_clip: float = Field(default=1.0, gt=0)
+    adversary_from: int = Field(default=0, ge=0)
+    adversary_learning_rate: float = Field(default=3e-4, gt=0, le=1)
+    rollbacks: int = Field(default=2, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     save_every: int = Field(default=500, ge=1)
     validate_every: int = Field(default=500, ge=1)

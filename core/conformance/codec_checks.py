@@ -12,11 +12,12 @@ from segue.core.conformance.compare import (
     any_device,
     require_close,
     require_finite,
+    require_same_tokens,
     unchanged,
 )
 from segue.core.conformance.subject import Subject
 from segue.core.conformance.tokenizer_checks import audio_for, encode, tokenizer_of
-from segue.core.interfaces import AcousticCodec, Tokens
+from segue.core.interfaces import AcousticCodec, Tokens, WaveBatch
 from segue.core.spec import TokenSpec
 
 _FRAMES = (23, 9, 4, 1)
@@ -92,23 +93,49 @@ def check_every_code_decodes(subject: Subject) -> None:
 def check_streamed_equals_offline(subject: Subject) -> None:
     """Codes pushed in chunks of any size decode to the samples that ``decode`` gives at once."""
     codec = codec_of(subject)
-    if codec.decode_context is None:
-        raise NotApplicable("it declares no decode_context, so it cannot stream")
-    spec, chunks = codec.spec, random.Random(0)
+    if not codec.can_stream:
+        raise NotApplicable("it says that it cannot stream: it declares no decode_context")
+    spec = codec.spec
     codes = torch.randint(spec.codebook_size, (2, spec.num_levels, 60))
     offline = decode(codec, Tokens.full(codes))
     decoder = codec.streaming_decoder()
     for longest in (1, 5, 40):  # the decoder is reset by finish() and used again
-        at, pieces = 0, []
         with torch.no_grad():
-            while at < codes.shape[2]:
-                size = chunks.randint(1, longest)
-                pieces.append(decoder.push(codes[:, :, at : at + size]))
-                at += size
+            pieces = [decoder.push(part) for part in _chunks(codes, longest)]
             pieces.append(decoder.finish())
         streamed = torch.cat(pieces, dim=1)
         what = f"streamed in chunks of up to {longest} frames"
         require_close(streamed, offline, what, subject.atol)
+
+
+def check_streamed_encoding_equals_offline(subject: Subject) -> None:
+    """Audio pushed in chunks of any size has the codes that ``encode`` gives at once."""
+    codec = codec_of(subject)
+    encoder = codec.streaming_encoder()
+    if encoder is None:
+        raise NotApplicable("it has no streaming_encoder")
+    size = codec.spec.frame_size
+    audio = audio_for(codec.spec).wave
+    # Another end and another number of rows each time: finish() must leave no state behind.
+    for longest, rows in ((size // 2, 2), (3 * size, 1), (audio.shape[1], 2)):
+        wave = audio[:rows, : audio.shape[1] - rows * size // 3]
+        lengths = torch.full((rows,), wave.shape[1])
+        offline = encode(codec, WaveBatch(wave, lengths))
+        with torch.no_grad():
+            pieces = [encoder.push(part) for part in _chunks(wave, max(1, longest))]
+            pieces.append(encoder.finish())
+        what = f"encoded in chunks of up to {longest} samples"
+        streamed = Tokens.full(torch.cat(pieces, dim=2))
+        require_same_tokens(streamed, offline, what, subject.mismatches)
+
+
+def _chunks(stream: Tensor, longest: int) -> list[Tensor]:
+    """The stream cut along its last axis into pieces of random size, the same each time."""
+    drawn, sizes, left = random.Random(0), [], stream.shape[-1]
+    while left:
+        sizes.append(min(left, drawn.randint(1, longest)))
+        left -= sizes[-1]
+    return list(stream.split(sizes, dim=-1))
 
 
 def check_round_trip_is_finite(subject: Subject) -> None:
@@ -141,6 +168,7 @@ CHECKS = (
     check_decoded_audio_ends_in_zeros,
     check_every_code_decodes,
     check_streamed_equals_offline,
+    check_streamed_encoding_equals_offline,
     check_round_trip_is_finite,
     check_decoding_respects_the_device,
 )

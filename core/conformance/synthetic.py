@@ -63,7 +63,7 @@ def ragged_audio(lengths: Sequence[int], sample_rate: int, seed: int = 0) -> Wav
 
 
 def fit_on_synthetic(tokenizer: Tokenizer) -> Mapping[str, float]:
-    """Fit a tokenizer that says ``needs = "fitting"``, on at least four frames per code."""
+    """Fit a tokenizer that needs fitting, on at least four frames per code."""
     spec = tokenizer.spec
     seconds = min(600.0, max(32.0, 4 * spec.codebook_size / float(spec.frame_rate)))
     return tokenizer.fit(_batches(seconds, spec.sample_rate))

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segue.core.checkpoint import load_state, save_component, save_tensors
-from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import TrainingConfig
-from segue.core.errors import CheckpointError, TrainingError
-from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import Component, StageBatch, StageLM, WaveBatch
+from segue.core.errors import TrainingError
+from segue.core.interfaces import Component, StageBatch, WaveBatch
 from segue.core.records import Kind
+from segue.core.training.checkpoints import (
+    Learner,
+    newest_checkpoint,
+    resume,
+    save_checkpoint,
+    step_back,
+)
+from segue.core.training.guard import Guard, note_rollback, rollbacks
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
@@ -32,10 +34,8 @@ Batch = WaveBatch | StageBatch
 Batches = Callable[[int], Batch]
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
-STATE, STATE_JSON, LOG = "trainer.safetensors", "trainer.json", "log.jsonl"
-KEEP_LAST = 2
+LOG = "log.jsonl"
 LOG_EVERY = 10
-MAX_SKIPPED_STEPS = 10
 
 
 @dataclass
@@ -58,39 +58,70 @@ class TrainingRun:
 def train(run: TrainingRun) -> Path:
     """Train until ``run.config.steps``, resuming from the newest checkpoint if there is one.
 
-    Batches, dropout and codebook noise of a step depend on the seed and the step alone, so a run
-    that was killed and resumed repeats what it would have done.
+    Batches, dropout and codebook noise of a step depend on the seed, the step and the number of
+    rollbacks alone, so a run that was killed and resumed repeats what it would have done.
 
     Returns:
         The directory of the last checkpoint.
 
     Raises:
-        TrainingError: if the loss stays non-finite.
+        TrainingError: if the loss stays non-finite, or the component reports trouble, in spite of
+            ``run.config.rollbacks``.
         CheckpointError: if the newest checkpoint was written with other options.
     """
-    optimizer = make_optimizer(run.component, run.config)
-    step = _resume(run, optimizer)
+    learner = make_learner(run)
+    step = resume(run, learner)
+    guard = Guard(run.component)
+    attempt = len(rollbacks(run.directory))
     run.component.train()
-    skipped = 0
     while step < run.config.steps:
         started = time.perf_counter()
-        losses = _step(run, optimizer, step)
-        skipped = 0 if math.isfinite(losses["loss"]) else skipped + 1
-        if skipped > MAX_SKIPPED_STEPS:
-            raise TrainingError(
-                run.part,
-                f"the loss was not finite in {skipped} steps up to step {step}",
-                f"lower training.learning_rate (now {run.config.learning_rate:g})",
-            )
+        losses = _step(run, learner, step, attempt)
         step += 1
+        trouble = guard.watch(step, losses)
+        if trouble is not None:
+            step = _roll_back(run, learner, step, trouble)
+            guard.reset()
+            attempt += 1
+            continue
         losses["seconds"] = time.perf_counter() - started
-        _after_step(run, optimizer, step, losses)
-    return newest_checkpoint(run.directory) or run.directory
+        _after_step(run, learner, step, losses)
+    return newest_checkpoint(run.directory, fitted=False) or run.directory
 
 
-def make_optimizer(component: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> int:
+    """Go back to an earlier checkpoint, if there is one and it was not tried too often.
+
+    Returns:
+        The step to go on from.
+    """
+    tried = len(rollbacks(run.directory))
+    if tried >= run.config.rollbacks or newest_checkpoint(run.directory, fitted=False) is None:
+        again = f", after {tried} rollbacks" if tried else ""
+        raise TrainingError(
+            run.part,
+            f"{trouble}{again}",
+            f"lower training.learning_rate (now {run.config.learning_rate:g})",
+        )
+    back_to = step_back(run, learner)
+    note_rollback(run.directory, step, trouble, back_to)
+    return back_to
+
+
+def make_learner(run: TrainingRun) -> Learner:
+    """A fresh optimizer, and the component's adversary with one of its own."""
+    optimizer = make_optimizer(run.component, run.config)
+    torch.manual_seed(run.config.seed)
+    adversary = run.component.adversary()
+    if adversary is None:
+        return Learner(optimizer)
+    adversary = adversary.to(run.component.device).train()
+    return Learner(optimizer, adversary, make_optimizer(adversary, run.config))
+
+
+def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW; vectors (biases, norms) are not decayed."""
-    trainable = [p for p in component.parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
@@ -106,22 +137,73 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _step(run: TrainingRun, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-    """One optimisation step; a non-finite loss or gradient changes nothing but is reported."""
-    _seed(run.config.seed, step)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(run.config, step)
-    losses = run.component.training_step(_to(run.train_batches(step), run.component.device))
-    optimizer.zero_grad(set_to_none=True)
+def _step(run: TrainingRun, learner: Learner, step: int, attempt: int) -> dict[str, float]:
+    """One optimisation step; a non-finite loss or gradient changes nothing but is reported.
+
+    Args:
+        attempt: rollbacks so far; each draws other crops and noise.
+    """
+    draw = step + attempt * run.config.steps
+    _seed(run.config.seed, draw)
+    batch = _to(run.train_batches(draw), run.component.device)
+    if learner.adversary is None or step < run.config.adversary_from:
+        return _minimise(run, learner, step, run.component.training_step(batch))
+    return _play(run, learner, step, run.component.adversarial_step(batch, learner.adversary))
+
+
+def _minimise(
+    run: TrainingRun, learner: Learner, step: int, losses: Mapping[str, Tensor]
+) -> dict[str, float]:
+    learner.optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()
-    norm = nn.utils.clip_grad_norm_(run.component.parameters(), run.config.gradient_clip)
     values = {key: float(value.detach()) for key, value in losses.items()}
+    clip = run.config.gradient_clip
+    norm = nn.utils.clip_grad_norm_(run.component.parameters(), clip)
     values["gradient_norm"] = float(norm)
-    if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
-        optimizer.step()
-    else:
-        values["loss"] = math.nan
+    rate = learning_rate(run.config, step)
+    _update(values, ("loss", "gradient_norm"), ((learner.optimizer, rate),))
     return values
+
+
+def _play(
+    run: TrainingRun, learner: Learner, step: int, losses: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """One move of both sides of an adversarial training, judged before either has moved.
+
+    Both losses come from one pass through the adversary; each gradient goes to its own side only.
+    """
+    adversary, opponent = learner.adversary, learner.adversary_optimizer
+    assert adversary is not None and opponent is not None
+    sides = (run.component, adversary)
+    own, theirs = ([p for p in side.parameters() if p.requires_grad] for side in sides)
+    learner.optimizer.zero_grad(set_to_none=True)
+    opponent.zero_grad(set_to_none=True)
+    losses["adversary_loss"].backward(retain_graph=True, inputs=theirs)
+    losses["loss"].backward(inputs=own)
+    values = {key: float(value.detach()) for key, value in losses.items()}
+    clip = run.config.gradient_clip
+    values["gradient_norm"] = float(nn.utils.clip_grad_norm_(own, clip))
+    values["adversary_gradient_norm"] = float(nn.utils.clip_grad_norm_(theirs, clip))
+    rate = learning_rate(run.config, step)
+    opposing = rate * run.config.adversary_learning_rate / run.config.learning_rate
+    checked = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
+    _update(values, checked, ((learner.optimizer, rate), (opponent, opposing)))
+    return values
+
+
+def _update(
+    values: dict[str, float],
+    checked: Sequence[str],
+    optimizers: Sequence[tuple[torch.optim.Optimizer, float]],
+) -> None:
+    """Let each optimizer step at its rate, if all that is ``checked`` is finite; else say so."""
+    if not all(math.isfinite(values[name]) for name in checked):
+        values["loss"] = math.nan
+        return
+    for optimizer, rate in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
 
 
 def _seed(seed: int, step: int) -> None:
@@ -135,9 +217,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return batch.to(device)
 
 
-def _after_step(
-    run: TrainingRun, optimizer: torch.optim.Optimizer, step: int, losses: dict[str, float]
-) -> None:
+def _after_step(run: TrainingRun, learner: Learner, step: int, losses: dict[str, float]) -> None:
     run.host.call_hook("segue_train_step", part=run.part, step=step, losses=losses)
     last = step == run.config.steps
     if run.valid_batches is not None and (last or step % run.config.validate_every == 0):
@@ -147,7 +227,7 @@ def _after_step(
         if run.report is not None:
             run.report(run.part, step, run.config.steps, losses)
     if last or (step % run.config.save_every == 0 and math.isfinite(losses["loss"])):
-        save_checkpoint(run, optimizer, step)
+        save_checkpoint(run, learner, step)
 
 
 @torch.no_grad()
@@ -169,73 +249,3 @@ def _log(run: TrainingRun, step: int, losses: Mapping[str, float]) -> None:
     with (run.directory / LOG).open("a", encoding="utf-8") as file:
         rounded = {key: float(f"{value:.6g}") for key, value in losses.items()}
         file.write(json.dumps({"step": step, **rounded}) + "\n")
-
-
-def save_checkpoint(run: TrainingRun, optimizer: torch.optim.Optimizer, step: int) -> Path:
-    """Write ``step-NNNNNNNN`` whole or not at all; drop old ones and what a killed run left."""
-    directory = run.directory / f"step-{step:08d}"
-    with atomic_directory(directory) as temporary:
-        trained = {"steps": step, "seed": run.config.seed, **run.notes}
-        save_component(run.component, temporary, run.kind, run.use, trained)
-        save_tensors(_optimizer_tensors(optimizer), temporary / STATE)
-        state = {"step": step, "training": run.config.model_dump(mode="json")}
-        write_json(temporary / STATE_JSON, state)
-    kept = _checkpoints(run.directory)[-KEEP_LAST:]
-    old = [path for path in run.directory.glob("step-*") if path.name < kept[0].name]
-    for path in (*old, *run.directory.glob(".tmp-step-*")):
-        shutil.rmtree(path, ignore_errors=True)
-    run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
-    return directory
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for index, entry in state.items()
-        for key, value in entry.items()
-    }
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("step-*") if (path / STATE_JSON).is_file())
-
-
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The complete checkpoint of the highest step in a part's directory, if any."""
-    found = _checkpoints(directory)
-    return found[-1] if found else None
-
-
-def _resume(run: TrainingRun, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint into the component and the optimizer; the step it is of."""
-    newest = newest_checkpoint(run.directory)
-    if newest is None:
-        return 0
-    manifest = read_manifest(newest)
-    options = run.component.config.model_dump(mode="json")
-    if (manifest.use, manifest.options) != (run.use, options):
-        raise CheckpointError(
-            str(newest),
-            f"was trained as {manifest.use} with other options than {run.part} has now",
-            "choose another output directory, or restore the options",
-        )
-    if isinstance(run.component, StageLM) and manifest.stage_spec != run.component.stage:
-        raise CheckpointError(
-            str(newest),
-            f"was trained on tokens or slices other than those that {run.part} has now",
-            "choose another output directory, or restore the tokenizers and slices",
-        )
-    load_state(run.component, newest, run.use)
-    try:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in load_file(newest / STATE).items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(json.loads((newest / STATE_JSON).read_text(encoding="utf-8"))["step"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            str(newest), f"cannot be resumed ({error})", "delete it to resume the one before"
-        ) from error

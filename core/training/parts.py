@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,14 +29,8 @@ from segue.core.interfaces import Component, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
-from segue.core.training.loop import (
-    STATE_JSON,
-    Batches,
-    Report,
-    TrainingRun,
-    newest_checkpoint,
-    train,
-)
+from segue.core.training.checkpoints import FITTED, STATE_JSON, newest_checkpoint
+from segue.core.training.loop import Batches, Report, TrainingRun, train
 
 FIT_PIECE_SECONDS = 30.0
 MAX_FIT_SECONDS = 7200.0
@@ -122,10 +118,20 @@ def train_part(workspace: Workspace, part: str) -> Path:
     if component.needs == "fitting":
         workspace.recordings("train")
         _keep_config(workspace)
-        return _fit(workspace, part, component)
+        return _fit(workspace, part, component, step=1)
     run = _training_run(workspace, assembly, part, component)
     _keep_config(workspace)
-    return train(run)
+    newest = train(run)
+    return _fit_trained(workspace, part, component) if "fitting" in component.needs else newest
+
+
+def _fit_trained(workspace: Workspace, part: str, component: Component) -> Path:
+    """Fit what has just been trained, or was before; its checkpoint comes after the trained one,
+    which stays for the training to go on from."""
+    trained = newest_checkpoint(workspace.part_directory(part), fitted=False)
+    assert trained is not None
+    step = json.loads((trained / STATE_JSON).read_text(encoding="utf-8"))["step"]
+    return _fit(workspace, part, component.eval(), step, FITTED)
 
 
 def _keep_config(workspace: Workspace) -> None:
@@ -217,12 +223,13 @@ def _token_batches(
     )
 
 
-def _fit(workspace: Workspace, part: str, component: Component) -> Path:
+def _fit(
+    workspace: Workspace, part: str, component: Component, step: int, ending: str = ""
+) -> Path:
     """Fit by one pass over the training recordings; a fitted checkpoint is final."""
-    directory = workspace.part_directory(part)
-    done = newest_checkpoint(directory)
-    if done is not None:
-        return done
+    target = workspace.part_directory(part) / f"step-{step:08d}{ending}"
+    if (target / STATE_JSON).is_file():
+        return target
     assert isinstance(component, Tokenizer)
     recordings = workspace.recordings("train")
     # Evenly through the list: a manifest is ordered by corpus and speaker.
@@ -231,13 +238,15 @@ def _fit(workspace: Workspace, part: str, component: Component) -> Path:
     torch.manual_seed(workspace.config.parts[part].training.seed)
     batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
     figures = component.fit(_reported(batches, workspace, part, len(chosen)))
-    target = directory / "step-00000001"
     with atomic_directory(target) as temporary:
-        trained = {"data": workspace.data_name, "recordings": len(chosen), **figures}
+        steps = {"steps": step} if "training" in component.needs else {}
+        trained = {**steps, "data": workspace.data_name, "recordings": len(chosen), **figures}
         use = workspace.config.parts[part].use
         save_component(component, temporary, kind_of(part), use, trained)
-        write_json(temporary / STATE_JSON, {"step": 1})
-    workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=1)
+        write_json(temporary / STATE_JSON, {"step": step})
+    for left in target.parent.glob(".tmp-step-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=step)
     return target
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from segue.core.assembly import plan
-from segue.core.config.load import load_config
+from segue.core.config.load import find_domain, load_config
 from segue.core.config.schema import PipelineConfig
 from segue.core.errors import AssemblyError, CheckpointError
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.spec import TokenSpec
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
+from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_papers_systems_are_configs(host: PluginHost) -> None:
         host,
         SEMANTIC,
         {"name": "coarse", "predicts": "acoustic[0:2]", "given": ["semantic"]},
-        {"name": "fine", "predicts": "acoustic[2:6]", "given": ["acoustic[0:2]"]},
+        {"name": "fine", "predicts": "acoustic[2:12]", "given": ["acoustic[0:2]"]},
     )
     assert [stage.name for stage in plan(three_stage, host).stages] == [
         "semantic",
@@ -79,13 +80,13 @@ def test_papers_systems_are_configs(host: PluginHost) -> None:
     [
         (
             [SEMANTIC, {"name": "a", "predicts": "acoustic[0:2]", "given": ["semantic"]}],
-            ["no stage predicts level 2", "codec", "acoustic[2:6]"],
+            ["no stage predicts level 2", "codec", "acoustic[2:12]"],
         ),
         (
             [
                 SEMANTIC,
                 {"name": "a", "predicts": "acoustic[0:4]", "given": ["semantic"]},
-                {"name": "b", "predicts": "acoustic[3:6]", "given": ["semantic"]},
+                {"name": "b", "predicts": "acoustic[3:12]", "given": ["semantic"]},
             ],
             ["stages.b", "level 3", "stage a already"],
         ),
@@ -94,8 +95,8 @@ def test_papers_systems_are_configs(host: PluginHost) -> None:
             ["stages.a.given", "no earlier stage predicts", "before a"],
         ),
         (
-            [SEMANTIC, {"name": "a", "predicts": "acoustic[0:9]"}],
-            ["stages.a.predicts", "level 9", "codec emits 6", "num_levels=9"],
+            [SEMANTIC, {"name": "a", "predicts": "acoustic[0:15]"}],
+            ["stages.a.predicts", "level 15", "codec emits 12", "num_levels=15"],
         ),
         ([SEMANTIC, {"name": "a", "predicts": "semantic"}], ["predicted by stage semantic"]),
     ],
@@ -185,6 +186,17 @@ def test_options_that_contradict_the_checkpoint_are_refused(
     assert "codec.options.width" in text
     assert "32" in text
     assert "trained with 16" in text
+
+
+def test_a_codec_can_be_trained_further_in_another_way(host: PluginHost) -> None:
+    """What only says how it is trained may differ from the checkpoint's; its tokens may not."""
+    source = find_domain("speech", host).pretrained
+    assert source is not None
+    further = ("codec.options={loss: {mel: 3.0}, quantizer_dropout: 0.25}",)
+    part = plan(config(host, *further, source=source / "pipeline.yaml"), host).parts["codec"]
+    assert isinstance(part.options, SpectralCodecOptions)
+    assert part.options.loss.mel == 3.0 and part.options.quantizer_dropout == 0.25
+    assert part.options.width == 192 and part.options.head == "polar"  # the checkpoint's
 
 
 def test_a_checkpoint_of_another_plugin_is_refused(
@@ -278,7 +290,7 @@ def test_a_file_that_extends_another_can_take_a_stage_out(host: PluginHost, tmp_
         "  - {name: acoustic, drop: true}\n"
         "  - {name: coarse, predicts: 'acoustic[0:2]', given: [semantic],\n"
         "     lm: {use: flat_transformer.v1}}\n"
-        "  - {name: fine, predicts: 'acoustic[2:6]', given: ['acoustic[0:2]'],\n"
+        "  - {name: fine, predicts: 'acoustic[2:12]', given: ['acoustic[0:2]'],\n"
         "     lm: {use: flat_transformer.v1}}\n"
     )
     stages = plan(config(host, source=path), host).stages

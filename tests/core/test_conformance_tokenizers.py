@@ -27,8 +27,10 @@ from segue.core.interfaces import (
     SemanticTokenizer,
     StageBatch,
     StreamingDecoder,
+    StreamingEncoder,
     Tokens,
     WaveBatch,
+    WindowedDecoder,
 )
 from segue.core.options import TokenizerOptions
 from segue.core.records import Kind
@@ -258,9 +260,61 @@ class ForgetsItsContext(TinyCodec):
 class StreamsAnotherWay(TinyCodec):
     def streaming_decoder(self) -> StreamingDecoder:
         decoder = super().streaming_decoder()
+        assert isinstance(decoder, WindowedDecoder)
         decoder.finish = lambda: torch.zeros(2, 0)  # type: ignore[method-assign]
         decoder._right = 1
         return decoder
+
+
+class FramesOnceFull(StreamingEncoder):
+    """Encodes each frame once it is full."""
+
+    def __init__(self, codec: AcousticCodec) -> None:
+        self.codec, self.waiting = codec, torch.zeros(0, 0)
+
+    def push(self, wave: Tensor) -> Tensor:
+        known = torch.cat([self.waiting, wave], dim=1) if self.waiting.numel() else wave
+        full = known.shape[1] // self.codec.spec.frame_size * self.codec.spec.frame_size
+        self.waiting = known[:, full:]
+        return self.codec.encode(known[:, :full], torch.full((len(known),), full)).ids
+
+    def finish(self) -> Tensor:
+        rest, self.waiting = self.waiting, torch.zeros(0, 0)
+        return self.codec.encode(rest, torch.full((len(rest),), rest.shape[1])).ids
+
+
+class EncodesInChunks(TinyCodec):
+    """A codec that streams both ways, whose decoder keeps a state of its own."""
+
+    decode_context = None
+    can_stream = True  # type: ignore[assignment]
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        return WindowedDecoder(self, 1, 0)
+
+    def streaming_encoder(self) -> StreamingEncoder:
+        return FramesOnceFull(self)
+
+
+class LeavesAStateBehind(EncodesInChunks):
+    def streaming_encoder(self) -> StreamingEncoder:
+        class Stale(FramesOnceFull):
+            def finish(self) -> Tensor:
+                return self.codec.encode(
+                    self.waiting, torch.full((len(self.waiting),), self.waiting.shape[1])
+                ).ids
+
+        return Stale(self)
+
+
+class DropsThePartialFrame(EncodesInChunks):
+    def streaming_encoder(self) -> StreamingEncoder:
+        class Drops(FramesOnceFull):
+            def finish(self) -> Tensor:
+                self.waiting = self.waiting[:, :0]
+                return super().finish()
+
+        return Drops(self)
 
 
 class DecodesAtRandom(TinyCodec):
@@ -307,6 +361,8 @@ BROKEN: list[Broken] = [
     ("every_code_decodes", OneBadCode, TinyOptions, "infinite"),
     ("streamed_equals_offline", ForgetsItsContext, TinyOptions, "off by"),
     ("streamed_equals_offline", StreamsAnotherWay, TinyOptions, "shape"),
+    ("streamed_encoding_equals_offline", LeavesAStateBehind, TinyOptions, "RuntimeError"),
+    ("streamed_encoding_equals_offline", DropsThePartialFrame, TinyOptions, "frames instead"),
     ("round_trip_is_finite", DecodesAtRandom, TinyOptions, "decoded a second time"),
     ("decoding_respects_the_device", DecodesInSinglePrecision, TinyOptions, "float32"),
 ]
@@ -322,7 +378,11 @@ def subject_of(component: type[Any], options: TinyOptions) -> Subject:
 
 
 @parametrize_with_checks(
-    [subject_of(TinyCodec, TinyOptions()), subject_of(TinySemantic, ONE_LEVEL)]
+    [
+        subject_of(TinyCodec, TinyOptions()),
+        subject_of(EncodesInChunks, TinyOptions()),
+        subject_of(TinySemantic, ONE_LEVEL),
+    ]
 )
 def test_a_good_one_passes(subject: Subject, check: Check) -> None:
     check(subject)
@@ -372,6 +432,10 @@ def test_a_codec_that_cannot_stream_is_not_asked_to() -> None:
         decode_context = None
 
     result = run_check(CHECKS["streamed_equals_offline"], subject_of(Offline, TinyOptions()))
+    assert result.outcome == "skipped"
+    result = run_check(
+        CHECKS["streamed_encoding_equals_offline"], subject_of(TinyCodec, TinyOptions())
+    )
     assert result.outcome == "skipped"
 
 

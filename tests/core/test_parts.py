@@ -15,7 +15,7 @@ from segue.core.errors import DataError, SegueError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
-from segue.core.training.loop import newest_checkpoint
+from segue.core.training.checkpoints import newest_checkpoint
 from segue.core.training.parts import Workspace, tokenize, train_all, train_part
 
 

@@ -31,16 +31,10 @@ from segue.core.errors import CheckpointError, OutputError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokenizer, Tokens, WaveBatch
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
-from segue.core.training import loop
-from segue.core.training.loop import (
-    KEEP_LAST,
-    MAX_SKIPPED_STEPS,
-    TrainingRun,
-    learning_rate,
-    make_optimizer,
-    newest_checkpoint,
-    train,
-)
+from segue.core.training import checkpoints, loop
+from segue.core.training.checkpoints import KEEP_LAST, newest_checkpoint
+from segue.core.training.guard import MAX_SKIPPED_STEPS
+from segue.core.training.loop import TrainingRun, learning_rate, make_optimizer, train
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
@@ -145,7 +139,9 @@ def logged(directory: Path) -> dict[int, dict[str, float]]:
 
 def trained(directory: Path) -> tuple[bytes, bytes]:
     """All that a checkpoint holds of what was learnt: weights and the optimizer's state."""
-    return (directory / "model.safetensors").read_bytes(), (directory / loop.STATE).read_bytes()
+    files = ("model.safetensors", checkpoints.STATE)
+    weights, state = ((directory / file).read_bytes() for file in files)
+    return weights, state
 
 
 def names(directory: Path) -> list[str]:
@@ -384,7 +380,8 @@ def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) 
     error = caught.value
     assert error.place == "stages.fine"
     skipped = MAX_SKIPPED_STEPS + 1
-    assert error.problem == f"the loss was not finite in {skipped} steps up to step 17"
+    said = f"the loss was not finite in {skipped} steps up to step 16"
+    assert error.problem == f"{said}, after 2 rollbacks"
     assert error.fix == "lower training.learning_rate (now 0.03)"
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
@@ -451,7 +448,7 @@ def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     manifest = read_manifest(last)
     assert (manifest.kind, manifest.use, manifest.options) == ("codec", "tiny.v1", {"width": 6})
     assert manifest.trained == {"steps": 24, "seed": 4, "data": "here"}
-    state = json.loads((last / loop.STATE_JSON).read_text())
+    state = json.loads((last / checkpoints.STATE_JSON).read_text())
     assert state == {"step": 24, "training": config().model_dump(mode="json")}
 
 
@@ -486,7 +483,7 @@ def spoil(path: Path) -> None:
     path.write_text("not what it was")
 
 
-FILES = ["model.safetensors", loop.STATE, loop.STATE_JSON, "component.json"]
+FILES = ["model.safetensors", checkpoints.STATE, checkpoints.STATE_JSON, "component.json"]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -497,7 +494,7 @@ def test_a_damaged_checkpoint_is_named(
     last = train(run(tmp_path, config=config(steps=6)))
     harm(last / file)
     if newest_checkpoint(tmp_path) != last:
-        assert (file, harm) == (loop.STATE_JSON, Path.unlink)  # it no longer counts as one
+        assert (file, harm) == (checkpoints.STATE_JSON, Path.unlink)  # it no longer counts as one
         return
     with pytest.raises(CheckpointError) as caught:
         train(run(tmp_path, config=config(steps=7)))
@@ -508,7 +505,7 @@ def test_a_damaged_checkpoint_is_named(
 def test_the_checkpoint_before_a_damaged_one_can_be_resumed(tmp_path: Path) -> None:
     last = train(run(tmp_path))
     before = trained(last)
-    cut(last / loop.STATE)
+    cut(last / checkpoints.STATE)
     with pytest.raises(CheckpointError, match="delete it to resume the one before"):
         train(run(tmp_path))
     shutil.rmtree(last)

@@ -19,9 +19,10 @@ from segue.plugins.tokenizers.spectral_codec.spectral import COMPRESSION
 
 # (samples of the window, mel bands). Hops are a quarter of the window.
 RESOLUTIONS = ((256, 32), (512, 64), (1024, 80), (2048, 96))
-# At 16 bits, quantization noise lies about here: nothing is gained by matching what is below.
-MAGNITUDE_FLOOR = 1e-4
-POWER_FLOOR = 1e-10
+# Some way above a 16-bit file's own noise: nothing is gained by matching what is below.
+MAGNITUDE_FLOOR = 1e-5
+POWER_FLOOR = 1e-12
+SILENT_POWER = 1e-5  # of a wave at -50 dB
 
 
 class Resolution(nn.Module):
@@ -69,6 +70,12 @@ class Resolution(nn.Module):
         return spectrum * (2.0 / self.size)
 
 
+def _relative_error(wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]) -> Tensor:
+    """Mean over rows of the error's share of the amplitude; what is near silence counts little."""
+    error = (wave - target).square().mean(1) / (target.square().mean(1) + SILENT_POWER)
+    return (error + 1e-4).sqrt().mean()  # the slope of a root has no bound at zero
+
+
 def _magnitude(spectrum: Complex[Tensor, "B F M"]) -> Float[Tensor, "B F M"]:
     # Not ``abs``, whose gradient is undefined at zero.
     return (spectrum.real.square() + spectrum.imag.square() + POWER_FLOOR).sqrt()
@@ -107,6 +114,7 @@ class ReconstructionLoss(nn.Module):
         """Both waves must be zero beyond each row's length."""
         parts = [resolution(wave, target) for resolution in self.resolutions]
         named = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        named["waveform"] = _relative_error(wave, target)
         weights = self.weights.model_dump()
         total = torch.stack([weights[name] * value for name, value in named.items()]).sum()
         return {"reconstruction": total, **named}

@@ -13,14 +13,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segue.core.interfaces import AcousticCodec, Ids, Lengths, StageBatch, Tokens, Wave, WaveBatch
+from segue.core.interfaces import (
+    AcousticCodec,
+    Adversary,
+    Ids,
+    Lengths,
+    StageBatch,
+    Tokens,
+    Wave,
+    WaveBatch,
+)
+from segue.plugins.tokenizers.common.adversary import CodecAdversary, collapsed
 from segue.plugins.tokenizers.common.framing import Framing
+from segue.plugins.tokenizers.common.quantizer import Quantized, ResidualQuantizer
 from segue.plugins.tokenizers.spectral_codec.blocks import FrameStack
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.losses import ReconstructionLoss
-from segue.plugins.tokenizers.spectral_codec.quantizer import Quantized, ResidualQuantizer
-from segue.plugins.tokenizers.spectral_codec.spectral import features, polar
+from segue.plugins.tokenizers.spectral_codec.spectral import features, polar, scaled
 
+#: Numbers that the decoder emits per frequency, and what makes a spectrum of them.
+HEADS = {"complex": (3, scaled), "polar": (2, polar)}
 TYPICAL_LOG_MAGNITUDE = -7.0  # of speech: where an untrained decoder starts
 
 
@@ -37,6 +49,7 @@ class SpectralCodec(AcousticCodec):
         super().__init__(config)
         bins = config.window // 2 + 1
         hidden = config.width * config.expansion
+        parts, self._spectrum = HEADS[config.head]
         self.analysis = Framing(config.hop, config.window)
         self.synthesis = Framing(config.hop // config.subframes, config.window)
         self.encoder = FrameStack(
@@ -48,7 +61,7 @@ class SpectralCodec(AcousticCodec):
             config.revive_below, config.quantizer_dropout, config.quantizer_bypass,
         )  # fmt: skip
         self.decoder = FrameStack(
-            config.codebook_dim, 2 * bins, config.width, hidden, config.decoder_depth,
+            config.codebook_dim, parts * bins, config.width, hidden, config.decoder_depth,
             config.kernel, first_kernel=3, upsampling=config.subframes,
         )  # fmt: skip
         nn.init.constant_(self.decoder.leave.bias[:bins], TYPICAL_LOG_MAGNITUDE)
@@ -74,8 +87,29 @@ class SpectralCodec(AcousticCodec):
         mask = _mask(lengths, codes.shape[2])
         return self._wave(self.quantizer.decode(codes), mask)
 
+    @torch.no_grad()
+    def vectors(self, ids: Ids) -> Float[Tensor, "B N D"]:
+        return self.quantizer.decode(ids)
+
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         """Losses of one batch of crops; moves the codebooks as a side effect."""
+        return self._losses(batch, None)
+
+    def adversary(self) -> Adversary | None:
+        options = self.config.adversary
+        return None if options.none else CodecAdversary(options)
+
+    def adversarial_step(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary
+    ) -> Mapping[str, Tensor]:
+        return self._losses(batch, adversary)
+
+    def trouble(self, figures: Mapping[str, float]) -> str | None:
+        return collapsed(figures)
+
+    def _losses(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary | None
+    ) -> Mapping[str, Tensor]:
         if not isinstance(batch, WaveBatch):
             raise TypeError("a codec is trained on a WaveBatch")
         wave = batch.wave * _mask(batch.lengths, batch.wave.shape[1])
@@ -85,10 +119,18 @@ class SpectralCodec(AcousticCodec):
         decoded = self._wave(quantized.latents, mask)[:, : wave.shape[1]]
         decoded = decoded * _mask(batch.lengths, wave.shape[1])
         parts = self.losses(decoded, wave)
-        loss = parts["reconstruction"] + self.config.loss.commitment * quantized.commitment
+        weights = self.config.loss
+        loss = parts["reconstruction"] + weights.commitment * quantized.commitment
+        others: dict[str, Tensor] = {}
+        if adversary is not None:
+            others = dict(adversary(wave, decoded))
+            opposed = weights.adversarial * others["adversarial"]
+            opposed = opposed + weights.feature_matching * others["feature_matching"]
+            loss = loss + opposed
+            others["adversarial_share"] = (opposed / loss).detach()
         figures = {name: value.detach() for name, value in parts.items()}
         figures["commitment"] = quantized.commitment.detach()
-        return {"loss": loss, **figures, **self._use(quantized, mask)}
+        return {"loss": loss, **others, **figures, **self._use(quantized, mask)}
 
     def _latents(
         self, wave: Float[Tensor, "B T"], mask: Float[Tensor, "B N"]
@@ -102,7 +144,7 @@ class SpectralCodec(AcousticCodec):
         self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]
     ) -> Float[Tensor, "B T"]:
         fine = mask.repeat_interleave(self.config.subframes, dim=1)
-        spectra = polar(self.decoder(latents * mask[..., None], fine))
+        spectra = self._spectrum(self.decoder(latents * mask[..., None], fine))
         return self.synthesis.synthesise(spectra, fine)
 
     def _use(self, quantized: Quantized, mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
@@ -113,9 +155,8 @@ class SpectralCodec(AcousticCodec):
         used = [ids[valid].unique().numel() / size for ids in quantized.ids.unbind(1)]
         figures = {f"use_{level}": torch.tensor(value) for level, value in enumerate(used)}
         figures["codebook_use"] = torch.tensor(sum(used) / len(used))
-        shares = [book.uses / book.uses.sum() for book in self.quantizer.levels()]
-        entropies = torch.stack([-(p * p.clamp(min=1e-9).log()).sum() for p in shares])
-        figures["codebook_perplexity"] = entropies.exp().mean() / size
+        lately = self.quantizer.perplexity()
+        figures["codebook_perplexity"] = lately.mean()
         return figures
 
 

@@ -28,3 +28,14 @@ def polar(head: Float[Tensor, "B N 2F"]) -> Complex[Tensor, "B N F"]:
     log_magnitude, phase = head.chunk(2, dim=2)
     magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
     return torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+
+
+def scaled(head: Float[Tensor, "B N 3F"]) -> Complex[Tensor, "B N F"]:
+    """Log magnitudes and the two parts that they scale, as the decoder emits them, to a spectrum.
+
+    The parts are linear in the decoder's last layer, as the wave is in its spectrum: a phase that
+    the codes carry needs no unwrapping.
+    """
+    log_magnitude, real, imaginary = head.chunk(3, dim=2)
+    magnitude = torch.exp(log_magnitude.clamp(max=MAX_LOG_MAGNITUDE))
+    return torch.complex(magnitude * real, magnitude * imaginary)

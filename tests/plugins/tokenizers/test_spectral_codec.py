@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from segue.core.interfaces import Tokens, WaveBatch
 from segue.plugins.tokenizers.common.framing import Framing
-from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
+from segue.plugins.tokenizers.spectral_codec.config import LossWeights, SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
 
 
@@ -123,7 +123,18 @@ def test_a_spectrum_synthesised_is_the_wave_analysed() -> None:
 
 def test_default_options_make_a_small_file() -> None:
     state = SpectralCodec(SpectralCodecOptions()).state_dict()
-    assert sum(value.numel() * value.element_size() for value in state.values()) < 14e6
+    assert sum(value.numel() * value.element_size() for value in state.values()) < 30e6
+
+
+def test_options_of_training_change_no_token(codec_options: SpectralCodecOptions) -> None:
+    torch.manual_seed(0)
+    codec = SpectralCodec(codec_options)
+    fingerprint = codec.seal("spectral_codec.v1")
+    trained = {"quantizer_dropout": 0.1, "codebook_decay": 0.5, "loss": LossWeights(mel=3.0)}
+    codec.config = codec_options.model_copy(update=trained)
+    assert codec.seal("spectral_codec.v1") == fingerprint
+    codec.config = codec_options.model_copy(update={"window": 960})
+    assert codec.seal("spectral_codec.v1") != fingerprint
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from segue.core.conformance import ragged_audio
 from segue.core.interfaces import WaveBatch
+from segue.plugins.tokenizers.common.adversary import CodecAdversary
+from segue.plugins.tokenizers.common.options import AdversaryOptions
+from segue.plugins.tokenizers.common.quantizer import Codebook, ResidualQuantizer
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
-from segue.plugins.tokenizers.spectral_codec.quantizer import Codebook, ResidualQuantizer
 
 
 def test_loss_on_silence_is_finite(codec_options: SpectralCodecOptions) -> None:
@@ -32,10 +35,84 @@ def test_loss_falls_on_one_batch(codec_options: SpectralCodecOptions) -> None:
         optimizer.zero_grad()
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        history.append(float(losses["reconstruction"]))
+        history.append(float(losses["mel"]))
     assert history[-1] < 0.6 * history[0]
     assert {"mel", "commitment", "use_0", "use_2", "codebook_use"} <= losses.keys()
     assert float(losses["codebook_use"]) > 0.1  # of 32 codes, by 25 frames
+
+
+@pytest.mark.parametrize("head", ["complex", "polar"])
+def test_every_parameter_learns_from_both_kinds_of_step(
+    codec_options: SpectralCodecOptions, audio: WaveBatch, head: str
+) -> None:
+    codec = SpectralCodec(codec_options.model_copy(update={"head": head})).train()
+    adversary = codec.adversary()
+    assert adversary is not None
+    own, theirs = list(codec.parameters()), list(adversary.parameters())
+    losses = codec.adversarial_step(audio, adversary)
+    opposed = torch.autograd.grad(losses["adversary_loss"], theirs, retain_graph=True)
+    assert all(gradient.any() for gradient in opposed)
+    assert all(gradient.any() for gradient in torch.autograd.grad(losses["loss"], own))
+    alone = codec.training_step(audio)
+    assert all(gradient.any() for gradient in torch.autograd.grad(alone["loss"], own))
+    assert losses.keys() - alone.keys() == {
+        "adversary_loss", "adversarial", "feature_matching", "score_real", "score_made",
+        "adversarial_share",
+    }  # fmt: skip
+
+
+def test_discriminators_learn_to_tell_and_the_codec_to_deceive(
+    codec_options: SpectralCodecOptions, audio: WaveBatch
+) -> None:
+    torch.manual_seed(0)
+    codec = SpectralCodec(codec_options).train()
+    adversary = codec.adversary()
+    assert adversary is not None
+    critic = torch.optim.AdamW(adversary.parameters(), lr=3e-3)
+    for _ in range(30):
+        losses = codec.adversarial_step(audio, adversary)
+        critic.zero_grad()
+        losses["adversary_loss"].backward()  # type: ignore[no-untyped-call]
+        critic.step()
+    assert losses["score_real"] > losses["score_made"] + 0.5
+    fooled = float(losses["adversarial"].detach())
+    painter = torch.optim.AdamW(codec.parameters(), lr=3e-3)
+    for _ in range(30):
+        losses = codec.adversarial_step(audio, adversary)
+        painter.zero_grad()
+        losses["adversarial"].backward()  # type: ignore[no-untyped-call]
+        painter.step()
+    assert float(losses["adversarial"]) < fooled - 0.2
+
+
+def test_discriminators_judge_a_stretch_at_a_random_place(audio: WaveBatch) -> None:
+    options = AdversaryOptions(wave_scales=(), stft_windows=(64,), stft_channels=2, stretch=640)
+    adversary = CodecAdversary(options)
+    heard: list[torch.Tensor] = []
+    adversary.discriminators[0].register_forward_pre_hook(lambda _, x: heard.append(x[0]))
+    for _ in range(6):
+        adversary(audio.wave, torch.zeros_like(audio.wave))
+    assert {tuple(wave.shape) for wave in heard} == {(2 * len(audio.wave), 640)}
+    assert len({float(wave[0, 0]) for wave in heard}) > 1
+    assert all(not wave[len(audio.wave) :].any() for wave in heard)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"codebook_perplexity": 0.004}, "codebooks collapsed: 0.4% of their codes"),
+        ({"codebook_perplexity": 0.6, "adversary_loss": 0.01}, "tell every crop apart"),
+        ({"codebook_perplexity": 0.6, "adversary_loss": 40.0}, "lost their way"),
+    ],
+)
+def test_a_collapse_is_noticed(codec: SpectralCodec, figures: dict[str, float], said: str) -> None:
+    found = codec.trouble(figures)
+    assert found is not None and said in found
+
+
+def test_an_even_game_is_no_collapse(codec: SpectralCodec) -> None:
+    assert codec.trouble({"codebook_perplexity": 0.3}) is None
+    assert codec.trouble({"codebook_perplexity": 0.3, "adversary_loss": 1.9}) is None
 
 
 def test_padding_does_not_count(codec: SpectralCodec, audio: WaveBatch) -> None:
