@@ -1,0 +1,1 @@
+"""The Descript Audio Codec of Hugging Face transformers. Imports no torch."""

@@ -1,0 +1,1 @@
+"""EnCodec of Hugging Face transformers. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Lyra V2: a pretrained SoundStream for speech, through LiteRT. Imports no torch."""

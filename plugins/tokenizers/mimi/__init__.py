@@ -1,0 +1,1 @@
+"""Mimi of Hugging Face transformers. Imports no torch."""
