@@ -24,6 +24,7 @@ from segue.core.interfaces import Ids, Lengths, StageBatch, StageLoss, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.core.spec import StageSpec
+from segue.plugins.models.common.conformer import Conformer
 from segue.plugins.models.common.decoding import take
 from segue.plugins.models.common.drawing import Drawer
 from segue.plugins.models.common.given import GivenEncoder
@@ -31,7 +32,6 @@ from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads, nats_o
 from segue.plugins.models.common.stage import ConditionedStageLM, evaluating
 from segue.plugins.models.common.transformer import Sight, Transformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
-from segue.plugins.models.masked_transformer.conformer import Conformer
 from segue.plugins.models.masked_transformer.masking import (
     draw_masking,
     known_frames,

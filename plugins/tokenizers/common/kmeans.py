@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.errors import CheckpointError, TrainingError
-from segue.core.interfaces import Lengths, SemanticTokenizer, Tokens, Wave, WaveBatch
-from segue.plugins.tokenizers.common.options import KMeansOptions
+from segue.core.interfaces import Ids, Lengths, SemanticTokenizer, Tokens, Wave, WaveBatch
+from segue.plugins.tokenizers.common.options import ClusterOptions
 
 LARGEST_DISTANCES = 1 << 24  # elements of the table of distances held at once
 
@@ -31,18 +31,22 @@ class KMeansTokenizer(SemanticTokenizer):
     """
 
     needs = "fitting"
-    config: KMeansOptions
+    config: ClusterOptions
     mean: Tensor
     deviation: Tensor
     centroids: Tensor
     fitted: Tensor
 
-    def __init__(self, config: KMeansOptions, num_features: int) -> None:
+    def __init__(self, config: ClusterOptions, num_features: int) -> None:
         super().__init__(config)
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
         self.register_buffer("centroids", torch.zeros(config.num_clusters, num_features))
         self.register_buffer("fitted", torch.tensor(False))
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.fitted)
 
     @abstractmethod
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
@@ -71,6 +75,9 @@ class KMeansTokenizer(SemanticTokenizer):
         ids = self._nearest(points.reshape(-1, points.shape[2])).reshape(points.shape[:2])
         tokens = Tokens(ids[:, None], frames)
         return Tokens(tokens.ids * tokens.mask[:, None], frames)
+
+    def vectors(self, ids: Ids) -> Float[Tensor, "B N D"]:
+        return self.centroids[ids[:, 0]]
 
     @torch.no_grad()
     def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
@@ -188,7 +195,7 @@ def exact(wave: Wave, lengths: Lengths) -> Wave:
 
 
 def _cluster(
-    points: np.ndarray[Any, np.dtype[np.float32]], config: KMeansOptions
+    points: np.ndarray[Any, np.dtype[np.float32]], config: ClusterOptions
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """``[V, D]`` centroids."""
     try:

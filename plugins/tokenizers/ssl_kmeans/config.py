@@ -1,0 +1,217 @@
+"""Options of the tokenizer over pretrained models. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from segue.core.errors import ConfigError
+from segue.core.options import Options
+from segue.core.spec import TokenSpec
+from segue.plugins.tokenizers.common.options import ClusterOptions
+from segue.plugins.tokenizers.hf_codecs.source import read_beside, read_config
+
+PREPROCESSOR = "preprocessor_config.json"
+TORCHAUDIO = "torchaudio:"
+#: Types of models that read samples, and the class of transformers that runs each.
+WAVE_MODELS = {
+    "wav2vec2": "Wav2Vec2Model",
+    "hubert": "HubertModel",
+    "wavlm": "WavLMModel",
+    "unispeech-sat": "UniSpeechSatModel",
+    "data2vec-audio": "Data2VecAudioModel",
+    "mert_model": "HubertModel",
+}
+#: The one that reads log-mel spectra.
+MEL_MODEL = "wav2vec2-bert"
+#: What MERT's own code adds to HuBERT's, by the value at which it is HuBERT's.
+_MERT_EXTRAS = {"feature_extractor_cqt": False, "deepnorm": False, "attention_relax": -1.0}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a model its features show.
+
+    Attributes:
+        sample_rate: samples per second.
+        stride: samples from one frame to the next.
+        reach: samples that one frame is made of.
+        num_layers: of the whole model.
+        width: D.
+    """
+
+    sample_rate: int
+    stride: int
+    reach: int
+    num_layers: int
+    width: int
+
+
+class FoundModel(Options):
+    """What was found at the source.
+
+    Attributes:
+        config: the architecture, as ``config.json`` or torchaudio describes it.
+        preprocessor: how audio is prepared, as ``preprocessor_config.json`` says.
+    """
+
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
+
+    def shape(self) -> ModelShape:
+        """The shape that this describes.
+
+        Raises:
+            ConfigError: if it is of a model that cannot be used.
+        """
+        kind = self.config.get("model_type")
+        rate = self.preprocessor.get("sampling_rate", 16_000)
+        layers, width = self._number("num_hidden_layers"), self._number("hidden_size")
+        if kind == MEL_MODEL:
+            hop, stride = rate // 100, self.preprocessor.get("stride", 2)
+            return ModelShape(rate, hop * stride, hop * (stride - 1) + rate // 40, layers, width)
+        if kind not in WAVE_MODELS:
+            known = ", ".join((*WAVE_MODELS, MEL_MODEL))
+            raise ConfigError(
+                "pretrained", f"is a model of type {kind!r}", f"name one of type {known}"
+            )
+        if kind == "mert_model":
+            self._require_hubert()
+        stride, reach = 1, 1
+        strides, kernels = self.config.get("conv_stride"), self.config.get("conv_kernel")
+        for step, kernel in zip(strides or _STRIDES, kernels or _KERNELS, strict=True):
+            reach += (kernel - 1) * stride
+            stride *= step
+        return ModelShape(rate, stride, reach, layers, width)
+
+    def _number(self, key: str) -> int:
+        """A size; what transformers leaves out of a config has the value of a base model."""
+        usual = _LARGE if self.config.get("model_type") == MEL_MODEL else _BASE
+        return int(self.config.get(key, usual[key]))
+
+    def _require_hubert(self) -> None:
+        """Of MERT, only weights that HuBERT's own architecture runs: no code is fetched."""
+        for key, value in _MERT_EXTRAS.items():
+            if self.config.get(key, value) != value:
+                raise ConfigError(
+                    "pretrained",
+                    f"is a MERT with {key} {self.config[key]!r}, which only its own code can run",
+                    "name one without, such as m-a-p/MERT-v1-95M",
+                )
+
+
+_STRIDES, _KERNELS = (5, 2, 2, 2, 2, 2, 2), (10, 3, 3, 3, 3, 2, 2)
+_BASE = {"num_hidden_layers": 12, "hidden_size": 768}
+_LARGE = {"num_hidden_layers": 24, "hidden_size": 1024}
+
+
+class SslKMeansOptions(ClusterOptions):
+    """Options of ``ssl_kmeans``.
+
+    Attributes:
+        pretrained: a directory that ``save_pretrained`` wrote, feature extractor included, or a
+            model of huggingface.co, or ``torchaudio:`` and the name of a bundle, such as
+            ``torchaudio:HUBERT_BASE``.
+        revision: branch, tag or commit on huggingface.co; None is its main branch.
+        state: for a bundle of torchaudio, the safetensors file with its weights.
+        layer: whose activations are clustered, 1 being the lowest.
+        pool: frames of the model that one token stands for: their mean is clustered.
+        window_seconds: longer audio is encoded in windows of this length.
+        margin_seconds: of what a window has in common with its neighbours, which is dropped.
+        found: written by the tokenizer itself, not for configs. With it the tokenizer is built
+            without reading anything at ``pretrained``, since its weights come from the checkpoint
+            that says so.
+    """
+
+    pretrained: str = Field(min_length=1)
+    revision: str | None = Field(default=None, min_length=1)
+    state: str | None = Field(default=None, min_length=1)
+    layer: int = Field(ge=1)
+    pool: int = Field(default=1, ge=1)
+    window_seconds: float = Field(default=30.0, ge=1.0)
+    margin_seconds: float = Field(default=2.0, ge=0.0)
+    found: FoundModel | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _found_or_not(cls, values: Any) -> Any:
+        """A resolved config says ``found: null``, which asks for nothing."""
+        if isinstance(values, dict) and values.get("found", 0) is None:
+            return {key: value for key, value in values.items() if key != "found"}
+        return values
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> SslKMeansOptions:
+        if 2 * self.margin_seconds >= self.window_seconds:
+            raise ValueError(
+                f"window_seconds ({self.window_seconds:g}) must be more than two margins of"
+                f" {self.margin_seconds:g}"
+            )
+        if (self.state is not None) != self.of_torchaudio:
+            raise ValueError(
+                "a bundle of torchaudio needs state, the safetensors file with its weights"
+                if self.of_torchaudio
+                else f"state is for a bundle of torchaudio, not for {self.pretrained!r}"
+            )
+        return self
+
+    @property
+    def of_torchaudio(self) -> bool:
+        return self.pretrained.startswith(TORCHAUDIO)
+
+    def source(self) -> FoundModel:
+        """What was found at the source, or is there.
+
+        Raises:
+            ConfigError: if it cannot be had.
+        """
+        if self.found is not None:
+            return self.found
+        if self.of_torchaudio:
+            from segue.plugins.tokenizers.ssl_kmeans.bundles import describe
+
+            return describe(self.pretrained.removeprefix(TORCHAUDIO))
+        config = read_config(self.pretrained, self.revision)
+        directory = Path(self.pretrained).expanduser()
+        if directory.is_dir() and not (directory / PREPROCESSOR).is_file():
+            raise ConfigError(
+                "pretrained",
+                f"{self.pretrained} holds no {PREPROCESSOR}, which says how audio is prepared",
+                "save the model's feature extractor there too, with save_pretrained",
+            )
+        preprocessor = read_beside(self.pretrained, self.revision, PREPROCESSOR)
+        return FoundModel(config=config, preprocessor=preprocessor)
+
+    def shape(self) -> ModelShape:
+        """The source's shape.
+
+        Raises:
+            ConfigError: if the source cannot be used or has no such layer.
+        """
+        shape = self.source().shape()
+        if self.layer > shape.num_layers:
+            raise ConfigError(
+                "layer",
+                f"is {self.layer}, but {self.pretrained!r} has {shape.num_layers} layers",
+                f"choose one from 1 to {shape.num_layers}",
+            )
+        return shape
+
+    def spec(self) -> TokenSpec:
+        shape = self.shape()
+        rate = Fraction(shape.sample_rate, shape.stride * self.pool)
+        return TokenSpec(shape.sample_rate, rate, 1, self.num_clusters)
+
+    def identity(self) -> dict[str, Any]:
+        """The model as it is, wherever it lies; its weights are told by the tensors."""
+        chosen = {"num_clusters", "layer", "pool", "window_seconds", "margin_seconds"}
+        return self.model_dump(mode="json", include=chosen) | self.source().model_dump(mode="json")
+
+    def frames(self, seconds: float) -> int:
+        """Tokens of a stretch of time."""
+        return max(1, math.floor(seconds * self.spec().frame_rate))

@@ -1,0 +1,132 @@
+"""Options of the w2v-BERT tokenizer. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
+
+_TRAINING_ONLY = {
+    "depth", "dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp",
+    "seen_weight", "num_codebooks", "target_codes", "code_width", "contrastive_depth",
+    "temperature", "diversity", "gumbel", "gumbel_decay", "refine_at", "fit_frames", "seed",
+}  # fmt: skip
+
+
+class W2vBertOptions(KMeansOptions):
+    """Options of ``w2v_bert``.
+
+    Attributes:
+        window: samples of the spectra's window.
+        num_mels: mel bands; each has zero mean and unit variance over a recording (a window of it).
+        subframes: spectra per token, by which convolutions reduce the rate: 4 or 2.
+        width: D, channels of the encoder.
+        depth: conformer layers.
+        heads: attention heads.
+        feed_forward: hidden width of a layer's feed-forwards together; None takes 8/3 of the width.
+        kernel: frames that a layer's convolution spans; odd.
+        dropout: in training, of what each sublayer adds.
+        layer: whose activations are clustered, 1 being the lowest.
+        window_seconds: longer audio is encoded in windows of this length.
+        margin_seconds: of what a window has in common with its neighbours, which is dropped.
+        objective: what the encoder learns from: ``w2v_bert`` (Chung et al., arXiv 2108.06209),
+            ``best_rq`` (Chiu et al., arXiv 2202.01855) or ``hubert`` (Hsu et al., arXiv
+            2106.07447).
+        mask_share: of the frames that are hidden from the encoder, on average.
+        mask_seconds: length of one hidden span.
+        mask_fill: what stands in a span: noise or zeros (each band's mean).
+        warp: largest factor, less 1, by which the frequencies of a row that the encoder sees are
+            stretched or squeezed in training (Jaitly and Hinton, 2013), while ids are those of the
+            row as it is: voices differ by such factors, words do not.
+        seen_weight: of the loss on frames that are not hidden, beside 1 for hidden ones.
+        num_codebooks: G, ids per frame to predict; 1 for ``hubert``.
+        target_codes: entries of each codebook.
+        code_width: channels of a codebook's entries (not for ``hubert``).
+        contrastive_depth: layers of the contrastive module; those above it predict ids.
+        temperature: of the contrastive loss.
+        diversity: weight of the loss that asks for all codes alike.
+        gumbel: temperature of the Gumbel softmax at first and at last.
+        gumbel_decay: by which it is multiplied at each step.
+        refine_at: for ``hubert``: steps after which targets are clusters of the encoder's own
+            ``layer``, as it is then, in place of cepstra; None keeps the cepstra. With 0 and a
+            checkpoint, a trained encoder is its own teacher from the start.
+    """
+
+    num_clusters: int = Field(default=1024, ge=2)
+    subframes: Literal[2, 4] = 4
+    window: int = Field(default=400, ge=4)
+    num_mels: int = Field(default=80, ge=16)
+    width: int = Field(default=256, ge=2)
+    depth: int = Field(default=8, ge=1)
+    heads: int = Field(default=4, ge=1)
+    feed_forward: int | None = Field(default=None, ge=2)
+    kernel: int = Field(default=15, ge=1)
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    layer: int = Field(default=5, ge=1)
+    window_seconds: float = Field(default=20.0, ge=1.0)
+    margin_seconds: float = Field(default=2.0, ge=0.0)
+    objective: Literal["w2v_bert", "best_rq", "hubert"] = "w2v_bert"
+    mask_share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    mask_seconds: float = Field(default=0.4, gt=0.0)
+    mask_fill: Literal["noise", "zero"] = "noise"
+    warp: float = Field(default=0.0, ge=0.0, lt=0.5)
+    seen_weight: float = Field(default=0.0, ge=0.0)
+    num_codebooks: int = Field(default=1, ge=1)
+    target_codes: int = Field(default=256, ge=2)
+    code_width: int = Field(default=32, ge=1)
+    contrastive_depth: int = Field(default=3, ge=1)
+    temperature: float = Field(default=0.1, gt=0.0)
+    diversity: float = Field(default=0.1, ge=0.0)
+    gumbel: tuple[float, float] = (2.0, 0.5)
+    gumbel_decay: float = Field(default=0.999, gt=0.0, le=1.0)
+    refine_at: int | None = Field(default=None, ge=0)
+
+    @field_validator("gumbel")
+    @classmethod
+    def _falls(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[1] <= value[0]:
+            raise ValueError(f"gumbel must fall and stay above 0, not go from {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> W2vBertOptions:
+        check_window("window", self.window, self.hop)
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not an even multiple of heads {self.heads};"
+                f" choose one divisible by {2 * self.heads}"
+            )
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd")
+        if self.layer > self.depth:
+            raise ValueError(f"layer {self.layer} does not exist: depth is {self.depth}")
+        if 2 * self.margin_seconds >= self.window_seconds:
+            raise ValueError(
+                f"window_seconds ({self.window_seconds:g}) must be more than two margins of"
+                f" {self.margin_seconds:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> W2vBertOptions:
+        if self.objective == "w2v_bert" and self.contrastive_depth >= self.depth:
+            raise ValueError(
+                f"contrastive_depth ({self.contrastive_depth}) leaves no layer of {self.depth} to"
+                " predict ids"
+            )
+        if self.objective == "hubert" and self.num_codebooks != 1:
+            raise ValueError(f"hubert has one codebook, not {self.num_codebooks}")
+        if self.refine_at is not None and self.objective != "hubert":
+            raise ValueError(f"refine_at is for hubert, not {self.objective}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What an encoder learnt from is told by its weights."""
+        return self.model_dump(mode="json", exclude=_TRAINING_ONLY)
+
+    @property
+    def span(self) -> int:
+        """Frames of one hidden span."""
+        return max(1, round(self.mask_seconds * self.frame_rate))

@@ -1,0 +1,326 @@
+"""The self-supervised tokenizer: masking, targets, objectives, windows, tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from segue.core.conformance import Check, Subject, parametrize_with_checks, ragged_audio
+from segue.core.conformance.synthetic import fit_on_synthetic
+from segue.core.errors import CheckpointError
+from segue.core.interfaces import WaveBatch
+from segue.plugins.tokenizers.common.windows import in_windows
+from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
+from segue.plugins.tokenizers.w2v_bert.encoder import valid_mask
+from segue.plugins.tokenizers.w2v_bert.masking import draw_spans, hide, warp, warped_bands
+from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
+from segue.plugins.tokenizers.w2v_bert.objectives import GumbelQuantizer, Hubert
+from segue.plugins.tokenizers.w2v_bert.targets import OnlineClusters, RandomQuantizer, perplexity
+
+TINY: dict[str, Any] = {
+    "width": 16, "depth": 3, "heads": 2, "layer": 2, "kernel": 5, "num_clusters": 16,
+    "contrastive_depth": 1, "target_codes": 12, "code_width": 8, "num_mels": 20,
+}  # fmt: skip
+OBJECTIVES = ["w2v_bert", "best_rq", "hubert"]
+LENGTHS = [32_000, 25_000, 6_001, 70]
+
+
+def build(seed: int = 0, **options: Any) -> W2vBertTokenizer:
+    torch.manual_seed(seed)
+    return W2vBertTokenizer(W2vBertOptions(**(TINY | options)))
+
+
+def speech() -> WaveBatch:
+    return ragged_audio(LENGTHS, 16_000)
+
+
+@parametrize_with_checks(
+    [
+        Subject("semantic_tokenizer", "w2v_bert.v1", TINY),
+        Subject(
+            "semantic_tokenizer",
+            "w2v_bert.v1",
+            TINY | {"objective": "best_rq", "subframes": 2, "frame_rate": 50},
+            label="best_rq-50",
+        ),
+        Subject(
+            "semantic_tokenizer",
+            "w2v_bert.v1",
+            TINY
+            | {"objective": "hubert", "refine_at": 1, "window_seconds": 1, "margin_seconds": 0.2},
+            label="hubert-windows",
+        ),
+    ]
+)  # fmt: skip
+def test_conformance(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+# --- learning ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [{}, {"warp": 0.1, "seen_weight": 0.5, "mask_fill": "zero"}])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_can_be_learnt(objective: str, extra: dict[str, Any]) -> None:
+    model = build(objective=objective, dropout=0.0, **extra).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = ragged_audio([32_000, 20_000], 16_000)
+    losses, figures = [], {}
+    for _ in range(40):
+        torch.manual_seed(0)  # the same spans and noise each time: they can be learnt by heart
+        figures = model.training_step(batch)
+        optimizer.zero_grad()
+        figures["loss"].backward()
+        optimizer.step()
+        losses.append(float(figures["loss"].detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    assert 0 <= figures["accuracy"] <= 1 and 1 <= figures["perplexity"] <= 12
+    assert ("seen" in figures) == bool(extra)
+    unreached = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    later = {name for name in unreached if name.startswith("objective.refined_prediction.")}
+    assert unreached - later <= {"encoder.conformer.norm.weight"}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_steps_are_repeated_under_a_seed(objective: str) -> None:
+    found = []
+    for _ in range(2):
+        model = build(objective=objective).train()
+        torch.manual_seed(5)
+        found.append(model.training_step(speech())["loss"])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_validation_draws_the_same_spans_and_learns_nothing(objective: str) -> None:
+    model = build(objective=objective).train()
+    model.training_step(speech())
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    first, second = (model.training_step(speech()) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_lies_beyond_a_row_is_not_learnt_from(objective: str) -> None:
+    batch = speech()
+    beyond = ~valid_mask(batch.lengths, batch.wave.shape[1])
+    noisy = WaveBatch(batch.wave + beyond * torch.rand_like(batch.wave), batch.lengths)
+    model = build(objective=objective).eval()
+    quiet, loud = (model.training_step(b)["loss"] for b in (batch, noisy))
+    assert torch.equal(quiet, loud)
+
+
+def test_training_forgets_the_clusters() -> None:
+    model = build().eval()
+    fit_on_synthetic(model)
+    assert model.is_fitted
+    model.training_step(speech())
+    assert model.is_fitted  # in eval mode: a validation
+    model.train().training_step(speech())
+    assert not model.is_fitted
+    with pytest.raises(CheckpointError, match="has not been fitted"):
+        model.encode(torch.zeros(1, 640), torch.tensor([640]))
+
+
+def test_hidden_frames_are_out_of_sight() -> None:
+    """What is in a hidden span has no influence on the activations."""
+    config = W2vBertOptions(**TINY, mask_fill="zero")
+    mel, other = torch.randn(2, 1, 80, 20)
+    hidden = torch.zeros(1, 20, dtype=torch.bool)
+    hidden[:, 5:12] = True
+    mixed = torch.where(hidden.repeat_interleave(4, 1)[..., None], other, mel)
+    seen = [hide(x, hidden, config, None) for x in (mel, mixed)]
+    assert torch.equal(*seen)
+
+
+# --- masking ----------------------------------------------------------------------------------
+
+
+def test_spans_cover_their_share() -> None:
+    config = W2vBertOptions(**TINY, mask_share=0.4, mask_seconds=0.4)
+    valid = valid_mask(torch.tensor([2000, 1500, 3, 1]), 2000)
+    hidden = draw_spans(valid, config, torch.Generator().manual_seed(0))
+    assert not (hidden & ~valid).any()
+    assert hidden.any(1).all()
+    shares = hidden.sum(1) / valid.sum(1)
+    assert 0.34 < shares[0] < 0.46 and 0.34 < shares[1] < 0.46
+    starts = hidden[0] & ~hidden[0].roll(1)
+    assert int(starts.sum()) * config.span <= int(hidden[0].sum()) + config.span
+
+
+def test_warping_moves_a_tone_to_its_new_band() -> None:
+    config = W2vBertOptions(warp=0.2)
+    places = warped_bands(torch.tensor([1.0, 1.2, 1 / 1.2]), 80, 20.0, 8000.0)
+    assert torch.allclose(places[0], torch.arange(80.0), atol=1e-3)
+    # Band 40 is about 1.9 kHz; what stands there was, before the stretch, higher or lower.
+    assert places[1, 40] > 43 and places[2, 40] < 37
+    assert places.min() >= 0 and places.max() <= 79
+    tone = torch.exp(-0.5 * (torch.arange(80.0) - 40) ** 2)
+    warped = warp(tone.expand(3, 7, 80), config, torch.Generator().manual_seed(0))
+    peaks = warped[:, 0].argmax(1)
+    assert len(set(peaks.tolist())) > 1 and (peaks - 40).abs().max() <= 8
+    assert torch.allclose(warped[:, 0].amax(1), torch.ones(3), atol=0.2)
+    plain = warp(tone.expand(3, 7, 80), W2vBertOptions(warp=0.0), None)
+    assert torch.allclose(plain, tone.expand(3, 7, 80), atol=1e-3)
+
+
+# --- targets ----------------------------------------------------------------------------------
+
+
+def test_a_random_quantizer_is_fixed_and_uses_many_codes() -> None:
+    config = W2vBertOptions(**(TINY | {"num_codebooks": 2}))
+    quantizer = RandomQuantizer(config)
+    mel = torch.randn(2, 200, 20)
+    ids = quantizer(mel, torch.ones(2, 50, dtype=torch.bool))
+    assert ids.shape == (2, 50, 2) and not list(quantizer.parameters())
+    assert perplexity(ids.flatten(0, 1), 12) > 6
+    assert torch.equal(quantizer(3.0 * mel, torch.ones(2, 50, dtype=torch.bool)), ids)
+
+
+def test_online_clusters_find_what_is_there() -> None:
+    torch.manual_seed(1)
+    centres = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]])
+    clusters = OnlineClusters(2, 8).train()
+    labels = torch.randint(4, (10, 3, 40))
+    for batch in labels:
+        x = centres[batch] + 0.1 * torch.randn(3, 40, 2)
+        clusters(x, torch.ones(3, 40, dtype=torch.bool))
+    clusters.eval()
+    before = clusters.centroids.clone()
+    ids = clusters(centres[None], torch.ones(1, 4, dtype=torch.bool))[0, :, 0]
+    assert len(set(ids.tolist())) == 4
+    assert torch.equal(before, clusters.centroids)
+
+
+def test_hubert_goes_over_to_its_own_layer() -> None:
+    model = build(objective="hubert", refine_at=2).train()
+    objective = model.objective
+    assert isinstance(objective, Hubert)
+    with torch.no_grad():
+        model.encoder.subsampling.out.weight.add_(0.1)
+    for step in range(4):
+        model.training_step(speech())
+        assert bool(objective.refined.counts.any()) == (step >= 2)
+    own, copied = (e.state_dict() for e in (model.encoder, objective.teacher))
+    assert all(torch.equal(own[key], copied[key]) for key in own)
+    assert not any(p.requires_grad for p in objective.teacher.parameters())
+
+
+def test_a_trained_encoder_can_be_refined_later() -> None:
+    first = build(objective="hubert").train()
+    for _ in range(2):
+        first.training_step(speech())
+    assert isinstance(first.objective, Hubert) and not first.objective.refines
+    second = build(seed=7, objective="hubert", refine_at=0).train()
+    second.load_state_dict(first.state_dict())
+    second.training_step(speech())
+    assert isinstance(second.objective, Hubert) and second.objective.refines
+    own, copied = (e.state_dict() for e in (first.encoder, second.objective.teacher))
+    assert all(torch.equal(own[key], copied[key]) for key in own)
+
+
+def test_the_gumbel_temperature_falls() -> None:
+    config = W2vBertOptions(**TINY, gumbel=(2.0, 0.5), gumbel_decay=0.5)
+    quantizer = GumbelQuantizer(config).train()
+    temperatures = []
+    for _ in range(4):
+        temperatures.append(quantizer.temperature)
+        quantizer(torch.randn(30, 16))
+    assert temperatures == [2.0, 1.0, 0.5, 0.5]
+    assert int(quantizer.updates) == 4
+
+
+def test_perplexity_counts_codes_in_use() -> None:
+    assert perplexity(torch.tensor([[0], [1], [2], [3]]), 8) == pytest.approx(4)
+    assert perplexity(torch.zeros(9, 1, dtype=torch.long), 8) == pytest.approx(1)
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+def test_features_are_the_layers_activations() -> None:
+    model = build().eval()
+    wave = speech().wave[:1].double()
+    lengths = torch.tensor([32_000])
+    with torch.no_grad():
+        states = model.encoder(model.mel(wave, lengths).float(), torch.ones(1, 50).bool(), 3)
+        found = model.features(wave, lengths)
+    assert found.shape == (1, 50, 16)
+    assert torch.allclose(found.float(), states[1], atol=1e-5)
+    assert not torch.allclose(found.float(), states[2], atol=1e-2)
+
+
+def test_the_fingerprint_is_of_what_determines_tokens() -> None:
+    first = build(seed=0)
+    fit_on_synthetic(first)
+    sealed = first.seal("x.v1")
+
+    def changed(key: str) -> bool:
+        other = build(seed=0)
+        other.load_state_dict(first.state_dict())
+        with torch.no_grad():
+            other.state_dict()[key].add_(1)
+        return other.seal("x.v1") != sealed
+
+    assert not changed("encoder.conformer.blocks.2.attention.out.weight")  # above the layer
+    assert not changed("objective.prediction.heads.weight")
+    assert changed("encoder.conformer.blocks.1.attention.out.weight")
+    assert changed("centroids")
+    same = build(seed=0, mask_share=0.3, warp=0.2)
+    same.load_state_dict(first.state_dict())
+    assert same.seal("x.v1") == sealed
+    other = build(seed=0, layer=1)
+    other.load_state_dict(first.state_dict())
+    assert other.seal("x.v1") != sealed
+
+
+@pytest.mark.parametrize("total", [10, 11, 17, 23, 64])
+def test_windows_cover_every_frame_once(total: int) -> None:
+    wave = torch.arange(4.0 * total)
+    calls: list[int] = []
+
+    def encode(part: Tensor) -> Tensor:
+        calls.append(len(part))
+        return part[::4, None]
+
+    found = in_windows(encode, wave, 4, window=10, margin=2)
+    assert torch.equal(found[:, 0], wave[::4])
+    assert set(calls) == {40}
+
+
+def test_a_window_sees_its_margins() -> None:
+    """Frames are taken from where a window knows both sides, as far as the recording goes."""
+
+    def distance_to_edge(part: Tensor) -> Tensor:
+        places = torch.arange(len(part))
+        return torch.minimum(places, places.flip(0))[:, None]
+
+    found = in_windows(distance_to_edge, torch.zeros(100), 1, window=20, margin=5)[:, 0]
+    assert found[5:95].min() >= 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"layr": 1}, "layr"),
+        ({"layer": 4}, "layer 4 does not exist"),
+        ({"subframes": 3}, "subframes"),
+        ({"heads": 3}, "divisible by 6"),
+        ({"kernel": 4}, "odd"),
+        ({"contrastive_depth": 3}, "leaves no layer"),
+        ({"gumbel": (0.5, 2.0)}, "gumbel"),
+        ({"objective": "hubert", "num_codebooks": 2}, "one codebook"),
+        ({"refine_at": 5}, "refine_at is for hubert"),
+        ({"window_seconds": 3, "margin_seconds": 2}, "two margins"),
+        ({"window": 100}, "window"),
+    ],
+)
+def test_wrong_options_are_refused(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        W2vBertOptions(**(TINY | wrong))
