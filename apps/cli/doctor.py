@@ -22,6 +22,7 @@ PACKAGES = {
     "matplotlib": "plot",
     "transformers": "hf",
     "peft": "hf",
+    "ai-edge-litert": "lyra",
 }
 
 

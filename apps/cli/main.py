@@ -12,6 +12,7 @@ from segue.apps.cli import (
     doctor,
     evaluate,
     generate,
+    plot,
     plugins,
     prepare,
     resynthesize,
@@ -37,7 +38,8 @@ app.command("resynthesize")(resynthesize.command)
 app.command("prepare")(prepare.command)
 app.command("train")(train.command)
 app.command("tokenize")(tokenize.command)
-app.command("evaluate")(evaluate.command)
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(plot.app, name="plot")
 app.add_typer(config.app, name="config")
 app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.command)

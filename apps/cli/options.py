@@ -40,6 +40,14 @@ OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Audio file t
 DataOption = Annotated[
     Path, typer.Option("--data", help="A folder of audio, or a CSV manifest with a column 'path'.")
 ]
+HeldOutOption = Annotated[
+    Path, typer.Option("--data", help="Recordings: a folder, or a CSV manifest.")
+]
+ItemsOption = Annotated[int, typer.Option("--items", min=1, help="Recordings used, at most.")]
+SplitOption = Annotated[str, typer.Option("--split", help="valid (held out), train or all.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")
+]
 
 
 def chosen_source(domain: str | None, other: str | None, option: str) -> str:

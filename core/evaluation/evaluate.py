@@ -1,8 +1,9 @@
-"""Evaluate a pipeline on recordings: reconstruction, continuations, likelihood."""
+"""Evaluate a pipeline on recordings: continuations, likelihood."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +11,16 @@ import torch
 from torch import Tensor
 
 from segue.core.audio import Audio, read_audio
+from segue.core.config.schema import PromptConfig
 from segue.core.data.manifest import Recording
 from segue.core.data.token_store import TokenCrops, TokenStore
 from segue.core.errors import AudioError, DataError
 from segue.core.evaluation.statistics import summarise
-from segue.core.interfaces import Metric
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 
 CLIPPED, SILENT_RMS = 0.999, 1e-3
 PEAK_SEARCH_SECONDS = (0.1, 2.0)  # a loop repeats within this lag
-
-
-def evaluate_codec(
-    pipeline: Pipeline,
-    recordings: Sequence[Recording],
-    metrics: Mapping[str, Metric],
-    levels: Sequence[int],
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Encode and decode each recording with each number of levels.
-
-    Returns:
-        Per number of levels: kbit/s and, per metric, an estimate over recordings.
-    """
-    rows: dict[int, list[dict[str, float]]] = {count: [] for count in levels}
-    for done, recording in enumerate(recordings, start=1):
-        audio = _usable(recording, pipeline)
-        if audio is not None:
-            reference = pipeline.prepared(audio.wave, audio.sample_rate)
-            for count in levels:
-                coded = pipeline.resynthesize(audio.wave, audio.sample_rate, levels=count).row()
-                rows[count].append(
-                    {
-                        n: metric(reference, coded, pipeline.sample_rate)
-                        for n, metric in metrics.items()
-                    }
-                )
-        if progress is not None:
-            progress("codec", done, len(recordings))
-    if not any(rows.values()):
-        raise DataError("recordings", "none can be used", "check the data")
-    spec = pipeline.codec.spec
-    bits = float(spec.frame_rate) * (spec.codebook_size - 1).bit_length() / 1000
-    return {
-        str(count): {"kbit_per_second": round(bits * count, 3), **summarise(found)}
-        for count, found in rows.items()
-    }
 
 
 def evaluate_continuations(
@@ -77,7 +41,7 @@ def evaluate_continuations(
     """
     rows = []
     for done, recording in enumerate(recordings, start=1):
-        audio = _usable(recording, pipeline)
+        audio = usable(recording, pipeline.config.prompt)
         if audio is not None:
             prompt = audio.wave[: round(prompt_seconds * audio.sample_rate)]
             result = pipeline.continue_(prompt, audio.sample_rate, seconds=seconds, seed=seed)
@@ -93,7 +57,11 @@ def evaluate_continuations(
 def evaluate_likelihood(
     pipeline: Pipeline, tokens: Path, batches: int, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Mean negative log-likelihood of held-out tokens, in nats per token, by stage and level."""
+    """Mean negative log-likelihood of held-out tokens, in nats per token, by stage and level.
+
+    ``bits_per_second`` is that of all levels of a stage: what is left of the tokens' own rate once
+    the model predicts them. It compares codecs of other levels and frame rates.
+    """
     store = TokenStore(tokens, "valid")
     found: dict[str, Any] = {}
     for done, config in enumerate(pipeline.config.stages, start=1):
@@ -104,20 +72,22 @@ def evaluate_likelihood(
             batch = crops.batch(index).to(pipeline.device)
             mask = batch.target.mask
             per_level = -(lm.score(batch) * mask[:, None]).sum((0, 2)) / mask.sum()
-            rows.append({f"level_{q}": float(v) for q, v in enumerate(per_level)})
+            row = {f"level_{q}": float(value) for q, value in enumerate(per_level)}
+            bits = float(per_level.sum()) / math.log(2)
+            row["bits_per_second"] = bits * float(lm.stage.target.frame_rate)
+            rows.append(row)
         found[config.name] = summarise(rows)
         if progress is not None:
             progress("likelihood", done, len(pipeline.config.stages))
     return found
 
 
-def _usable(recording: Recording, pipeline: Pipeline) -> Audio | None:
-    """The recording's first seconds, as many as the pipeline takes; None if it cannot be used."""
+def usable(recording: Recording, limits: PromptConfig) -> Audio | None:
+    """The recording's first seconds, as many as a prompt may have; None if it cannot be used."""
     try:
         audio = read_audio(recording.path)
     except AudioError:
         return None
-    limits = pipeline.config.prompt
     if audio.seconds < limits.min_seconds:
         return None
     return Audio(audio.wave[: round(limits.max_seconds * audio.sample_rate)], audio.sample_rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -133,17 +132,6 @@ def test_recordings_that_cannot_be_used_are_said(segue: Segue, tiny: Path) -> No
 # --- evaluate ---------------------------------------------------------------------------------
 
 
-def test_figures_are_printed_and_written(segue: Segue, tiny: Path, recordings_folder: Path) -> None:
-    common = ("--data", recordings_folder, "-p", tiny, "--items", 1)
-    done = segue("evaluate", "codec", *common, "-o", "new/figures.json", "--json")
-    assert (done.code, done.err, done.new) == (0, "", ["new/figures.json"])
-    assert done.json == json.loads(Path("new/figures.json").read_text())
-    assert set(done.json) >= {"subject", "pipeline", "data", "1", "3"}
-    assert done.json["3"]["si_sdr.v1"]["count"] == 1
-    done = segue("evaluate", "codec", *common)
-    assert done.code == 0 and "95 % interval" in done.out and "log_mel.v1" in done.out
-
-
 def test_continuations_and_likelihood(
     segue: Segue, tiny: Path, trained: Path, recordings_folder: Path
 ) -> None:
@@ -171,7 +159,6 @@ def test_continuations_and_likelihood(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("pitch", "--data", "x"), "pitch: cannot be evaluated; choose one of codec"),
         (("codec", "--data", "nope"), "nope: does not exist; name a folder"),
         (("likelihood", "--data", "empty"), "empty: is no token store; run `segue tokenize`"),
         (("codec", "--data", "empty", "-o", "empty"), "empty: is a directory; name a file inside"),

@@ -32,7 +32,7 @@ def test_an_unknown_name_is_told_with_what_is_known(plugin_host: PluginHost) -> 
         "codec.use: there is no stage_lm 'flat_transfromer.v1'; did you mean "
         f"'flat_transformer.v1'? known: {known}"
     )
-    assert refusal(plugin_host, "codec", "zzz").endswith("use one of spectral_codec.v1")
+    assert "use one of dac.v1, encodec.v1, " in refusal(plugin_host, "codec", "zzz")
     assert refusal(PluginHost(), "codec", "zzz").endswith("none is known")
 
 
@@ -41,7 +41,7 @@ def test_an_unknown_name_may_belong_to_a_plugin_that_is_out_of_order(
 ) -> None:
     install("broken_import", "good")
     path = write_registry("blocked: [segue-good]")
-    text = refusal(PluginHost.discover(registry=path), "codec", "soundstream.v1")
+    text = refusal(PluginHost.discover(registry=path), "codec", "nowhere.v1")
     assert "segue-broken-import:main is broken (ModuleNotFoundError: No module named" in text
     assert f"segue-good:main is blocked (blocked by {path})" in text
 

@@ -18,14 +18,18 @@ from segue.core.data.manifest import Recording
 from segue.core.errors import DataError
 from segue.core.evaluation import evaluate
 from segue.core.evaluation.evaluate import (
-    evaluate_codec,
     evaluate_continuations,
     evaluate_likelihood,
     health,
 )
-from segue.core.evaluation.statistics import estimate, summarise
-from segue.core.interfaces import Metric, StageBatch, Tokens
-from segue.core.spec import TokenSpec
+from segue.core.evaluation.statistics import (
+    bootstrap_interval,
+    entropy,
+    estimate,
+    mutual_information,
+    summarise,
+)
+from segue.core.interfaces import StageBatch, Tokens
 from segue.plugins.metrics.log_mel.metric import LogMelDistance
 from segue.plugins.metrics.si_sdr.metric import SiSdr
 
@@ -76,6 +80,45 @@ def test_a_summary_has_every_column_and_goes_into_json() -> None:
     found = json.loads(json.dumps(summarise(rows)))
     assert found["a"]["mean"] == 2.0 and found["b"]["low"] == found["b"]["high"] == -1.0
     assert found["a"]["count"] == 2
+
+
+def test_what_is_no_number_is_left_out_and_counted() -> None:
+    found = summarise(
+        [{"a": 1.0, "b": math.nan}, {"a": math.nan, "b": math.inf}, {"a": 4.0, "b": math.nan}]
+    )
+    assert found["a"]["mean"] == 2.5 and found["a"]["count"] == 2 and found["a"]["left_out"] == 1
+    assert found["b"]["mean"] is None and (found["b"]["count"], found["b"]["left_out"]) == (0, 3)
+    assert "left_out" not in summarise([{"a": 1.0}])["a"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_bootstrap_interval_of_a_mean_is_about_the_normal_one() -> None:
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = bootstrap_interval(lambda w: float((w @ values) / w.sum()), 200, draws=2000)
+    normal = estimate(values.tolist())
+    assert low == pytest.approx(normal.low, abs=0.02) and high == pytest.approx(
+        normal.high, abs=0.02
+    )
+    again = bootstrap_interval(lambda w: float((w @ values) / w.sum()), 200, draws=2000)
+    assert again == (low, high)
+
+
+def test_figures_that_some_draws_lack() -> None:
+    low, high = bootstrap_interval(lambda w: 1.0 if w[0] else math.nan, 2)
+    assert (low, high) == (1.0, 1.0)
+    assert all(math.isnan(end) for end in bootstrap_interval(lambda w: math.nan, 2))
+
+
+def test_information_of_known_tables() -> None:
+    assert entropy(torch.tensor([1, 1, 1, 1])) == pytest.approx(2)
+    assert entropy(torch.tensor([3.0, 0.0])) == 0
+    assert mutual_information(torch.eye(8)) == pytest.approx(3)  # each tells the other
+    assert mutual_information(torch.ones(5, 7)) == pytest.approx(0)
+    # A channel that flips one bit in four: 1 - H(1/4).
+    flips = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
+    expected = 1 + 0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)
+    assert mutual_information(flips) == pytest.approx(expected)
+    assert mutual_information(100 * flips) == pytest.approx(expected)
 
 
 # --- health -----------------------------------------------------------------------------------
@@ -181,12 +224,6 @@ def test_si_sdr_at_its_ends() -> None:
 # --- evaluating a pipeline --------------------------------------------------------------------
 
 
-class Peak(Metric):
-    def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> float:
-        assert reference.shape == audio.shape and sample_rate == RATE
-        return float(audio.abs().max() / reference.abs().max())
-
-
 class Result:
     def __init__(self, wave: torch.Tensor, prompt: int) -> None:
         self.wave, self.prompt_samples = wave, torch.tensor([prompt])
@@ -199,11 +236,10 @@ class Result:
 
 
 class FakePipeline:
-    """Its codec scales by the number of levels, its continuation is the prompt's end, halved."""
+    """Its continuation is the prompt's end, halved."""
 
     sample_rate = RATE
     device = torch.device("cpu")
-    codec = SimpleNamespace(spec=TokenSpec(RATE, Fraction(50), 4, 1000))
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(
@@ -212,12 +248,6 @@ class FakePipeline:
         )
         self.prompts: list[int] = []
 
-    def prepared(self, wave: torch.Tensor, rate: int) -> torch.Tensor:
-        return wave
-
-    def resynthesize(self, wave: torch.Tensor, rate: int, *, levels: int) -> Result:
-        return Result(wave * levels / 4, 0)
-
     def continue_(self, wave: torch.Tensor, rate: int, *, seconds: float, seed: int) -> Result:
         self.prompts.append(wave.shape[0])
         added = 0.5 * wave[-round(seconds * rate) :]
@@ -225,7 +255,8 @@ class FakePipeline:
 
     def stage_lm(self, name: str) -> Any:
         assert name == "coarse"
-        return SimpleNamespace(stage=None, score=fake_score)
+        stage = SimpleNamespace(target=SimpleNamespace(frame_rate=Fraction(50)))
+        return SimpleNamespace(stage=stage, score=fake_score)
 
 
 def fake_score(batch: StageBatch) -> torch.Tensor:
@@ -247,23 +278,6 @@ def recordings(tmp_path: Path) -> list[Recording]:
     return [Recording(tmp_path / f"{name}.wav", 1.0, name, "valid") for name in names]
 
 
-def test_a_codec_is_evaluated_on_what_can_be_read(recordings: list[Recording]) -> None:
-    told: list[tuple[str, int, int]] = []
-    found = evaluate_codec(
-        FakePipeline(),  # type: ignore[arg-type]
-        recordings,
-        {"peak": Peak()},
-        [1, 4],
-        lambda *what: told.append(what),
-    )
-    assert list(found) == ["1", "4"]
-    # 1000 codes take 10 bits, 50 times a second.
-    assert [found[n]["kbit_per_second"] for n in found] == [0.5, 2.0]
-    assert found["1"]["peak"]["mean"] == pytest.approx(0.25) and found["1"]["peak"]["count"] == 2
-    assert found["4"]["peak"]["mean"] == pytest.approx(1.0)
-    assert told == [("codec", n, 6) for n in range(1, 7)]
-
-
 def test_continuations_are_evaluated_on_what_can_be_read(recordings: list[Recording]) -> None:
     pipeline = FakePipeline()
     found = evaluate_continuations(
@@ -282,8 +296,6 @@ def test_continuations_are_evaluated_on_what_can_be_read(recordings: list[Record
 def test_no_usable_recording_is_an_error(recordings: list[Recording]) -> None:
     useless = recordings[1:5]
     with pytest.raises(DataError, match="recordings: none can be used; check the data"):
-        evaluate_codec(FakePipeline(), useless, {"peak": Peak()}, [1])  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="none can be used"):
         evaluate_continuations(
             FakePipeline(),  # type: ignore[arg-type]
             useless,
@@ -307,6 +319,6 @@ def test_likelihood_is_per_level_and_without_padding(
     monkeypatch.setattr(evaluate, "TokenCrops", Crops)
     found = evaluate_likelihood(FakePipeline(), tmp_path, 3)  # type: ignore[arg-type]
     assert {level: e["mean"] for level, e in found["coarse"].items()} == pytest.approx(
-        {"level_0": 1.0, "level_1": 2.0, "level_2": 3.0}
+        {"level_0": 1.0, "level_1": 2.0, "level_2": 3.0, "bits_per_second": 50 * 6 / math.log(2)}
     )
     assert found["coarse"]["level_0"]["count"] == 3

@@ -210,6 +210,6 @@ def test_a_wrong_vocabulary_is_refused_before_weights_load(
     with pytest.raises(AssemblyError, match="trained on tokens of the codec"):
         Pipeline.from_pretrained(
             directory,
-            overrides=["codec.use=spectral_codec.v1"],
+            overrides=["codec.use=spectral_codec.v1", "codec.options.num_levels=6"],
             host=host,
         )

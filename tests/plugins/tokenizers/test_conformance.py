@@ -12,9 +12,21 @@ CODEC = {
     "codebook_size": 32,
     "codebook_dim": 4,
 }
+SOUNDSTREAM = {
+    "channels": 4,
+    "strides": (2, 4, 5),
+    "latent_dim": 8,
+    "num_levels": 3,
+    "codebook_size": 32,
+}
 SUBJECTS = [
     Subject("codec", "spectral_codec.v1", CODEC),
-    Subject("codec", "spectral_codec.v1", CODEC | {"subframes": 1}, label="no-subframes"),
+    Subject("codec", "spectral_codec.v1", CODEC | {"subframes": 2}, label="subframes"),
+    Subject("codec", "spectral_codec.v1", CODEC | {"head": "polar"}, label="polar"),
+    Subject("codec", "soundstream.v1", SOUNDSTREAM),
+    Subject(
+        "codec", "soundstream.v1", SOUNDSTREAM | {"weight_norm": True}, label="with-weight-norm"
+    ),
     Subject("semantic_tokenizer", "mel_kmeans.v1", {"num_clusters": 32}),
     Subject("semantic_tokenizer", "chroma_kmeans.v1", {"num_clusters": 32}),
 ]

@@ -1,0 +1,198 @@
+"""`segue evaluate semantic` and `segue evaluate pitches`: what tokens say of the content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segue.apps.cli.options import (
+    DeviceOption,
+    DomainOption,
+    HeldOutOption,
+    ItemsOption,
+    JsonOption,
+    PipelineOption,
+    ReportOption,
+    SetOption,
+    SplitOption,
+    chosen_source,
+)
+from segue.apps.cli.output import note, progress_bars
+from segue.apps.cli.reports import checked_split, held_out, show, whole_numbers, written
+from segue.core.errors import AssemblyError, CheckpointError, ConfigError, DataError, PluginError
+
+if TYPE_CHECKING:
+    from segue.core.config.schema import PipelineConfig
+    from segue.core.evaluation.representations import Representation
+    from segue.core.manager import PluginHost
+
+PARTS = ("semantic_tokenizer", "codec")
+FEATURES = "features"
+OfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--of", help="semantic_tokenizer, codec, features, or several. Default: all there are."
+    ),
+]
+LevelsOption = Annotated[
+    str | None,
+    typer.Option("--levels", help="Of the codec, the first so many: 1,2. Default: 1 and all."),
+]
+
+
+def semantic(
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="CSV: path, label, speaker [start, end, context, split]."),
+    ],
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    of: OfOption = None,
+    levels: LevelsOption = None,
+    split: SplitOption = "valid",
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="Rows with column=value only. May be repeated."),
+    ] = None,
+    per_group: Annotated[
+        int, typer.Option(min=1, help="Most items of one label, speaker and context.")
+    ] = 10,
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """ABX errors within and across speakers of tokens, of what they stand for, and of MFCC."""
+    from segue.core.evaluation.items import load_items, thinned
+
+    source = chosen_source(domain, pipeline, "--pipeline")
+    with written(output) as write:
+        found = load_items(data, checked_split(split), _conditions(where or []))
+        config, chosen, left_out = _representations(source, overrides, device, of, levels)
+        from segue.core.evaluation.semantic import evaluate_semantic
+
+        with progress_bars(json) as progress:
+            figures = evaluate_semantic(thinned(found, per_group), chosen, progress)
+        report = {
+            "subject": "semantic",
+            **_described(config, data, split, left_out),
+            "where": where or [],
+            **figures,
+        }
+        write(report)
+    show(report, "representation", figures["representations"], json)
+    if not json:
+        _tell_left_out(left_out)
+
+
+def pitches(
+    data: HeldOutOption,
+    midi: Annotated[Path, typer.Option("--midi", help="Folder of the MIDI files they came from.")],
+    domain: DomainOption = "piano",
+    pipeline: PipelineOption = None,
+    of: OfOption = None,
+    items: ItemsOption = 50,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="Used of each recording.")
+    ] = 120.0,
+    split: SplitOption = "valid",
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """How well tokens of rendered scores tell which pitch classes sound."""
+    source = chosen_source(domain if pipeline is None else None, pipeline, "--pipeline")
+    if not midi.is_dir():
+        raise DataError(str(midi), "is no folder", "name the folder of the MIDI files")
+    with written(output) as write:
+        from segue.core.evaluation.pitches import evaluate_pitches
+
+        scores = {path.stem: path for path in sorted(midi.rglob("*.mid*"))}
+        recordings = held_out(data, items, split)
+        config, chosen, left_out = _representations(source, overrides, device, of, "1")
+        chosen = [one for one in chosen if one.vocabulary is not None]
+        if not chosen:
+            raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")
+        with progress_bars(json) as progress:
+            figures = evaluate_pitches(
+                recordings, scores, chosen, seconds=seconds, progress=progress
+            )
+        report = {"subject": "pitches", **_described(config, data, split, left_out), **figures}
+        write(report)
+    show(report, "representation", figures["representations"], json)
+    if not json:
+        _tell_left_out(left_out)
+
+
+def _conditions(where: list[str]) -> dict[str, str]:
+    conditions = {}
+    for text in where:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError("--where", f"{text!r} is no condition", "write --where column=value")
+        conditions[column] = value
+    return conditions
+
+
+def _representations(
+    source: str, overrides: list[str] | None, device: str, of: str | None, levels: str | None
+) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
+    """What is to be measured, and why parts are not."""
+    from segue.core.evaluation.parts import config_of
+    from segue.core.evaluation.representations import plain_features
+    from segue.core.manager import default_host
+
+    host = default_host()
+    config = config_of(source, host, overrides or ())
+    wanted = [name.strip() for name in of.split(",")] if of else [*config.parts, FEATURES]
+    for name in wanted if of else ():
+        if name not in (*PARTS, FEATURES):
+            known = ", ".join((*PARTS, FEATURES))
+            raise ConfigError("--of", f"{name!r} is unknown", f"use some of {known}")
+    found: list[Representation] = []
+    left_out: dict[str, str] = {}
+    for part in (part for part in PARTS if part in wanted):
+        try:
+            found += _of_part(config, part, host, device, levels)
+        except (AssemblyError, CheckpointError, PluginError) as error:
+            if of:  # it was asked for
+                raise
+            left_out[part] = f"{error.problem}; {error.fix}"
+    return config, found + (plain_features() if FEATURES in wanted else []), left_out
+
+
+def _of_part(
+    config: PipelineConfig, part: str, host: PluginHost, device: str, levels: str | None
+) -> list[Representation]:
+    from segue.core.evaluation.parts import load_tokenizer
+    from segue.core.evaluation.representations import of_tokenizer
+
+    tokenizer = load_tokenizer(config, part, host, device)
+    total = tokenizer.spec.num_levels
+    counts = sorted({1, total}) if levels is None else whole_numbers(levels, "--levels")
+    if part != "codec":
+        counts = [1]
+    if not 1 <= counts[0] <= counts[-1] <= total:
+        raise ConfigError("--levels", f"{levels} is out of range", f"use 1 to {total}")
+    name = "semantic" if part == "semantic_tokenizer" else "codec"
+    return of_tokenizer(name, tokenizer, config.prompt.level, counts)
+
+
+def _described(
+    config: PipelineConfig, data: Path, split: str, left_out: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "pipeline": config.name,
+        **{part: config.parts[part].use for part in PARTS if part in config.parts},
+        "data": str(data),
+        "split": split,
+        "left_out": left_out,
+    }
+
+
+def _tell_left_out(left_out: dict[str, str]) -> None:
+    for part, reason in left_out.items():
+        note(f"{part} was left out: {reason}")

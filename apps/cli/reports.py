@@ -1,0 +1,84 @@
+"""What the `segue evaluate` commands share: which recordings, and how figures are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segue.apps.cli.output import print_json, print_table
+from segue.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segue.core.data.manifest import Recording
+
+SPLITS = ("train", "valid", "all")
+COLUMNS = ("figure", "mean", "95 % interval", "lowest", "highest", "items")
+
+
+@contextmanager
+def written(output: Path | None) -> Iterator[Callable[[Any], None]]:
+    """What writes a report, if one is wanted; refused before any work if it cannot be."""
+    from segue.core.files import check_writable, write_json
+
+    if output is not None:
+        check_writable(output)
+
+    def write(report: Any) -> None:
+        if output is not None:
+            write_json(output, report)
+
+    yield write
+
+
+def checked_split(split: str) -> str | None:
+    """None where all are meant."""
+    if split not in SPLITS:
+        raise ConfigError("--split", f"{split!r} is unknown", f"use one of {', '.join(SPLITS)}")
+    return None if split == "all" else split
+
+
+def held_out(data: Path, items: int, split: str) -> list[Recording]:
+    """Recordings spread evenly over a split."""
+    from segue.core.data.manifest import of_split, read_recordings
+
+    wanted, recordings = checked_split(split), read_recordings(data)
+    if wanted is not None:
+        recordings = of_split(recordings, wanted, data)  # type: ignore[arg-type]  # one of two
+    return recordings[:: max(1, len(recordings) // items)][:items]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers that are separated by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(option, f"{text!r} is no list of numbers", f"write {option} 1,2,4")
+    return sorted({int(part) for part in parts})
+
+
+def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], json: bool) -> None:
+    """JSON for a machine, or a table of every estimate in ``groups``."""
+    if json:
+        print_json(report)
+        return
+    rows = [
+        (group, name, *_cells(figure))
+        for group, columns in groups.items()
+        for name, figure in columns.items()
+        if isinstance(figure, dict) and "mean" in figure
+    ]
+    print_table((subject, *COLUMNS), rows)
+
+
+def _cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
+    if figure["mean"] is None:
+        return ("–", "–", "–", "–", "0")
+    left_out = f" ({figure['left_out']} left out)" if figure.get("left_out") else ""
+    return (
+        f"{figure['mean']:.3f}",
+        f"[{figure['low']:.3f}, {figure['high']:.3f}]",
+        f"{figure['lowest']:.3f}",
+        f"{figure['highest']:.3f}",
+        f"{figure['count']}{left_out}",
+    )

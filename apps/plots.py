@@ -1,0 +1,142 @@
+"""Pictures of codec reports: quality against bit rate, and use of the codebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from segue.apps.spectrogram import check_picture
+from segue.core.errors import DataError
+from segue.core.files import atomic_path, check_writable
+
+PANEL = (4.6, 3.8)  # inches
+COLUMNS = 3
+
+
+def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
+    """Codec reports under the stems of their files.
+
+    Raises:
+        DataError: if one is none, or two have the same stem.
+    """
+    reports: dict[str, Any] = {}
+    for path in paths:
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            assert report["levels"] and report["codebooks"] and report["metrics"]
+        except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
+            raise DataError(
+                str(path), "is no report on a codec", "make one: segue evaluate codec -o FILE"
+            ) from error
+        if path.stem in reports:
+            raise DataError(str(path), "has the name of another report", "rename one of them")
+        reports[path.stem] = report
+    return reports
+
+
+def draw_rate_distortion(
+    paths: Sequence[Path], output: Path, metrics: Sequence[str] | None = None
+) -> None:
+    """One panel a metric: its mean and 95 % interval at the bit rate of each number of levels.
+
+    Raises:
+        DataError: if a report cannot be used, or lacks a metric.
+        OutputError: if the picture cannot be drawn there.
+    """
+    reports = read_reports(paths)
+    names = list(metrics) if metrics is not None else _common(reports)
+    for stem, report in reports.items():
+        for name in names:
+            if name not in report["metrics"]:
+                has = ", ".join(report["metrics"])
+                raise DataError(stem, f"has no metric {name!r}", f"it has {has}")
+    if not names:
+        raise DataError("the reports", "share no metric", "name what all of them have: --metrics")
+    with _panels(output, len(names)) as panels:
+        for panel, name in zip(panels, names, strict=True):
+            for stem, report in reports.items():
+                _rate_line(panel, stem, report, name)
+            described = next(iter(reports.values()))["metrics"][name]
+            unit = f" ({described['unit']})" if described["unit"] else ""
+            better = "higher" if described["higher_is_better"] else "lower"
+            panel.set_ylabel(f"{name}{unit}, {better} is better", parse_math=False)
+            panel.set_xlabel("kbit/s")
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
+            panel.grid(alpha=0.3, which="both")
+
+
+def _common(reports: dict[str, Any]) -> list[str]:
+    first = next(iter(reports.values()))["metrics"]
+    return [name for name in first if all(name in report["metrics"] for report in reports.values())]
+
+
+def _rate_line(panel: Any, stem: str, report: dict[str, Any], name: str) -> None:
+    points = [
+        (row["kbit_per_second"], row[name]["mean"], row[name]["low"], row[name]["high"])
+        for row in report["levels"].values()
+        if row[name]["mean"] is not None
+    ]
+    if not points:
+        return
+    rates, means, low, high = zip(*sorted(points), strict=True)
+    (line,) = panel.plot(rates, means, marker="o", markersize=4, label=_plain(stem))
+    panel.fill_between(rates, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+
+
+def draw_codebooks(paths: Sequence[Path], output: Path) -> None:
+    """Shares of codes used and of perplexity at each level.
+
+    Raises:
+        DataError: if a report cannot be used.
+        OutputError: if the picture cannot be drawn there.
+    """
+    reports = read_reports(paths)
+    with _panels(output, 2) as panels:
+        labels = {"used": "codes used (% of codebook)", "perplexity": "perplexity (% of codebook)"}
+        for panel, (key, label) in zip(panels, labels.items(), strict=True):
+            for stem, report in reports.items():
+                shares = [100 * book[key] for book in report["codebooks"]]
+                panel.plot(range(1, len(shares) + 1), shares, marker="o", label=_plain(stem))
+            panel.set_ylim(0, 102)
+            panel.set_ylabel(label)
+            panel.set_xlabel("level")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.grid(alpha=0.3)
+
+
+@contextmanager
+def _panels(output: Path, count: int) -> Iterator[list[Any]]:
+    """Empty panels of a picture, which is written when they are drawn."""
+    check_picture(output)
+    check_writable(output)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(PANEL[0] * columns, PANEL[1] * rows), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    try:
+        panels = list(grid.flat)
+        for spare in panels[count:]:
+            spare.set_visible(False)
+        yield panels[:count]
+        panels[0].legend(fontsize="small")
+        with atomic_path(output) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    finally:
+        pyplot.close(figure)
+
+
+def _plain(text: str) -> str:
+    """No mathematics, no private label."""
+    return text.replace("$", r"\$").lstrip("_") or "report"

@@ -1,0 +1,1 @@
+"""Virtual speech quality objective listener."""

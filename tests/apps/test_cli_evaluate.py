@@ -1,0 +1,186 @@
+"""`segue evaluate` and `segue plot`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.apps.conftest import Segue
+
+QUICK = "log_mel.v1,si_sdr.v1"
+
+# --- codec ------------------------------------------------------------------------------------
+
+
+def test_figures_are_printed_and_written(segue: Segue, tiny: Path, recordings_folder: Path) -> None:
+    common = ("--data", recordings_folder, "-p", tiny, "--items", 1, "--metrics", QUICK)
+    done = segue("evaluate", "codec", *common, "-o", "new/figures.json", "--json")
+    assert (done.code, done.err, done.new) == (0, "", ["new/figures.json"])
+    assert done.json == json.loads(Path("new/figures.json").read_text())
+    assert list(done.json["levels"]) == ["1", "2", "3"]
+    assert done.json["levels"]["3"]["si_sdr.v1"]["count"] == 1
+    assert [book["level"] for book in done.json["codebooks"]] == [0, 1, 2]
+    assert done.json["codec"] == "spectral_codec.v1" and done.json["left_out"] == {}
+    done = segue("evaluate", "codec", *common, "--levels", "3,1")
+    assert done.code == 0 and "95 % interval" in done.out and "log_mel.v1" in done.out
+    assert "perplexity" in done.out and "│ 2 " not in done.out.partition("kbit/s")[0]
+
+
+def test_metrics_that_are_missing_are_told(
+    segue: Segue, tiny: Path, recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pesq", "pystoi", "visqol"):
+        monkeypatch.setitem(sys.modules, module, None)
+        for loaded in [name for name in sys.modules if name.startswith("segue.plugins.metrics.")]:
+            monkeypatch.delitem(sys.modules, loaded)
+    common = ("--data", recordings_folder, "-p", tiny, "--items", 1)
+    done = segue("evaluate", "codec", *common, "--levels", 1)
+    assert done.code == 0 and "si_sdr.v1" in done.out
+    assert "pesq.v1 was left out" in done.err and "pip install 'segue[eval]'" in done.err
+    asked = segue("evaluate", "codec", *common, "--metrics", "pesq.v1")
+    assert asked.refused("--metrics", "needs the extra 'eval'", "pip install 'segue[eval]'")
+
+
+def test_another_codec_than_the_stages_were_trained_on(
+    segue: Segue, tiny: Path, tiny_pipelines: dict[str, Path], recordings_folder: Path
+) -> None:
+    other = tiny_pipelines["piano"].parent / "codec"
+    done = segue(
+        *("evaluate", "codec", "--data", recordings_folder, "-p", tiny, "--items", 1, "--json"),
+        *("--set", f"codec.checkpoint={other}", "--metrics", QUICK, "--split", "all"),
+    )
+    assert done.code == 0 and done.json["recordings"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--metrics", "nope.v1"), "--metrics: "),
+        (("--metrics", ","), "--metrics: names none"),
+        (("--metrics", "log_mel.v1:bands"), "'bands' sets nothing"),
+        (("--metrics", "log_mel.v1:bands=3"), "--metrics.options.bands"),
+        (("--levels", "one"), "--levels: 'one' is no list of numbers"),
+        (("--levels", "1,9"), "--levels: 9 is out of range; use 1 to 3"),
+        (("--split", "test"), "--split: 'test' is unknown; use one of train, valid, all"),
+    ],
+)
+def test_refusals(
+    segue: Segue, tiny: Path, recordings_folder: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    done = segue("evaluate", "codec", "--data", recordings_folder, "-p", tiny, *arguments)
+    assert done.refused(problem)
+
+
+# --- semantic ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(place: Path, recordings_folder: Path) -> Path:
+    """The synthetic recordings as words of two speakers, each split in halves."""
+    rows = ["path,label,speaker,start,end,corpus"]
+    for group in range(4):
+        for take in range(2):
+            path = recordings_folder / f"group{group}" / f"{take}.wav"
+            rows += [f"{path},{take},{group % 2},{0.3 * n},{0.3 * n + 0.3},c{n}" for n in range(3)]
+    (place / "words.csv").write_text("\n".join(rows) + "\n")
+    return Path("words.csv")
+
+
+def test_abx_errors_of_all_there_is(segue: Segue, tiny: Path, words: Path) -> None:
+    done = segue("evaluate", "semantic", "--data", words, "-p", tiny, "-o", "abx.json", "--json")
+    assert (done.code, done.err, done.new) == (0, "", ["abx.json"])
+    names = list(done.json["representations"])
+    assert names == [
+        *("semantic tokens", "semantic vectors"),
+        *(f"codec[0:{q}] {kind}" for q in (1, 3) for kind in ("tokens", "vectors")),
+        *("MFCC", "log-mel"),
+    ]
+    assert (done.json["items"], done.json["speakers"], done.json["labels"]) == (24, 2, 2)
+    assert 0 <= done.json["representations"]["MFCC"]["across"]["mean"] <= 1
+    assert "label_bits" in done.json["representations"]["semantic tokens"]
+
+
+def test_abx_errors_of_what_is_asked_for(segue: Segue, tiny: Path, words: Path) -> None:
+    done = segue(
+        *("evaluate", "semantic", "--data", words, "-p", tiny, "--of", "codec", "--levels", 2),
+        *("--where", "corpus=c1", "--json"),
+    )
+    assert list(done.json["representations"]) == ["codec[0:2] tokens", "codec[0:2] vectors"]
+    assert done.json["items"] == 8
+    shown = segue("evaluate", "semantic", "--data", words, "-p", tiny, "--of", "semantic_tokenizer")
+    assert shown.code == 0 and "across" in shown.out and "label_bits" in shown.out
+
+
+def test_a_part_that_cannot_be_had_is_left_out(segue: Segue, tiny: Path, words: Path) -> None:
+    common = ("evaluate", "semantic", "--data", words, "-p", tiny, "--set", "codec.checkpoint=null")
+    done = segue(*common, "--json")
+    assert done.code == 0 and "must be trained" in done.json["left_out"]["codec"]
+    assert segue(*common, "--of", "codec").refused("codec: ", "must be trained")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--of", "tokens"), "--of: 'tokens' is unknown"),
+        (("--where", "corpus"), "--where: 'corpus' is no condition"),
+        (("--where", "corpus=x"), "has no labelled row with corpus=x"),
+        (("--levels", "4"), "--levels: 4 is out of range; use 1 to 3"),
+    ],
+)
+def test_refusals_of_semantic(
+    segue: Segue, tiny: Path, words: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    assert segue("evaluate", "semantic", "--data", words, "-p", tiny, *arguments).refused(problem)
+
+
+def test_pitches_without_scores(segue: Segue, tiny: Path, recordings_folder: Path) -> None:
+    common = ("evaluate", "pitches", "--data", recordings_folder, "-p", tiny)
+    assert segue(*common, "--midi", "nope").refused("nope: is no folder")
+    Path("midi").mkdir()
+    assert segue(*common, "--midi", "midi").refused("fewer than two have a MIDI file")
+    assert segue(*common, "--midi", "midi", "--of", "features").refused("names no tokens")
+
+
+# --- plot -------------------------------------------------------------------------------------
+
+
+def report(name: str, **changes: Any) -> Path:
+    figure = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    content = {
+        "metrics": {"snr": {"unit": "dB", "higher_is_better": True}},
+        "levels": {str(q): {"kbit_per_second": q, "snr": figure} for q in (1, 2)},
+        "codebooks": [{"level": q, "used": 0.5, "perplexity": 0.3} for q in range(2)],
+    }
+    Path(f"{name}.json").write_text(json.dumps(content | changes))
+    return Path(f"{name}.json")
+
+
+def test_pictures_of_reports(segue: Segue) -> None:
+    pytest.importorskip("matplotlib")
+    reports = report("a"), report("_$b")
+    for what in ("codec", "codebooks"):
+        done = segue("plot", what, *reports, "-o", f"{what}.png")
+        assert (done.code, done.out, done.new) == (0, f"{what}.png\n", [f"{what}.png"])
+        assert Path(f"{what}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_metric_that_nobody_could_measure(segue: Segue) -> None:
+    pytest.importorskip("matplotlib")
+    none = {"1": {"kbit_per_second": 1, "snr": {"mean": None, "low": None, "high": None}}}
+    done = segue("plot", "codec", report("a", levels=none), report("b"))
+    assert done.new == ["rate_distortion.png"]
+
+
+def test_reports_that_cannot_be_drawn(segue: Segue) -> None:
+    pytest.importorskip("matplotlib")
+    Path("text.json").write_text("[1]")
+    assert segue("plot", "codec", "text.json").refused("text.json: is no report on a codec")
+    assert segue("plot", "codec", "none.json").refused("none.json: is no report on a codec")
+    assert segue("plot", "codec", report("a"), report("a")).refused("a.json: has the name of")
+    other = report("b", metrics={"pesq": {"unit": "", "higher_is_better": True}})
+    assert segue("plot", "codec", report("a"), other).refused("the reports: share no metric")
+    assert segue("plot", "codec", report("a"), "--metrics", "x").refused("a: has no metric 'x'")
+    assert segue("plot", "codec", report("a"), "-o", "a.pdf").refused("is not .png")
