@@ -15,8 +15,8 @@ from segue.core.interfaces import Lengths, Wave
 from segue.plugins.tokenizers.chroma_kmeans.config import ChromaKMeansOptions
 from segue.plugins.tokenizers.common.framing import Framing, with_edges
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
+from segue.plugins.tokenizers.common.notes import PITCH_CLASSES, note_filters
 
-PITCH_CLASSES = 12
 COMPRESSION = 1000.0  # of magnitudes: 60 dB below a full-scale sine begins to count
 FLOOR = 1e-4
 QUIET = 0.1  # a chroma vector shorter than this is not stretched to unit length
@@ -41,7 +41,11 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         self.pitch_framing = Framing(config.hop, config.pitch_window)
         self.onset_framing = Framing(config.hop, config.onset_window)
         notes = torch.arange(config.lowest_note, config.highest_note + 1)
-        self.register_buffer("filters", _note_filters(notes, config), persistent=False)
+        self.register_buffer(
+            "filters",
+            note_filters(notes, config.sample_rate, config.pitch_window),
+            persistent=False,
+        )
         self.register_buffer("folding", _folding(notes, config.split_note), persistent=False)
         self.register_buffer("notes", notes, persistent=False)
         extra = [config.height_weight, config.onset_weight, config.loudness_weight]
@@ -85,16 +89,6 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         growth = torch.diff(levels, dim=1, prepend=levels[:, :1]).clamp(min=0)
         energy = torch.log(magnitude.square().sum(2, keepdim=True) + FLOOR**2)
         return torch.cat([growth.mean(2, keepdim=True), energy], dim=2)
-
-
-def _note_filters(notes: Tensor, config: ChromaKMeansOptions) -> Float[Tensor, "F M"]:
-    """Bell curves around each note's frequency, half a semitone or one bin wide at least."""
-    bin_width = config.sample_rate / config.pitch_window
-    bins = torch.arange(config.pitch_window // 2 + 1, dtype=torch.float64) * bin_width
-    frequencies = 440.0 * 2.0 ** ((notes.double() - 69.0) / 12.0)
-    widths = (frequencies * (2.0 ** (1.0 / 48.0) - 1.0)).clamp(min=0.5 * bin_width)
-    filters = torch.exp(-0.5 * ((bins[:, None] - frequencies) / widths).square())
-    return filters * (frequencies < config.sample_rate / 2)
 
 
 def _folding(notes: Tensor, split: int) -> Float[Tensor, "M 24"]:

@@ -15,6 +15,7 @@ from segue.core.interfaces import Lengths, Wave
 from segue.plugins.models.common.config import TransformerOptions
 from segue.plugins.models.common.conformer import Conformer
 from segue.plugins.tokenizers.common.framing import Framing
+from segue.plugins.tokenizers.common.notes import note_filters
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 
 LOWEST_HERTZ = 20.0
@@ -26,6 +27,21 @@ Frames = Float[Tensor, "B N D"]
 Mask = Bool[Tensor, "B N"]
 
 
+def mel_bands(config: W2vBertOptions) -> Float[Tensor, "K F"]:
+    """Triangles on the mel scale, from all K bins of a spectrum."""
+    filters: Tensor = torchaudio.functional.melscale_fbanks(
+        config.window // 2 + 1, LOWEST_HERTZ, config.sample_rate / 2, config.num_mels,
+        config.sample_rate, norm=None, mel_scale="htk",
+    )  # fmt: skip
+    return filters
+
+
+def note_bands(config: W2vBertOptions) -> Float[Tensor, "K F"]:
+    """A band per semitone, so that chords that are moved up or down look alike."""
+    notes = config.lowest_note + torch.arange(config.num_mels)
+    return note_filters(notes, config.sample_rate, config.window).float()
+
+
 class LogMel(nn.Module):
     """Log-mel spectra whose bands have zero mean and unit variance over each row."""
 
@@ -35,10 +51,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.hop, self.subframes = config.hop, config.subframes
         self.framing = Framing(config.hop, config.window)
-        filters = torchaudio.functional.melscale_fbanks(
-            config.window // 2 + 1, LOWEST_HERTZ, config.sample_rate / 2, config.num_mels,
-            config.sample_rate, norm=None, mel_scale="htk",
-        )  # fmt: skip
+        filters = note_bands(config) if config.bands == "note" else mel_bands(config)
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, wave: Wave, lengths: Lengths) -> Mel:

@@ -19,6 +19,7 @@ from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.encoder import Encoder, Frames, Mask, Mel
 from segue.plugins.tokenizers.w2v_bert.targets import (
     CepstralClusters,
+    ChromaClusters,
     OnlineClusters,
     RandomQuantizer,
     perplexity,
@@ -95,7 +96,9 @@ class Hubert(nn.Module):
     def __init__(self, config: W2vBertOptions, encoder: Encoder) -> None:
         super().__init__()
         self.refine_at, self.layer = config.refine_at, config.layer
-        self.cepstral = CepstralClusters(config)
+        self.cepstral = (
+            ChromaClusters(config) if config.bands == "note" else CepstralClusters(config)
+        )
         self.prediction = Prediction(config)
         # There from the start, so that what was trained without refinement can be refined.
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)

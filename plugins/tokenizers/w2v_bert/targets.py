@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.plugins.tokenizers.common.framing import with_edges
+from segue.plugins.tokenizers.common.notes import PITCH_CLASSES
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.encoder import Mask, Mel
 
@@ -131,6 +132,36 @@ class CepstralClusters(nn.Module):
         offsets = offsets - offsets.mean()
         slope = (around * offsets).sum(-1) / offsets.square().sum()
         return torch.cat([around[..., reach : reach + size].mean(-1), slope], dim=2)
+
+
+class ChromaClusters(nn.Module):
+    """Clusters of how strong the twelve pitch classes are, below and above the middle band, and of
+    their onsets: what cepstra are to speech."""
+
+    folding: Tensor
+
+    def __init__(self, config: W2vBertOptions) -> None:
+        super().__init__()
+        self.subframes = config.subframes
+        notes = torch.arange(config.num_mels)
+        places = (config.lowest_note + notes) % PITCH_CLASSES
+        places = places + PITCH_CLASSES * (notes >= config.num_mels // 2)
+        folding = functional.one_hot(places, 2 * PITCH_CLASSES).float()
+        folding = folding / folding.sum(0).clamp(min=1)
+        self.register_buffer("folding", folding, persistent=False)
+        self.clusters = OnlineClusters(3 * PITCH_CLASSES, config.target_codes)
+
+    def forward(self, mel: Mel, valid: Mask) -> Int64[Tensor, "B N 1"]:
+        ids: Tensor = self.clusters(self.features(mel), valid)
+        return ids
+
+    def features(self, mel: Mel) -> Float[Tensor, "B N E"]:
+        """Mean strength of each class in both halves, and its growth since the frame before."""
+        spectra = mel.reshape(mel.shape[0], -1, self.subframes, mel.shape[2]).mean(2)
+        strength = spectra.relu() @ self.folding.to(mel.dtype)
+        whole = strength.unflatten(2, (2, PITCH_CLASSES)).mean(2)
+        growth = torch.diff(whole, dim=1, prepend=whole[:, :1]).relu()
+        return torch.cat([strength, growth], dim=2)
 
 
 def perplexity(ids: Int64[Tensor, "M G"], codes: int) -> Float[Tensor, ""]:

@@ -1,0 +1,73 @@
+"""Self-supervised tokens of music: spectra by note, chroma as the first targets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from segue.core.interfaces import WaveBatch
+from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
+from segue.plugins.tokenizers.w2v_bert.encoder import LogMel
+from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
+from segue.plugins.tokenizers.w2v_bert.targets import ChromaClusters
+
+RATE = 16_000
+
+
+@pytest.fixture
+def options() -> W2vBertOptions:
+    return W2vBertOptions(
+        bands="note", num_mels=84, window=4096, width=16, depth=2, heads=2, layer=1,
+        objective="hubert", target_codes=24, num_clusters=8,
+    )  # fmt: skip
+
+
+def notes(*midi: int, seconds: float = 0.5) -> torch.Tensor:
+    """Notes one after another, each with a few partials."""
+    time = torch.arange(round(seconds * RATE)) / RATE
+    hertz = (440.0 * 2 ** ((note - 69) / 12) for note in midi)
+    tones = [sum(torch.sin(math.tau * f * k * time) / k for k in (1, 2, 3)) for f in hertz]
+    return 0.1 * torch.cat([torch.as_tensor(tone) for tone in tones])
+
+
+def test_the_strongest_band_is_the_note_that_is_played(options: W2vBertOptions) -> None:
+    played = [40, 52, 60, 67, 76, 90]
+    wave = notes(*played)[None]
+    spectra = LogMel(options).framing.analyse(wave).abs() @ LogMel(options).filters
+    heard = [int(spectra[0, 25 + 50 * place].argmax()) + 24 for place in range(len(played))]
+    assert heard == played
+
+
+def test_targets_tell_pitch_classes_and_hardly_octaves(options: W2vBertOptions) -> None:
+    wave = notes(48, 60, 55, 67, 50, 62)[None]
+    mel = LogMel(options)(wave, torch.tensor([wave.shape[1]]))
+    found = ChromaClusters(options).features(mel)[0]
+    halves = found[:, :24].unflatten(1, (2, 12)).sum(1)
+    heard = [int(halves[6 + round(12.5 * place)].argmax()) for place in range(6)]
+    assert heard == [0, 0, 7, 7, 2, 2]
+
+
+def test_an_encoder_learns_what_is_played(options: W2vBertOptions) -> None:
+    torch.manual_seed(0)
+    rows = torch.stack([notes(*torch.randint(48, 72, (4,)).tolist()) for _ in range(8)])
+    batch = WaveBatch(rows, torch.full((8,), rows.shape[1]))
+    tokenizer = W2vBertTokenizer(options.model_copy(update={"dropout": 0.0, "warp": 0.0})).train()
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-2)
+    history = []
+    for _ in range(40):
+        losses = tokenizer.training_step(batch)
+        optimizer.zero_grad()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        history.append(float(losses["masked"].detach()))
+    assert sum(history[-5:]) < 0.7 * sum(history[5:10])
+
+
+def test_what_is_measured_is_part_of_a_tokens_meaning(options: W2vBertOptions) -> None:
+    assert options.identity()["bands"] == "note"
+    other = options.model_copy(update={"lowest_note": 25})
+    assert other.identity() != options.identity()
+    mel = W2vBertOptions()
+    assert mel.model_copy(update={"lowest_note": 25}).identity() == mel.identity()

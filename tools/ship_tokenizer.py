@@ -1,0 +1,41 @@
+"""Store a trained tokenizer in half precision, to be shipped before stages are trained on it.
+
+    python tools/ship_tokenizer.py PART TRAINED TARGET     (such as codec runs/speech/codec codec/)
+
+Weights are rounded first and the fingerprint is taken of the rounded ones, so what is shipped is a
+tokenizer of its own: tokens that the unrounded one made are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from segue.core.checkpoint import load_component, save_component, save_tensors
+from segue.core.component_manifest import WEIGHTS, read_manifest
+from segue.core.files import atomic_directory
+from segue.core.manager import default_host
+from segue.core.training.checkpoints import newest_checkpoint
+
+
+def main(part: str, source: str, target: str) -> None:
+    directory = newest_checkpoint(Path(source)) or Path(source)
+    manifest = read_manifest(directory)
+    component = load_component(directory, default_host(), part)
+    for tensor in (*component.parameters(), *component.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.half().float()
+    with atomic_directory(Path(target)) as temporary:
+        save_component(component, temporary, manifest.kind, manifest.use, manifest.trained)
+        state = load_file(temporary / WEIGHTS)
+        halves = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
+        save_tensors(halves, temporary / WEIGHTS)
+    load_component(Path(target), default_host(), part)  # its fingerprint is that of what was stored
+    print(f"{target}: {(Path(target) / WEIGHTS).stat().st_size / 1e6:.1f} MB from {directory}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
