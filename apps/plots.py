@@ -1,4 +1,4 @@
-"""Pictures of codec reports: quality against bit rate, and use of the codebooks."""
+"""Pictures of reports and logs: quality against bit rate, use of codebooks, curves of training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 from segue.apps.spectrogram import check_picture
 from segue.core.errors import DataError
 from segue.core.files import atomic_path, check_writable
+from segue.core.training.guard import LOG
 
 PANEL = (4.6, 3.8)  # inches
 COLUMNS = 3
+SMOOTHING = 0.1  # weight of each new value in a course's running mean
 
 
 def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
@@ -107,6 +109,70 @@ def draw_codebooks(paths: Sequence[Path], output: Path) -> None:
             panel.set_xlabel("level")
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.grid(alpha=0.3)
+
+
+def draw_training(paths: Sequence[Path], output: Path, figures: Sequence[str]) -> None:
+    """One panel a figure: its course over the steps, in training (smoothed) and in validation.
+
+    Args:
+        paths: a part's folders in training directories, or their ``log.jsonl``.
+        output: a .png file.
+        figures: named as in the log.
+
+    Raises:
+        DataError: if a log cannot be read, or none has a figure.
+        OutputError: if the picture cannot be drawn there.
+    """
+    logs = {_log_name(path): _read_log(path) for path in paths}
+    known = sorted({key for log in logs.values() for entry in log for key in entry} - {"step"})
+    for name in figures:
+        if name not in known:
+            raise DataError("the logs", f"have no figure {name!r}", f"they have {', '.join(known)}")
+    with _panels(output, len(figures)) as panels:
+        for panel, name in zip(panels, figures, strict=True):
+            for label, log in logs.items():
+                _course(panel, log, name, label)
+            panel.set_ylabel(name, parse_math=False)
+            panel.set_xlabel("step")
+            panel.grid(alpha=0.3)
+
+
+def _log_name(path: Path) -> str:
+    return "/".join((path.parent if path.is_file() else path).resolve().parts[-2:])
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    file = path if path.is_file() else path / LOG
+    try:
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert entries and all("step" in entry for entry in entries)
+    except (OSError, ValueError, TypeError, AssertionError) as error:
+        raise DataError(
+            str(file), "is no log of a training", "name a part's folder, such as runs/mine/codec"
+        ) from error
+    # A run that was resumed repeats steps: what came last counts.
+    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+
+
+def _course(panel: Any, log: list[dict[str, float]], name: str, label: str) -> None:
+    color = None
+    for key, style in ((name, "-"), (f"valid_{name}", "--")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        if key == name:
+            values = tuple(_smoothed(values))
+        called = _plain(label) + (", held out" if key != name else "")
+        (line,) = panel.plot(steps, values, style, color=color, label=called)
+        color = line.get_color()
+
+
+def _smoothed(values: Sequence[float]) -> Iterator[float]:
+    mean = values[0]
+    for value in values:
+        mean += SMOOTHING * (value - mean)
+        yield mean
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`segue plot`: pictures of reports that `segue evaluate` wrote."""
+"""`segue plot`: pictures of what `segue evaluate` and `segue train` wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import typer
 
 from segue.apps.cli.output import console
 
-app = typer.Typer(no_args_is_help=True, help="Draw reports of `segue evaluate`.")
+app = typer.Typer(
+    no_args_is_help=True, help="Draw reports of `segue evaluate`, and logs of `segue train`."
+)
 
 ReportsArgument = Annotated[
     list[Path], typer.Argument(help="Reports of `segue evaluate codec -o`.")
@@ -40,4 +42,19 @@ def codebooks(reports: ReportsArgument, output: PictureOption = Path("codebooks.
     from segue.apps.plots import draw_codebooks
 
     draw_codebooks(reports, output)
+    console.print(f"{output}")
+
+
+@app.command("training")
+def training(
+    parts: Annotated[
+        list[Path], typer.Argument(help="Parts in training directories, such as runs/mine/codec.")
+    ],
+    output: PictureOption = Path("training.png"),
+    figures: Annotated[str, typer.Option(help="Figures of the log, separated by commas.")] = "loss",
+) -> None:
+    """Figures over the steps of a training, and of its validations."""
+    from segue.apps.plots import draw_training
+
+    draw_training(parts, output, [name.strip() for name in figures.split(",")])
     console.print(f"{output}")

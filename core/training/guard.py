@@ -11,7 +11,7 @@ from segue.core.files import write_text
 from segue.core.interfaces import Component
 
 MAX_SKIPPED_STEPS = 10
-ROLLBACKS = "rollbacks.jsonl"
+LOG, ROLLBACKS = "log.jsonl", "rollbacks.jsonl"
 MEMORY = 0.95  # of the running means: about twenty steps
 SETTLING_STEPS = 100  # before the means are judged
 

@@ -25,7 +25,7 @@ from segue.core.training.checkpoints import (
     save_checkpoint,
     step_back,
 )
-from segue.core.training.guard import Guard, note_rollback, rollbacks
+from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
@@ -34,7 +34,6 @@ Batch = WaveBatch | StageBatch
 Batches = Callable[[int], Batch]
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
-LOG = "log.jsonl"
 LOG_EVERY = 10
 
 

@@ -184,3 +184,16 @@ def test_reports_that_cannot_be_drawn(segue: Segue) -> None:
     assert segue("plot", "codec", report("a"), other).refused("the reports: share no metric")
     assert segue("plot", "codec", report("a"), "--metrics", "x").refused("a: has no metric 'x'")
     assert segue("plot", "codec", report("a"), "-o", "a.pdf").refused("is not .png")
+
+
+def test_a_training_is_drawn(segue: Segue) -> None:
+    pytest.importorskip("matplotlib")
+    folder = Path("runs/mine/codec")
+    folder.mkdir(parents=True)
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0, "valid_loss": 2.5}]
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = segue("plot", "training", str(folder), "--figures", "loss", "-o", "t.png")
+    assert done.code == 0 and Path("t.png").read_bytes().startswith(b"\x89PNG")
+    missing = segue("plot", "training", str(folder), "--figures", "mel")
+    assert missing.refused("have no figure 'mel'; they have loss, valid_loss")
+    assert segue("plot", "training", "runs").refused("runs/log.jsonl: is no log of a training")
