@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from segue.core.component_manifest import ComponentManifest, read_manifest
 from segue.core.config.load import kind_of
@@ -93,29 +94,39 @@ def plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
     options = host.options(kind, ref.use, manifest.options, f"{directory}/component.json")
     if ref.options:  # what must be given was given when the checkpoint was trained
         asked = host.options(kind, ref.use, ref.options, f"{place}.options")
-        options = _merged(place, asked, options, directory)
+        changed = _changed(place, asked, options, directory)
+        options = host.options(kind, ref.use, changed, f"{place}.options")
     return PartPlan(part, kind, ref.use, options, directory, manifest)
 
 
-def _merged(place: str, asked: Options, trained: Options, directory: Path) -> Options:
+def _changed(place: str, asked: Options, trained: Options, directory: Path) -> dict[str, Any]:
     """The checkpoint's options, with those that the config says explicitly.
 
     They must be what the checkpoint was trained with, apart from a tokenizer's that say how it is
     trained further, and nothing of what its tokens mean.
     """
-    changes = {}
+    free = asked.of_training if isinstance(asked, TokenizerOptions) else frozenset()
+    values = trained.model_dump(mode="json")
+    wanted = _overlaid(trained, asked)
     for key in sorted(asked.model_fields_set):
-        wanted, had = getattr(asked, key), getattr(trained, key)
-        if wanted == had:
-            continue
-        if not isinstance(trained, TokenizerOptions) or key in trained.identity():
+        if wanted[key] != values[key] and key not in free:
             raise AssemblyError(
                 f"{place}.options.{key}",
-                f"is {wanted!r}, but the checkpoint {directory} was trained with {had!r}",
+                f"is {getattr(asked, key)!r}, but the checkpoint {directory} was trained with"
+                f" {getattr(trained, key)!r}",
                 f"drop the option, or train anew: --set {place}.checkpoint=null",
             )
-        changes[key] = wanted
-    return trained.model_copy(update=changes)
+    return wanted
+
+
+def _overlaid(base: Options, asked: Options) -> dict[str, Any]:
+    """The values of ``base``, with what is said explicitly in ``asked``, however deep."""
+    values, said = base.model_dump(mode="json"), asked.model_dump(mode="json")
+    for key in asked.model_fields_set:
+        had, wanted = getattr(base, key), getattr(asked, key)
+        nested = isinstance(had, Options) and isinstance(wanted, Options)
+        values[key] = _overlaid(had, wanted) if nested else said[key]
+    return values
 
 
 def _token_spec(part: PartPlan) -> TokenSpec:

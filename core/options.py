@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
@@ -32,6 +32,10 @@ class TokenizerOptions(Options, ABC):
     fit before any weight is loaded.
     """
 
+    #: Options that say how a tokenizer is trained and nothing of what its tokens mean. They are no
+    #: part of the fingerprint, and may be others where training goes on from a checkpoint.
+    of_training: ClassVar[frozenset[str]] = frozenset()
+
     @abstractmethod
     def spec(self) -> TokenSpec:
         """The emitted tokens' spec, without a fingerprint."""
@@ -39,10 +43,10 @@ class TokenizerOptions(Options, ABC):
     def identity(self) -> dict[str, Any]:
         """What of the options determines what a token means, as JSON holds it.
 
-        By default all of them. Options that name a place where weights are read leave the place
-        out and put in a hash of what lies there.
+        By default all but those ``of_training``. Options that name a place where weights are read
+        leave the place out and put in a hash of what lies there.
         """
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=set(self.of_training))
 
 
 def options_digest(name: str, options: TokenizerOptions) -> hashlib._Hash:

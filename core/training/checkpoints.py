@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STATE, STATE_JSON = "trainer.safetensors", "trainer.json"
 FITTED = "-fitted"  # ends the names of checkpoints that were fitted after training
 KEEP_LAST = 2
+DROPPED = ".tmp-step-"  # begins the names of what is not whole, or no longer
 OPPONENT, OPPONENT_OPTIMIZER = "adversary.weights.", "adversary.optimizer."
 
 
@@ -74,9 +75,12 @@ def save_checkpoint(run: TrainingRun, learner: Learner, step: int) -> Path:
         save_tensors(learner.tensors(), temporary / STATE)
         state = {"step": step, "training": run.config.model_dump(mode="json")}
         write_json(temporary / STATE_JSON, state)
-    kept = checkpoints(run.directory)[-KEEP_LAST:]
-    old = [path for path in run.directory.glob("step-*") if path.name < kept[0].name]
-    for path in (*old, *run.directory.glob(".tmp-step-*")):
+    kept = trained_checkpoints(run.directory)[-KEEP_LAST:]
+    for path in run.directory.glob("step-*"):
+        stale = path.name.endswith(FITTED) and step_of(path) < step
+        if stale or path.name < kept[0].name:
+            _drop(path)
+    for path in run.directory.glob(f"{DROPPED}*"):
         shutil.rmtree(path, ignore_errors=True)
     run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
     return directory
@@ -93,17 +97,27 @@ def newest_checkpoint(directory: Path, fitted: bool = True) -> Path | None:
     Args:
         fitted: also of those that were fitted after they had been trained.
     """
-    found = checkpoints(directory)
-    if not fitted:
-        found = [path for path in found if not path.name.endswith(FITTED)]
+    found = checkpoints(directory) if fitted else trained_checkpoints(directory)
     return found[-1] if found else None
+
+
+def trained_checkpoints(directory: Path) -> list[Path]:
+    """The complete checkpoints that training can go on from, by step."""
+    return [path for path in checkpoints(directory) if not path.name.endswith(FITTED)]
 
 
 def resume(run: TrainingRun, learner: Learner) -> int:
     """Load the newest checkpoint into the component and the learner; the step it is of."""
     newest = newest_checkpoint(run.directory, fitted=False)
-    if newest is None:
-        return 0
+    return 0 if newest is None else load_checkpoint(run, learner, newest)
+
+
+def load_checkpoint(run: TrainingRun, learner: Learner, newest: Path) -> int:
+    """Take a checkpoint up; the step it is of.
+
+    Raises:
+        CheckpointError: if it is of another component than the run's, or cannot be read.
+    """
     _check_same(run, newest)
     load_state(run.component, newest, run.use)
     try:
@@ -115,16 +129,46 @@ def resume(run: TrainingRun, learner: Learner) -> int:
         ) from error
 
 
-def step_back(run: TrainingRun, learner: Learner) -> int:
-    """Go back to the older of the checkpoints that are kept, as the newest may be spoilt too.
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(checkpoint.name.removesuffix(FITTED).removeprefix("step-"))
+
+
+def way_back(directory: Path) -> list[Path]:
+    """Where to go back to: the older of the checkpoints that are kept, as the newest may be spoilt
+    too; the newest itself if the older cannot be read."""
+    return trained_checkpoints(directory)[-2:]
+
+
+def step_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> int:
+    """Go back to the first of the candidates that can be read; what is newer is dropped.
 
     Returns:
-        Its step; the newer ones are gone.
+        Its step.
+
+    Raises:
+        CheckpointError: if none can be read; then nothing is dropped.
     """
-    trained = [path for path in checkpoints(run.directory) if not path.name.endswith(FITTED)]
-    for path in trained[1:]:
-        shutil.rmtree(path)
-    return resume(run, learner)
+    for place, candidate in enumerate(candidates):
+        try:
+            step = load_checkpoint(run, learner, candidate)
+        except CheckpointError:
+            if place + 1 == len(candidates):
+                raise
+            continue
+        for path in checkpoints(run.directory):
+            if step_of(path) > step:
+                _drop(path)
+        return step
+    return 0
+
+
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed meanwhile, it leaves none that looks complete."""
+    hidden = checkpoint.with_name(f"{DROPPED}{checkpoint.name.removeprefix('step-')}.dropped")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _check_same(run: TrainingRun, newest: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from segue.core.files import write_text
 from segue.core.interfaces import Component
@@ -53,13 +54,14 @@ class Guard:
         return self._component.trouble(settled) if settled else None
 
 
-def rollbacks(directory: Path) -> list[str]:
-    """What went wrong so far in a part's directory, a line of JSON each."""
+def rollbacks(directory: Path) -> list[dict[str, Any]]:
+    """What went wrong so far in a part's directory: ``step``, ``trouble``, ``back_to``."""
     path = directory / ROLLBACKS
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def note_rollback(directory: Path, step: int, trouble: str, back_to: int) -> None:
-    """Add a line: from here on, crops and noise are others than before."""
-    line = json.dumps({"step": step, "trouble": trouble, "back_to": back_to})
-    write_text(directory / ROLLBACKS, "\n".join([*rollbacks(directory), line]) + "\n")
+    """Add one: from here on, crops and noise are others than before."""
+    notes = [*rollbacks(directory), {"step": step, "trouble": trouble, "back_to": back_to}]
+    write_text(directory / ROLLBACKS, "".join(f"{json.dumps(note)}\n" for note in notes))

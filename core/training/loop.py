@@ -24,6 +24,8 @@ from segue.core.training.checkpoints import (
     resume,
     save_checkpoint,
     step_back,
+    step_of,
+    way_back,
 )
 from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
 
@@ -94,16 +96,22 @@ def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> i
     Returns:
         The step to go on from.
     """
+    candidates = way_back(run.directory)
     tried = len(rollbacks(run.directory))
-    if tried >= run.config.rollbacks or newest_checkpoint(run.directory, fitted=False) is None:
+    if tried >= run.config.rollbacks or not candidates:
         again = f", after {tried} rollbacks" if tried else ""
         raise TrainingError(
             run.part,
             f"{trouble}{again}",
-            f"lower training.learning_rate (now {run.config.learning_rate:g})",
+            f"lower training.learning_rate (now {run.config.learning_rate:g}), or allow more"
+            f" training.rollbacks (now {run.config.rollbacks})",
         )
-    back_to = step_back(run, learner)
+    back_to = step_of(candidates[0])
+    # Noted first: killed in between, the run goes on from the newest checkpoint with other crops.
     note_rollback(run.directory, step, trouble, back_to)
+    back_to = step_back(run, learner, candidates)
+    if run.report is not None:
+        run.report(run.part, back_to, run.config.steps, {"rolled_back_from": float(step)})
     return back_to
 
 

@@ -17,6 +17,7 @@ from segue.core.config.schema import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
 from segue.core.options import Options
+from segue.core.training import checkpoints
 from segue.core.training.checkpoints import STATE, newest_checkpoint
 from segue.core.training.guard import ROLLBACKS, SETTLING_STEPS, Guard
 from segue.core.training.loop import LOG, TrainingRun, make_learner, train
@@ -188,6 +189,45 @@ def test_trouble_takes_training_back_and_draws_other_crops(tmp_path: Path) -> No
     assert len(component.seen) == 118 + 130 - 110
     assert not set(component.seen[110:118]) & set(component.seen[118:])
     assert newest_checkpoint(tmp_path) == tmp_path / "step-00000130"
+
+
+def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(tmp_path: Path) -> None:
+    """And nothing is dropped before another is found to be whole."""
+    component = Painter()
+    troubled = iter([True, False])
+
+    def fits(figures: Mapping[str, float]) -> str | None:
+        if len(component.seen) == 118 and next(troubled):
+            (tmp_path / "step-00000110" / "model.safetensors").write_bytes(b"torn")
+            return "it paints in grey"
+        return None
+
+    component.fits = fits
+    train(run(tmp_path, component, steps=120))
+    assert len(component.seen) == 118 + 120 - 115
+
+
+def test_a_checkpoint_that_is_being_dropped_never_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while old ones are deleted, a run goes on from the newest."""
+    train(run(tmp_path, steps=10))
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        for file in Path(path).glob("*.safetensors"):
+            file.unlink()
+        if "dropped" in Path(path).name and Path(path).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run(tmp_path, steps=15))
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [
+        "step-00000010", "step-00000015",
+    ]  # fmt: skip
+    train(run(tmp_path, steps=20))
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_trouble_that_returns_ends_training(tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def test_a_codec_can_be_trained_further_in_another_way(host: PluginHost) -> None
     part = plan(config(host, *further, source=source / "pipeline.yaml"), host).parts["codec"]
     assert isinstance(part.options, SpectralCodecOptions)
     assert part.options.loss.mel == 3.0 and part.options.quantizer_dropout == 0.25
+    assert part.options.loss.complex_stft == 1.0  # what is not said is the checkpoint's
     assert part.options.width == 192 and part.options.head == "polar"  # the checkpoint's
 
 

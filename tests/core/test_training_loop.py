@@ -382,7 +382,7 @@ def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) 
     skipped = MAX_SKIPPED_STEPS + 1
     said = f"the loss was not finite in {skipped} steps up to step 16"
     assert error.problem == f"{said}, after 2 rollbacks"
-    assert error.fix == "lower training.learning_rate (now 0.03)"
+    assert error.fix.startswith("lower training.learning_rate (now 0.03), or allow more")
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())

@@ -57,6 +57,11 @@ class SoundStreamOptions(TokenizerOptions):
         adversary: the discriminators, if trained against any.
     """
 
+    of_training = frozenset(
+        {"codebook_decay", "revive_below", "kmeans_frames", "quantizer_dropout", "loss",
+         "adversary"}
+    )  # fmt: skip
+
     sample_rate: int = Field(default=16000, ge=4000)
     channels: int = Field(default=32, ge=1)
     strides: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(2, 4, 5, 8), min_length=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -37,12 +37,6 @@ class LossWeights(Options):
     feature_matching: float = Field(default=0.2, ge=0)
 
 
-#: Options that say how a codec is trained, and nothing of what its tokens mean.
-_OF_TRAINING = (
-    "codebook_decay", "revive_below", "quantizer_dropout", "quantizer_bypass", "loss", "adversary",
-)  # fmt: skip
-
-
 class SpectralCodecOptions(TokenizerOptions):
     """Options of ``spectral_codec``.
 
@@ -72,6 +66,11 @@ class SpectralCodecOptions(TokenizerOptions):
         loss: weights of the losses.
         adversary: the discriminators, if trained against any.
     """
+
+    of_training = frozenset(
+        {"codebook_decay", "revive_below", "quantizer_dropout", "quantizer_bypass", "loss",
+         "adversary"}
+    )  # fmt: skip
 
     sample_rate: int = Field(default=16000, ge=4000)
     hop: int = Field(default=320, ge=2)
@@ -112,7 +111,3 @@ class SpectralCodecOptions(TokenizerOptions):
     def spec(self) -> TokenSpec:
         rate = Fraction(self.sample_rate, self.hop)
         return TokenSpec(self.sample_rate, rate, self.num_levels, self.codebook_size)
-
-    def identity(self) -> dict[str, Any]:
-        options = self.model_dump(mode="json")
-        return {key: value for key, value in options.items() if key not in _OF_TRAINING}

@@ -8,13 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
-_TRAINING_ONLY = {
-    "depth", "dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp",
-    "seen_weight", "num_codebooks", "target_codes", "code_width", "contrastive_depth",
-    "temperature", "diversity", "gumbel", "gumbel_decay", "refine_at", "fit_frames", "seed",
-}  # fmt: skip
-
-
 class W2vBertOptions(KMeansOptions):
     """Options of ``w2v_bert``. Defaults are what did best on seven hours of speech and half an hour
     of one CPU core, which is far from the papers' setting.
@@ -58,6 +51,12 @@ class W2vBertOptions(KMeansOptions):
             ``layer``, as it is then, in place of cepstra; None keeps the cepstra. With 0 and a
             checkpoint, a trained encoder is its own teacher from the start.
     """
+
+    of_training = frozenset(
+        {"dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp", "seen_weight",
+         "num_codebooks", "target_codes", "code_width", "contrastive_depth", "temperature",
+         "diversity", "gumbel", "gumbel_decay", "refine_at", "fit_frames", "seed"}
+    )  # fmt: skip
 
     num_clusters: int = Field(default=1024, ge=2)
     subframes: Literal[2, 4] = 4
@@ -130,9 +129,10 @@ class W2vBertOptions(KMeansOptions):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What an encoder learnt from is told by its weights; mel bands need no lowest note."""
-        unsaid = {"bands", "lowest_note"} if self.bands == "mel" else set()
-        return self.model_dump(mode="json", exclude=_TRAINING_ONLY | unsaid)
+        """What layers below ``layer`` there are is told by their weights, whatever lies above;
+        mel bands need no lowest note."""
+        unsaid = {"depth", *({"bands", "lowest_note"} if self.bands == "mel" else ())}
+        return {key: value for key, value in super().identity().items() if key not in unsaid}
 
     @property
     def span(self) -> int:
