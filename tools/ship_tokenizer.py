@@ -25,9 +25,13 @@ def main(part: str, source: str, target: str) -> None:
     directory = newest_checkpoint(Path(source)) or Path(source)
     manifest = read_manifest(directory)
     component = load_component(directory, default_host(), part)
+    if not component.is_fitted:
+        sys.exit(f"{directory} was trained but not fitted: run `segue train {part}` to its end")
     for tensor in (*component.parameters(), *component.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.half().float()
+            if not tensor.isfinite().all():
+                sys.exit(f"{directory} holds numbers that half precision cannot")
     with atomic_directory(Path(target)) as temporary:
         save_component(component, temporary, manifest.kind, manifest.use, manifest.trained)
         state = load_file(temporary / WEIGHTS)
@@ -38,4 +42,6 @@ def main(part: str, source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -72,12 +72,12 @@ def collapsed(figures: Mapping[str, float]) -> str | None:
     """What is wrong with the training of a codec whose running figures are these.
 
     Args:
-        figures: ``codebook_perplexity`` (of the use of codes, over the codebook's size) and, while
-            there is an adversary, its ``adversary_loss`` and the codec's ``adversarial`` one.
+        figures: ``codebook_worst`` (how evenly the codes of the worst level are used) and, while
+            there is an adversary, its ``adversary_loss``.
     """
-    use = figures.get("codebook_perplexity", 1.0)
+    use = figures.get("codebook_worst", 1.0)
     if use < COLLAPSED_USE:
-        return f"codebooks collapsed: {use:.1%} of their codes are in use"
+        return f"a codebook collapsed: its codes are used no better than {use:.1%} of them would be"
     if figures.get("adversary_loss", 1.0) < COLLAPSED_HINGE:
         return "the discriminators tell every crop apart: the codec can learn nothing from them"
     if figures.get("adversary_loss", 0.0) > 20.0:

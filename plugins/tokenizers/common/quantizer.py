@@ -247,6 +247,26 @@ class ResidualQuantizer(nn.Module):
         entropies = -(shares * shares.clamp(min=1e-9).log()).sum(dim=1)
         return entropies.exp() / shares.shape[1]
 
+    def use(self, ids: Int64[Tensor, "B Q N"], mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
+        """For the log of a training.
+
+        Returns:
+            ``use_0`` and so on, the shares of each level's codes that this batch chose, and
+            ``codebook_use``, their mean; ``perplexity_0`` and so on, of their use of late, with the
+            mean ``codebook_perplexity``; ``codebook_worst``, the lowest level's, 0 if it is down to
+            one code and 1 if all are used alike.
+        """
+        valid, size = mask > 0, self.levels()[0].codes.shape[0]
+        used = torch.tensor([level[valid].unique().numel() / size for level in ids.unbind(1)])
+        lately = self.perplexity()
+        figures = {
+            "codebook_use": used.mean(),
+            "codebook_perplexity": lately.mean(),
+            "codebook_worst": (lately.min() - 1 / size) / (1 - 1 / size),
+        }
+        figures |= {f"use_{level}": value for level, value in enumerate(used)}
+        return figures | {f"perplexity_{level}": value for level, value in enumerate(lately)}
+
     def _ready_levels(self) -> Iterator[Codebook]:
         """The levels up to the first that is still to be seeded: asked anew after each, since
         a level may be seeded while it is in use."""

@@ -128,8 +128,10 @@ class LyraDecoderStream(StreamingDecoder):
     def __init__(self, runtime: LyraRuntime) -> None:
         self._runtime = runtime
         self._decoders: list[Stateful] = []
+        self._device = torch.device("cpu")
 
     def push(self, codes: Ids) -> Wave:
+        self._device = codes.device
         if not self._decoders:
             self._decoders = [self._runtime.decoder() for _ in codes]
         if codes.shape[2] == 0:
@@ -140,7 +142,7 @@ class LyraDecoderStream(StreamingDecoder):
 
     def finish(self) -> Wave:
         rows, self._decoders = len(self._decoders), []
-        return torch.zeros(rows, 0)
+        return torch.zeros(rows, 0, device=self._device)
 
 
 class LyraEncoderStream(StreamingEncoder):

@@ -135,7 +135,7 @@ class SoundStream(AcousticCodec):
             opposed = weighted["adversarial"] + weighted["feature_matching"]
             others["adversarial_share"] = (opposed / loss).detach()
         figures = {name: value.detach() for name, value in parts.items()}
-        return {"loss": loss, **others, **figures, **self._use(quantized.ids, mask)}
+        return {"loss": loss, **others, **figures, **self.quantizer.use(quantized.ids, mask)}
 
     def _framed(self, wave: Wave, lengths: Lengths) -> Wave:
         """A whole number of frames, zero beyond each row's length."""
@@ -148,16 +148,6 @@ class SoundStream(AcousticCodec):
     def _wave(self, latents: Float[Tensor, "B N D"], past: Past | None) -> Float[Tensor, "B T"]:
         wave: Tensor = self.decoder(latents.transpose(1, 2), past)
         return wave[:, 0]
-
-    def _use(self, ids: Ids, mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
-        """Shares of the codebooks, for each level and on average: used by this batch, and used of
-        late (the perplexity of the running use over the codebook's size)."""
-        valid, size = mask > 0, self.config.codebook_size
-        used = torch.tensor([level[valid].unique().numel() / size for level in ids.unbind(1)])
-        lately = self.quantizer.perplexity()
-        figures = {"codebook_use": used.mean(), "codebook_perplexity": lately.mean()}
-        figures |= {f"use_{level}": value for level, value in enumerate(used)}
-        return figures | {f"perplexity_{level}": value for level, value in enumerate(lately)}
 
 
 def _cut(x: Float[Tensor, "B S"], lengths: Lengths) -> Float[Tensor, "B S"]:

@@ -25,7 +25,7 @@ from segue.core.interfaces import (
 )
 from segue.plugins.tokenizers.common.adversary import CodecAdversary, collapsed
 from segue.plugins.tokenizers.common.framing import Framing
-from segue.plugins.tokenizers.common.quantizer import Quantized, ResidualQuantizer
+from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer
 from segue.plugins.tokenizers.spectral_codec.blocks import FrameStack
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.losses import ReconstructionLoss
@@ -130,7 +130,7 @@ class SpectralCodec(AcousticCodec):
             others["adversarial_share"] = (opposed / loss).detach()
         figures = {name: value.detach() for name, value in parts.items()}
         figures["commitment"] = quantized.commitment.detach()
-        return {"loss": loss, **others, **figures, **self._use(quantized, mask)}
+        return {"loss": loss, **others, **figures, **self.quantizer.use(quantized.ids, mask)}
 
     def _latents(
         self, wave: Float[Tensor, "B T"], mask: Float[Tensor, "B N"]
@@ -146,18 +146,6 @@ class SpectralCodec(AcousticCodec):
         fine = mask.repeat_interleave(self.config.subframes, dim=1)
         spectra = self._spectrum(self.decoder(latents * mask[..., None], fine))
         return self.synthesis.synthesise(spectra, fine)
-
-    def _use(self, quantized: Quantized, mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
-        """Shares of the codebooks: used by this batch, and effectively used of late, which is
-        the perplexity of the running use over the codebook's size."""
-        size = self.config.codebook_size
-        valid = mask > 0
-        used = [ids[valid].unique().numel() / size for ids in quantized.ids.unbind(1)]
-        figures = {f"use_{level}": torch.tensor(value) for level, value in enumerate(used)}
-        figures["codebook_use"] = torch.tensor(sum(used) / len(used))
-        lately = self.quantizer.perplexity()
-        figures["codebook_perplexity"] = lately.mean()
-        return figures
 
 
 def _mask(lengths: Lengths, size: int) -> Float[Tensor, "B S"]:

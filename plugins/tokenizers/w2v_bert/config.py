@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
+
 class W2vBertOptions(KMeansOptions):
     """Options of ``w2v_bert``. Defaults are what did best on seven hours of speech and half an hour
     of one CPU core, which is far from the papers' setting.
@@ -37,7 +38,7 @@ class W2vBertOptions(KMeansOptions):
         mask_fill: what stands in a span: noise or zeros (each band's mean).
         warp: largest factor, less 1, by which the frequencies of a row that the encoder sees are
             stretched or squeezed in training (Jaitly and Hinton, 2013), while ids are those of the
-            row as it is: voices differ by such factors, words do not.
+            row as it is: voices differ by such factors, words do not. For music take 0.
         seen_weight: of the loss on frames that are not hidden, beside 1 for hidden ones.
         num_codebooks: G, ids per frame to predict; 1 for ``hubert``.
         target_codes: entries of each codebook.

@@ -49,7 +49,11 @@ def warp(mel: Mel, config: W2vBertOptions, random: torch.Generator | None) -> Me
     """Each row's frequencies, multiplied by a factor of its own."""
     spread = 2 * torch.rand(mel.shape[0], generator=random) - 1
     factors = ((1 + config.warp) ** spread).to(mel)
-    places = warped_bands(factors, config.num_mels, LOWEST_HERTZ, config.sample_rate / 2)
+    if config.bands == "note":  # a semitone is a step wherever it is
+        steps = 12 * torch.log2(factors)[:, None]
+        places = (torch.arange(config.num_mels).to(mel) + steps).clamp(0, config.num_mels - 1)
+    else:
+        places = warped_bands(factors, config.num_mels, LOWEST_HERTZ, config.sample_rate / 2)
     below = places.floor().long().clamp(max=config.num_mels - 2)
     share = (places - below)[:, None]
     low, high = (

@@ -10,6 +10,7 @@ import torch
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.encoder import LogMel
+from segue.plugins.tokenizers.w2v_bert.masking import warp
 from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.targets import ChromaClusters
 
@@ -71,3 +72,15 @@ def test_what_is_measured_is_part_of_a_tokens_meaning(options: W2vBertOptions) -
     assert other.identity() != options.identity()
     mel = W2vBertOptions()
     assert mel.model_copy(update={"lowest_note": 25}).identity() == mel.identity()
+
+
+def test_notes_are_moved_by_equal_steps(options: W2vBertOptions) -> None:
+    """A warp of frequencies by up to a fifth: each row's peak moves alike wherever it lies."""
+    mel = torch.zeros(6, 2, 84)
+    mel[:, :, 20], mel[:, :, 70] = 1.0, 1.0
+    torch.manual_seed(0)
+    moved = warp(mel, options.model_copy(update={"warp": 0.5}), None)
+    halves = [half / half.sum(2, keepdim=True) for half in moved.split(42, dim=2)]
+    low, high = ((half * torch.arange(42)).sum(2)[:, 0] for half in halves)
+    torch.testing.assert_close(low - 20, high - 28, atol=1e-3, rtol=0)
+    assert (low - 20).abs().max() > 1
