@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PARTS = ("semantic_tokenizer", "codec")
 FEATURES = "features"
+MIDI_SUFFIXES = (".mid", ".midi")
 OfOption = Annotated[
     str | None,
     typer.Option(
@@ -110,7 +111,7 @@ def pitches(
     with written(output) as write:
         from segue.core.evaluation.pitches import evaluate_pitches
 
-        scores = {path.stem: path for path in sorted(midi.rglob("*.mid*"))}
+        scores = _scores(midi)
         recordings = held_out(data, items, split)
         config, chosen, left_out = _representations(source, overrides, device, of, "1")
         chosen = [one for one in chosen if one.vocabulary is not None]
@@ -125,6 +126,22 @@ def pitches(
     show(report, "representation", figures["representations"], json)
     if not json:
         _tell_left_out(left_out)
+        if figures["unusable"]:
+            note(f"{figures['unusable']} recordings have no MIDI file, or cannot be read with it")
+
+
+def _scores(folder: Path) -> dict[str, Path]:
+    """MIDI files below a folder, by stem: what a recording is found by."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in MIDI_SUFFIXES or not path.is_file():
+            continue
+        if path.stem in found:
+            raise DataError(
+                str(folder), f"has two MIDI files called {path.stem!r}", "rename one of them"
+            )
+        found[path.stem] = path
+    return found
 
 
 def _conditions(where: list[str]) -> dict[str, str]:

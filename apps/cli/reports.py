@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def written(output: Path | None) -> Iterator[Callable[[Any], None]]:
 
     def write(report: Any) -> None:
         if output is not None:
-            write_json(output, report)
+            write_json(output, _as_json(report))
 
     yield write
 
@@ -46,7 +47,8 @@ def held_out(data: Path, items: int, split: str) -> list[Recording]:
     wanted, recordings = checked_split(split), read_recordings(data)
     if wanted is not None:
         recordings = of_split(recordings, wanted, data)  # type: ignore[arg-type]  # one of two
-    return recordings[:: max(1, len(recordings) // items)][:items]
+    count = min(items, len(recordings))
+    return [recordings[index * len(recordings) // count] for index in range(count)]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -60,7 +62,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
 def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], json: bool) -> None:
     """JSON for a machine, or a table of every estimate in ``groups``."""
     if json:
-        print_json(report)
+        print_json(_as_json(report))
         return
     rows = [
         (group, name, *_cells(figure))
@@ -71,13 +73,23 @@ def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], jso
     print_table((subject, *COLUMNS), rows)
 
 
+def _as_json(report: Any) -> Any:
+    """The report with null for what is no finite number: JSON has no NaN."""
+    if isinstance(report, Mapping):
+        return {key: _as_json(value) for key, value in report.items()}
+    if isinstance(report, (list, tuple)):
+        return [_as_json(value) for value in report]
+    return None if isinstance(report, float) and not math.isfinite(report) else report
+
+
 def _cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
     if figure["mean"] is None:
         return ("–", "–", "–", "–", "0")
     left_out = f" ({figure['left_out']} left out)" if figure.get("left_out") else ""
+    known = figure["low"] is not None and figure["high"] is not None
     return (
         f"{figure['mean']:.3f}",
-        f"[{figure['low']:.3f}, {figure['high']:.3f}]",
+        f"[{figure['low']:.3f}, {figure['high']:.3f}]" if known else "–",
         f"{figure['lowest']:.3f}",
         f"{figure['highest']:.3f}",
         f"{figure['count']}{left_out}",

@@ -20,6 +20,9 @@ from segue.core.evaluation.dtw import Distance, pair_distances
 from segue.core.evaluation.items import Item
 from segue.core.evaluation.statistics import bootstrap_interval
 
+MAX_CELLS = 1 << 20  # triples that are compared at once
+LEAST_SPEAKERS = 3  # to draw from: draws of two are one of them twice, or the same two
+
 
 def abx(
     items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
@@ -36,8 +39,9 @@ def abx(
         distance: of frames; sequences are warped onto each other.
 
     Returns:
-        ``within`` and ``across``: the mean error, its interval (speakers drawn anew), the lowest
-        and highest error of a speaker (of X), and how many speakers and triples there are.
+        ``within`` and ``across``: the mean error, its interval (speakers drawn anew; None of fewer
+        than three), the lowest and highest error of a speaker (of X), and how many speakers and
+        triples there are.
 
     Raises:
         DataError: if there is no triple at all.
@@ -97,12 +101,15 @@ def _cell(
     distances: Float[Tensor, "I J"], ab: Tensor, x: Tensor, num_labels: int, same: bool
 ) -> tuple[Float[Tensor, "L L"], Float[Tensor, "L L"]]:
     """Errors summed over triples, and their number, for each label of A and X and label of B."""
-    closer_b = distances[:, None] > distances[None]  # [A, B, X]
-    tied = distances[:, None] == distances[None]
     alike = (ab[:, None] == x[None]).float()
     if same:
         alike.fill_diagonal_(0.0)  # X is another item than A
-    wrong = torch.einsum("abx,ax->ab", closer_b.float() + 0.5 * tied, alike)
+    wrong = torch.zeros(len(ab), len(ab))
+    size = max(1, MAX_CELLS // len(ab) ** 2)
+    for near, same_label in zip(distances.split(size, 1), alike.split(size, 1), strict=True):
+        closer_b = near[:, None] > near[None]  # [A, B, X]
+        tied = near[:, None] == near[None]
+        wrong += torch.einsum("abx,ax->ab", closer_b.float() + 0.5 * tied, same_label)
     one_hot = torch.nn.functional.one_hot(ab, num_labels).float()
     errors = one_hot.T @ wrong @ one_hot
     triples = (one_hot.T @ alike.sum(1))[:, None] * one_hot.sum(0)[None]
@@ -145,11 +152,13 @@ class _Errors:
             return mean(torch.where(speakers[:, 0] == speakers[:, 1], a, a * x))
 
         each = [mean((speakers[:, 1] == s).double()) for s in speakers[:, 1].unique()]
-        low, high = bootstrap_interval(drawn, num_speakers)
+        low, high = math.nan, math.nan
+        if len(speakers.unique()) >= LEAST_SPEAKERS:
+            low, high = bootstrap_interval(drawn, num_speakers)
         return {
             "mean": mean(torch.ones(len(speakers), dtype=torch.float64)),
-            "low": low,
-            "high": high,
+            "low": low if math.isfinite(low) else None,
+            "high": high if math.isfinite(high) else None,
             "lowest": min(each),
             "highest": max(each),
             "count": len(each),

@@ -34,7 +34,7 @@ def read_notes(path: Path) -> list[Note]:
     """Every note, held as long as its key or the sustain pedal is down.
 
     Raises:
-        DataError: if it is no MIDI file, or one whose time is counted in film frames.
+        DataError: if it is no MIDI file, is cut short, or has time that is not counted in beats.
     """
     try:
         data = path.read_bytes()
@@ -43,16 +43,20 @@ def read_notes(path: Path) -> list[Note]:
         length, _, tracks, division = struct.unpack(">IHHH", data[4:14])
         if division & 0x8000:
             raise ValueError("time in film frames")
+        if not division:
+            raise ValueError("no ticks per beat")
         events, place = [], 8 + length
         for _ in range(tracks):
             size = struct.unpack(">I", data[place + 4 : place + 8])[0]
+            if place + 8 + size > len(data):
+                raise ValueError("cut short")
             if data[place : place + 4] == b"MTrk":
                 events += list(_events(data[place + 8 : place + 8 + size]))
             place += 8 + size
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise DataError(str(path), f"is no MIDI file ({error})", "check the file") from error
-    # What ends at a time comes before what starts there.
-    events.sort(key=lambda event: (event.tick, event.status >> 4 == 0x9))
+    # What ends at a time comes before what starts there; a note-on of velocity 0 is an end.
+    events.sort(key=lambda event: (event.tick, event.status >> 4 == 0x9 and event.data[1] > 0))
     return _sounding(events, division)
 
 
@@ -63,16 +67,24 @@ def _events(track: bytes) -> Iterator[_Event]:
         tick += delta
         if track[place] & 0x80:
             status, place = track[place], place + 1
+        if not status & 0x80:
+            raise ValueError("an event without a status")
         if status == 0xFF:
             kind, (size, place) = track[place], _number(track, place + 1)
             if kind == 0x51:  # tempo
-                yield _Event(tick, status, track[place : place + size])
+                yield _Event(tick, status, _data(track, place, size))
         elif status in (0xF0, 0xF7):
             size, place = _number(track, place)
         else:
             size = DATA_BYTES.get(status >> 4, 2)
-            yield _Event(tick, status, track[place : place + size])
+            yield _Event(tick, status, _data(track, place, size))
         place += size
+
+
+def _data(track: bytes, place: int, size: int) -> bytes:
+    if place + size > len(track):
+        raise ValueError("an event is cut short")
+    return track[place : place + size]
 
 
 def _number(track: bytes, place: int) -> tuple[int, int]:

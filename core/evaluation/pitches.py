@@ -47,13 +47,18 @@ def evaluate_pitches(
         By representation, estimates over pieces: ``bits`` that a token tells of the twelve classes
         of its frame, taken one by one (how much shorter they can be written than from the prior;
         of ``prior_bits``), and ``f1`` and ``average_precision`` over all frames and classes.
+        ``unusable`` counts recordings that have no score, or where either cannot be read.
 
     Raises:
         DataError: if fewer than two recordings have a score and can be read.
     """
     pieces = _pieces(recordings, scores, representations, seconds, progress)
     if len(pieces) < 2:
-        raise DataError("recordings", "fewer than two have a MIDI file", "check --data and --midi")
+        raise DataError(
+            "recordings",
+            "fewer than two have a MIDI file and can be read",
+            "check --data and --midi",
+        )
     found: dict[str, Any] = {}
     for representation in representations:
         assert representation.vocabulary is not None
@@ -65,7 +70,11 @@ def evaluate_pitches(
             "vocabulary": representation.vocabulary,
             "frame_rate": representation.frame_rate,
         }
-    return {"pieces": len(pieces), "representations": found}
+    return {
+        "pieces": len(pieces),
+        "unusable": len(recordings) - len(pieces),
+        "representations": found,
+    }
 
 
 def _crossed(
@@ -93,12 +102,14 @@ def _pieces(
     pieces = []
     for done, recording in enumerate(recordings, start=1):
         score = scores.get(recording.path.stem)
-        try:
-            audio = None if score is None else read_audio(recording.path, first_seconds=seconds)
-        except AudioError:
-            audio = None
-        if audio is not None and score is not None:
-            pieces.append(_piece(audio, read_notes(score), representations))
+        if score is not None:
+            try:
+                notes = read_notes(score)
+                audio = read_audio(recording.path, first_seconds=seconds)
+            except (AudioError, DataError):
+                pass
+            else:
+                pieces.append(_piece(audio, notes, representations))
         if progress is not None:
             progress("encode", done, len(recordings))
     return pieces

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tests.apps.conftest import Segue
 
+from segue.apps.cli.evaluate_semantic import _scores
+
 QUICK = "log_mel.v1,si_sdr.v1"
 
 # --- codec ------------------------------------------------------------------------------------
@@ -142,6 +144,18 @@ def test_pitches_without_scores(segue: Segue, tiny: Path, recordings_folder: Pat
     Path("midi").mkdir()
     assert segue(*common, "--midi", "midi").refused("fewer than two have a MIDI file")
     assert segue(*common, "--midi", "midi", "--of", "features").refused("names no tokens")
+
+
+def test_scores_of_a_folder(segue: Segue, tiny: Path, recordings_folder: Path) -> None:
+    common = ("evaluate", "pitches", "--data", recordings_folder, "-p", tiny, "--midi", "midi")
+    for folder in ("a", "b", "a/0.mid"):
+        Path("midi", folder).mkdir(parents=True)
+    for name in ("a/one.MID", "b/two.Midi", "b/three.midx", "b/0.mid"):
+        Path("midi", name).write_bytes(b"")
+    found = {"one": "a/one.MID", "two": "b/two.Midi", "0": "b/0.mid"}
+    assert _scores(Path("midi")) == {stem: Path("midi", name) for stem, name in found.items()}
+    Path("midi/b/one.midi").write_bytes(b"")
+    assert segue(*common).refused("midi: has two MIDI files called 'one'; rename one of them")
 
 
 # --- plot -------------------------------------------------------------------------------------

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
 from tests.conftest import melody
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.core.audio import Audio
 from segue.core.errors import DataError
+from segue.core.evaluation import abx as abx_module
 from segue.core.evaluation import dtw
 from segue.core.evaluation.abx import abx
 from segue.core.evaluation.dtw import frame_distances, pair_distances, warped
@@ -178,6 +181,43 @@ def plain_abx(items: list[Item], sequences: list[torch.Tensor], side: str) -> fl
             groups.setdefault(key[:-drop], []).append(value)
         means = {key: sum(values) / len(values) for key, values in groups.items()}
     return sum(means.values()) / len(means)
+
+
+@pytest.mark.parametrize(("speakers", "known"), [(2, False), (3, True)])
+def test_few_speakers_have_no_interval(speakers: int, known: bool) -> None:
+    random = torch.Generator().manual_seed(5)
+    items = grid(3, speakers, 2)
+    # One who says nothing that another can be held against counts for nothing.
+    items.append(Item(Path("x.wav"), "word9", "speaker9", "context0"))
+    found = abx(items, [torch.randn(3, 4, generator=random) for _ in items], "angular")
+    for side in ("within", "across"):
+        assert found[side]["count"] == speakers
+        assert (found[side]["low"] is not None) == (found[side]["high"] is not None) == known
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.size = max(self.size, made.untyped_storage().nbytes())
+        return made
+
+
+def test_many_items_of_one_speaker_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(6)
+    distances = torch.randint(9, (350, 350), generator=random).float()  # many are tied
+    labels = torch.arange(350) % 7
+    with LargestTensor() as largest:
+        found = abx_module._cell(distances, labels, labels, 7, same=True)
+    assert largest.size < 10e6  # three such tensors; all triples at once are 172 MB each
+    monkeypatch.setattr(abx_module, "MAX_CELLS", 350**3)
+    with LargestTensor() as largest:
+        assert all(map(torch.equal, found, abx_module._cell(distances, labels, labels, 7, True)))
+    assert largest.size > 100e6
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

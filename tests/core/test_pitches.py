@@ -104,6 +104,33 @@ def test_what_is_no_midi_file(tmp_path: Path, data: bytes) -> None:
         read_notes(tmp_path / "a.mid")
 
 
+def test_a_note_on_without_velocity_ends_before_what_starts(tmp_path: Path) -> None:
+    path = midi(
+        tmp_path / "a.mid",
+        [
+            (0, bytes([ON, 60, 90])),
+            (480, bytes([ON, 60, 90])),  # written before the end of the note that it repeats
+            (0, bytes([ON, 60, 0])),
+            (480, bytes([ON, 60, 0])),
+        ],
+    )
+    assert read_notes(path) == [Note(60, 0.0, 0.5), Note(60, 0.5, 1.0)]
+
+
+def test_midi_files_that_are_broken(tmp_path: Path) -> None:
+    path = midi(tmp_path / "a.mid", [(0, bytes([ON, 60, 90])), (480, bytes([OFF, 60, 0]))])
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"a\.mid: is no MIDI file .*; check the file"):
+            read_notes(path)
+    for events in ([(0, bytes([ON, 60, 90])), (0, bytes([OFF, 60]))], [(0, bytes([60, 90]))]):
+        with pytest.raises(DataError, match="an event"):
+            read_notes(midi(path, events))
+    with pytest.raises(DataError, match="no ticks per beat"):
+        read_notes(midi(path, [(0, bytes([ON, 60, 90])), (480, bytes([OFF, 60, 0]))], division=0))
+
+
 def test_classes_that_sound_in_the_middle_of_a_frame() -> None:
     active = pitch_classes([Note(60, 0.0, 0.2), Note(73, 0.14, 0.9)], 4, 10)
     assert active[:, 0].tolist() == [True, True, False, False]
@@ -157,9 +184,15 @@ def test_tokens_that_follow_the_notes_tell_them(tmp_path: Path) -> None:
         soundfile.write(tmp_path / f"p{index}.wav", wave.numpy(), 16_000)
         recordings.append(Recording(tmp_path / f"p{index}.wav", 2.0, "", "valid"))
     recordings.append(Recording(tmp_path / "noscore.wav", 2.0, "", "valid"))
+    for stem in ("noaudio", "broken"):
+        recordings.append(Recording(tmp_path / f"{stem}.wav", 2.0, "", "valid"))
+    scores["noaudio"] = scores["p0"]
+    soundfile.write(tmp_path / "broken.wav", torch.zeros(16_000).numpy(), 16_000)
+    scores["broken"] = tmp_path / "broken.mid"
+    scores["broken"].write_bytes(scores["p0"].read_bytes()[:-1])
     tokens = [fake("sign", told=True), fake("none", told=False)]
     found = evaluate_pitches(recordings, scores, tokens, seconds=10)
-    assert found["pieces"] == 4
+    assert (found["pieces"], found["unusable"]) == (4, 3)
     sign, none = found["representations"]["sign"], found["representations"]["none"]
     assert sign["bits"]["mean"] == pytest.approx(1, abs=0.05) and sign["f1"]["lowest"] == 1
     assert none["bits"]["mean"] == pytest.approx(0, abs=0.03)  # smoothing
