@@ -85,6 +85,32 @@ class AdversaryOptions(Options):
         return not self.wave_scales and not self.stft_windows
 
 
+class CodecLossWeights(Options):
+    """What the losses count for that every codec has that is trained here.
+
+    Attributes:
+        commitment: pull of the encoder towards the codes it was given.
+        adversarial: hinge loss of the decoded wave against the discriminators.
+        feature_matching: relative distance of the discriminators' feature maps.
+    """
+
+    commitment: float = Field(default=0.25, ge=0)
+    adversarial: float = Field(default=0.1, ge=0)
+    feature_matching: float = Field(default=0.2, ge=0)
+
+
+class TrainedCodecOptions(TokenizerOptions):
+    """Options of a codec that is trained here.
+
+    Attributes:
+        loss: weights of the losses.
+        adversary: the discriminators, if trained against any.
+    """
+
+    loss: CodecLossWeights = CodecLossWeights()
+    adversary: AdversaryOptions = AdversaryOptions()
+
+
 def check_window(name: str, window: int, hop: int) -> None:
     """Windows are centred on their hop, so both are even and the window is the longer one."""
     if window < hop or window % 2:

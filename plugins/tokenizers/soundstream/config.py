@@ -8,12 +8,11 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import TokenSpec
-from segue.plugins.tokenizers.common.options import AdversaryOptions
+from segue.plugins.tokenizers.common.options import CodecLossWeights, TrainedCodecOptions
 
 
-class LossWeights(Options):
+class LossWeights(CodecLossWeights):
     """What each training loss counts for.
 
     The paper's weights of the first three are 1, 1 and 100, of sums whose averaging it does not
@@ -21,18 +20,12 @@ class LossWeights(Options):
 
     Attributes:
         reconstruction: distance of mel spectra at six resolutions.
-        adversarial: hinge loss of the decoded wave against the discriminators.
-        feature_matching: relative distance of the discriminators' feature maps.
-        commitment: pull of the encoder towards the codes it was given.
     """
 
     reconstruction: float = Field(default=1.0, ge=0)
-    adversarial: float = Field(default=0.1, ge=0)
-    feature_matching: float = Field(default=0.2, ge=0)
-    commitment: float = Field(default=0.25, ge=0)
 
 
-class SoundStreamOptions(TokenizerOptions):
+class SoundStreamOptions(TrainedCodecOptions):
     """Options of ``soundstream``.
 
     Attributes:
@@ -76,7 +69,6 @@ class SoundStreamOptions(TokenizerOptions):
     kmeans_frames: int = Field(default=0, ge=0)
     quantizer_dropout: float = Field(default=0.5, ge=0, le=1)
     loss: LossWeights = LossWeights()
-    adversary: AdversaryOptions = AdversaryOptions()
 
     @property
     def hop(self) -> int:

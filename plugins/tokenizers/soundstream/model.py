@@ -5,25 +5,20 @@ Zeghidour et al., arXiv 2107.03312, at the rates that AudioLM uses (arXiv 2209.0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
 from segue.core.interfaces import (
-    AcousticCodec,
-    Adversary,
     Ids,
     Lengths,
-    StageBatch,
     Tokens,
     Wave,
     WaveBatch,
 )
-from segue.plugins.tokenizers.common.adversary import CodecAdversary, collapsed
 from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer
+from segue.plugins.tokenizers.common.trained_codec import Attempt, TrainedCodec
 from segue.plugins.tokenizers.soundstream import network
 from segue.plugins.tokenizers.soundstream.config import SoundStreamOptions
 from segue.plugins.tokenizers.soundstream.layers import Past
@@ -31,7 +26,7 @@ from segue.plugins.tokenizers.soundstream.losses import SpectralLoss
 from segue.plugins.tokenizers.soundstream.streaming import SoundStreamDecoder, SoundStreamEncoder
 
 
-class SoundStream(AcousticCodec):
+class SoundStream(TrainedCodec):
     """Audio to Q residual levels of codes per frame, and back, looking nowhere ahead.
 
     Args:
@@ -93,49 +88,15 @@ class SoundStream(AcousticCodec):
             return torch.zeros(codes.shape[0], 0, dtype=self.dtype, device=codes.device)
         return self._wave(self.quantizer.decode(codes), past)
 
-    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
-        """Losses of one batch of crops, reconstruction only; moves the codebooks as a side
-        effect."""
-        return self._losses(batch, None)
-
-    def adversary(self) -> Adversary | None:
-        options = self.config.adversary
-        return None if options.none else CodecAdversary(options)
-
-    def adversarial_step(
-        self, batch: WaveBatch | StageBatch, adversary: Adversary
-    ) -> Mapping[str, Tensor]:
-        return self._losses(batch, adversary)
-
-    def trouble(self, figures: Mapping[str, float]) -> str | None:
-        return collapsed(figures)
-
-    def _losses(
-        self, batch: WaveBatch | StageBatch, adversary: Adversary | None
-    ) -> Mapping[str, Tensor]:
-        if not isinstance(batch, WaveBatch):
-            raise TypeError("a codec is trained on a WaveBatch")
+    def attempt(self, batch: WaveBatch) -> Attempt:
         wave = self._framed(batch.wave, batch.lengths)
         frames = -(-batch.lengths // self.config.hop)
         mask = _cut(torch.ones_like(wave[:, :: self.config.hop]), frames)
         quantized = self.quantizer(self._latents(wave, None), mask)
         made = _cut(self._wave(quantized.latents, None), batch.lengths)
-        parts = {
-            "reconstruction": self.spectral_loss(made, wave),
-            "commitment": quantized.commitment,
-        }
-        others: dict[str, Tensor] = {}
-        if adversary is not None:
-            others = dict(adversary(wave, made))
-            parts |= {name: others.pop(name) for name in ("adversarial", "feature_matching")}
-        weights = self.config.loss.model_dump()
-        weighted = {name: weights[name] * value for name, value in parts.items()}
-        loss = torch.stack(list(weighted.values())).sum()
-        if adversary is not None:
-            opposed = weighted["adversarial"] + weighted["feature_matching"]
-            others["adversarial_share"] = (opposed / loss).detach()
-        figures = {name: value.detach() for name, value in parts.items()}
-        return {"loss": loss, **others, **figures, **self.quantizer.use(quantized.ids, mask)}
+        distance = self.spectral_loss(made, wave)
+        loss = self.config.loss.reconstruction * distance
+        return Attempt(wave, made, quantized, mask, loss, {"reconstruction": distance})
 
     def _framed(self, wave: Wave, lengths: Lengths) -> Wave:
         """A whole number of frames, zero beyond each row's length."""

@@ -7,12 +7,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import TokenSpec
-from segue.plugins.tokenizers.common.options import AdversaryOptions
+from segue.plugins.tokenizers.common.options import (
+    AdversaryOptions,
+    CodecLossWeights,
+    TrainedCodecOptions,
+)
 
 
-class LossWeights(Options):
+class LossWeights(CodecLossWeights):
     """What one nat, or one unit of relative error, of each training loss counts for.
 
     Attributes:
@@ -22,9 +25,6 @@ class LossWeights(Options):
         complex_stft: L1 between compressed complex spectra: keeps phases sane.
         waveform: relative error of the wave. Without it no phase is coded: sound comes out in the
             right bands, but rough.
-        commitment: pull of the encoder towards the codes it was given.
-        adversarial: hinge loss against the discriminators.
-        feature_matching: relative distance of the discriminators' feature maps.
     """
 
     mel: float = Field(default=2.0, ge=0)
@@ -32,12 +32,9 @@ class LossWeights(Options):
     convergence: float = Field(default=0.5, ge=0)
     complex_stft: float = Field(default=3.0, ge=0)
     waveform: float = Field(default=0.5, ge=0)
-    commitment: float = Field(default=0.25, ge=0)
-    adversarial: float = Field(default=0.1, ge=0)
-    feature_matching: float = Field(default=0.2, ge=0)
 
 
-class SpectralCodecOptions(TokenizerOptions):
+class SpectralCodecOptions(TrainedCodecOptions):
     """Options of ``spectral_codec``.
 
     Attributes:

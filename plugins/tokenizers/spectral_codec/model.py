@@ -7,25 +7,20 @@ domain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from segue.core.interfaces import (
-    AcousticCodec,
-    Adversary,
     Ids,
     Lengths,
-    StageBatch,
     Tokens,
     Wave,
     WaveBatch,
 )
-from segue.plugins.tokenizers.common.adversary import CodecAdversary, collapsed
 from segue.plugins.tokenizers.common.framing import Framing
 from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer
+from segue.plugins.tokenizers.common.trained_codec import Attempt, TrainedCodec
 from segue.plugins.tokenizers.spectral_codec.blocks import FrameStack
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.losses import ReconstructionLoss
@@ -36,7 +31,7 @@ HEADS = {"complex": (3, scaled), "polar": (2, polar)}
 TYPICAL_LOG_MAGNITUDE = -7.0  # of speech: where an untrained decoder starts
 
 
-class SpectralCodec(AcousticCodec):
+class SpectralCodec(TrainedCodec):
     """Audio to Q residual levels of codes per frame, and back.
 
     Args:
@@ -91,46 +86,15 @@ class SpectralCodec(AcousticCodec):
     def vectors(self, ids: Ids) -> Float[Tensor, "B N D"]:
         return self.quantizer.decode(ids)
 
-    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
-        """Losses of one batch of crops; moves the codebooks as a side effect."""
-        return self._losses(batch, None)
-
-    def adversary(self) -> Adversary | None:
-        options = self.config.adversary
-        return None if options.none else CodecAdversary(options)
-
-    def adversarial_step(
-        self, batch: WaveBatch | StageBatch, adversary: Adversary
-    ) -> Mapping[str, Tensor]:
-        return self._losses(batch, adversary)
-
-    def trouble(self, figures: Mapping[str, float]) -> str | None:
-        return collapsed(figures)
-
-    def _losses(
-        self, batch: WaveBatch | StageBatch, adversary: Adversary | None
-    ) -> Mapping[str, Tensor]:
-        if not isinstance(batch, WaveBatch):
-            raise TypeError("a codec is trained on a WaveBatch")
+    def attempt(self, batch: WaveBatch) -> Attempt:
         wave = batch.wave * _mask(batch.lengths, batch.wave.shape[1])
         frames = -(-batch.lengths // self.config.hop)
         mask = _mask(frames, -(-wave.shape[1] // self.config.hop))
         quantized = self.quantizer(self._latents(wave, mask), mask)
-        decoded = self._wave(quantized.latents, mask)[:, : wave.shape[1]]
-        decoded = decoded * _mask(batch.lengths, wave.shape[1])
-        parts = self.losses(decoded, wave)
-        weights = self.config.loss
-        loss = parts["reconstruction"] + weights.commitment * quantized.commitment
-        others: dict[str, Tensor] = {}
-        if adversary is not None:
-            others = dict(adversary(wave, decoded))
-            opposed = weights.adversarial * others["adversarial"]
-            opposed = opposed + weights.feature_matching * others["feature_matching"]
-            loss = loss + opposed
-            others["adversarial_share"] = (opposed / loss).detach()
-        figures = {name: value.detach() for name, value in parts.items()}
-        figures["commitment"] = quantized.commitment.detach()
-        return {"loss": loss, **others, **figures, **self.quantizer.use(quantized.ids, mask)}
+        made = self._wave(quantized.latents, mask)[:, : wave.shape[1]]
+        made = made * _mask(batch.lengths, wave.shape[1])
+        parts = self.losses(made, wave)
+        return Attempt(wave, made, quantized, mask, parts["reconstruction"], parts)
 
     def _latents(
         self, wave: Float[Tensor, "B T"], mask: Float[Tensor, "B N"]
