@@ -1,0 +1,46 @@
+"""The tokenizers that ship trained are whole, and as good on our own prompt as they should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segue.core.audio import read_audio
+from segue.core.evaluation.parts import config_of, load_tokenizer
+from segue.core.interfaces import AcousticCodec, Tokenizer
+from segue.core.manager import PluginHost
+from segue.plugins.domains.speech import DOMAIN
+from segue.plugins.metrics.log_mel.metric import LogMelDistance
+from segue.plugins.metrics.si_sdr.metric import SiSdr
+
+
+@pytest.fixture(scope="module")
+def prompt() -> torch.Tensor:
+    """A sentence spoken by a machine: of no corpus that was trained on."""
+    assert DOMAIN.prompt is not None
+    audio = read_audio(DOMAIN.prompt)
+    assert audio.sample_rate == 16_000
+    return audio.wave
+
+
+def shipped(part: str) -> Tokenizer:
+    host = PluginHost.discover(entry_points=False)
+    return load_tokenizer(config_of("speech/trained_tokenizers", host), part, host)
+
+
+def test_the_codec_follows_the_wave_and_gains_with_each_level(prompt: torch.Tensor) -> None:
+    codec = shipped("codec")
+    assert isinstance(codec, AcousticCodec)
+    tokens = codec.encode(prompt[None], torch.tensor([len(prompt)]))
+    waves = [codec.decode(tokens.ids[:, :q], tokens.lengths)[0] for q in (1, 4, 8, 12)]
+    waves = [wave[: len(prompt)] for wave in waves]
+    distances = [LogMelDistance()(prompt, wave, 16_000) for wave in waves]
+    assert distances == sorted(distances, reverse=True) and distances[-1] < 0.35
+    assert SiSdr()(prompt, waves[-1], 16_000) > 0
+    assert waves[-1].abs().max() < 1
+
+
+def test_semantic_tokens_change_with_what_is_said(prompt: torch.Tensor) -> None:
+    tokens = shipped("semantic_tokenizer").encode(prompt[None], torch.tensor([len(prompt)])).row(0)
+    assert tokens.shape[1] == -(-len(prompt) // 640)
+    assert tokens.unique().numel() > 0.4 * tokens.shape[1]
