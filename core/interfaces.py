@@ -6,6 +6,7 @@ Shape legend, used everywhere: B batch, T samples, N frames, Q levels, D width, 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,6 +218,14 @@ class Component(nn.Module, ABC):
         return True
 
 
+def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add names, types, shapes and values to a hash, whatever the order they are given in."""
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+
+
 class Tokenizer(Component):
     """What semantic tokenizers and acoustic codecs share: audio in, tokens out."""
 
@@ -238,11 +247,7 @@ class Tokenizer(Component):
         A weight-free tokenizer keeps constant tables in non-persistent buffers: its fingerprint is
         then known from its name and options alone, as assembly needs it."""
         digest = options_digest(name, self.config)
-        for key, tensor in sorted(self.token_state().items()):
-            digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+        add_tensors(digest, self.token_state())
         self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
         return self._fingerprint
 

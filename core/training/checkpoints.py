@@ -80,10 +80,15 @@ def save_checkpoint(run: TrainingRun, learner: Learner, step: int) -> Path:
         stale = path.name.endswith(FITTED) and step_of(path) < step
         if stale or path.name < kept[0].name:
             _drop(path)
-    for path in run.directory.glob(f"{DROPPED}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    sweep(run.directory)
     run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
     return directory
+
+
+def sweep(directory: Path) -> None:
+    """Delete what a run that was killed left half written or half deleted."""
+    for path in directory.glob(f"{DROPPED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +27,13 @@ from segue.core.interfaces import Component, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
-from segue.core.training.checkpoints import FITTED, STATE_JSON, newest_checkpoint
+from segue.core.training.checkpoints import (
+    FITTED,
+    STATE_JSON,
+    newest_checkpoint,
+    step_of,
+    sweep,
+)
 from segue.core.training.loop import Batches, Report, TrainingRun, train
 
 FIT_PIECE_SECONDS = 30.0
@@ -130,8 +134,7 @@ def _fit_trained(workspace: Workspace, part: str, component: Component) -> Path:
     which stays for the training to go on from."""
     trained = newest_checkpoint(workspace.part_directory(part), fitted=False)
     assert trained is not None
-    step = json.loads((trained / STATE_JSON).read_text(encoding="utf-8"))["step"]
-    return _fit(workspace, part, component.eval(), step, FITTED)
+    return _fit(workspace, part, component.eval(), step_of(trained), FITTED)
 
 
 def _keep_config(workspace: Workspace) -> None:
@@ -244,8 +247,7 @@ def _fit(
         use = workspace.config.parts[part].use
         save_component(component, temporary, kind_of(part), use, trained)
         write_json(temporary / STATE_JSON, {"step": step})
-    for left in target.parent.glob(".tmp-step-*"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    sweep(target.parent)
     workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=step)
     return target
 

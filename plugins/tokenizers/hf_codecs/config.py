@@ -13,7 +13,7 @@ from pydantic import Field
 from segue.core.errors import ConfigError
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import TokenSpec
-from segue.plugins.tokenizers.hf_codecs.source import read_config, weights_hash
+from segue.plugins.tokenizers.common.hf_source import read_config, weights_hash
 
 #: What a config calls its architecture, and the codec that runs it.
 CODECS = {"encodec": "encodec.v1", "dac": "dac.v1", "mimi": "mimi.v1"}

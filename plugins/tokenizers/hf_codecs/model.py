@@ -18,10 +18,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from segue.core.errors import ConfigError
-from segue.core.interfaces import AcousticCodec, Ids, Lengths, Tokens, Wave
+from segue.core.interfaces import AcousticCodec, Ids, Lengths, Tokens, Wave, add_tensors
+from segue.plugins.tokenizers.common.hf_model import load_model
+from segue.plugins.tokenizers.common.hf_source import weights_hash
 from segue.plugins.tokenizers.hf_codecs.config import FoundCodec, HfCodecOptions
-from segue.plugins.tokenizers.hf_codecs.source import weights_directory, weights_hash
 
 
 class HfCodec(AcousticCodec):
@@ -94,30 +94,7 @@ class HfCodec(AcousticCodec):
 def _from_source(
     model_class: type[PreTrainedModel], config: HfCodecOptions
 ) -> tuple[PreTrainedModel, FoundCodec]:
-    directory = weights_directory(config.pretrained, config.revision)
-    try:
-        model, report = model_class.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        told, _, _ = " ".join(str(error).split()).partition(". ")
-        raise ConfigError(
-            "pretrained",
-            f"{config.pretrained!r} cannot be loaded ({type(error).__name__}: {told[:200]})",
-            "restore the directory, or name another",
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        others = f"{missing[0]} and {len(missing) - 1} others"
-        raise ConfigError(
-            "pretrained",
-            f"{config.pretrained!r} holds no weights for {others}",
-            "name a complete model: these parts would start from random weights",
-        )
+    model = load_model(model_class, config.pretrained, config.revision)
     weights = weights_hash(config.pretrained, config.revision)
     found = FoundCodec(config=config.architecture(), weights=weights, tensors=_tensors_hash(model))
     return model, found
@@ -130,8 +107,5 @@ def _from_config(model_class: type[PreTrainedModel], values: dict[str, Any]) -> 
 
 def _tensors_hash(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy().tobytes())
+    add_tensors(digest, model.state_dict())
     return digest.hexdigest()

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.errors import ConfigError
-from segue.plugins.tokenizers.hf_codecs.source import weights_directory
+from segue.plugins.tokenizers.common.hf_model import load_model
 from segue.plugins.tokenizers.ssl_kmeans.config import (
     MEL_MODEL,
     WAVE_MODELS,
@@ -151,26 +149,5 @@ def _built(options: SslKMeansOptions, found: FoundModel) -> Any:
 def _from_source(options: SslKMeansOptions, found: FoundModel) -> Any:
     """The model with its weights in float32."""
     model_class, config = _described(options, found)
-    directory = weights_directory(options.pretrained, options.revision)
-    try:
-        with _quiet():  # the layers above are left out, which transformers would warn of
-            model, report = model_class.from_pretrained(
-                directory, config=config, dtype=torch.float32, use_safetensors=True,
-                local_files_only=True, output_loading_info=True,
-            )  # fmt: skip
-    except Exception as error:
-        told, _, _ = " ".join(str(error).split()).partition(". ")
-        raise ConfigError(
-            "pretrained",
-            f"{options.pretrained!r} cannot be loaded ({type(error).__name__}: {told[:200]})",
-            "restore the directory, or name another",
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ConfigError(
-            "pretrained",
-            f"{options.pretrained!r} holds no weights for {missing[0]} and"
-            f" {len(missing) - 1} others",
-            "name a complete model: these parts would start from random weights",
-        )
-    return model
+    with _quiet():  # the layers above are left out, which transformers would warn of
+        return load_model(model_class, options.pretrained, options.revision, config=config)

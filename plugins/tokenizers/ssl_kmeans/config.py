@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from segue.core.errors import ConfigError
 from segue.core.options import Options
 from segue.core.spec import TokenSpec
+from segue.plugins.tokenizers.common.hf_source import read_beside, read_config
 from segue.plugins.tokenizers.common.options import ClusterOptions
-from segue.plugins.tokenizers.hf_codecs.source import read_beside, read_config
 
 PREPROCESSOR = "preprocessor_config.json"
 TORCHAUDIO = "torchaudio:"
