@@ -9,8 +9,11 @@ from torch import Tensor
 
 from segue.core.audio import read_audio, resample
 from segue.core.data.manifest import Recording
+from segue.core.data.share import WHOLE, Share, row_generators
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
+
+MOST_TRIES = 100  # recordings that cannot be read, one after the other
 
 
 class AudioCrops:
@@ -43,22 +46,27 @@ class AudioCrops:
         if not self._weights.any():
             raise DataError("recordings", "cannot be read", self._advice())
 
-    def batch(self, step: int) -> WaveBatch:
-        """The crops of one step, each longer recording contributing in proportion."""
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        rows: list[Tensor] = []
-        for _ in range(100 * self._batch_size):
-            if len(rows) == self._batch_size:
-                break
+    def batch(self, step: int, share: Share = WHOLE) -> WaveBatch:
+        """The crops of one step, each longer recording contributing in proportion.
+
+        Args:
+            step: of the training.
+            share: which rows of the batch are wanted.
+        """
+        rows = share.rows(self._batch_size)
+        generators = row_generators(self._seed, step, rows, self._batch_size)
+        return pad_waves([self._row(random) for random in generators])
+
+    def _row(self, random: torch.Generator) -> Tensor:
+        """A crop of a recording that can be read."""
+        for _ in range(MOST_TRIES):
             index = int(torch.multinomial(self._weights, 1, generator=random))
             start = float(torch.rand(1, generator=random))
             wave = self._wave(index)
             if wave is not None and wave.numel():
                 first = int(start * max(0, wave.numel() - self._crop + 1))
-                rows.append(wave[first : first + self._crop].float() / 32767)
-        if len(rows) < self._batch_size:
-            raise DataError("recordings", "cannot be read", self._advice())
-        return pad_waves(rows)
+                return wave[first : first + self._crop].float() / 32767
+        raise DataError("recordings", "cannot be read", self._advice())
 
     def _advice(self) -> str:
         name, problem = next(iter(self.unreadable.items()), ("every file", "is empty"))

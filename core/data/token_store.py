@@ -23,6 +23,7 @@ from segue.core.audio import resample
 from segue.core.checkpoint import save_tensors
 from segue.core.data.audio_crops import decode_recording
 from segue.core.data.manifest import Recording, Split
+from segue.core.data.share import WHOLE, Share, row_generators
 from segue.core.errors import AudioError, DataError
 from segue.core.files import atomic_path, write_json
 from segue.core.interfaces import StageBatch, Tokenizer, Tokens
@@ -257,12 +258,18 @@ class TokenCrops:
         sizes = [sum(store.recordings[i][stream].shape[1] for i in g) for g in self._groups]
         self._weights = torch.tensor(sizes, dtype=torch.float)
 
-    def batch(self, step: int) -> StageBatch:
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        chosen = torch.multinomial(
-            self._weights, self._batch_size, replacement=True, generator=random
-        )
-        crops = [self._crop_of(self._groups[int(index)], random) for index in chosen]
+    def batch(self, step: int, share: Share = WHOLE) -> StageBatch:
+        """The crops of one step.
+
+        Args:
+            step: of the training.
+            share: which rows of the batch are wanted.
+        """
+        rows = share.rows(self._batch_size)
+        crops = []
+        for random in row_generators(self._seed, step, rows, self._batch_size):
+            chosen = int(torch.multinomial(self._weights, 1, generator=random))
+            crops.append(self._crop_of(self._groups[chosen], random))
         parts = (self._stage.target, *self._stage.given)
         target, *given = (Tokens.stack([self._cut(crop, part) for crop in crops]) for part in parts)
         return StageBatch(target, tuple(given), self._ends(crops, target))
