@@ -1,7 +1,8 @@
 """Store a trained tokenizer in half precision, to be shipped before stages are trained on it.
 
-    python tools/ship_tokenizer.py PART TRAINED TARGET     (such as codec runs/speech/codec codec/)
+    python tools/ship_tokenizer.py PART TRAINED TARGET [LEVELS]   (such as codec runs/speech/codec codec/ 8)
 
+LEVELS keeps the first levels of a codec only, which are a codec too: fewer tokens for the stages.
 Weights are rounded first and the fingerprint is taken of the rounded ones, so what is shipped is a
 tokenizer of its own: tokens that the unrounded one made are refused.
 """
@@ -17,14 +18,17 @@ from safetensors.torch import load_file
 from segue.core.checkpoint import load_component, save_component, save_tensors
 from segue.core.component_manifest import WEIGHTS, read_manifest
 from segue.core.files import atomic_directory
+from segue.core.interfaces import Component
 from segue.core.manager import default_host
 from segue.core.training.checkpoints import newest_checkpoint
 
 
-def main(part: str, source: str, target: str) -> None:
+def main(part: str, source: str, target: str, levels: str = "") -> None:
     directory = newest_checkpoint(Path(source)) or Path(source)
     manifest = read_manifest(directory)
     component = load_component(directory, default_host(), part)
+    if levels:
+        component = with_levels(component, manifest.use, int(levels))
     if not component.is_fitted:
         sys.exit(f"{directory} was trained but not fitted: run `segue train {part}` to its end")
     for tensor in (*component.parameters(), *component.buffers()):
@@ -41,7 +45,16 @@ def main(part: str, source: str, target: str) -> None:
     print(f"{target}: {(Path(target) / WEIGHTS).stat().st_size / 1e6:.1f} MB from {directory}")
 
 
+def with_levels(codec: Component, use: str, levels: int) -> Component:
+    """The codec with its first levels only."""
+    options = codec.config.model_dump(mode="json") | {"num_levels": levels}
+    smaller = default_host().create("codec", use, options, place="codec")
+    kept = smaller.state_dict()
+    smaller.load_state_dict({k: v for k, v in codec.state_dict().items() if k in kept})
+    return smaller.eval()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])

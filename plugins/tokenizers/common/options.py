@@ -20,6 +20,8 @@ class ClusterOptions(TokenizerOptions):
         seed: of the choice of frames and of the clustering.
     """
 
+    of_training = frozenset({"fit_frames", "seed"})
+
     num_clusters: int = Field(default=512, ge=2)
     fit_frames: int = Field(default=400_000, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
