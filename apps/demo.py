@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,11 +59,12 @@ def run(
 def default_prompt(domain: str) -> Path:
     """A real recording of a held-out speaker if there is one at hand, else the shipped prompt."""
     from segue.core.config.load import find_domain
-    from segue.core.data.manifest import Recording, load_recordings
+    from segue.core.data.recordings import Recording
+    from segue.core.data.sources import load_recordings
     from segue.core.manager import default_host
 
     if domain == "speech" and (RECORDINGS / "manifest.csv").is_file():
-        held_out: list[Recording] = []
+        held_out: Iterable[Recording] = []
         with suppress(DataError):  # a collection of another kind: then the shipped prompt serves
             held_out = load_recordings(RECORDINGS / "manifest.csv", "valid")
         for recording in held_out:

@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
 from segue.core.config.schema import PromptConfig
 from segue.core.data.audio_crops import pad_waves
-from segue.core.data.token_store import common_samples
+from segue.core.data.store_writer import common_samples
 from segue.core.errors import AudioError, GenerationError
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokens
 from segue.core.spec import ACOUSTIC, TokenSpec

@@ -1,6 +1,6 @@
 """Store a trained tokenizer in half precision, to be shipped before stages are trained on it.
 
-    python tools/ship_tokenizer.py PART TRAINED TARGET [LEVELS]   (such as codec runs/speech/codec codec/ 8)
+    python tools/ship_tokenizer.py PART TRAINED TARGET [LEVELS]   (codec runs/speech/codec codec/ 8)
 
 LEVELS keeps the first levels of a codec only, which are a codec too: fewer tokens for the stages.
 Weights are rounded first and the fingerprint is taken of the rounded ones, so what is shipped is a

@@ -100,7 +100,7 @@ def likelihood(
 
 def _of_pipeline(
     subject: str,
-    data: Path,
+    data: Path | str,
     domain: str | None,
     pipeline: str | None,
     overrides: list[str] | None,

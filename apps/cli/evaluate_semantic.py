@@ -199,7 +199,7 @@ def _of_part(
 
 
 def _described(
-    config: PipelineConfig, data: Path, split: str, left_out: dict[str, str]
+    config: PipelineConfig, data: Path | str, split: str, left_out: dict[str, str]
 ) -> dict[str, Any]:
     return {
         "pipeline": config.name,

@@ -37,11 +37,13 @@ ChunkOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Audio file to write.")]
-DataOption = Annotated[
-    Path, typer.Option("--data", help="A folder of audio, or a CSV manifest with a column 'path'.")
-]
+DATA_HELP = (
+    "A folder of audio, a CSV manifest, a lhotse CutSet or Shar, WebDataset tars, a URL of one of"
+    " these, or a YAML file of several."
+)
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 HeldOutOption = Annotated[
-    Path, typer.Option("--data", help="Recordings: a folder, or a CSV manifest.")
+    str, typer.Option("--data", help="Recordings: a folder, a CSV manifest, or another source.")
 ]
 ItemsOption = Annotated[int, typer.Option("--items", min=1, help="Recordings used, at most.")]
 SplitOption = Annotated[str, typer.Option("--split", help="valid (held out), train or all.")]

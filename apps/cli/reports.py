@@ -12,7 +12,7 @@ from segue.apps.cli.output import print_json, print_table
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.data.manifest import Recording
+    from segue.core.data.recordings import Recording
 
 SPLITS = ("train", "valid", "all")
 COLUMNS = ("figure", "mean", "95 % interval", "lowest", "highest", "items")
@@ -40,9 +40,9 @@ def checked_split(split: str) -> str | None:
     return None if split == "all" else split
 
 
-def held_out(data: Path, items: int, split: str) -> list[Recording]:
+def held_out(data: Path | str, items: int, split: str) -> list[Recording]:
     """Recordings spread evenly over a split."""
-    from segue.core.data.manifest import of_split, read_recordings
+    from segue.core.data.sources import of_split, read_recordings
 
     wanted, recordings = checked_split(split), read_recordings(data)
     if wanted is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from json import loads
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +21,27 @@ from segue.apps.cli.options import (
     SetOption,
     chosen_source,
 )
-from segue.apps.cli.output import console, note, print_json, progress_bars
+from segue.apps.cli.output import console, note, one_sentence, print_json
+from segue.apps.cli.throughput import audio_progress
+from segue.core.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from segue.core.progress import Progress
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process needs to write its share of a store; strings, as it may be another's."""
+
+    config: str
+    overrides: tuple[str, ...]
+    output: Path
+    data: str
+    device: str
+    rank: int
+    world: int
 
 
 def command(
@@ -29,38 +53,128 @@ def command(
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes here that share this rank's work.")
+    ] = 1,
+    rank: Annotated[
+        int,
+        typer.Option("--rank", min=0, envvar="RANK", help="Which share of the shards to write."),
+    ] = 0,
+    world: Annotated[
+        int, typer.Option("--world", min=1, envvar="WORLD_SIZE", help="Of how many shares.")
+    ] = 1,
     json: JsonOption = False,
 ) -> None:
-    """Tokenize recordings once, with the tokenizers trained in OUTPUT or named by the config."""
+    """Tokenize recordings once, with the tokenizers trained in OUTPUT or named by the config.
+
+    The same command goes on after a kill. Ranks, as torchrun starts them, need no words with each
+    other: each writes its own shards.
+    """
+    from segue.core.files import check_writable
+
+    if rank >= world:
+        raise ConfigError("--rank", f"{rank} is none of {world}", f"use 0 to {world - 1}")
+    check_writable(output / "tokens" / "store.json")
+    source = chosen_source(domain, config, "--config")
+    local = int(os.environ.get("LOCAL_RANK", "0")) * workers
+    jobs = [
+        Job(source, tuple(overrides or ()), output, data, _device(device, local + index),
+            rank * workers + index, world * workers)
+        for index in range(workers)
+    ]  # fmt: skip
+    with audio_progress(json) as progress:
+        if workers == 1:
+            run_job(jobs[0], progress)
+        else:
+            _run_side_by_side(jobs, progress)
+    _tell(output / "tokens", json)
+
+
+def run_job(job: Job, progress: Progress | None) -> None:
+    """Write the shards of one process."""
     from segue.core.building import checked_device
     from segue.core.config.load import load_config
-    from segue.core.data.token_store import TokenStore
-    from segue.core.files import check_writable
     from segue.core.manager import default_host
-    from segue.core.training.parts import Workspace
-    from segue.core.training.parts import tokenize as run
+    from segue.core.training.parts import Workspace, tokenize
 
-    check_writable(output / "tokens" / "store.json")
     host = default_host()
-    loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
-    with progress_bars(json) as progress:
-        workspace = Workspace(
-            loaded.config, output, data, host, checked_device(device), None, progress
-        )
-        directory = run(workspace)
-    count = len(TokenStore(directory, "train").recordings)
-    notes = _skipped(directory / "skipped.json")
+    config = load_config(job.config, host, job.overrides).config
+    device = checked_device(job.device)
+    workspace = Workspace(config, job.output, job.data, host, device, None, progress)
+    tokenize(workspace, job.rank, job.world)
+
+
+def _device(device: str, local: int) -> str:
+    """Processes of one machine take turns at its GPUs."""
+    if device != "cuda" or local == 0:
+        return device
+    import torch
+
+    return f"cuda:{local % max(1, torch.cuda.device_count())}"
+
+
+def _run_side_by_side(jobs: Sequence[Job], progress: Progress | None) -> None:
+    """Start a process for each job and wait; what any of them refuses ends all."""
+    context = multiprocessing.get_context("spawn")
+    told = context.Array("d", 2 * len(jobs))
+    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    processes = [
+        context.Process(target=_work, args=(job, told, index, threads, os.getpid()), daemon=True)
+        for index, job in enumerate(jobs)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        while any(process.exitcode is None for process in processes):
+            time.sleep(POLL_SECONDS)
+            failed = next((p for p in processes if p.exitcode not in (None, 0)), None)
+            if failed is not None:
+                raise TrainingError(
+                    "--workers",
+                    f"a process ended with {failed.exitcode} (its reason is above, if it had one)",
+                    "mend that and run the same command: it goes on",
+                )
+            done, total = sum(told[0::2]), sum(told[1::2])
+            if progress is not None and total:
+                progress("tokens", round(done), round(total))
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _work(job: Job, told: Any, index: int, threads: int, parent: int) -> None:
+    """One process: it leaves word of how far it is, and ends with its parent."""
+    import torch
+
+    from segue.core.data.workers import end_with
+
+    def progress(name: str, done: int, total: int) -> None:
+        told[2 * index], told[2 * index + 1] = done, total
+
+    end_with(parent)
+    torch.set_num_threads(threads)
+    with one_sentence():
+        run_job(job, progress)
+
+
+def _tell(directory: Path, json: bool) -> None:
+    """What the store holds by now; other ranks may still be at it."""
+    from segue.core.data.store_writer import PROBLEMS, list_problems
+    from segue.core.data.token_store import TokenStore, missing_shards
+
+    missing = missing_shards(directory)
+    left_out = list_problems(directory)
+    notes = []
+    if missing:
+        notes.append(f"shards that other ranks are still to write: {len(missing)}")
+    if left_out:
+        where = directory / PROBLEMS
+        notes.append(f"recordings left out, as they cannot be used: {left_out}; see {where}")
+    count = None if missing else len(TokenStore(directory, "train"))
     if json:
         print_json({"tokens": str(directory), "train_recordings": count, "notes": notes})
         return
     for line in notes:
         note(line)
-    console.print(f"{directory}: {count} training recordings")
-
-
-def _skipped(path: Path) -> list[str]:
-    """How many recordings could not be used, and where it says why."""
-    if not path.exists():
-        return []
-    count = len(loads(path.read_text(encoding="utf-8")))
-    return [f"recordings left out, as they cannot be used: {count}; see {path}"]
+    console.print(f"{directory}" if missing else f"{directory}: {count} training recordings")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import (
+    DATA_HELP,
     ConfigOption,
     DeviceOption,
     DomainOption,
@@ -27,10 +28,7 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Training directory; resumes what it holds.")
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="A folder of audio, or a CSV manifest with a column 'path'."),
-    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help=DATA_HELP)] = None,
     domain: DomainOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
-from segue.core.audio import read_audio, resample
-from segue.core.data.manifest import Recording
-from segue.core.data.share import WHOLE, Share, row_generators
+from segue.core.data.audio_files import (
+    OpenRecording,
+    decode_recording,
+    open_recording,
+    to_16_bit,
+)
+from segue.core.data.epochs import Drawn, Epochs, mixed
+from segue.core.data.recordings import Recording, as_table
+from segue.core.data.share import WHOLE, Share
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
 
 MOST_TRIES = 100  # recordings that cannot be read, one after the other
+LEAST_PART = 2  # seconds that are read and kept at once
 
 
 class AudioCrops:
     """Batches of random crops; batch ``step`` depends on the seed and the step alone.
 
-    That makes a resumed run see what an uninterrupted one would have seen. Decoded recordings are
-    kept in memory as 16-bit samples (two hours at 16 kHz take 230 MB) up to ``cache_bytes``.
-    Recordings that cannot be read are listed in ``unreadable`` and skipped.
+    An epoch takes as many crops of a recording as are as long as it, one from each stretch of it.
+    Only the parts of files that crops lie in are decoded; parts are kept in memory as 16-bit
+    samples up to ``cache_bytes`` (two hours at 16 kHz take 230 MB). Recordings that cannot be read
+    are listed in ``unreadable`` and skipped.
     """
 
     def __init__(
@@ -33,17 +44,22 @@ class AudioCrops:
         seed: int,
         cache_bytes: int = 4 << 30,
     ) -> None:
-        self._recordings = list(recordings)
-        self._weights = torch.tensor([recording.seconds for recording in recordings])
+        self._recordings = as_table(recordings)
         self._rate, self._batch_size, self._seed = sample_rate, batch_size, seed
         self._crop = round(crop_seconds * sample_rate)
-        self._cache: dict[int, Tensor] = {}
-        self._cache_left = cache_bytes
+        self._part = max(LEAST_PART, math.ceil(crop_seconds)) * sample_rate
+        self._cache = PartCache(cache_bytes)
+        self._lengths = numpy.zeros(len(self._recordings), numpy.int64)  # where known
         self.unreadable: dict[str, str] = {}
-        for recording in self._recordings:
-            if recording.seconds <= 0:  # no crop is drawn of it
-                self.unreadable[str(recording.path)] = "is missing, empty or no audio"
-        if not self._weights.any():
+        seconds = self._recordings.seconds
+        for index in numpy.nonzero(seconds <= 0)[0]:  # no crop is drawn of it
+            place = self._recordings[int(index)].place
+            self.unreadable[place] = "is missing, empty or no audio"
+        slots = numpy.ceil(seconds.clip(0) * sample_rate / self._crop).astype(numpy.int64)
+        lengths = (seconds * sample_rate).clip(0, self._crop).astype(numpy.int64)
+        weights = self._recordings.weight_of_each()
+        self.epochs = Epochs(slots, lengths, weights, batch_size, seed)
+        if not self.epochs.size:
             raise DataError("recordings", "cannot be read", self._advice())
 
     def batch(self, step: int, share: Share = WHOLE) -> WaveBatch:
@@ -53,55 +69,96 @@ class AudioCrops:
             step: of the training.
             share: which rows of the batch are wanted.
         """
-        rows = share.rows(self._batch_size)
-        generators = row_generators(self._seed, step, rows, self._batch_size)
-        return pad_waves([self._row(random) for random in generators])
+        drawn = self.epochs.rows(step, share.rows(self._batch_size))
+        return pad_waves([self._row(row) for row in drawn])
 
-    def _row(self, random: torch.Generator) -> Tensor:
-        """A crop of a recording that can be read."""
-        for _ in range(MOST_TRIES):
-            index = int(torch.multinomial(self._weights, 1, generator=random))
-            start = float(torch.rand(1, generator=random))
-            wave = self._wave(index)
+    def _row(self, row: Drawn) -> Tensor:
+        """A crop; of another recording, drawn in the same way, if it cannot be read."""
+        for attempt in range(MOST_TRIES):
+            chance = mixed(self._seed, row.turn, row.unit, row.slot, attempt)
+            wave = self._crop_of(row, chance / 2**64)
             if wave is not None and wave.numel():
-                first = int(start * max(0, wave.numel() - self._crop + 1))
-                return wave[first : first + self._crop].float() / 32767
+                return wave.float() / 32767
+            step = chance % (self.epochs.steps * self._batch_size)
+            step, number = divmod(step, self._batch_size)
+            (other,) = self.epochs.rows(step, (number,))
+            row = Drawn(other.unit, other.slot, row.turn)
         raise DataError("recordings", "cannot be read", self._advice())
 
     def _advice(self) -> str:
         name, problem = next(iter(self.unreadable.items()), ("every file", "is empty"))
         return f"check {name}: {problem}"
 
-    def _wave(self, index: int) -> Tensor | None:
-        if index not in self._cache:
-            wave = self._decode(self._recordings[index])
-            if wave is None or wave.numel() * 2 > self._cache_left:
-                return wave
-            self._cache[index] = wave
-            self._cache_left -= wave.numel() * 2
-        return self._cache[index]
-
-    def _decode(self, recording: Recording) -> Tensor | None:
+    def _crop_of(self, row: Drawn, chance: float) -> Tensor | None:
+        """16-bit samples from the stretch of the recording that the slot stands for."""
+        recording = self._recordings[row.unit]
+        if recording.place in self.unreadable:
+            return None
+        reader = _Reader(recording, self._rate)
         try:
-            return decode_recording(recording, self._rate)
+            with reader:
+                if not self._lengths[row.unit]:
+                    self._lengths[row.unit] = reader.opened.length_at(self._rate)
+                length = int(self._lengths[row.unit])
+                slots = math.ceil(recording.seconds * self._rate / self._crop)
+                places = max(0, length - self._crop) + 1
+                start = min(int((row.slot + chance) / slots * places), places - 1)
+                return self._samples(row.unit, start, min(start + self._crop, length), reader)
         except AudioError as error:
-            self.unreadable[str(recording.path)] = error.problem
+            self.unreadable[recording.place] = error.problem
             return None
 
+    def _samples(self, unit: int, start: int, stop: int, reader: _Reader) -> Tensor:
+        pieces = []
+        for part in range(start // self._part, -(-stop // self._part)):
+            begin = part * self._part
+            wave = self._cache.get((unit, part))
+            if wave is None:
+                wave = to_16_bit(reader.opened.read_at(self._rate, begin, self._part))
+                self._cache.put((unit, part), wave)
+            pieces.append(wave[max(0, start - begin) : stop - begin])
+        return torch.cat(pieces)
 
-def decode_recording(recording: Recording, sample_rate: int) -> Tensor:
-    """A recording at ``sample_rate`` as 16-bit samples ``[T]``.
 
-    Raises:
-        AudioError: if it cannot be read.
-    """
-    audio = read_audio(recording.path)
-    wave = audio.wave
-    if audio.sample_rate != sample_rate:
-        wave = resample(wave, audio.sample_rate, sample_rate)
-    if not torch.isfinite(wave).all():
-        raise AudioError(str(recording.path), "holds NaN or infinite samples", "repair the file")
-    return (wave.clamp(-1, 1) * 32767).round().to(torch.int16)
+class _Reader:
+    """Opens a recording when it is first needed: not where all of a crop is in the cache."""
+
+    def __init__(self, recording: Recording, rate: int) -> None:
+        self._context = open_recording(recording)
+        self._opened: OpenRecording | None = None
+
+    @property
+    def opened(self) -> OpenRecording:
+        if self._opened is None:
+            self._opened = self._context.__enter__()
+        return self._opened
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._opened is not None:
+            self._context.__exit__(*error)  # type: ignore[arg-type]  # as it was given
+
+
+class PartCache:
+    """The parts used last, up to some bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._parts: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    def get(self, key: tuple[int, int]) -> Tensor | None:
+        if key in self._parts:
+            self._parts.move_to_end(key)
+        return self._parts.get(key)
+
+    def put(self, key: tuple[int, int], part: Tensor) -> None:
+        self._parts[key] = part
+        self._left -= part.nbytes
+        while self._left < 0:
+            _, oldest = self._parts.popitem(last=False)
+            self._left += oldest.nbytes
 
 
 def pad_waves(rows: Sequence[Tensor]) -> WaveBatch:

@@ -3,142 +3,159 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
-import soundfile
-
+from segue.core.data.places import PLACE_ERRORS, files_below, is_url, open_bytes
+from segue.core.data.recordings import UNKNOWN, WHOLE_FILE, Recording, Split
 from segue.core.errors import DataError
 
-Split = Literal["train", "valid"]
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
-VALID_SHARE = 20  # one group of recordings in so many is held out when a folder names no split
+
+#: Columns of a manifest beside ``path``; each may be absent or empty.
+COLUMNS = ("split", "group", "duration_s", "offset", "size", "member", "start_s", "channel")
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One audio file: where it is, how long, which group (speaker or piece) and split it is of."""
-
-    path: Path
-    seconds: float
-    group: str
-    split: Split
+def is_audio(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def read_recordings(source: Path) -> list[Recording]:
-    """Every recording of a source, of whatever split.
+def list_folder(folder: str, level: int | None = None) -> Iterator[Recording]:
+    """Every audio file below a folder; hidden ones are what a killed run or the system left.
 
     Args:
-        source: a folder (every audio file below it; the folder a file lies in is its group), or a
-            CSV file with a column ``path`` (relative to the manifest) and optionally ``split``
-            (``train``/``valid``), ``speaker`` or ``group``, and ``duration_s``.
+        level: which folder on a file's way is its group: 0 is the first below ``folder``; by
+            default all of them together. In one flat folder every file is a group of its own.
+    """
+    base = folder.rstrip("/")
+    paths = [name for name in files_below(base) if is_audio(name)]
+    flat = len({name.rpartition("/")[0] for name in paths}) < 2
+    for name in paths:
+        *folders, file = name[len(base) + 1 :].split("/")
+        group = "/".join(folders) or "."
+        if level is not None and level < len(folders):
+            group = folders[level]
+        elif flat or level is not None:
+            group = PurePosixPath(file).stem
+        yield Recording(name, UNKNOWN, group, "train")
+
+
+def manifest_columns(manifest: str) -> list[str]:
+    """The header of a CSV manifest.
 
     Raises:
-        DataError: if there is no such source or it cannot be read.
+        DataError: if it cannot be read or has no column ``path``.
     """
-    if not source.exists():
-        raise DataError(str(source), "does not exist", "name a folder of audio or a CSV manifest")
-    return _from_folder(source) if source.is_dir() else _from_csv(source)
-
-
-def load_recordings(source: Path, split: Split) -> list[Recording]:
-    """The recordings of one split of a source; see ``read_recordings``.
-
-    Raises:
-        DataError: if the source cannot be read or holds nothing of that split.
-    """
-    return of_split(read_recordings(source), split, source)
-
-
-def of_split(recordings: Sequence[Recording], split: Split, source: Path) -> list[Recording]:
-    """Those of one split.
-
-    Raises:
-        DataError: naming ``source``, if there are none.
-    """
-    chosen = [recording for recording in recordings if recording.split == split]
-    if not chosen:
-        raise DataError(
-            str(source),
-            f"holds no recording of the split {split!r}",
-            f"add audio ({', '.join(sorted(SUFFIXES))}) or rows with split={split}",
-        )
-    return chosen
-
-
-def _from_folder(folder: Path) -> list[Recording]:
-    paths = sorted(path for path in folder.rglob("*") if _is_audio(path, folder))
-    groups = {str(path.parent.relative_to(folder)) for path in paths}
-    by_file = len(groups) < 2  # one flat folder: every file is a group of its own
-    found = []
-    for path in paths:
-        group = path.stem if by_file else str(path.parent.relative_to(folder))
-        seconds = _seconds(path)
-        if seconds > 0:
-            found.append(Recording(path, seconds, group, "train"))
-    return _split_by_group(found)
-
-
-def _is_audio(path: Path, folder: Path) -> bool:
-    """Hidden files are none: what a killed run left, or an operating system put there."""
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
-
-
-def _split_by_group(recordings: Sequence[Recording]) -> list[Recording]:
-    """Hold out whole groups, chosen by a hash of their names, and at least one of several."""
-
-    def rank(group: str) -> int:
-        return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16)
-
-    groups = sorted({recording.group for recording in recordings}, key=rank)
-    held = set(groups[: max(1, len(groups) // VALID_SHARE)]) if len(groups) > 1 else set()
-    return [
-        Recording(r.path, r.seconds, r.group, "valid" if r.group in held else "train")
-        for r in recordings
-    ]
-
-
-def _seconds(path: Path) -> float:
-    try:
-        return float(soundfile.info(path).duration)
-    except (soundfile.LibsndfileError, RuntimeError):
-        return 0.0
-
-
-def _from_csv(path: Path) -> list[Recording]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            numbered = [(reader.line_num, row) for row in reader]
-            columns = reader.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
+    with _reader(manifest) as reader:
+        columns = list(reader.fieldnames or ())
     if "path" not in columns:
-        raise DataError(str(path), "has no column 'path'", "add a header line with 'path'")
-    recordings = [_from_row(path, line, row) for line, row in numbered]
-    return recordings if "split" in columns else _split_by_group(recordings)
+        raise DataError(manifest, "has no column 'path'", "add a header line with 'path'")
+    return columns
 
 
-def _from_row(manifest: Path, line: int, row: dict[str, str]) -> Recording:
+def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording]:
+    """The rows of a CSV manifest, one at a time.
+
+    Args:
+        manifest: with a column ``path`` (relative to the manifest, absolute or a URL) and others of
+            ``COLUMNS``; ``speaker`` stands in for ``group``.
+        group: the column to take as group instead.
+
+    Raises:
+        DataError: naming the line that cannot be used.
+    """
+    columns = manifest_columns(manifest)
+    if group is not None and group not in columns:
+        raise DataError(manifest, f"has no column {group!r}", f"use one of {', '.join(columns)}")
+    with _reader(manifest) as reader:
+        for row in reader:
+            yield _from_row(manifest, reader.line_num, row, group)
+
+
+class _reader:  # noqa: N801  # used like a function
+    """A CSV reader over a file or URL, with errors that name it."""
+
+    def __init__(self, manifest: str) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> csv.DictReader[str]:
+        self._open = open_bytes(self._manifest)
+        try:
+            text = io.TextIOWrapper(self._open.__enter__(), encoding="utf-8-sig", newline="")
+        except PLACE_ERRORS as error:
+            raise self._refusal(error) from error
+        return csv.DictReader(text)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._open.__exit__(None, None, None)
+        if isinstance(error, (OSError, UnicodeDecodeError, csv.Error)):
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: BaseException) -> DataError:
+        return DataError(self._manifest, f"cannot be read ({error})", "give a UTF-8 CSV file")
+
+
+def _from_row(
+    manifest: str, line: int, row: Mapping[str, str | None], column: str | None
+) -> Recording:
     place = f"{manifest}, line {line}"
-    if not row["path"]:
+    name = row["path"]
+    if not name:
         raise DataError(place, "names no path", "fill the column 'path' or delete the line")
-    path = manifest.parent / row["path"]
-    split = row.get("split") or "train"
-    if split not in ("train", "valid"):
-        raise DataError(place, f"split {split!r} is unknown", "write train or valid")
+    where = _beside(manifest, name)
+    group = row.get(column) if column else row.get("group") or row.get("speaker")
+    member = row.get("member") or ""
+    size = _number(place, row, "size", WHOLE_FILE)
+    if member and size == WHOLE_FILE:
+        raise DataError(place, "names a member but no size", "fill the column 'size'")
+    start = row.get("start_s")
+    channel = row.get("channel")
+    return Recording(
+        where,
+        _seconds(place, "duration_s", row.get("duration_s")),
+        group or PurePosixPath(member or where).stem,
+        _split(place, row.get("split")),
+        _number(place, row, "offset", 0),
+        size,
+        _seconds(place, "start_s", start) if start else None,
+        _number(place, row, "channel", 0) if channel else None,
+        member or (PurePosixPath(where).name if size != WHOLE_FILE else ""),
+    )
+
+
+def _beside(manifest: str, name: str) -> str:
+    """A path that is relative to the manifest."""
+    if is_url(name):
+        return name
+    if is_url(manifest):
+        return f"{manifest.rpartition('/')[0]}/{name}"
+    return str(Path(manifest).parent / name)
+
+
+def _split(place: str, text: str | None) -> Split:
+    if text not in (None, "", "train", "valid"):
+        raise DataError(place, f"split {text!r} is unknown", "write train or valid")
+    return "valid" if text == "valid" else "train"
+
+
+def _seconds(place: str, column: str, text: str | None) -> float:
+    if not text:
+        return UNKNOWN
     try:
-        seconds = float(row["duration_s"]) if row.get("duration_s") else _seconds(path)
+        seconds = float(text)
     except ValueError as error:
-        raise DataError(
-            place, f"duration_s {row['duration_s']!r} is no number", "give seconds"
-        ) from error
+        raise DataError(place, f"{column} {text!r} is no number", "give seconds") from error
     if not 0 <= seconds < math.inf:
-        raise DataError(place, f"duration_s {seconds:g} is no length", "give seconds")
-    group = row.get("group") or row.get("speaker") or path.stem
-    return Recording(path, seconds, group, "train" if split == "train" else "valid")
+        raise DataError(place, f"{column} {seconds:g} is no length", "give seconds")
+    return seconds
+
+
+def _number(place: str, row: Mapping[str, str | None], column: str, default: int) -> int:
+    text = row.get(column)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(place, f"{column} {text!r} is no whole number", "write a count from 0 on")
+    return int(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from segue.core.audio import Audio
 from segue.core.config.schema import PromptConfig
-from segue.core.data.manifest import Recording
+from segue.core.data.recordings import Recording
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.evaluation.codebooks import CodebookUse
 from segue.core.evaluation.evaluate import usable
@@ -90,7 +90,7 @@ class _Passage:
             self._decode(self._encode(prompts[0]), self.levels[0], prompts[0])
             self.clock.clear()
         self.seconds += prompts[0].seconds
-        self.paths.append(str(recording.path))
+        self.paths.append(recording.place)
         self._measure(prompts[0])
 
     def _measure(self, reference: Audio) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.core.audio import Audio, read_audio
+from segue.core.audio import Audio
 from segue.core.config.schema import PromptConfig
-from segue.core.data.manifest import Recording
-from segue.core.data.token_store import TokenCrops, TokenStore
+from segue.core.data.audio_files import read_recording
+from segue.core.data.recordings import Recording
+from segue.core.data.token_crops import TokenCrops
+from segue.core.data.token_store import TokenStore
 from segue.core.errors import AudioError, DataError
 from segue.core.evaluation.statistics import summarise
 from segue.core.pipeline import Pipeline
@@ -85,7 +87,7 @@ def evaluate_likelihood(
 def usable(recording: Recording, limits: PromptConfig) -> Audio | None:
     """The recording's first seconds, as many as a prompt may have; None if it cannot be used."""
     try:
-        audio = read_audio(recording.path)
+        audio = read_recording(recording)
     except AudioError:
         return None
     if audio.seconds < limits.min_seconds:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from segue.core.audio import Audio, read_audio
-from segue.core.data.manifest import Recording
+from segue.core.audio import Audio
+from segue.core.data.audio_files import read_recording
+from segue.core.data.recordings import Recording
 from segue.core.errors import AudioError, DataError
 from segue.core.evaluation.midi import Note, read_notes
 from segue.core.evaluation.representations import Representation
@@ -105,7 +106,7 @@ def _pieces(
         if score is not None:
             try:
                 notes = read_notes(score)
-                audio = read_audio(recording.path, first_seconds=seconds)
+                audio = read_recording(recording, first_seconds=seconds)
             except (AudioError, DataError):
                 pass
             else:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -19,8 +19,13 @@ from segue.core.component_manifest import read_manifest
 from segue.core.config.load import PIPELINE_FILE, kind_of, replace_parts
 from segue.core.config.schema import ComponentConfig, PipelineConfig
 from segue.core.data.audio_crops import AudioCrops, whole_recordings
-from segue.core.data.manifest import Recording, Split, of_split, read_recordings
-from segue.core.data.token_store import TokenCrops, TokenStore, write_store
+from segue.core.data.places import is_url
+from segue.core.data.recordings import Recordings, Split
+from segue.core.data.sources import of_split, read_recordings
+from segue.core.data.store_plan import has_split
+from segue.core.data.store_writer import write_store
+from segue.core.data.token_crops import TokenCrops
+from segue.core.data.token_store import TokenStore
 from segue.core.errors import DataError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import Component, Tokenizer
@@ -48,12 +53,12 @@ class Workspace:
     Attributes:
         config: resolved config, as given; checkpoints made here are added by ``current``.
         directory: where everything goes.
-        data: folder or manifest of recordings; None where only tokens are needed.
+        data: recordings, as ``read_recordings`` takes them; None where only tokens are needed.
     """
 
     config: PipelineConfig
     directory: Path
-    data: Path | None
+    data: Path | str | None
     host: PluginHost
     device: torch.device | str = "cpu"
     report: Report | None = None
@@ -82,22 +87,25 @@ class Workspace:
     @property
     def data_name(self) -> str:
         """What checkpoints call the data: folder and file name, not where they lie here."""
-        return "tokens" if self.data is None else "/".join(self.data.resolve().parts[-2:])
+        if self.data is None:
+            return "tokens"
+        here = self.data if is_url(str(self.data)) else Path(self.data).resolve()
+        return "/".join(PurePosixPath(here).parts[-2:])
 
     @cached_property
-    def _every_recording(self) -> list[Recording]:
+    def _every_recording(self) -> Recordings:
         """Read once: a folder's files are all opened for it."""
         if self.data is None:
             raise DataError("--data", "is missing", "name a folder of audio or a CSV manifest")
         return read_recordings(self.data)
 
-    def recordings(self, split: Split) -> list[Recording]:
+    def recordings(self, split: Split) -> Recordings:
         every = self._every_recording
         assert self.data is not None
         return of_split(every, split, self.data)
 
     def has_valid(self) -> bool:
-        return any(recording.split == "valid" for recording in self._every_recording)
+        return len(self._every_recording.of_split("valid")) > 0
 
 
 def train_part(workspace: Workspace, part: str) -> Path:
@@ -219,7 +227,7 @@ def _token_batches(
     def crops(split: Split, seed: int) -> TokenCrops:
         return TokenCrops(TokenStore(directory, split), stage, crop, config.batch_size, seed)
 
-    held = any(directory.glob("valid-*.safetensors"))
+    held = has_split(directory, "valid")
     return (
         crops("train", config.seed).batch,
         crops("valid", VALIDATION_SEED).batch if held else None,
@@ -236,7 +244,7 @@ def _fit(
     assert isinstance(component, Tokenizer)
     recordings = workspace.recordings("train")
     # Evenly through the list: a manifest is ordered by corpus and speaker.
-    total = sum(recording.seconds for recording in recordings)
+    total = float(recordings.seconds.sum())
     chosen = recordings[:: max(1, math.ceil(total / MAX_FIT_SECONDS))]
     torch.manual_seed(workspace.config.parts[part].training.seed)
     batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
@@ -259,8 +267,11 @@ def _reported(batches: Any, workspace: Workspace, part: str, total: int) -> Any:
         yield batch
 
 
-def tokenize(workspace: Workspace) -> Path:
+def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
     """Write the tokens of every recording with the workspace's trained tokenizers.
+
+    Args:
+        rank: which of the shards to write: every ``world``-th from this one on.
 
     Raises:
         AssemblyError: if a tokenizer that must be trained is not.
@@ -275,7 +286,10 @@ def tokenize(workspace: Workspace) -> Path:
         tokenizers[stream] = component.to(workspace.device)
     splits: Sequence[Split] = ("train", "valid") if workspace.has_valid() else ("train",)
     recordings = {split: workspace.recordings(split) for split in splits}
-    return write_store(workspace.directory / "tokens", tokenizers, recordings, workspace.progress)
+    directory = workspace.directory / "tokens"
+    return write_store(
+        directory, tokenizers, recordings, workspace.progress, rank=rank, world=world
+    )
 
 
 def train_all(workspace: Workspace) -> Path:

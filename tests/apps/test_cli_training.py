@@ -122,7 +122,7 @@ def test_recordings_that_cannot_be_used_are_said(segue: Segue, tiny: Path) -> No
     )
     run = ("tokenize", "-o", "mine", "--config", tiny, "--data", "list.csv")
     done = segue(*run, "--json")
-    note = "recordings left out, as they cannot be used: 1; see mine/tokens/skipped.json"
+    note = "recordings left out, as they cannot be used: 1; see mine/tokens/problems.csv"
     assert (done.code, done.err) == (0, "")
     assert (done.json["notes"], done.json["train_recordings"]) == ([note], 1)
     again = segue(*run)

@@ -12,7 +12,7 @@ import torch
 
 from segue.core.config.load import load_config
 from segue.core.config.schema import PromptConfig
-from segue.core.data.manifest import Recording
+from segue.core.data.recordings import Recording
 from segue.core.errors import AssemblyError, ConfigError, DataError
 from segue.core.evaluation.codebooks import CodebookUse
 from segue.core.evaluation.codec import evaluate_codec

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from segue.core.config.schema import PromptConfig
-from segue.core.data.manifest import Recording
+from segue.core.data.recordings import Recording
 from segue.core.errors import DataError
 from segue.core.evaluation import evaluate
 from segue.core.evaluation.evaluate import (

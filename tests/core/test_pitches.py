@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from segue.core.audio import Audio
-from segue.core.data.manifest import Recording
+from segue.core.data.recordings import Recording
 from segue.core.errors import DataError
 from segue.core.evaluation.midi import Note, read_notes
 from segue.core.evaluation.pitches import (

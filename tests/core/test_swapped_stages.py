@@ -11,7 +11,8 @@ from tests.conftest import melody
 
 from segue import Pipeline
 from segue.core.config.load import load_config
-from segue.core.data.token_store import TokenCrops, TokenStore
+from segue.core.data.token_crops import TokenCrops
+from segue.core.data.token_store import TokenStore
 from segue.core.manager import PluginHost
 from segue.core.training.parts import Workspace, train_part
 

@@ -1,0 +1,154 @@
+"""Which crop each row of each step is: epochs without replacement, rows of a batch alike in length.
+
+An epoch goes once through all crops of a data set in random order. All of it follows from the seed
+and the number of the step, so that a resumed run goes on in the middle of an epoch, and ranks need
+no words with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+Numbers = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
+
+POOL_BATCHES = 32  # batches whose crops are sorted by length together
+ROUNDS = 4
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+def mixed(*numbers: int) -> int:
+    """64 bits that look random, of some numbers (the finaliser of SplitMix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + _GOLDEN + number) & _MASK
+        state = ((state ^ state >> 30) * _MIX[0]) & _MASK
+        state = ((state ^ state >> 27) * _MIX[1]) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def permuted(positions: Numbers, size: int, seed: int) -> Numbers:
+    """Where a random permutation of ``0 .. size - 1`` takes some positions, without making it.
+
+    A Feistel network over the next even number of bits; what falls outside is sent through again
+    (cycle walking, Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    low, bits = numpy.uint64(2**half - 1), numpy.uint64(half)
+    keys = [numpy.uint64(mixed(seed, number)) for number in range(ROUNDS)]
+    values = positions.astype(numpy.uint64)
+    outside = numpy.ones(values.shape, bool)
+    while outside.any():
+        left, right = values[outside] >> bits, values[outside] & low
+        for key in keys:
+            left, right = right, left ^ (_scrambled(right ^ key) & low)
+        values[outside] = left << bits | right
+        outside = values >= size
+    return values.astype(numpy.int64)
+
+
+def _scrambled(values: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    with numpy.errstate(over="ignore"):
+        values = (values ^ values >> numpy.uint64(30)) * numpy.uint64(_MIX[0])
+        values = (values ^ values >> numpy.uint64(27)) * numpy.uint64(_MIX[1])
+    mixed_bits: numpy.ndarray[Any, Any] = values ^ values >> numpy.uint64(31)
+    return mixed_bits
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One row of a batch.
+
+    Attributes:
+        unit: number of the recording or group that is cropped.
+        slot: which of the unit's crops it is.
+        turn: how often all crops were gone through before; what else is drawn at random for the
+            crop depends on it.
+    """
+
+    unit: int
+    slot: int
+    turn: int
+
+
+class Epochs:
+    """The order in which units (recordings, groups), each of some crops, are gone through.
+
+    Args:
+        slots: ``[U]`` crops of each unit; 0 leaves it out.
+        lengths: ``[U]`` of its crops, in whatever unit of time.
+        weights: ``[U]``: with 2, each crop is drawn twice an epoch; with 0.5, every other epoch.
+        batch_size: rows of a step, over all ranks.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, slots: Numbers, lengths: Numbers, weights: Numbers, batch_size: int, seed: int
+    ) -> None:
+        self._ends = numpy.cumsum(slots * weights.astype(numpy.float64))
+        self._slots, self._lengths, self._weights = slots, lengths, weights
+        self._batch_size, self._seed = batch_size, seed
+        total = float(self._ends[-1]) if len(self._ends) else 0.0
+        self.size = max(1, round(total)) if total else 0
+        self.steps = -(-self.size // batch_size)
+        self._stride = total / max(1, self.size)
+        self._pool: tuple[tuple[int, int], Numbers] = ((-1, -1), numpy.empty(0, numpy.int64))
+
+    def rows(self, step: int, rows: Iterable[int]) -> list[Drawn]:
+        """What some rows of a step's batch are.
+
+        The last batch of an epoch is filled up with crops that it had before.
+        """
+        epoch, inside = divmod(step, self.steps)
+        pool, batch = divmod(inside, POOL_BATCHES)
+        if self._pool[0] != (epoch, pool):
+            self._pool = ((epoch, pool), self._sorted_pool(epoch, pool))
+        turns, crops = self._pool[1][:, batch]
+        return [self._drawn(int(crops[row]), epoch, int(turns[row])) for row in rows]
+
+    def _sorted_pool(self, epoch: int, pool: int) -> Numbers:
+        """``[2, P, B]``: turns and crops of a few batches, those of each batch alike in length."""
+        first = pool * POOL_BATCHES
+        batches = min(POOL_BATCHES, self.steps - first)
+        positions = numpy.arange(first, first + batches)[:, None] * self._batch_size
+        positions = (positions + numpy.arange(self._batch_size)).reshape(-1)
+        repeats, positions = numpy.divmod(positions, self.size)
+        crops = permuted(positions, self.size, mixed(self._seed, epoch))
+        turns = repeats + epoch * -(-self.steps * self._batch_size // self.size)
+        lengths = self._lengths[self._unit(self._place(crops, epoch))]
+        table = numpy.stack([turns, crops])[:, numpy.argsort(lengths, kind="stable")]
+        order = permuted(numpy.arange(batches), batches, mixed(self._seed, epoch, pool))
+        sorted_pool: Numbers = table.reshape(2, batches, -1)[:, order]
+        return sorted_pool
+
+    def _place(self, crops: Any, epoch: int) -> Any:
+        """Where crops lie on the line of all weights, from a start that each epoch draws."""
+        start = mixed(self._seed, epoch, 1) / 2**64
+        return (crops + start) * self._stride
+
+    def _unit(self, place: Any) -> Any:
+        return numpy.minimum(self._ends.searchsorted(place, side="right"), len(self._ends) - 1)
+
+    def _drawn(self, crop: int, epoch: int, turn: int) -> Drawn:
+        place = float(self._place(numpy.int64(crop), epoch))
+        unit = int(self._unit(place))
+        begin = float(self._ends[unit - 1]) if unit else 0.0
+        slot = int((place - begin) / float(self._weights[unit]))
+        return Drawn(unit, min(slot, int(self._slots[unit]) - 1), turn)
+
+    def padding(self, steps: int) -> float:
+        """Share of the first steps' batches that is padding."""
+        padded = full = 0
+        for step in range(min(steps, self.steps)):
+            lengths = [
+                int(self._lengths[row.unit]) for row in self.rows(step, range(self._batch_size))
+            ]
+            full += max(lengths) * len(lengths)
+            padded += max(lengths) * len(lengths) - sum(lengths)
+        return padded / max(1, full)
