@@ -102,10 +102,10 @@ def plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
 def _changed(place: str, asked: Options, trained: Options, directory: Path) -> dict[str, Any]:
     """The checkpoint's options, with those that the config says explicitly.
 
-    They must be what the checkpoint was trained with, apart from a tokenizer's that say how it is
-    trained further, and nothing of what its tokens mean.
+    They must be what the checkpoint was trained with, apart from those that only say how it is
+    trained further.
     """
-    free = asked.of_training if isinstance(asked, TokenizerOptions) else frozenset()
+    free = asked.of_training
     values = trained.model_dump(mode="json")
     wanted = _overlaid(trained, asked)
     for key in sorted(asked.model_fields_set):

@@ -15,6 +15,7 @@ from segue.core.component_manifest import MANIFEST, WEIGHTS, ComponentManifest, 
 from segue.core.errors import CheckpointError
 from segue.core.files import write_json
 from segue.core.interfaces import Component, StageLM, Tokenizer
+from segue.core.lora import load_plain, plain_state
 from segue.core.records import Kind
 
 if TYPE_CHECKING:
@@ -28,16 +29,19 @@ def save_component(
     use: str,
     trained: Mapping[str, Any],
     dtype: torch.dtype | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a component into an existing directory; the caller makes that directory atomic.
 
     Args:
         dtype: store floating-point weights of a stage LM in this type (a tokenizer's are stored as
             they are: its fingerprint is a hash of them).
+        state: the component's state dict, if it was put together from several ranks.
     """
     if isinstance(component, Tokenizer):
         component.seal(use)
-    state = {key: value.detach().cpu().contiguous() for key, value in _state(component).items()}
+    found = component.state_dict() if state is None else state
+    state = {k: v.detach().cpu().contiguous() for k, v in _plain(component, found).items()}
     if dtype is not None and not isinstance(component, Tokenizer):
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     manifest = ComponentManifest(
@@ -66,9 +70,10 @@ def save_tensors(
         raise OSError(str(error)) from error
 
 
-def _state(component: Component) -> dict[str, torch.Tensor]:
-    """The state dict without tensors that share storage, which safetensors refuses."""
-    return {key: value.clone() for key, value in component.state_dict().items()}
+def _plain(component: Component, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without tensors that share storage, which safetensors refuses, and with
+    adapters in the weights that they belong to."""
+    return {key: value.clone() for key, value in plain_state(component, state).items()}
 
 
 def load_state(component: Component, directory: Path, use: str) -> None:
@@ -82,7 +87,7 @@ def load_state(component: Component, directory: Path, use: str) -> None:
         raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
     try:
         # Stored halves become the component's own floating-point type.
-        component.load_state_dict(load_file(path), strict=True)
+        load_plain(component, load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(
             str(path),

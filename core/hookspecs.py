@@ -53,6 +53,11 @@ def segue_register_metrics() -> Sequence[PluginRecord]:  # type: ignore[empty-bo
 
 
 @hookspec
+def segue_register_continuation_metrics() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
+    """Called when the plugin is activated. Return records of kind ``continuation_metric``."""
+
+
+@hookspec
 def segue_pipeline_assembled(pipeline: Pipeline) -> None:
     """Called once a pipeline was assembled and its weights are loaded. Return nothing."""
 
@@ -80,6 +85,22 @@ def segue_train_step(part: str, step: int, losses: Mapping[str, float]) -> None:
 
     Return nothing.
     """
+
+
+@hookspec
+def segue_train_logged(part: str, step: int, directory: Path, figures: Mapping[str, float]) -> None:
+    """Called when a training writes to its log: losses, validation losses, throughput, memory.
+
+    ``directory`` is where the part is trained: a logger keeps its files there. Return nothing.
+    """
+
+
+@hookspec
+def segue_validation_audio(
+    part: str, step: int, directory: Path, sample_rate: int, audio: Mapping[str, Any]
+) -> None:
+    """Called when a codec was validated, with waves ``[B, T]`` on the CPU under ``recording`` and
+    ``reconstruction``. Return nothing."""
 
 
 @hookspec

@@ -200,6 +200,28 @@ class Component(nn.Module, ABC):
         """Like ``training_step``, against an adversary, whose ``adversary_loss`` is among them."""
         raise NotImplementedError(f"{type(self).__name__} has no adversary")
 
+    def weight_of(self, batch: WaveBatch | StageBatch) -> float:
+        """How much a batch counts beside others: what its losses are means over.
+
+        Ranks, and pieces that gradients are accumulated over, are put together in these
+        proportions. By default the valid samples of a ``WaveBatch``, and the target frames of a
+        ``StageBatch`` that are valid and counted: all is then as if the whole batch had been
+        learnt from at once, if losses are means over these.
+        """
+        if isinstance(batch, WaveBatch):
+            return float(batch.lengths.sum())
+        mask = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
+        return float(mask.sum())
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Modules that hold most of the weights, such as the layers of a transformer.
+
+        A training may compute their activations again in place of keeping them, compile them, and
+        share their weights out to ranks, one by one; each must be called as a module, not by its
+        methods. By default there are none.
+        """
+        return ()
+
     def trouble(self, figures: Mapping[str, float]) -> str | None:
         """What is wrong with a training whose figures, averaged over recent steps, are these.
 
@@ -497,8 +519,10 @@ class Metric(ABC):
         unit: shown beside the figure.
         higher_is_better: which way is up.
         costly: takes seconds a pair, so it is left out unless it is named.
+        domains: the domains whose audio it is for, such as ``("speech",)``; none: any audio.
     """
 
+    domains: tuple[str, ...] = ()
     unit: str = ""
     higher_is_better: bool = True
     costly: bool = False

@@ -21,6 +21,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    #: Options that only say how a component is trained: they may be others where training goes on
+    #: from a checkpoint.
+    of_training: ClassVar[frozenset[str]] = frozenset()
+
 
 FINGERPRINT_DIGITS = 16
 
@@ -32,9 +36,7 @@ class TokenizerOptions(Options, ABC):
     fit before any weight is loaded.
     """
 
-    #: Options that say how a tokenizer is trained and nothing of what its tokens mean. They are no
-    #: part of the fingerprint, and may be others where training goes on from a checkpoint.
-    of_training: ClassVar[frozenset[str]] = frozenset()
+    # What is ``of_training`` says nothing of what tokens mean: it is no part of the fingerprint.
 
     @abstractmethod
     def spec(self) -> TokenSpec:

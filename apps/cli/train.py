@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from segue.apps.cli.options import (
     chosen_source,
 )
 from segue.apps.cli.output import console, print_json, progress_bars
+
+if TYPE_CHECKING:
+    from segue.core.manager import PluginHost
 
 CONFIG = "config.yaml"
 
@@ -41,25 +44,46 @@ def command(
     from segue.core.files import check_writable
     from segue.core.manager import default_host
     from segue.core.training.parts import Workspace, train_all, train_part
+    from segue.core.training.ranks import device_of_rank, disconnect, ranks
 
     check_writable(output / CONFIG)
+    quiet = json or not ranks().first
     host = default_host()
+    _add_tensorboard(host)
     loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
-    with _tidied(output), progress_bars(json) as progress:
+    with _tidied(output), progress_bars(quiet) as progress, _then(disconnect):
         workspace = Workspace(
             loaded.config,
             output,
             data,
             host,
-            checked_device(device),
-            None if json else _report,
+            checked_device(device_of_rank(device)),
+            None if quiet else _report,
             progress,
         )
         result = train_all(workspace) if part == "all" else train_part(workspace, part)
+    if not ranks().first:
+        return
     if json:
         print_json({"part": part, "checkpoint": str(result)})
     else:
         console.print(f"{part}: {result}")
+
+
+def _add_tensorboard(host: PluginHost) -> None:
+    """Let TensorBoard's logger hear of the training, as it would if it were installed by itself."""
+    from segue.plugins.loggers import tensorboard
+
+    if all(status.entry_point != tensorboard.__name__ for status in host.statuses()):
+        host.register(tensorboard, "segue")
+
+
+@contextmanager
+def _then(work: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        work()
 
 
 @contextmanager

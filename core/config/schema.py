@@ -13,43 +13,94 @@ from segue.core.validation import refusal
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+class LoraConfig(Options):
+    """Low-rank adapters in place of a training of all weights (Hu et al., arXiv 2106.09685).
+
+    Attributes:
+        rank: R of each update.
+        alpha: updates are scaled by ``alpha / rank``.
+        dropout: share of input channels that updates do without in a training step.
+        targets: glob patterns of names of linear layers; None takes all that are larger than the
+            rank.
+        also_train: glob patterns of tensors that are trained themselves, such as ``heads.*``.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    also_train: tuple[str, ...] = ()
+
+
 class TrainingConfig(Options):
     """How one part is trained.
 
     Attributes:
         steps: optimisation steps in all.
-        batch_size: crops per step.
+        batch_size: crops per step, over all ranks and all pieces that are accumulated.
+        accumulate: pieces that each rank cuts its crops of a step into, to learn from one after the
+            other; more take less memory.
         crop_seconds: length of each crop; a stage takes its own ``crop_seconds`` instead.
-        learning_rate: peak of the schedule: linear warm-up, then cosine decay to zero.
+        learning_rate: peak of the schedule.
+        schedule: what follows a linear warm-up: ``cosine`` or ``linear`` decay to zero,
+            ``inverse_sqrt`` of the step, or ``constant``.
         warmup_steps: steps of the warm-up.
         weight_decay: decoupled (AdamW, arXiv 1711.05101); biases and norms are exempt.
         betas: AdamW's moment decays.
         gradient_clip: largest global gradient norm.
+        precision: number format: ``32-true``; ``bf16-mixed`` or ``16-mixed``, matrix products in
+            half precision; ``bf16-true``, the weights too (stages only).
+        strategy: of several ranks: ``ddp``, each has the whole part; ``fsdp``, its weights,
+            gradients and moments are shared out (stages only).
+        ema: decay of a running mean of the weights, such as 0.999; validation and checkpoints then
+            have the mean. 0 does without.
+        compile: compile the blocks of the part, or its whole step, with ``torch.compile``.
+        activation_checkpointing: compute activations of blocks again when they are needed, in place
+            of keeping them: a third more time, much less memory.
         adversary_from: step from which a part that has an adversary is trained against it.
         adversary_learning_rate: the adversary's peak; its schedule has the same shape.
         rollbacks: how often training goes back to an earlier checkpoint, with other crops, when
             losses are not finite or the part reports trouble; after that it stops.
+        freeze: glob patterns of names of tensors that stay as they are, such as
+            ``blocks.[0-3].*``; a pattern may begin at any part of a name.
+        lora: adapters in place of the weights; only for stages.
         seed: of initial weights, crops and dropout.
         save_every: steps between checkpoints.
+        keep: checkpoints kept, the newest.
+        best: checkpoints kept beside them: those of the lowest validation loss. A new lowest one is
+            saved at once, unless this is 0.
         validate_every: steps between validations.
         validation_batches: batches of one validation.
+        workers: processes that prepare coming batches; 0 leaves it to a thread.
     """
 
     steps: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=16, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     crop_seconds: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = "cosine"
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    ema: Decay = 0.0
+    compile: bool = False
+    activation_checkpointing: bool = False
     adversary_from: int = Field(default=0, ge=0)
     adversary_learning_rate: float = Field(default=3e-4, gt=0, le=1)
     rollbacks: int = Field(default=2, ge=0)
+    freeze: tuple[str, ...] = ()
+    lora: LoraConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     save_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+    best: int = Field(default=1, ge=0)
     validate_every: int = Field(default=500, ge=1)
     validation_batches: int = Field(default=8, ge=1)
+    workers: int = Field(default=0, ge=0)
 
 
 class ComponentConfig(Options):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from segue.core.config.schema import TrainingConfig
+from segue.core.data.share import WHOLE
 from segue.core.errors import TrainingError
-from segue.core.interfaces import Component, StageBatch, WaveBatch
+from segue.core.interfaces import AcousticCodec, Adversary, Component, WaveBatch
 from segue.core.records import Kind
+from segue.core.training.adaptation import keep_frozen
+from segue.core.training.averaging import Average
 from segue.core.training.checkpoints import (
     Learner,
+    lowest_loss,
     newest_checkpoint,
     resume,
     save_checkpoint,
@@ -27,16 +31,20 @@ from segue.core.training.checkpoints import (
     step_of,
     way_back,
 )
+from segue.core.training.engine import Engine
 from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
+from segue.core.training.prefetch import Batches, Feed
+from segue.core.training.ranks import on_first
+from segue.core.training.steps import learn, shares, to_device
+from segue.core.training.telemetry import Telemetry, peak_tflops
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
 
-Batch = WaveBatch | StageBatch
-Batches = Callable[[int], Batch]
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
 LOG_EVERY = 10
+ROWS_HEARD = 2  # of a validation batch, by whoever listens
 
 
 @dataclass
@@ -59,8 +67,9 @@ class TrainingRun:
 def train(run: TrainingRun) -> Path:
     """Train until ``run.config.steps``, resuming from the newest checkpoint if there is one.
 
-    Batches, dropout and codebook noise of a step depend on the seed, the step and the number of
-    rollbacks alone, so a run that was killed and resumed repeats what it would have done.
+    Under torchrun every rank calls this alike; the first one reports and writes. Batches, dropout
+    and codebook noise of a step depend on the seed, the step and the number of rollbacks alone, so
+    a run that was killed and resumed repeats what it would have done.
 
     Returns:
         The directory of the last checkpoint.
@@ -70,60 +79,37 @@ def train(run: TrainingRun) -> Path:
             ``run.config.rollbacks``.
         CheckpointError: if the newest checkpoint was written with other options.
     """
-    learner = make_learner(run)
+    adversary = make_adversary(run)
+    engine = Engine(run.component, run.config, f"{run.part}.training", adversary)
+    learner = make_learner(run, engine, adversary)
     step = resume(run, learner)
-    guard = Guard(run.component)
-    attempt = len(rollbacks(run.directory))
     run.component.train()
-    while step < run.config.steps:
-        started = time.perf_counter()
-        losses = _step(run, learner, step, attempt)
-        step += 1
-        trouble = guard.watch(step, losses)
-        if trouble is not None:
-            step = _roll_back(run, learner, step, trouble)
-            guard.reset()
-            attempt += 1
-            continue
-        losses["seconds"] = time.perf_counter() - started
-        _after_step(run, learner, step, losses)
-    return newest_checkpoint(run.directory, fitted=False) or run.directory
+    with closing(Feed(run.train_batches, shares(engine, run.config), run.config.workers)) as feed:
+        _Loop(run, engine, learner, feed).go_on_from(step)
+    return on_first(lambda: newest_checkpoint(run.directory, fitted=False) or run.directory)
 
 
-def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> int:
-    """Go back to an earlier checkpoint, if there is one and it was not tried too often.
-
-    Returns:
-        The step to go on from.
-    """
-    candidates = way_back(run.directory)
-    tried = len(rollbacks(run.directory))
-    if tried >= run.config.rollbacks or not candidates:
-        again = f", after {tried} rollbacks" if tried else ""
-        raise TrainingError(
-            run.part,
-            f"{trouble}{again}",
-            f"lower training.learning_rate (now {run.config.learning_rate:g}), or allow more"
-            f" training.rollbacks (now {run.config.rollbacks})",
-        )
-    back_to = step_of(candidates[0])
-    # Noted first: killed in between, the run goes on from the newest checkpoint with other crops.
-    note_rollback(run.directory, step, trouble, back_to)
-    back_to = step_back(run, learner, candidates)
-    if run.report is not None:
-        run.report(run.part, back_to, run.config.steps, {"rolled_back_from": float(step)})
-    return back_to
-
-
-def make_learner(run: TrainingRun) -> Learner:
-    """A fresh optimizer, and the component's adversary with one of its own."""
-    optimizer = make_optimizer(run.component, run.config)
+def make_adversary(run: TrainingRun) -> Adversary | None:
+    """The component's adversary, which depends on the seed alone."""
     torch.manual_seed(run.config.seed)
     adversary = run.component.adversary()
-    if adversary is None:
-        return Learner(optimizer)
-    adversary = adversary.to(run.component.device).train()
-    return Learner(optimizer, adversary, make_optimizer(adversary, run.config))
+    return None if adversary is None else adversary.to(run.component.device).train()
+
+
+def make_learner(run: TrainingRun, engine: Engine, adversary: Adversary | None) -> Learner:
+    """Fresh optimizers of both sides, and running means if the config wants them."""
+    learner = Learner(
+        run.component,
+        make_optimizer(run.component, run.config),
+        adversary,
+        None if adversary is None else make_optimizer(adversary, run.config),
+        Average(run.component, run.config.ema) if run.config.ema else None,
+        engine.scaler,
+    )
+    engine.take(learner.optimizer)
+    if learner.adversary_optimizer is not None:
+        engine.take(learner.adversary_optimizer)
+    return learner
 
 
 def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -136,123 +122,150 @@ def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then cosine decay to zero at the last step."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+class _Loop:
+    """Steps, and what is done between them."""
+
+    def __init__(self, run: TrainingRun, engine: Engine, learner: Learner, feed: Feed) -> None:
+        self.run, self.engine, self.learner, self.feed = run, engine, learner, feed
+        self.guard = Guard(run.component)
+        device = run.component.device
+        peak = peak_tflops(device, run.config.precision)
+        self.telemetry = Telemetry(run.component, device, engine.ranks.size, peak)
+
+    def go_on_from(self, step: int) -> None:
+        self._feed_from(step)
+        while step < self.run.config.steps:
+            figures = self._step(step)
+            step += 1
+            trouble = self.guard.watch(step, figures)
+            if trouble is None:
+                self._after(step, figures)
+                continue
+            step = _roll_back(self.run, self.learner, step, trouble)
+            self.guard.reset()
+            self._feed_from(step)
+
+    def _feed_from(self, step: int) -> None:
+        """Each rollback draws other crops and noise."""
+        attempt = on_first(lambda: len(rollbacks(self.run.directory)))
+        steps = self.run.config.steps
+        self._first = attempt * steps
+        self.feed.start(range(self._first + step, self._first + steps))
+
+    def _step(self, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        pieces = self.feed.take()
+        waited = time.perf_counter() - started
+        config = self.run.config
+        figures, weight = learn(self.engine, self.learner, config, step, self._first + step, pieces)
+        keep_frozen(self.run.component)
+        if self.learner.average is not None and math.isfinite(figures["loss"]):
+            self.learner.average.update()
+        figures["seconds"] = time.perf_counter() - started
+        self.telemetry.note(figures["seconds"], waited, weight)
+        return figures
+
+    def _after(self, step: int, figures: dict[str, float]) -> None:
+        run, config = self.run, self.run.config
+        first = self.engine.ranks.first
+        if first:
+            run.host.call_hook("segue_train_step", part=run.part, step=step, losses=figures)
+        last = step == config.steps
+        if run.valid_batches is not None and (last or step % config.validate_every == 0):
+            figures |= self._validate(step)
+        if last or step % LOG_EVERY == 0 or "valid_loss" in figures:
+            figures |= self.telemetry.figures()
+            on_first(lambda: _log(run, step, figures))
+        finite = math.isfinite(figures["loss"])
+        if last or (finite and (step % config.save_every == 0 or self._is_best(figures))):
+            save_checkpoint(run, self.learner, step, figures.get("valid_loss"))
+
+    def _is_best(self, figures: Mapping[str, float]) -> bool:
+        if not self.run.config.best or "valid_loss" not in figures:
+            return False
+        return figures["valid_loss"] < on_first(lambda: lowest_loss(self.run.directory))
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Mean losses over the same batches each time, of the running means if there are any."""
+        self.run.component.eval()
+        with torch.no_grad(), self.learner.averaged():
+            found = validate(self.run, self.engine)
+            if self.engine.ranks.first:
+                _play(self.run, step)
+        self.run.component.train()
+        return found
 
 
-def _step(run: TrainingRun, learner: Learner, step: int, attempt: int) -> dict[str, float]:
-    """One optimisation step; a non-finite loss or gradient changes nothing but is reported.
-
-    Args:
-        attempt: rollbacks so far; each draws other crops and noise.
-    """
-    draw = step + attempt * run.config.steps
-    _seed(run.config.seed, draw)
-    batch = _to(run.train_batches(draw), run.component.device)
-    if learner.adversary is None or step < run.config.adversary_from:
-        return _minimise(run, learner, step, run.component.training_step(batch))
-    return _play(run, learner, step, run.component.adversarial_step(batch, learner.adversary))
-
-
-def _minimise(
-    run: TrainingRun, learner: Learner, step: int, losses: Mapping[str, Tensor]
-) -> dict[str, float]:
-    learner.optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    values = {key: float(value.detach()) for key, value in losses.items()}
-    clip = run.config.gradient_clip
-    norm = nn.utils.clip_grad_norm_(run.component.parameters(), clip)
-    values["gradient_norm"] = float(norm)
-    rate = learning_rate(run.config, step)
-    _update(values, ("loss", "gradient_norm"), ((learner.optimizer, rate),))
-    return values
-
-
-def _play(
-    run: TrainingRun, learner: Learner, step: int, losses: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """One move of both sides of an adversarial training, judged before either has moved.
-
-    Both losses come from one pass through the adversary; each gradient goes to its own side only.
-    """
-    adversary, opponent = learner.adversary, learner.adversary_optimizer
-    assert adversary is not None and opponent is not None
-    sides = (run.component, adversary)
-    own, theirs = ([p for p in side.parameters() if p.requires_grad] for side in sides)
-    learner.optimizer.zero_grad(set_to_none=True)
-    opponent.zero_grad(set_to_none=True)
-    losses["adversary_loss"].backward(retain_graph=True, inputs=theirs)
-    losses["loss"].backward(inputs=own)
-    values = {key: float(value.detach()) for key, value in losses.items()}
-    clip = run.config.gradient_clip
-    values["gradient_norm"] = float(nn.utils.clip_grad_norm_(own, clip))
-    values["adversary_gradient_norm"] = float(nn.utils.clip_grad_norm_(theirs, clip))
-    rate = learning_rate(run.config, step)
-    opposing = rate * run.config.adversary_learning_rate / run.config.learning_rate
-    checked = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
-    _update(values, checked, ((learner.optimizer, rate), (opponent, opposing)))
-    return values
-
-
-def _update(
-    values: dict[str, float],
-    checked: Sequence[str],
-    optimizers: Sequence[tuple[torch.optim.Optimizer, float]],
-) -> None:
-    """Let each optimizer step at its rate, if all that is ``checked`` is finite; else say so."""
-    if not all(math.isfinite(values[name]) for name in checked):
-        values["loss"] = math.nan
-        return
-    for optimizer, rate in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-
-
-def _seed(seed: int, step: int) -> None:
-    torch.manual_seed(seed * 1_000_003 + step)
-    random.seed(seed * 1_000_003 + step)
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if isinstance(batch, WaveBatch):
-        return WaveBatch(batch.wave.to(device), batch.lengths.to(device))
-    return batch.to(device)
-
-
-def _after_step(run: TrainingRun, learner: Learner, step: int, losses: dict[str, float]) -> None:
-    run.host.call_hook("segue_train_step", part=run.part, step=step, losses=losses)
-    last = step == run.config.steps
-    if run.valid_batches is not None and (last or step % run.config.validate_every == 0):
-        losses |= validate(run)
-    if last or step % LOG_EVERY == 0 or "valid_loss" in losses:
-        _log(run, step, losses)
-        if run.report is not None:
-            run.report(run.part, step, run.config.steps, losses)
-    if last or (step % run.config.save_every == 0 and math.isfinite(losses["loss"])):
-        save_checkpoint(run, learner, step)
-
-
-@torch.no_grad()
-def validate(run: TrainingRun) -> dict[str, float]:
-    """Mean losses over the same validation batches each time, in eval mode; then train again."""
+def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
+    """Mean losses over the validation batches, each as if it were learnt from at once."""
     assert run.valid_batches is not None
-    run.component.eval()
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for index in range(run.config.validation_batches):
-        batch = _to(run.valid_batches(index), run.component.device)
-        for key, value in run.component.training_step(batch).items():
-            sums[key] = sums.get(key, 0.0) + float(value)
-    run.component.train()
-    return {f"valid_{key}": value / run.config.validation_batches for key, value in sums.items()}
+        pieces = [run.valid_batches(index, share) for share in shares(engine, run.config)]
+        weights = [run.component.weight_of(piece) for piece in pieces]
+        total = max(engine.total([sum(weights)])[0], 1e-9)
+        for piece, weight in zip(pieces, weights, strict=True):
+            losses = engine.losses(to_device(piece, run.component.device))
+            for key, value in losses.items():
+                part = value.double() * (weight / total)
+                sums[key] = sums[key] + part if key in sums else part
+    totals = engine.total(torch.stack(list(sums.values())).tolist())
+    count = run.config.validation_batches
+    return {f"valid_{key}": value / count for key, value in zip(sums, totals, strict=True)}
 
 
-def _log(run: TrainingRun, step: int, losses: Mapping[str, float]) -> None:
+def _play(run: TrainingRun, step: int) -> None:
+    """Let hooks hear a few validation crops and what a codec makes of them."""
+    component = run.component
+    if not isinstance(component, AcousticCodec) or run.valid_batches is None:
+        return
+    batch = run.valid_batches(0, WHOLE)
+    assert isinstance(batch, WaveBatch)
+    heard = batch.wave[:ROWS_HEARD].to(component.device)
+    tokens = component.encode(heard, batch.lengths[:ROWS_HEARD].to(component.device))
+    made = component.decode(tokens.ids, tokens.lengths)
+    run.host.call_hook(
+        "segue_validation_audio",
+        part=run.part,
+        step=step,
+        directory=run.directory,
+        sample_rate=component.spec.sample_rate,
+        audio={"recording": heard.cpu(), "reconstruction": made.float().cpu()},
+    )
+
+
+def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> int:
+    """Go back to an earlier checkpoint, if there is one and it was not tried too often.
+
+    Returns:
+        The step to go on from.
+    """
+    candidates, tried = on_first(lambda: (way_back(run.directory), len(rollbacks(run.directory))))
+    if tried >= run.config.rollbacks or not candidates:
+        again = f", after {tried} rollbacks" if tried else ""
+        raise TrainingError(
+            run.part,
+            f"{trouble}{again}",
+            f"lower training.learning_rate (now {run.config.learning_rate:g}), or allow more"
+            f" training.rollbacks (now {run.config.rollbacks})",
+        )
+    back_to = step_of(candidates[0])
+    # Noted first: killed in between, the run goes on from the newest checkpoint with other crops.
+    on_first(lambda: note_rollback(run.directory, step, trouble, back_to))
+    back_to = step_back(run, learner, candidates)
+    if run.report is not None:
+        run.report(run.part, back_to, run.config.steps, {"rolled_back_from": float(step)})
+    return back_to
+
+
+def _log(run: TrainingRun, step: int, figures: Mapping[str, float]) -> None:
+    """To the log, to hooks and to whoever waits."""
     run.directory.mkdir(parents=True, exist_ok=True)
     with (run.directory / LOG).open("a", encoding="utf-8") as file:
-        rounded = {key: float(f"{value:.6g}") for key, value in losses.items()}
+        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
         file.write(json.dumps({"step": step, **rounded}) + "\n")
+    run.host.call_hook(
+        "segue_train_logged", part=run.part, step=step, directory=run.directory, figures=figures
+    )
+    if run.report is not None:
+        run.report(run.part, step, run.config.steps, figures)

@@ -32,6 +32,7 @@ from segue.core.interfaces import Component, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
+from segue.core.training.adaptation import adapt
 from segue.core.training.checkpoints import (
     FITTED,
     STATE_JSON,
@@ -39,7 +40,9 @@ from segue.core.training.checkpoints import (
     step_of,
     sweep,
 )
-from segue.core.training.loop import Batches, Report, TrainingRun, train
+from segue.core.training.loop import Report, TrainingRun, train
+from segue.core.training.prefetch import Batches
+from segue.core.training.ranks import connect, on_first, wait_for_all
 
 FIT_PIECE_SECONDS = 30.0
 MAX_FIT_SECONDS = 7200.0
@@ -123,18 +126,22 @@ def train_part(workspace: Workspace, part: str) -> Path:
         raise TrainingError(
             part, "is no part of this pipeline", f"choose one of {', '.join(parts)}"
         )
+    connect(torch.device(workspace.device))
+    wait_for_all()  # what others trained before is complete
     assembly = plan(workspace.current(stages=False), workspace.host)
     component = _fresh(workspace, assembly, part)
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
     if component.needs == "fitting":
         workspace.recordings("train")
-        _keep_config(workspace)
-        return _fit(workspace, part, component, step=1)
+        on_first(lambda: _keep_config(workspace))
+        return on_first(lambda: _fit(workspace, part, component, step=1))
     run = _training_run(workspace, assembly, part, component)
-    _keep_config(workspace)
+    on_first(lambda: _keep_config(workspace))
     newest = train(run)
-    return _fit_trained(workspace, part, component) if "fitting" in component.needs else newest
+    if "fitting" in component.needs:
+        return on_first(lambda: _fit_trained(workspace, part, component))
+    return newest
 
 
 def _fit_trained(workspace: Workspace, part: str, component: Component) -> Path:
@@ -155,7 +162,7 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     """The component as it is before training.
 
     Its weights are those of the checkpoint that the config names, if it names one (fine-tuning);
-    else they depend on the seed alone.
+    else they depend on the seed alone. What the config says is frozen or adapted is.
     """
     ref = workspace.config.parts[part]
     torch.manual_seed(ref.training.seed)
@@ -166,6 +173,9 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     assert isinstance(component, Component)
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), ref.use)
+    if "training" in component.needs:
+        place = f"{part}.lm" if part in stages else part
+        adapt(component, ref.training, f"{place}.training", ref.checkpoint is not None)
     return component.to(workspace.device)
 
 
@@ -272,6 +282,7 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
 
     Args:
         rank: which of the shards to write: every ``world``-th from this one on.
+        world: among how many they are shared out.
 
     Raises:
         AssemblyError: if a tokenizer that must be trained is not.
@@ -300,13 +311,16 @@ def train_all(workspace: Workspace) -> Path:
     Returns:
         A directory that ``Pipeline.from_pretrained`` takes.
     """
+    own = connect(torch.device(workspace.device))
     parts = workspace.config.parts
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
-    tokenize(workspace)
+    wait_for_all()
+    tokenize(workspace, own.rank, own.size)
+    wait_for_all()
     for part in (name for name in parts if name.startswith("stages.")):
         _train_unless_given(workspace, part)
-    return export(workspace)
+    return on_first(lambda: export(workspace))
 
 
 def _train_unless_given(workspace: Workspace, part: str) -> None:

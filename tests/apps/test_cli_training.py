@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,7 +143,7 @@ def test_continuations_and_likelihood(
         *("evaluate", "continuations", "--data", recordings_folder, "-p", tiny, "--items", 1),
         *("--prompt-seconds", 1, "--seconds", 0.5, "--json"),
     )
-    assert done.code == 0 and "loop" in done.json["continuation"]
+    assert done.code == 0 and "healthy" in done.json["metrics"]["health.v1"]
     done = segue(
         *(
             "evaluate",
@@ -181,3 +185,37 @@ def test_lengths_of_continuations(
     )
     assert (done.code, done.out, done.new) == (2, "", [])
     assert option in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.slow
+def test_two_processes_train_all_and_listen_to_each_other(
+    tmp_path: Path, recordings_folder: Path, prompt_file: Path, segue: Segue
+) -> None:
+    """torchrun, gloo: codec, k-means, tokens and stages; the first process alone reports."""
+    arguments = ["train", "all", "--domain", "speech", "--data", str(recordings_folder)]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, "-m", "segue", *arguments, "-o", "run", *SETTINGS],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("stages.semantic 3/3") == 1
+    assert done.stdout.count("all: ") == 1
+    assert list(Path("run/codec/tensorboard").iterdir())
+    out = segue("continue", prompt_file, "-o", "out.wav", "-p", "run/pipeline", "--seconds", 0.5)
+    assert out.code == 0
+
+
+@pytest.mark.slow
+def test_a_stage_is_adapted_to_other_recordings(segue: Segue, tiny: Path) -> None:
+    part = "stages.semantic"
+    start = ("--config", tiny / "pipeline.yaml", "--set", f"{part}.lm.training.lora.rank=2")
+    shutil.copytree(tiny.parent / "tokens", "tuned/tokens")
+    done = segue("train", part, "-o", "tuned", *start, "--json")
+    assert done.code == 0, done.err
+    assert (Path(done.json["checkpoint"]) / "model.safetensors").is_file()
+    assert "lora" in Path("tuned/config.yaml").read_text()

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segue.core.config.schema import TrainingConfig
+from segue.core.data.share import WHOLE, Share
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
 from segue.core.options import Options
 from segue.core.training import checkpoints
 from segue.core.training.checkpoints import STATE, newest_checkpoint
 from segue.core.training.guard import ROLLBACKS, SETTLING_STEPS, Guard
-from segue.core.training.loop import LOG, TrainingRun, make_learner, train
+from segue.core.training.loop import LOG, TrainingRun, make_adversary, train
 
 
 class Critic(Adversary):
@@ -74,7 +75,7 @@ class Host:
     def call_hook(self, name: str, **arguments: Any) -> None: ...
 
 
-def batch_of(step: int) -> WaveBatch:
+def batch_of(step: int, share: Share = WHOLE) -> WaveBatch:
     generator = torch.Generator().manual_seed(step)
     return WaveBatch(torch.randn(4, 8, generator=generator), torch.full((4,), 8))
 
@@ -90,18 +91,21 @@ def run(directory: Path, component: Component | None = None, **changes: Any) -> 
     )  # type: ignore[arg-type]
 
 
+MACHINE = {"seconds", "data_seconds", "audio_seconds_per_second", "peak_memory_gib"}
+
+
 def log(directory: Path) -> dict[int, dict[str, float]]:
     entries = map(json.loads, (directory / LOG).read_text().splitlines())
-    return {e["step"]: {k: v for k, v in e.items() if k != "seconds"} for e in entries}
+    return {e["step"]: {k: v for k, v in e.items() if k not in MACHINE} for e in entries}
 
 
 def test_each_side_takes_the_gradient_of_its_own_loss_only(tmp_path: Path) -> None:
     """One step of plain descent on each loss by itself, from the same start, comes out the same."""
     settings = run(tmp_path, steps=1, warmup_steps=0, gradient_clip=1e9)
-    learner = make_learner(settings)
-    assert isinstance(learner.adversary, Critic)
+    adversary = make_adversary(settings)
+    assert isinstance(adversary, Critic)
     painter, critic = Painter(), Critic()
-    critic.load_state_dict(learner.adversary.state_dict())
+    critic.load_state_dict(adversary.state_dict())
     own = painter.adversarial_step(batch_of(0), critic)
     wanted = torch.autograd.grad(own["loss"], list(painter.parameters()), retain_graph=True)
     opposed = torch.autograd.grad(own["adversary_loss"], list(critic.parameters()))
@@ -116,7 +120,7 @@ def test_both_sides_learn_at_their_own_rates(tmp_path: Path) -> None:
     component = Painter()
     before = component.paint.weight.detach().clone()
     settings = run(tmp_path, component, steps=1, warmup_steps=0, adversary_learning_rate=0.004)
-    first = make_learner(settings).adversary
+    first = make_adversary(settings)
     assert first is not None
     train(settings)
     moved = (component.paint.weight.detach() - before).abs().max()
@@ -139,7 +143,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path, stop:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(run(whole, adversary_from=4))
 
-    def batches(step: int) -> WaveBatch:
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
         if step == stop:
             raise KeyboardInterrupt
         return batch_of(step)

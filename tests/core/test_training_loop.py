@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from segue.core.checkpoint import load_component, load_state, save_component
 from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import TrainingConfig
+from segue.core.data.share import WHOLE, Share
 from segue.core.errors import CheckpointError, OutputError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokenizer, Tokens, WaveBatch
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
 from segue.core.training import checkpoints, loop
-from segue.core.training.checkpoints import KEEP_LAST, newest_checkpoint
+from segue.core.training.checkpoints import newest_checkpoint
 from segue.core.training.guard import MAX_SKIPPED_STEPS
-from segue.core.training.loop import TrainingRun, learning_rate, make_optimizer, train
+from segue.core.training.loop import TrainingRun, make_optimizer, train
+from segue.core.training.schedule import learning_rate
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
@@ -72,16 +74,16 @@ class Tiny(Component):
         return {"loss": loss, "error": loss.detach().sqrt()}
 
 
-def batch_of(step: int, offset: int = 0) -> WaveBatch:
+def batch_of(step: int, share: Share = WHOLE, offset: int = 0) -> WaveBatch:
     generator = torch.Generator().manual_seed(offset + step)
     return WaveBatch(torch.randn(16, 8, generator=generator), torch.full((16,), 8))
 
 
-def validation_batch(index: int) -> WaveBatch:
+def validation_batch(index: int, share: Share = WHOLE) -> WaveBatch:
     return batch_of(index, offset=10_000)
 
 
-def not_a_number(step: int) -> WaveBatch:
+def not_a_number(step: int, share: Share = WHOLE) -> WaveBatch:
     batch = batch_of(step)
     batch.wave[0, 0] = math.nan
     return batch
@@ -107,7 +109,7 @@ class StubHost:
 
 def config(**changes: Any) -> TrainingConfig:
     values = {"steps": 24, "batch_size": 16, "learning_rate": 0.03, "warmup_steps": 3, "seed": 4,
-              "save_every": 5, "validate_every": 6, "validation_batches": 3}  # fmt: skip
+              "save_every": 5, "validate_every": 6, "validation_batches": 3, "best": 0}  # fmt: skip
     return TrainingConfig(**(values | changes))
 
 
@@ -130,11 +132,16 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+#: What a run makes of its machine, which is another each time.
+MACHINE = {"seconds", "data_seconds", "audio_seconds_per_second", "tokens_per_second",
+           "peak_memory_gib"}  # fmt: skip
+
+
 def logged(directory: Path) -> dict[int, dict[str, float]]:
     """The last line of each step, without what it took."""
     lines = (directory / loop.LOG).read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    return {e["step"]: {k: v for k, v in e.items() if k != "seconds"} for e in entries}
+    return {e["step"]: {k: v for k, v in e.items() if k not in MACHINE} for e in entries}
 
 
 def trained(directory: Path) -> tuple[bytes, bytes]:
@@ -207,7 +214,7 @@ def test_training_goes_on_in_train_mode_after_validation(tmp_path: Path) -> None
 def test_validation_sees_the_same_batches_each_time(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def batches(index: int) -> WaveBatch:
+    def batches(index: int, share: Share = WHOLE) -> WaveBatch:
         seen.append(index)
         return validation_batch(index)
 
@@ -268,7 +275,7 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert [a["step"] for n, a in host.calls if n == "segue_train_step"] == [25, 26]
 
 
-def killed_runs(directory: Path) -> None:
+def killed_runs(directory: Path, kills: int) -> None:
     """Train in processes that are killed at random moments, then in one that comes to its end.
 
     Processes are forked off this one, which has imported all that takes its time and started no
@@ -298,7 +305,7 @@ def killed_runs(directory: Path) -> None:
     started = time.monotonic()
     assert os.waitpid(start("whole"), 0)[1] == 0
     step_seconds = (time.monotonic() - started) / 16
-    for target in sorted(random.sample(range(11), 4)):
+    for target in sorted(random.choices(range(11), k=kills)):
         child = start("killed")
         while steps_saved(directory / "killed") < target:
             time.sleep(0.001)
@@ -315,9 +322,10 @@ def steps_saved(directory: Path) -> int:
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(24, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, kills: int) -> None:
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
+        [sys.executable, __file__, str(tmp_path), str(kills)],
         capture_output=True,
         text=True,
         check=False,
@@ -325,7 +333,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> N
     )
     story = done.stdout + done.stderr
     assert done.returncode == 0 and "ended with 0" in story, story
-    assert story.count("killed after step") == 4, story
+    assert story.count("killed after step") == kills, story
     whole, killed = (newest_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert whole is not None and killed is not None
     assert whole.name == killed.name == "step-00000016", story
@@ -344,7 +352,7 @@ def test_a_step_without_a_finite_loss_changes_no_weight(tmp_path: Path) -> None:
     def keep() -> None:
         seen.append([p.detach().clone() for p in component.parameters()])
 
-    def batches(step: int) -> WaveBatch:
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
         return not_a_number(step) if step == 3 else batch_of(step)
 
     host = StubHost(at={3: keep, 4: keep, 5: keep})
@@ -372,7 +380,7 @@ def test_a_gradient_that_is_not_finite_counts_too(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) -> None:
-    def batches(step: int) -> WaveBatch:
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
         return batch_of(step) if step < 7 else not_a_number(step)
 
     with pytest.raises(TrainingError) as caught:
@@ -389,7 +397,7 @@ def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) 
 
 
 def test_a_step_that_was_skipped_is_not_saved(tmp_path: Path) -> None:
-    def batches(step: int) -> WaveBatch:
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
         return not_a_number(step) if step == 9 else batch_of(step)
 
     host = StubHost()
@@ -399,7 +407,7 @@ def test_a_step_that_was_skipped_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_now_and_then_a_non_finite_loss_is_borne(tmp_path: Path) -> None:
-    def batches(step: int) -> WaveBatch:
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
         return batch_of(step) if step % (MAX_SKIPPED_STEPS + 1) == 0 else not_a_number(step)
 
     last = train(run(tmp_path, train_batches=batches, config=config(steps=40)))
@@ -413,7 +421,122 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     train(run(tmp_path))
     assert names(tmp_path) == ["log.jsonl", "notes", "step-00000020", "step-00000024"]
-    assert KEEP_LAST == 2
+
+
+def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path: Path) -> None:
+    """Validation gets worse after step 9: that one is saved although it is no multiple of 5."""
+
+    class Scored(Tiny):
+        def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+            losses = dict(super().training_step(batch))
+            if not self.training:
+                step = len([mode for mode in self.modes if mode[0]])
+                losses["loss"] = torch.tensor(abs(step - 9.0))
+            return losses
+
+    train(run(tmp_path, component=Scored(), config=config(best=1, keep=1, validate_every=3)))
+    assert names(tmp_path) == ["log.jsonl", "step-00000009", "step-00000024"]
+    assert checkpoints.best_checkpoint(tmp_path) == tmp_path / "step-00000009"
+    assert checkpoints.lowest_loss(tmp_path) == 0
+
+
+def test_running_means_are_what_is_validated_and_saved(tmp_path: Path) -> None:
+    """With a decay of 0.5 the mean is that of the formula; the run goes on from the weights."""
+    component, seen = Tiny(), []
+    host = StubHost(at=dict.fromkeys(range(1, 8), lambda: seen.append(bias(component))))
+    last = train(run(tmp_path, component=component, host=host, config=config(steps=7, ema=0.5)))
+    mean = bias(Tiny())
+    for updates, value in enumerate(seen, start=1):
+        decay = min(0.5, (1 + updates) / (10 + updates))
+        mean = decay * mean + (1 - decay) * value
+    saved = load_file(last / "model.safetensors")["layers.3.bias"]
+    assert torch.allclose(saved, mean, atol=1e-6) and not torch.equal(saved, seen[-1])
+    assert torch.equal(bias(component), seen[-1])
+
+
+def bias(component: Tiny) -> Tensor:
+    return component.layers[3].bias.detach().clone()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.9},
+        {"accumulate": 4},
+        {"schedule": "inverse_sqrt", "precision": "bf16-mixed"},
+        {"schedule": "linear", "workers": 2},
+    ],
+)
+def test_whatever_is_asked_for_an_interrupted_run_ends_the_same(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = train(run(tmp_path / "whole", train_batches=shared_batch, config=config(**changes)))
+    parts = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            run(
+                parts,
+                host=StubHost(at={13: interrupt}),
+                train_batches=shared_batch,
+                config=config(**changes),
+            )
+        )
+    last = train(
+        run(parts, component=Tiny(seed=99), train_batches=shared_batch, config=config(**changes))
+    )
+    assert trained(last) == trained(whole)
+    states = [json.loads((path / checkpoints.STATE_JSON).read_text()) for path in (whole, last)]
+    assert states[0] == states[1]
+
+
+def shared_batch(step: int, share: Share) -> WaveBatch:
+    batch = batch_of(step)
+    rows = list(share.rows(16))
+    return WaveBatch(batch.wave[rows], batch.lengths[rows])
+
+
+def test_pieces_add_up_to_the_whole_batch(tmp_path: Path) -> None:
+    """Rows of unequal length count as they would in one batch."""
+
+    def batches(step: int, share: Share) -> StageBatch:
+        target = stage_batch(step).target
+        rows = list(share.rows(2))
+        given = stage_batch(step).given[0]
+        return StageBatch(
+            Tokens(target.ids[rows], torch.tensor([4, 2])[rows]),
+            (Tokens(given.ids[rows], given.lengths[rows]),),
+        )
+
+    ends = {}
+    for pieces in (1, 2):
+        settings = config(steps=4, batch_size=2, accumulate=pieces, learning_rate=1e-3)
+        directory = tmp_path / str(pieces)
+        last = train(
+            run(
+                directory,
+                part="stages.fine",
+                kind="stage_lm",
+                component=stage_lm(),
+                train_batches=batches,
+                valid_batches=None,
+                config=settings,
+            )
+        )
+        ends[pieces] = load_file(last / "model.safetensors"), logged(directory)[4]
+    for key, value in ends[1][0].items():
+        assert torch.allclose(value, ends[2][0][key], atol=1e-5), key
+    assert ends[1][1] == pytest.approx(ends[2][1], rel=1e-4)
+
+
+def test_what_is_computed_again_is_what_was_computed(tmp_path: Path) -> None:
+    """Activation checkpointing changes memory, and nothing that is learnt."""
+    ends = []
+    for again in (False, True):
+        settings = config(steps=3, batch_size=2, activation_checkpointing=again)
+        stage = {"part": "stages.fine", "kind": "stage_lm", "component": stage_lm()}
+        batches = {"train_batches": stage_batch, "valid_batches": None}
+        ends.append(trained(train(run(tmp_path / str(again), config=settings, **stage, **batches))))
+    assert ends[0] == ends[1]
 
 
 def test_hooks_are_called_with_what_they_promise(tmp_path: Path) -> None:
@@ -441,6 +564,9 @@ def test_hooks_are_called_with_what_they_promise(tmp_path: Path) -> None:
     assert complete == [True] * 3
     order = [name for name, arguments in host.calls if arguments["step"] == 5]
     assert order == ["segue_train_step", "segue_checkpoint_saved"]
+    told = [arguments for name, arguments in host.calls if name == "segue_train_logged"]
+    assert [a["step"] for a in told] == [6, 10, 11]
+    assert all(a["directory"] == tmp_path and "peak_memory_gib" in a["figures"] for a in told)
 
 
 def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
@@ -449,6 +575,7 @@ def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     assert (manifest.kind, manifest.use, manifest.options) == ("codec", "tiny.v1", {"width": 6})
     assert manifest.trained == {"steps": 24, "seed": 4, "data": "here"}
     state = json.loads((last / checkpoints.STATE_JSON).read_text())
+    assert state.pop("valid_loss") == pytest.approx(logged(tmp_path)[24]["valid_loss"], rel=1e-5)
     assert state == {"step": 24, "training": config().model_dump(mode="json")}
 
 
@@ -676,7 +803,7 @@ def test_another_format_version_is_refused(tmp_path: Path, version: object) -> N
     assert "install the Segue that wrote it" in caught.value.fix
 
 
-def stage_batch(step: int) -> StageBatch:
+def stage_batch(step: int, share: Share = WHOLE) -> StageBatch:
     generator = torch.Generator().manual_seed(step)
     target = torch.randint(0, 7, (2, 2, 4), generator=generator)
     given = torch.randint(0, 7, (2, 1, 2), generator=generator)
@@ -697,4 +824,4 @@ def test_a_stage_is_not_trained_on_with_other_tokens(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    killed_runs(Path(sys.argv[1]))
+    killed_runs(Path(sys.argv[1]), int(sys.argv[2]))

@@ -32,6 +32,8 @@ class ConditionOptions(Options):
             allows classifier-free guidance.
     """
 
+    of_training = frozenset({"condition_dropout"})
+
     condition_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
@@ -65,6 +67,8 @@ class TransformerOptions(ConditionOptions):
         relative_buckets: distances that the relative bias tells apart, half of them for each sign.
         relative_reach: distance from which on all are one.
     """
+
+    of_training = frozenset({"condition_dropout", "dropout"})
 
     width: int = Field(default=512, ge=2)
     depth: int = Field(default=6, ge=1)

@@ -23,6 +23,7 @@ from segue.plugins.models.common.config import (
 )
 from segue.plugins.models.common.decoding import chosen_backend
 from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.models.common.transformer import transformer_blocks
 
 
 @contextmanager
@@ -62,6 +63,9 @@ class ConditionedStageLM(StageLM):
     """
 
     config: ConditionOptions
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return transformer_blocks(self)
 
     def _given(self, given: tuple[Tokens, ...], lengths: Lengths) -> tuple[Tokens, ...]:
         """The given frames that pass during ``lengths`` target frames, and no later ones: what

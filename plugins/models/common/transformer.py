@@ -215,3 +215,13 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)  # type: ignore[no-any-return]
+
+
+def transformer_blocks(module: nn.Module) -> list[nn.Module]:
+    """The layers of every transformer in a module."""
+    return [
+        block
+        for part in module.modules()
+        if isinstance(part, Transformer)
+        for block in part.blocks
+    ]

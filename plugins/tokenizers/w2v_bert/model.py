@@ -7,13 +7,14 @@ clusters them by k-means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.core.interfaces import Lengths, StageBatch, Wave, WaveBatch
+from segue.plugins.models.common.transformer import transformer_blocks
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
@@ -39,6 +40,9 @@ class W2vBertTokenizer(KMeansTokenizer):
         self.mel = LogMel(config)
         self.encoder = Encoder(config)
         self.objective = make_objective(config, self.encoder)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return transformer_blocks(self)
 
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         """Losses and, for the log, ``accuracy`` on hidden frames, ``perplexity`` of the ids."""

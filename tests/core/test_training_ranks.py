@@ -1,0 +1,275 @@
+"""Ranks that train together learn what one process would have learnt."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from segue.core.config.schema import TrainingConfig
+from segue.core.data.share import Share
+from segue.core.errors import TrainingError
+from segue.core.interfaces import Adversary, Component, StageBatch, Tokens, WaveBatch
+from segue.core.options import Options
+from segue.core.spec import SliceSpec, StageSpec
+from segue.core.training.checkpoints import STATE, newest_checkpoint
+from segue.core.training.guard import LOG
+from segue.core.training.loop import TrainingRun, train
+from segue.core.training.ranks import disconnect, ranks
+from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
+from segue.plugins.models.flat_transformer.model import FlatTransformer
+
+# --- what the ranks run -----------------------------------------------------------------------
+
+STAGE = StageSpec(
+    "fine",
+    SliceSpec("acoustic", 0, 2, 7, Fraction(50), "aaaa"),
+    (SliceSpec("semantic", 0, 1, 7, Fraction(25), "bbbb"),),
+)
+ROWS = 8
+
+
+class Critic(Adversary):
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(8, 1)
+
+    def forward(self, real: Tensor, made: Tensor) -> Mapping[str, Tensor]:
+        there, here = self.score(real), self.score(made)
+        return {
+            "adversary_loss": (there - 1).square().mean() + here.square().mean(),
+            "adversarial": (here - 1).square().mean(),
+        }
+
+
+class Painter(Component):
+    """Is trained against a critic; one of its weights is never used."""
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+        torch.manual_seed(0)
+        self.paint = nn.Linear(8, 8)
+        self.idle = nn.Linear(2, 2)
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        return {"loss": (self.paint(batch.wave) - batch.wave).square().mean()}
+
+    def adversary(self) -> Adversary:
+        return Critic()
+
+    def adversarial_step(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary
+    ) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        made = self.paint(batch.wave)
+        figures = dict(adversary(batch.wave, made))
+        loss = (made - batch.wave).square().mean() + figures.pop("adversarial")
+        return {"loss": loss, **figures}
+
+
+class Host:
+    def call_hook(self, name: str, **arguments: Any) -> None: ...
+
+
+def waves(step: int, share: Share) -> WaveBatch:
+    wave = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(step))
+    return WaveBatch(wave[list(share.rows(ROWS))], torch.full((ROWS // share.count,), 8))
+
+
+def tokens(step: int, share: Share) -> StageBatch:
+    """Ragged: what ranks learn from does not weigh the same."""
+    generator = torch.Generator().manual_seed(step)
+    rows = list(share.rows(ROWS))
+    target = torch.randint(0, 7, (ROWS, 2, 8), generator=generator)
+    lengths = torch.randint(1, 9, (ROWS,), generator=generator)
+    given = torch.randint(0, 7, (ROWS, 1, 4), generator=generator)
+    aligned = Tokens(given[rows], (lengths[rows] + 1) // 2)
+    return StageBatch(Tokens(target[rows], lengths[rows]), (aligned,))
+
+
+def settings(directory: Path, what: str, **changes: Any) -> TrainingRun:
+    values = {"steps": 8, "batch_size": ROWS, "learning_rate": 1e-3, "warmup_steps": 2,
+              "save_every": 2, "validate_every": 4, "validation_batches": 2, "seed": 3,
+              "best": 0}  # fmt: skip
+    config = TrainingConfig(**(values | changes))
+    if what == "codec":
+        kind, component, batches = "codec", Painter(), waves
+    else:
+        torch.manual_seed(0)
+        options = FlatTransformerOptions(width=16, depth=2, heads=2, dropout=0)
+        kind, component, batches = "stage_lm", FlatTransformer(options, STAGE), tokens
+    return TrainingRun(
+        "part", kind, "it.v1", component, config, directory, batches, batches, Host()
+    )  # type: ignore[arg-type]
+
+
+# --- running them -----------------------------------------------------------------------------
+
+
+def start(count: int, directory: Path, what: str, **changes: Any) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        # As torchrun sets it: Fabric then knows who started the processes.
+        "TORCHELASTIC_RUN_ID": "none",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, __file__, str(directory), what, json.dumps(changes)]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def trained(count: int, directory: Path, what: str, **changes: Any) -> Path:
+    """Train in processes of their own; the last checkpoint."""
+    processes = start(count, directory, what, **changes)
+    stories = [process.communicate(timeout=240)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(stories)
+    newest = newest_checkpoint(directory)
+    assert newest is not None
+    return newest
+
+
+def alone(directory: Path, what: str, **changes: Any) -> Path:
+    return train(settings(directory, what, **changes))
+
+
+def figures(directory: Path) -> dict[str, float]:
+    """The last line of the log, without what it took."""
+    last = json.loads((directory / LOG).read_text().splitlines()[-1])
+    return {k: v for k, v in last.items() if "second" not in k and "memory" not in k}
+
+
+def check_alike(one: Path, other: Path) -> None:
+    for file in ("model.safetensors", STATE):
+        ours, theirs = load_file(one / file), load_file(other / file)
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.allclose(value, theirs[key], rtol=1e-3, atol=2e-5), (file, key)
+    assert figures(one.parent) == pytest.approx(figures(other.parent), rel=1e-4, abs=1e-6)
+
+
+# --- tests ------------------------------------------------------------------------------------
+
+WAYS: list[Any] = [
+    ("stage", {"strategy": "ddp"}),
+    ("stage", {"strategy": "fsdp", "ema": 0.5}),
+    pytest.param(
+        "stage",
+        {"strategy": "fsdp", "accumulate": 2, "activation_checkpointing": True},
+        marks=pytest.mark.slow,
+    ),
+    ("codec", {"accumulate": 2, "adversary_from": 3}),
+]
+
+
+@pytest.mark.parametrize(("what", "changes"), WAYS)
+def test_two_ranks_learn_what_one_process_does(
+    tmp_path: Path, what: str, changes: dict[str, Any]
+) -> None:
+    together = trained(2, tmp_path / "two", what, **changes)
+    check_alike(alone(tmp_path / "one", what, **changes), together)
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> None:
+    """Two sharded ranks, then one process, then two ranks: as one process all the way."""
+    whole = alone(tmp_path / "whole", "stage", steps=8, schedule="constant")
+    parts = tmp_path / "parts"
+    trained(2, parts, "stage", steps=3, schedule="constant", strategy="fsdp")
+    alone(parts, "stage", steps=6, schedule="constant")
+    check_alike(whole, trained(2, parts, "stage", steps=8, schedule="constant", strategy="fsdp"))
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    changes = {"steps": 12, "save_every": 1, "ema": 0.9}
+    whole = trained(2, tmp_path / "whole", "stage", **changes)
+    parts, kills = tmp_path / "parts", 0
+    for wanted in sorted(random.sample(range(10), 3)):
+        processes = start(2, parts, "stage", **changes)
+        deadline = time.monotonic() + 120
+        while saved(parts) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        kills += sum(process.wait() == -signal.SIGKILL for process in processes)
+        for process in processes:
+            process.communicate()
+    assert kills == 6
+    last = trained(2, parts, "stage", **changes)
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
+
+
+def saved(directory: Path) -> int:
+    newest = newest_checkpoint(directory)
+    return -1 if newest is None else int(newest.name.removeprefix("step-"))
+
+
+def test_what_goes_wrong_on_the_first_rank_ends_the_others(tmp_path: Path) -> None:
+    """The place is a file: the first rank says so, the other only ends."""
+    place = tmp_path / "taken"
+    place.write_text("in the way")
+    processes = start(2, place, "stage", steps=1)
+    stories = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode != 0 for process in processes] == [True, True]
+    assert str(place) in stories[0] and "Traceback" not in stories[1]
+
+
+@pytest.mark.parametrize(
+    ("what", "changes", "place"),
+    [
+        ("codec", {"precision": "16-mixed"}, "part.training.precision"),
+        ("codec", {"precision": "bf16-true"}, "part.training.precision"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused(
+    tmp_path: Path, what: str, changes: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        alone(tmp_path, what, **changes)
+    assert caught.value.place == place and caught.value.fix
+
+
+def test_half_of_torchruns_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks().size == 1 and ranks().first
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(TrainingError, match="torchrun"):
+        ranks()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(settings(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])))
+    disconnect()
