@@ -70,7 +70,7 @@ def build(
     Raises:
         PluginError: if it does not take these arguments or fails.
     """
-    if record.config or record.kind != "metric":
+    if record.config or record.kind not in ("metric", "continuation_metric"):
         arguments = (options, *arguments)
     try:
         inspect.signature(target).bind(*arguments)
@@ -140,15 +140,17 @@ def _import_failure(record: PluginRecord, target: str, error: ImportError) -> tu
 def _check_class(record: PluginRecord, target: Any, place: str) -> None:
     """The class has its kind's base and implements all that the base asks for."""
     from segue.core import interfaces
+    from segue.core.evaluation.contract import ContinuationMetric
 
     base = {
         "semantic_tokenizer": interfaces.SemanticTokenizer,
         "codec": interfaces.AcousticCodec,
         "stage_lm": interfaces.StageLM,
         "metric": interfaces.Metric,
+        "continuation_metric": ContinuationMetric,
     }[record.kind]
     is_one = isinstance(target, type) and issubclass(target, base)
-    _require(is_one, record, place, f"is no subclass of segue.core.interfaces.{base.__name__}")
+    _require(is_one, record, place, f"is no subclass of {base.__module__}.{base.__name__}")
     missing = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
     _require(not missing, record, place, f"does not implement {missing}")
     for name in sorted(getattr(base, "__abstractmethods__", ())):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of
 from segue.apps.cli.options import (
     DeviceOption,
     DomainOption,
@@ -20,13 +21,6 @@ from segue.apps.cli.options import (
 )
 from segue.apps.cli.output import named, note, print_table, progress_bars
 from segue.apps.cli.reports import held_out, show, whole_numbers, written
-from segue.core.errors import ConfigError, PluginError, SegueError
-
-if TYPE_CHECKING:
-    from segue.core.interfaces import Metric
-    from segue.core.manager import PluginHost
-
-BY_NAME = "is slow; name it in --metrics"
 
 
 def command(
@@ -64,7 +58,7 @@ def command(
         assert isinstance(codec, AcousticCodec)
         total = codec.spec.num_levels
         counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
-        chosen, left_out = _metrics(host, metrics)
+        chosen, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
         with named({"levels": "--levels"}), progress_bars(json) as progress:
             figures = evaluate_codec(
                 codec, config.prompt, held_out(data, items, split), chosen, counts, progress
@@ -88,51 +82,6 @@ def command(
 def _powers(total: int) -> list[int]:
     """1, 2, 4, ... and all."""
     return sorted({2**power for power in range(total.bit_length()) if 2**power < total} | {total})
-
-
-def _metrics(host: PluginHost, wanted: str | None) -> tuple[dict[str, Metric], dict[str, str]]:
-    """The metrics that are to be computed, and why others are not."""
-    chosen: dict[str, Metric] = {}
-    left_out: dict[str, str] = {}
-    if wanted is not None:
-        for text in filter(None, (part.strip() for part in wanted.split(","))):
-            name, options = _with_options(text)
-            chosen[text] = host.create("metric", name, options, place="--metrics")
-        if not chosen:
-            raise ConfigError("--metrics", "names none", "write --metrics log_mel.v1,pesq.v1")
-        return chosen, left_out
-    for name in sorted({record.name for record in host.records("metric")}):
-        try:
-            metric = host.create("metric", name, {}, place=name)
-        except (PluginError, ConfigError) as error:
-            left_out[name] = _reason(error)
-            continue
-        if metric.costly:
-            left_out[name] = BY_NAME
-        else:
-            chosen[name] = metric
-    return chosen, left_out
-
-
-def _reason(error: SegueError) -> str:
-    return f"{error.problem}; {error.fix}"
-
-
-def _with_options(text: str) -> tuple[str, dict[str, Any]]:
-    """``visqol.v1:mode=audio:lattice=true`` as a name and options."""
-    from segue.core.yaml_files import YAML_ERRORS, parse_yaml
-
-    name, *settings = text.split(":")
-    options = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        try:
-            options[key] = parse_yaml(value)
-        except YAML_ERRORS as error:
-            raise ConfigError("--metrics", f"{value!r} is no YAML", "quote the value") from error
-        if not equals:
-            raise ConfigError("--metrics", f"{setting!r} sets nothing", "write NAME:option=value")
-    return name, options
 
 
 def _show_rest(report: dict[str, Any]) -> None:

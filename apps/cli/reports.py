@@ -40,15 +40,27 @@ def checked_split(split: str) -> str | None:
     return None if split == "all" else split
 
 
-def held_out(data: Path | str, items: int, split: str) -> list[Recording]:
-    """Recordings spread evenly over a split."""
+def held_out(
+    data: Path | str, items: int, split: str, least_seconds: float = 0.0
+) -> list[Recording]:
+    """Recordings spread evenly over a split, of those that are not known to be too short."""
+    from segue.core.data.recordings import UNKNOWN
     from segue.core.data.sources import of_split, read_recordings
+    from segue.core.errors import DataError
 
     wanted, recordings = checked_split(split), read_recordings(data)
     if wanted is not None:
         recordings = of_split(recordings, wanted, data)  # type: ignore[arg-type]  # one of two
-    count = min(items, len(recordings))
-    return [recordings[index * len(recordings) // count] for index in range(count)]
+    long = [
+        index
+        for index in range(len(recordings) if least_seconds else 0)
+        if recordings[index].seconds == UNKNOWN or recordings[index].seconds >= least_seconds
+    ]
+    if least_seconds and not long:
+        raise DataError(str(data), f"no recording lasts {least_seconds:g} s", "ask for less")
+    places = long or range(len(recordings))
+    count = min(items, len(places))
+    return [recordings[places[index * len(places) // count]] for index in range(count)]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -88,9 +100,13 @@ def _cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
     left_out = f" ({figure['left_out']} left out)" if figure.get("left_out") else ""
     known = figure["low"] is not None and figure["high"] is not None
     return (
-        f"{figure['mean']:.3f}",
-        f"[{figure['low']:.3f}, {figure['high']:.3f}]" if known else "–",
-        f"{figure['lowest']:.3f}",
-        f"{figure['highest']:.3f}",
+        _number(figure["mean"]),
+        f"[{_number(figure['low'])}, {_number(figure['high'])}]" if known else "–",
+        _number(figure["lowest"]),
+        _number(figure["highest"]),
         f"{figure['count']}{left_out}",
     )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -10,22 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import soundfile
 import torch
 
-from segue.core.config.schema import PromptConfig
-from segue.core.data.recordings import Recording
-from segue.core.errors import DataError
 from segue.core.evaluation import evaluate
-from segue.core.evaluation.evaluate import (
-    evaluate_continuations,
-    evaluate_likelihood,
-    health,
-)
+from segue.core.evaluation.evaluate import evaluate_likelihood
 from segue.core.evaluation.statistics import (
     bootstrap_interval,
     entropy,
     estimate,
+    grouped_summary,
+    jackknife_interval,
+    jensen_shannon,
     mutual_information,
     summarise,
 )
@@ -39,13 +34,6 @@ RATE = 16_000
 def noise(seconds: float = 2.0, seed: int = 0, level: float = 0.1) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
     return level * torch.randn(round(seconds * RATE), generator=random)
-
-
-def speech_like(seconds: float = 8.0, seed: int = 0) -> torch.Tensor:
-    """Noise whose loudness changes every 50 ms, at random."""
-    random = torch.Generator().manual_seed(seed + 1)
-    loudness = torch.rand(round(seconds * 20), generator=random).repeat_interleave(RATE // 20)
-    return noise(seconds, seed) * loudness
 
 
 # --- statistics -------------------------------------------------------------------------------
@@ -109,6 +97,45 @@ def test_figures_that_some_draws_lack() -> None:
     assert all(math.isnan(end) for end in bootstrap_interval(lambda w: math.nan, 2))
 
 
+def test_a_summary_over_groups_has_their_interval_and_number() -> None:
+    # Ten items of two groups that differ: items alone would look surer than they are.
+    rows = [{"a": float(index >= 5), "b": math.nan} for index in range(10)]
+    groups = ["one"] * 5 + ["two"] * 5
+    found = grouped_summary(rows, groups)["a"]
+    assert (found["mean"], found["groups"], found["count"]) == (0.5, 2, 10)
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+    apart = grouped_summary(rows, [str(index) for index in range(10)])["a"]
+    assert 0.1 < apart["low"] < 0.5 < apart["high"] < 0.9
+    alone = grouped_summary(rows, ["one"] * 10)
+    assert (alone["a"]["low"], alone["a"]["high"], alone["a"]["groups"]) == (None, None, 1)
+    assert (alone["b"]["mean"], alone["b"]["count"], alone["b"]["left_out"]) == (None, 0, 10)
+
+
+def test_groups_whose_items_are_all_left_out_do_not_count() -> None:
+    rows = [{"a": 1.0}, {"a": 3.0}, {"a": math.nan}]
+    found = grouped_summary(rows, ["one", "two", "three"])["a"]
+    assert (found["mean"], found["groups"], found["left_out"]) == (2.0, 2, 1)
+    assert (found["low"], found["high"]) == (1.0, 3.0)
+
+
+def test_a_jackknife_interval_of_a_mean_is_the_normal_one() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = jackknife_interval(lambda w: float((w @ values) / w.sum()), 50)
+    normal = estimate(values.tolist())
+    assert found == pytest.approx((normal.low, normal.high))
+    for groups, figure in ((1, 1.0), (3, math.nan)):
+        assert all(math.isnan(end) for end in jackknife_interval(lambda w, f=figure: f, groups))
+
+
+def test_divergence_of_known_distributions() -> None:
+    a = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert jensen_shannon(a, 7 * a) == pytest.approx(0, abs=1e-12)
+    assert jensen_shannon(a, a.flip(0)) == pytest.approx(1)
+    # Half in common: the mixture is (1/4, 1/2, 1/4), of 1.5 bits; each side has 1.
+    assert jensen_shannon(a, torch.tensor([0.0, 3.0, 3.0, 0.0])) == pytest.approx(0.5)
+    assert math.isnan(jensen_shannon(a, torch.zeros(4)))
+
+
 def test_information_of_known_tables() -> None:
     assert entropy(torch.tensor([1, 1, 1, 1])) == pytest.approx(2)
     assert entropy(torch.tensor([3.0, 0.0])) == 0
@@ -119,61 +146,6 @@ def test_information_of_known_tables() -> None:
     expected = 1 + 0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)
     assert mutual_information(flips) == pytest.approx(expected)
     assert mutual_information(100 * flips) == pytest.approx(expected)
-
-
-# --- health -----------------------------------------------------------------------------------
-
-
-def test_a_healthy_continuation() -> None:
-    found = health(speech_like(3, seed=1), speech_like(8, seed=2), RATE)
-    assert abs(found["level_ratio_db"]) < 1.5
-    assert found["clipped"] == 0 and found["silent"] < 0.05
-    assert found["spectrum_distance"] < 0.1 and found["loop"] < 0.5
-
-
-def test_silence_is_seen() -> None:
-    half = torch.cat([speech_like(2), torch.zeros(2 * RATE)])
-    assert health(speech_like(3), half, RATE)["silent"] == pytest.approx(0.5, abs=0.03)
-    assert health(speech_like(3), noise(3, level=1e-4), RATE)["silent"] == 1
-    assert health(speech_like(3), noise(3, level=0.01), RATE)["silent"] == 0
-    found = health(speech_like(3), torch.zeros(4 * RATE), RATE)
-    assert found["silent"] == 1 and found["level_ratio_db"] < -60
-    assert found["loop"] == 0 and found["spectrum_distance"] > 2
-
-
-def test_clipping_is_seen() -> None:
-    loud = (100 * noise(4)).clamp(-1, 1)
-    found = health(noise(2), loud, RATE)
-    assert found["clipped"] > 0.9 and found["level_ratio_db"] > 15
-    quarter = torch.cat([noise(3), torch.ones(RATE)])
-    assert health(noise(2), quarter, RATE)["clipped"] == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize("period", [0.25, 1.0, 1.7])
-def test_a_loop_is_seen(period: float) -> None:
-    piece = speech_like(period, seed=3)
-    found = health(speech_like(3), piece.repeat(round(8 / period)), RATE)
-    assert found["loop"] > 0.7
-
-
-def test_a_change_of_level_is_measured_in_decibels() -> None:
-    wave = speech_like(3)
-    assert health(wave, 2 * wave, RATE)["level_ratio_db"] == pytest.approx(6.02, abs=0.01)
-    assert health(wave, 0.1 * wave, RATE)["level_ratio_db"] == pytest.approx(-20, abs=0.01)
-
-
-def test_a_change_of_sound_is_measured_in_decades() -> None:
-    wave = noise(4)
-    same = health(wave, noise(4, seed=5), RATE)["spectrum_distance"]
-    louder = health(wave, 10 * noise(4, seed=5), RATE)["spectrum_distance"]
-    dull = torch.nn.functional.avg_pool1d(wave[None], 16, 1)[0]
-    assert same < 0.05 and louder == pytest.approx(1, abs=0.05)
-    assert health(wave, dull, RATE)["spectrum_distance"] > 0.5
-
-
-def test_the_shortest_continuations_have_figures() -> None:
-    found = health(noise(0.5), noise(0.04), RATE)
-    assert all(math.isfinite(value) for value in found.values())
 
 
 # --- metrics ----------------------------------------------------------------------------------
@@ -234,34 +206,16 @@ def test_si_sdr_of_silence() -> None:
 # --- evaluating a pipeline --------------------------------------------------------------------
 
 
-class Result:
-    def __init__(self, wave: torch.Tensor, prompt: int) -> None:
-        self.wave, self.prompt_samples = wave, torch.tensor([prompt])
-
-    def row(self) -> torch.Tensor:
-        return self.wave
-
-    def continuation(self) -> torch.Tensor:
-        return self.wave[int(self.prompt_samples[0]) :]
-
-
 class FakePipeline:
-    """Its continuation is the prompt's end, halved."""
+    """It has one stage of three levels."""
 
     sample_rate = RATE
     device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(
-            prompt=PromptConfig(min_seconds=0.5, max_seconds=2.0),
             stages=[SimpleNamespace(name="coarse", crop_seconds=1.0)],
         )
-        self.prompts: list[int] = []
-
-    def continue_(self, wave: torch.Tensor, rate: int, *, seconds: float, seed: int) -> Result:
-        self.prompts.append(wave.shape[0])
-        added = 0.5 * wave[-round(seconds * rate) :]
-        return Result(torch.cat([wave, added]), wave.shape[0])
 
     def stage_lm(self, name: str) -> Any:
         assert name == "coarse"
@@ -274,45 +228,6 @@ def fake_score(batch: StageBatch) -> torch.Tensor:
     levels = -1.0 - torch.arange(batch.target.num_levels)
     score = levels[None, :, None].expand(batch.target.ids.shape).clone()
     return score.masked_fill(~batch.target.mask[:, None], -99.0)
-
-
-@pytest.fixture
-def recordings(tmp_path: Path) -> list[Recording]:
-    """Two that can be used, four that cannot."""
-    waves = {"good": noise(3.0, 1), "other": noise(1.0, 2), "short": noise(0.2, 3)}
-    waves["nan"] = torch.full((RATE,), math.nan)
-    for name, wave in waves.items():
-        soundfile.write(tmp_path / f"{name}.wav", wave.numpy(), RATE, subtype="FLOAT")
-    (tmp_path / "text.wav").write_text("no audio")
-    names = ["good", "short", "nan", "text", "missing", "other"]
-    return [Recording(tmp_path / f"{name}.wav", 1.0, name, "valid") for name in names]
-
-
-def test_continuations_are_evaluated_on_what_can_be_read(recordings: list[Recording]) -> None:
-    pipeline = FakePipeline()
-    found = evaluate_continuations(
-        pipeline,  # type: ignore[arg-type]
-        recordings,
-        prompt_seconds=1.5,
-        seconds=1.0,
-        seed=0,
-    )
-    assert pipeline.prompts == [24_000, 16_000]
-    assert found["level_ratio_db"]["count"] == 2
-    assert found["level_ratio_db"]["mean"] == pytest.approx(-6.02, abs=0.2)
-    assert found["silent"]["highest"] == 0
-
-
-def test_no_usable_recording_is_an_error(recordings: list[Recording]) -> None:
-    useless = recordings[1:5]
-    with pytest.raises(DataError, match="recordings: none can be used; check the data"):
-        evaluate_continuations(
-            FakePipeline(),  # type: ignore[arg-type]
-            useless,
-            prompt_seconds=1,
-            seconds=1,
-            seed=0,
-        )
 
 
 def test_likelihood_is_per_level_and_without_padding(

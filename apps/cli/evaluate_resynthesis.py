@@ -1,0 +1,101 @@
+"""`segue evaluate resynthesis`: what is kept of recordings that go through tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of
+from segue.apps.cli.options import (
+    DeviceOption,
+    DomainOption,
+    HeldOutOption,
+    ItemsOption,
+    JsonOption,
+    PipelineOption,
+    ReportOption,
+    SeedOption,
+    SetOption,
+    SplitOption,
+    load_pipeline,
+)
+from segue.apps.cli.output import named, note, progress_bars
+from segue.apps.cli.reports import held_out, show, written
+from segue.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segue.core.manager import PluginHost
+
+
+def command(
+    data: HeldOutOption,
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            help="acoustic_generation, semantic, codec, recording, or several. Default: all.",
+        ),
+    ] = None,
+    items: ItemsOption = 50,
+    split: SplitOption = "valid",
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Of pairs or of continuations: phone_error.v1,speaker.v1. Default: all."),
+    ] = None,
+    seed: SeedOption = 0,
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Acoustic generation, semantic tokens alone and the codec: content, voice, sound."""
+    with written(output) as write, named({"seed": "--seed"}):
+        from segue.core.evaluation.resynthesis import WAYS, evaluate_resynthesis
+
+        wanted = [part.strip() for part in of.split(",")] if of else list(WAYS)
+        ways = [way for way in WAYS if way in wanted]
+        if len(ways) != len(set(wanted)):
+            raise ConfigError("--of", f"{of!r} names something else", f"use {', '.join(WAYS)}")
+        loaded = load_pipeline(domain, pipeline, overrides, device)
+        kind = domain or domain_of(loaded.host, loaded.config.name)
+        pairs, sets, left_out = _of_both(loaded.host, metrics, kind)
+        recordings = held_out(data, items, split)
+        with progress_bars(json) as progress:
+            figures = evaluate_resynthesis(
+                loaded, recordings, ways, pairs, sets, seed=seed, progress=progress
+            )
+        report = {
+            "subject": "resynthesis",
+            "pipeline": loaded.config.name,
+            "data": str(data),
+            "split": split,
+            "seed": seed,
+            **figures,
+            "left_out": left_out,
+        }
+        write(report)
+    show(report, "way", figures["ways"], json)
+    if not json:
+        for name, reason in left_out.items():
+            note(f"{name} was left out: {reason}")
+
+
+def _of_both(
+    host: PluginHost, wanted: str | None, domain: str | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Metrics of pairs, metrics of continuations, and why others are not computed."""
+    if wanted is None:
+        pairs, first = chosen_metrics(host, "metric", None, domain)
+        sets, second = chosen_metrics(host, "continuation_metric", None, domain)
+        return pairs, sets, first | second
+    known = {record.name for record in host.records("continuation_metric")}
+    texts = [part.strip() for part in wanted.split(",") if part.strip()]
+    of_sets = [text for text in texts if text.partition(":")[0] in known]
+    of_pairs = [text for text in texts if text not in of_sets]
+    sets = chosen_metrics(host, "continuation_metric", ",".join(of_sets))[0] if of_sets else {}
+    if of_pairs or not of_sets:
+        return chosen_metrics(host, "metric", ",".join(of_pairs))[0], sets, {}
+    return {}, sets, {}

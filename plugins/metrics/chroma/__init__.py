@@ -1,0 +1,1 @@
+"""Pitch classes and keys, from spectra."""

@@ -1,0 +1,1 @@
+"""Frechet audio distance."""

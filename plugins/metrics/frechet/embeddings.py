@@ -1,0 +1,93 @@
+"""What pieces of audio are described by: log-mel statistics, or YAMNet."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchaudio.transforms import MelSpectrogram
+
+from segue.core.audio import resample
+from segue.core.errors import ConfigError, PluginError
+
+RATE, PIECE_SECONDS = 16_000, 0.96
+BANDS, FLOOR = 32, 1e-4
+YAMNET_WIDTH = 1024
+FILE_PLACE = "frechet.v1.options.weights"
+
+
+def pieces(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "P S"]:
+    """Pieces of 0.96 s at 16 kHz, half overlapping; what does not fill one is left out."""
+    wave = resample(wave, sample_rate, RATE) if sample_rate != RATE else wave
+    size = round(PIECE_SECONDS * RATE)
+    return wave.unfold(0, size, size // 2) if wave.shape[0] >= size else wave.new_zeros(0, size)
+
+
+class MelStatistics:
+    """Mean and standard deviation over time of log10 mel magnitudes: 64 numbers."""
+
+    def __init__(self) -> None:
+        self._mel = MelSpectrogram(RATE, n_fft=512, hop_length=160, n_mels=BANDS, power=1)
+
+    def __call__(self, batch: Float[Tensor, "P S"]) -> Float[Tensor, "P D"]:
+        if not len(batch):
+            return torch.zeros(0, 2 * BANDS, dtype=torch.float64)
+        spectra = self._mel(batch).clamp_min(FLOOR).log10()
+        return torch.cat([spectra.mean(2), spectra.std(2)], dim=1).double()
+
+
+class Yamnet:
+    """The layer before the classes of YAMNet, a MobileNet trained on AudioSet.
+
+    Raises:
+        ConfigError: if the file is no tflite model with such a layer.
+        PluginError: if LiteRT is not installed.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        try:
+            runtime = import_module("ai_edge_litert.interpreter")
+        except ImportError as error:
+            raise PluginError(
+                "frechet.v1", "embedding=yamnet needs LiteRT", "pip install 'segue[lyra]'"
+            ) from error
+        if not weights.is_file():
+            raise ConfigError(FILE_PLACE, f"there is no file {weights}", "name YAMNet's tflite")
+        try:
+            self._interpreter: Any = runtime.Interpreter(
+                str(weights), experimental_preserve_all_tensors=True
+            )
+            self._interpreter.allocate_tensors()
+            self._input = self._interpreter.get_input_details()[0]
+        except ValueError as error:
+            raise ConfigError(FILE_PLACE, "is no tflite model", "name YAMNet's") from error
+        self._output = self._embedding()
+
+    def _embedding(self) -> int:
+        """The last layer of 1024 numbers in the order of computing."""
+        wide = [
+            tensor["index"]
+            for tensor in self._interpreter.get_tensor_details()
+            if len(tensor["shape"]) and tensor["shape"][-1] == YAMNET_WIDTH
+            and tensor["shape"].prod() == YAMNET_WIDTH and "Mean" in tensor["name"]
+        ]  # fmt: skip
+        if not wide:
+            raise ConfigError(FILE_PLACE, "has no layer of 1024 numbers", "name YAMNet's tflite")
+        return int(wide[-1])
+
+    def __call__(self, batch: Float[Tensor, "P S"]) -> Float[Tensor, "P D"]:
+        rows = []
+        size = int(self._input["shape"][-1])
+        for piece in batch:
+            wave = torch.nn.functional.pad(piece, (0, max(0, size - len(piece))))[:size]
+            self._interpreter.set_tensor(
+                self._input["index"], wave.reshape(tuple(self._input["shape"])).numpy()
+            )
+            self._interpreter.invoke()
+            found = self._interpreter.get_tensor(self._output)
+            rows.append(torch.from_numpy(found.copy()).flatten().double())
+        return torch.stack(rows) if rows else torch.zeros(0, YAMNET_WIDTH, dtype=torch.float64)

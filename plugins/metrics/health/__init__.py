@@ -1,0 +1,1 @@
+"""Silence, clipping, drift and loops."""

@@ -1,0 +1,1 @@
+"""What the metrics of music share: keys, onsets, chroma and statistics of notes."""

@@ -1,0 +1,1 @@
+"""Density and rhythm, from onsets in spectra."""
