@@ -220,8 +220,5 @@ class Transformer(nn.Module):
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:
     """The layers of every transformer in a module."""
     return [
-        block
-        for part in module.modules()
-        if isinstance(part, Transformer)
-        for block in part.blocks
+        block for part in module.modules() if isinstance(part, Transformer) for block in part.blocks
     ]
