@@ -223,9 +223,20 @@ def trained_checkpoints(directory: Path) -> list[Path]:
 
 
 def resume(run: TrainingRun, learner: Learner) -> int:
-    """Load the newest checkpoint into the component and the learner; the step it is of."""
-    newest = on_first(lambda: newest_checkpoint(run.directory, fitted=False))
+    """Load the newest checkpoint into the component and the learner; the step it is of.
+
+    What a run that was killed while saving left over goes first.
+    """
+    newest = on_first(lambda: _tidied(run))
     return 0 if newest is None else load_checkpoint(run, learner, newest)
+
+
+def _tidied(run: TrainingRun) -> Path | None:
+    newest = newest_checkpoint(run.directory, fitted=False)
+    if newest is not None:
+        _drop_old(run.directory, step_of(newest), run.config.keep, run.config.best)
+    sweep(run.directory)
+    return newest
 
 
 def load_checkpoint(run: TrainingRun, learner: Learner, newest: Path) -> int:

@@ -14,7 +14,6 @@ from segue.core.manager import PluginHost
 from segue.plugins.metrics.chroma.metric import Chroma, pitch_classes
 from segue.plugins.metrics.music.keys import Key, key_figures, key_of
 from segue.plugins.metrics.music.timing import interval_table, joined, timing_figures
-from segue.plugins.metrics.notes.metric import class_counts, leap_counts
 from segue.plugins.metrics.onsets.metric import Onsets, find_onsets
 
 SCALE = torch.zeros(12, dtype=torch.float64)
@@ -126,6 +125,9 @@ def notes(*pitches: int, seconds: float = 0.5) -> list[Note]:
 
 
 def test_steps_between_the_highest_notes() -> None:
+    pytest.importorskip("onnxruntime")
+    from segue.plugins.metrics.notes.metric import class_counts, leap_counts
+
     found = leap_counts(notes(60, 64, 62, 98))
     assert {int(p) - 24: int(found[p]) for p in found.nonzero()} == {4: 1, -2: 1, 24: 1}
     chord = [Note(72, 0.0, 1.0), Note(48, 0.02, 1.0), Note(50, 0.5, 1.0), Note(74, 0.53, 1.0)]
