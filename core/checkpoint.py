@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from segue.core.component_manifest import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
+from segue.core.eight_bits import pack, unpack
 from segue.core.errors import CheckpointError
 from segue.core.files import write_json
 from segue.core.interfaces import Component, StageLM, Tokenizer
@@ -34,16 +35,19 @@ def save_component(
     """Write a component into an existing directory; the caller makes that directory atomic.
 
     Args:
-        dtype: store floating-point weights of a stage LM in this type (a tokenizer's are stored as
-            they are: its fingerprint is a hash of them).
+        dtype: store floating-point weights of a stage LM in this type; ``torch.int8`` makes
+            eight-bit codes of matrices (``segue.core.eight_bits``). A tokenizer's are never
+            changed, as its fingerprint is a hash of them: those that half precision holds exactly
+            are stored in it.
         state: the component's state dict, if it was put together from several ranks.
     """
     if isinstance(component, Tokenizer):
         component.seal(use)
     found = component.state_dict() if state is None else state
     state = {k: v.detach().cpu().contiguous() for k, v in _plain(component, found).items()}
-    if dtype is not None and not isinstance(component, Tokenizer):
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    if dtype is not None:
+        exactly = isinstance(component, Tokenizer)
+        state = _halved_exactly(state) if exactly else _converted(state, dtype)
     manifest = ComponentManifest(
         kind,
         use,
@@ -54,6 +58,21 @@ def save_component(
     )
     save_tensors(state, directory / WEIGHTS)
     write_json(directory / MANIFEST, asdict(manifest))
+
+
+def _halved_exactly(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In half precision whatever that does not change."""
+    halves = {k: v.half() for k, v in state.items() if v.is_floating_point()}
+    return {
+        k: halves[k] if k in halves and torch.equal(halves[k].to(v.dtype), v) else v
+        for k, v in state.items()
+    }
+
+
+def _converted(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    if dtype == torch.int8:
+        return pack(state)
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def save_tensors(
@@ -86,8 +105,8 @@ def load_state(component: Component, directory: Path, use: str) -> None:
     if not path.is_file():
         raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
     try:
-        # Stored halves become the component's own floating-point type.
-        load_plain(component, load_file(path))
+        # Stored halves and codes become the component's own floating-point type.
+        load_plain(component, unpack(load_file(path)))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(
             str(path),

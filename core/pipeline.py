@@ -377,7 +377,9 @@ class Pipeline:
         Args:
             directory: made, or replaced as a whole if it holds a pipeline; anything else that
                 is there is left alone.
-            lm_dtype: store the stages' weights in this type; float16 halves the files.
+            lm_dtype: store the stages' weights in this type: float16 halves the files, int8 keeps
+                a code of eight bits per weight, and either rounds them. Tokenizers stay as they
+                are.
         """
         directory = Path(directory)
         _check_replaceable(directory)

@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from segue.core.checkpoint import load_component, save_component, save_tensors
+from segue.core.checkpoint import load_component, save_component
 from segue.core.component_manifest import WEIGHTS, read_manifest
 from segue.core.files import atomic_directory
 from segue.core.interfaces import Component
@@ -37,10 +36,9 @@ def main(part: str, source: str, target: str, levels: str = "") -> None:
             if not tensor.isfinite().all():
                 sys.exit(f"{directory} holds numbers that half precision cannot")
     with atomic_directory(Path(target)) as temporary:
-        save_component(component, temporary, manifest.kind, manifest.use, manifest.trained)
-        state = load_file(temporary / WEIGHTS)
-        halves = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
-        save_tensors(halves, temporary / WEIGHTS)
+        save_component(
+            component, temporary, manifest.kind, manifest.use, manifest.trained, torch.float16
+        )
     load_component(Path(target), default_host(), part)  # its fingerprint is that of what was stored
     print(f"{target}: {(Path(target) / WEIGHTS).stat().st_size / 1e6:.1f} MB from {directory}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segue.core.assembly import plan
+from segue.core.component_manifest import read_manifest
 from segue.core.config.load import find_domain, load_config
 from segue.core.config.schema import PipelineConfig
 from segue.core.errors import AssemblyError, CheckpointError
@@ -192,12 +193,15 @@ def test_a_codec_can_be_trained_further_in_another_way(host: PluginHost) -> None
     """What only says how it is trained may differ from the checkpoint's; its tokens may not."""
     source = find_domain("speech", host).pretrained
     assert source is not None
-    further = ("codec.options={loss: {mel: 3.0}, quantizer_dropout: 0.25}",)
+    shipped = read_manifest(source / "codec").options
+    assert shipped["loss"]["mel"] != 7.0 and shipped["quantizer_dropout"] != 0.125
+    further = ("codec.options={loss: {mel: 7.0}, quantizer_dropout: 0.125}",)
     part = plan(config(host, *further, source=source / "pipeline.yaml"), host).parts["codec"]
     assert isinstance(part.options, SpectralCodecOptions)
-    assert part.options.loss.mel == 3.0 and part.options.quantizer_dropout == 0.25
-    assert part.options.loss.complex_stft == 1.0  # what is not said is the checkpoint's
-    assert part.options.width == 192 and part.options.head == "polar"  # the checkpoint's
+    assert part.options.loss.mel == 7.0 and part.options.quantizer_dropout == 0.125
+    # What is not said is the checkpoint's.
+    changed = {**shipped, "loss": {**shipped["loss"], "mel": 7.0}, "quantizer_dropout": 0.125}
+    assert part.options.model_dump(mode="json") == changed
 
 
 def test_a_checkpoint_of_another_plugin_is_refused(

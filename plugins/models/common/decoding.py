@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from segue.core.eight_bits import quantize
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Tokens
 from segue.core.options import Decoding
 from segue.plugins.models.common.cache import KeyValueCache
 from segue.plugins.models.common.native.library import KernelError, available, library
 from segue.plugins.models.common.native.step import NativeStep, native_linear
-from segue.plugins.models.common.quantize import contents, quantize, rounded
+from segue.plugins.models.common.quantize import contents, rounded
 from segue.plugins.models.common.transformer import Sight, Transformer
 
 Step = Callable[[Tensor, Tensor], Tensor]

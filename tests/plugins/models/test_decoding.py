@@ -14,6 +14,7 @@ from helpers_stage import STAGES, alone, batch_for, build, decoding, given_for, 
 from helpers_stage import tokens as random_tokens
 from pytest import MonkeyPatch
 
+from segue.core.eight_bits import quantize
 from segue.core.errors import ConfigError, GenerationError
 from segue.core.generation import run_stage
 from segue.core.interfaces import StageBatch, Tokens
@@ -23,7 +24,7 @@ from segue.plugins.models.common import decoding as engine
 from segue.plugins.models.common.native import library as native_library
 from segue.plugins.models.common.native import step as native_step
 from segue.plugins.models.common.native.library import KernelError
-from segue.plugins.models.common.quantize import quantize, rounded
+from segue.plugins.models.common.quantize import rounded
 from segue.plugins.models.common.stage import TransformerStageLM
 
 GREEDY = Sampling(temperature=0)

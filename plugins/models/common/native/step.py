@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from segue.core.eight_bits import quantize
 from segue.plugins.models.common.cache import KeyValueCache
 from segue.plugins.models.common.memory import large_pages
 from segue.plugins.models.common.native.library import library
-from segue.plugins.models.common.quantize import contents, quantize
+from segue.plugins.models.common.quantize import contents
 from segue.plugins.models.common.transformer import Transformer
 
 #: Whatever PyTorch's defaults are.
