@@ -23,7 +23,7 @@ class ComponentManifest:
     """What ``component.json`` says of the weights beside it.
 
     Attributes:
-        kind: ``semantic_tokenizer``, ``codec`` or ``stage_lm``.
+        kind: ``semantic_tokenizer``, ``codec``, ``stage_lm`` or ``detector``.
         use: registered name of the plugin.
         options: the plugin's options, complete.
         spec: of a tokenizer, with its fingerprint.

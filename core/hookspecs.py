@@ -58,6 +58,11 @@ def segue_register_continuation_metrics() -> Sequence[PluginRecord]:  # type: ig
 
 
 @hookspec
+def segue_register_detectors() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
+    """Called when the plugin is activated. Return records of kind ``detector``."""
+
+
+@hookspec
 def segue_pipeline_assembled(pipeline: Pipeline) -> None:
     """Called once a pipeline was assembled and its weights are loaded. Return nothing."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from segue.core.options import (
     FINGERPRINT_DIGITS,
     Decoding,
+    DetectorOptions,
     Options,
     Sampling,
     TokenizerOptions,
@@ -28,6 +29,10 @@ from segue.core.spec import StageSpec, TokenSpec
 Wave = Float[Tensor, "B T"]
 Lengths = Int64[Tensor, "B"]
 Ids = Int64[Tensor, "B Q N"]
+
+#: Where audio can come from, in the order of a detector's probabilities: a recording, a recording
+#: that went through a codec, a pipeline that generated it.
+ORIGINS = ("real", "coded", "generated")
 
 
 @dataclass(frozen=True)
@@ -510,6 +515,27 @@ class StageLM(Component):
         loss = self.loss(batch)
         levels = {f"level_{q}": value.detach() for q, value in enumerate(loss.per_level)}
         return {"loss": loss.total, **levels}
+
+
+class Detector(Component):
+    """Tells recordings from what a codec made of them and from what a pipeline generated."""
+
+    config: DetectorOptions
+
+    @abstractmethod
+    def score(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B 3"]:
+        """The probability of each of ``ORIGINS`` for each row, whatever its level.
+
+        Args:
+            wave: ``[B, T]`` at ``config.sample_rate``, of any length; made for
+                ``config.window_seconds``. What lies beyond a row's length is ignored.
+            lengths: ``[B]`` samples.
+        """
+
+    def origin_loss(self, batch: WaveBatch, origins: Int64[Tensor, "B"]) -> Float[Tensor, ""]:
+        """The loss of rows that come from ``ORIGINS[origins]``; only for detectors that
+        `segue train-detector` is to train."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by Segue")
 
 
 class Metric(ABC):

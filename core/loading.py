@@ -148,6 +148,7 @@ def _check_class(record: PluginRecord, target: Any, place: str) -> None:
         "stage_lm": interfaces.StageLM,
         "metric": interfaces.Metric,
         "continuation_metric": ContinuationMetric,
+        "detector": interfaces.Detector,
     }[record.kind]
     is_one = isinstance(target, type) and issubclass(target, base)
     _require(is_one, record, place, f"is no subclass of {base.__module__}.{base.__name__}")

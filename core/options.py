@@ -57,6 +57,18 @@ def options_digest(name: str, options: TokenizerOptions) -> hashlib._Hash:
     return hashlib.sha256(text.encode())
 
 
+class DetectorOptions(Options):
+    """Options of a detector of generated audio.
+
+    Attributes:
+        sample_rate: of the audio it is given, Hz.
+        window_seconds: of audio that one judgement is made for.
+    """
+
+    sample_rate: int = Field(default=16000, ge=1000, le=768_000)
+    window_seconds: float = Field(default=2.0, gt=0.0, le=60.0)
+
+
 class Sampling(Options):
     """How one stage draws its tokens.
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["semantic_tokenizer", "codec", "stage_lm", "domain", "metric", "continuation_metric"]
+Kind = Literal[
+    "semantic_tokenizer",
+    "codec",
+    "stage_lm",
+    "domain",
+    "metric",
+    "continuation_metric",
+    "detector",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: The plugin API that this host speaks, and the oldest it still accepts.

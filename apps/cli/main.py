@@ -9,6 +9,7 @@ import typer
 from segue.apps.cli import (
     config,
     continue_,
+    detect,
     doctor,
     evaluate,
     generate,
@@ -19,6 +20,7 @@ from segue.apps.cli import (
     stream,
     tokenize,
     train,
+    train_detector,
 )
 from segue.apps.cli.output import one_sentence
 
@@ -37,6 +39,8 @@ app.command("generate")(generate.command)
 app.command("resynthesize")(resynthesize.command)
 app.command("prepare")(prepare.command)
 app.command("train")(train.command)
+app.command("train-detector")(train_detector.command)
+app.command("detect")(detect.command)
 app.command("tokenize")(tokenize.command)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(plot.app, name="plot")

@@ -19,6 +19,7 @@ from segue.apps.cli.options import (
     chosen_source,
 )
 from segue.apps.cli.output import console, print_json, progress_bars
+from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
@@ -29,13 +30,26 @@ CONFIG = "config.yaml"
 def command(
     part: Annotated[str, typer.Argument(help="semantic_tokenizer, codec, stages.NAME, or all.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Training directory; resumes what it holds.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", help="Training directory; resumes what it holds."),
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help=DATA_HELP)] = None,
     domain: DomainOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it would take instead; writes nothing.")
+    ] = False,
+    num_ranks: Annotated[int, typer.Option("--ranks", help="Plan: GPUs.")] = 1,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Plan: H100, A100, ...")] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option("--gpu-tflops", help="Plan: peak of one GPU.")
+    ] = None,
+    mfu: Annotated[float, typer.Option("--mfu", help="Plan: share of the peak reached.")] = 0.4,
+    hours: Annotated[
+        float | None, typer.Option("--hours-of-audio", help="Plan: size of the data.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Train; the same command goes on where a run was stopped or killed."""
@@ -46,6 +60,17 @@ def command(
     from segue.core.training.parts import Workspace, train_all, train_part
     from segue.core.training.ranks import device_of_rank, disconnect, ranks
 
+    if plan:
+        from segue.apps.cli.plan import show_plan
+        from segue.core.training.planning import Hardware
+
+        hardware = Hardware(num_ranks, gpu, gpu_tflops, mfu)
+        host = default_host()
+        loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
+        show_plan(loaded.config, host, part, hardware, hours, json)
+        return
+    if output is None:
+        raise ConfigError("--output", "is missing", "name a training directory: -o runs/mine")
     check_writable(output / CONFIG)
     quiet = json or not ranks().first
     host = default_host()

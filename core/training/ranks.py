@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def connect(device: torch.device) -> Ranks:
 def disconnect() -> None:
     """Say goodbye, if there is anybody to say it to."""
     if distributed.is_initialized():
+        gc.collect()  # what still holds a group would be taken apart after it, or at exit
         distributed.destroy_process_group()
 
 

@@ -161,7 +161,8 @@ class GumbelQuantizer(nn.Module):
         if self.training:
             hard = functional.gumbel_softmax(logits.float(), self.temperature, hard=True).to(x)
             self.updates.add_(1)
-        mean = logits.float().softmax(-1).mean(0)
+        # A code whose share is 0 in single precision would have an infinite slope.
+        mean = logits.float().softmax(-1).mean(0).clamp_min(1e-12)
         idle = 1 - torch.special.entr(mean).sum(-1).exp().mean() / codes
         chosen = torch.einsum("mgv,gvc->mgc", hard, self.codebooks)
         return self.out(chosen.flatten(1)), ids, idle

@@ -325,3 +325,13 @@ def test_a_window_sees_its_margins() -> None:
 def test_wrong_options_are_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         W2vBertOptions(**(TINY | wrong))
+
+
+def test_codes_that_no_frame_could_choose_have_a_gradient() -> None:
+    """A wide encoder's first scores are so far apart that shares underflow."""
+    torch.manual_seed(0)
+    config = W2vBertOptions(objective="w2v_bert", width=1024, heads=4, target_codes=512)
+    quantizer = GumbelQuantizer(config).train()
+    vectors, _, idle = quantizer(torch.randn(4, 1024))
+    (vectors.sum() + idle).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in quantizer.parameters())

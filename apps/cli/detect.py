@@ -1,0 +1,89 @@
+"""`segue detect`: whether files hold recordings or what Segue made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segue.apps.cli.options import DeviceOption, JsonOption
+from segue.apps.cli.output import console, print_json, print_table
+
+if TYPE_CHECKING:
+    from segue.core.detection.verdict import Judgement
+    from segue.core.interfaces import Detector
+
+MADE = ("generated", "partly generated")
+
+
+def command(
+    files: Annotated[list[Path], typer.Argument(help="Audio in any format that libsndfile reads.")],
+    domain: Annotated[
+        str, typer.Option("--domain", "-d", help="A domain with a shipped detector: speech.")
+    ] = "speech",
+    detector: Annotated[
+        Path | None,
+        typer.Option("--detector", help="What `segue train-detector` wrote, in place of --domain."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if any file is at least partly generated.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Tell recordings from what Segue generated, second by second.
+
+    Exit code: 0 if every file was judged, whatever the verdicts; with --check 1 if any file is
+    generated or partly so; 2 if a file cannot be judged.
+    """
+    from segue.core.audio import read_audio
+    from segue.core.building import checked_device
+    from segue.core.detection.shipped import load_detector, shipped
+    from segue.core.detection.verdict import judge
+    from segue.core.manager import default_host
+    from segue.core.provenance import read_stamp
+
+    host = default_host()
+    directory = detector if detector is not None else shipped(domain, host)
+    loaded: Detector = load_detector(directory, host).to(checked_device(device))
+    reports = [
+        _report(path, judge(loaded, read_audio(path), str(path)), read_stamp(path))
+        for path in files
+    ]
+    if json:
+        print_json(reports)
+    else:
+        _show(reports)
+    if check and any(report["verdict"] in MADE for report in reports):
+        raise typer.Exit(1)
+
+
+def _report(path: Path, judgement: Judgement, stamp: dict[str, Any] | None) -> dict[str, Any]:
+    """What is known of one file, ready for JSON: a second that is silent has no probability."""
+    from segue.core.interfaces import ORIGINS
+
+    made = judgement.seconds[:, ORIGINS.index("generated")].tolist()
+    return {
+        "file": str(path),
+        "verdict": judgement.verdict,
+        "probability": {name: round(p, 4) for name, p in judgement.probability.items()},
+        "generated_by_second": [None if p != p else round(p, 4) for p in made],
+        "stamp": stamp,
+    }
+
+
+def _show(reports: list[dict[str, Any]]) -> None:
+    rows = []
+    for report in reports:
+        probability = [f"{p:.3f}" for p in report["probability"].values()]
+        seconds = "".join(map(_digit, report["generated_by_second"]))
+        says = "Segue made it" if report["stamp"] else "–"
+        rows.append((report["file"], report["verdict"], *probability, seconds, says))
+    columns = ("file", "verdict", "P(real)", "P(coded)", "P(generated)", "by second", "of itself")
+    print_table(columns, rows)
+    console.print("by second: P(generated) in tenths, 9 for 0.9 and more, – where it is silent")
+
+
+def _digit(probability: float | None) -> str:
+    return "–" if probability is None else str(min(9, int(probability * 10)))

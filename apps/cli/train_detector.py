@@ -1,0 +1,93 @@
+"""`segue train-detector`: make examples with a pipeline, learn from them, measure, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segue.apps.cli.options import (
+    DataOption,
+    DeviceOption,
+    DomainOption,
+    JsonOption,
+    PipelineOption,
+    SeedOption,
+    SetOption,
+    load_pipeline,
+)
+from segue.apps.cli.output import console, progress_bars
+from segue.apps.cli.reports import show
+
+MODEL, FIGURES = "detector", "figures.json"
+
+
+def command(
+    data: DataOption,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Directory for examples, detector and figures."),
+    ],
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    use: Annotated[str, typer.Option(help="Which detector.")] = "spectral_detector.v1",
+    items: Annotated[int, typer.Option(min=3, help="Recordings' parts used, at most.")] = 480,
+    prompt_seconds: Annotated[
+        float, typer.Option(min=0.5, max=60, help="Of each, that continuations follow.")
+    ] = 1.5,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of an example.")] = 3.5,
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 1000,
+    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 2e-3,
+    seed: SeedOption = 0,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Train a detector of what a pipeline generates; examples are kept, so that a run goes on."""
+    import torch
+
+    from segue.core.data.sources import read_recordings
+    from segue.core.detection.examples import ExamplePlan, make_examples
+    from segue.core.detection.training import (
+        DetectorTraining,
+        evaluate_detector,
+        train_detector,
+    )
+
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    plan = ExamplePlan(prompt_seconds, seconds, items, seed=seed)
+    training = DetectorTraining(steps, learning_rate=learning_rate, seed=seed)
+    torch.manual_seed(seed)
+    options = {"sample_rate": loaded.sample_rate}
+    detector = loaded.host.create("detector", use, options, place="--use").to(loaded.device)
+    with progress_bars(json) as progress:
+        clips = make_examples(loaded, read_recordings(data), plan, output, progress)
+        losses = train_detector(detector, clips, training, progress)
+    last = losses[-min(50, len(losses)) :]
+    report: dict[str, Any] = {
+        "subject": "detector",
+        "detector": use,
+        "pipeline": loaded.config.name,
+        "data": str(data),
+        "prompt_seconds": prompt_seconds,
+        "seconds": seconds,
+        "learnt_from": sum(not clip.tested for clip in clips),
+        "training": {**training.__dict__, "last_losses": sum(last) / len(last)},
+        **evaluate_detector(detector, clips),
+    }
+    _save(detector, output, use, report)
+    groups = {"held out": report["figures"], "not in the pipeline": report.get("unseen", {})}
+    show(report, "set", groups, json)
+    if not json:
+        console.print(f"{output / MODEL}: use it with `segue detect FILE --detector DIR`")
+
+
+def _save(detector: Any, output: Path, use: str, report: dict[str, Any]) -> None:
+    from segue.core.checkpoint import save_component
+    from segue.core.files import atomic_directory, write_json
+
+    trained = {key: report[key] for key in ("pipeline", "learnt_from", "training", "items")}
+    with atomic_directory(output / MODEL) as directory:
+        save_component(detector.cpu(), directory, "detector", use, trained)
+    write_json(output / FIGURES, report)

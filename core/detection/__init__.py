@@ -1,0 +1,1 @@
+"""Tell recorded audio from generated audio: examples, training, evaluation, verdicts."""

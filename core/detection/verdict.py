@@ -1,0 +1,90 @@
+"""What a detector says of audio of any length: second by second, and on the whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.audio import SILENCE, Audio, resample
+from segue.core.errors import AudioError
+from segue.core.interfaces import ORIGINS, Detector
+
+Verdict = Literal["real", "coded", "generated", "partly generated"]
+
+LEAST_SECONDS = 0.5
+AT_ONCE = 64  # windows
+SURE_SECONDS = 2  # in a row that must sound generated before a recording counts as partly so
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a detector says of one piece of audio.
+
+    Attributes:
+        verdict: ``partly generated`` where most of it is not, but some seconds in a row are: a
+            recording that was continued.
+        probability: of each of ``ORIGINS``, the mean of the seconds that hold sound.
+        seconds: ``[S, 3]``, of each second; NaN where it is silent.
+    """
+
+    verdict: Verdict
+    probability: dict[str, float]
+    seconds: Float[Tensor, "S 3"]
+
+
+def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
+    """Judge audio of any length and sample rate.
+
+    Raises:
+        AudioError: if it is shorter than half a second, or silent.
+    """
+    if audio.seconds < LEAST_SECONDS:
+        fix = f"give at least {LEAST_SECONDS:g} s of audio"
+        raise AudioError(place, f"lasts {audio.seconds:.3f} s", fix)
+    wave, rate = audio.wave, detector.config.sample_rate
+    if audio.sample_rate != rate:
+        wave = resample(wave, audio.sample_rate, rate)
+    seconds = _by_second(detector, wave)
+    known = seconds[~seconds[:, 0].isnan()]
+    if not len(known):
+        raise AudioError(place, "is silent", "name a file with sound in it")
+    mean = known.mean(dim=0)
+    verdict: Verdict = ORIGINS[int(mean.argmax())]  # type: ignore[assignment]
+    if verdict != "generated" and _longest_run(seconds[:, 2] > 0.5) >= SURE_SECONDS:
+        verdict = "partly generated"
+    return Judgement(verdict, dict(zip(ORIGINS, mean.tolist(), strict=True)), seconds)
+
+
+def _by_second(detector: Detector, wave: Float[Tensor, "T"]) -> Float[Tensor, "S 3"]:
+    """The judgement of a window around the middle of each second."""
+    rate = detector.config.sample_rate
+    window = min(round(detector.config.window_seconds * rate), wave.shape[0])
+    # A last part of less than half a second belongs to the second before it.
+    count = max(1, math.floor(wave.shape[0] / rate + 0.5))
+    starts = [
+        max(0, min(round((second + 0.5) * rate) - window // 2, wave.shape[0] - window))
+        for second in range(count)
+    ]
+    found = torch.full((count, len(ORIGINS)), math.nan)
+    audible = [i for i, s in enumerate(starts) if wave[s : s + window].abs().max() > SILENCE]
+    for first in range(0, len(audible), AT_ONCE):
+        chosen = audible[first : first + AT_ONCE]
+        rows = torch.stack([wave[starts[i] : starts[i] + window] for i in chosen])
+        lengths = torch.full((len(chosen),), window)
+        with torch.inference_mode():
+            scores = detector.score(rows.to(detector.device), lengths.to(detector.device))
+        found[chosen] = scores.float().cpu()
+    return found
+
+
+def _longest_run(true: Tensor) -> int:
+    longest = run = 0
+    for value in true.tolist():
+        run = run + 1 if value else 0
+        longest = max(longest, run)
+    return longest

@@ -1,0 +1,61 @@
+"""What audio files say of where they come from. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from segue.core.files import atomic_path
+
+MARK = "made by Segue: "
+TAKE_COMMENTS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "CAF")
+SAID = ("task", "pipeline", "seed", "row", "prompt_seconds")
+
+
+def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Write a comment into an audio file that says how Segue made it; samples stay as they are.
+
+    Returns:
+        Whether it was: only of some formats, in PCM, which can be written anew without loss.
+    """
+    with soundfile.SoundFile(_native(path)) as file:
+        if file.format not in TAKE_COMMENTS or not file.subtype.startswith("PCM_"):
+            return False
+        samples = file.read(dtype="int32", always_2d=True)
+        rate, form, subtype = file.samplerate, file.format, file.subtype
+    said = {key: metadata[key] for key in SAID if key in metadata}
+    with (
+        atomic_path(path) as temporary,
+        soundfile.SoundFile(
+            _native(temporary), "w", rate, samples.shape[1], subtype, format=form
+        ) as file,
+    ):
+        file.comment = MARK + json.dumps(said, default=str)
+        file.software = "Segue"
+        file.write(samples)
+    return True
+
+
+def read_stamp(path: Path) -> dict[str, Any] | None:
+    """What a file's comment says of how Segue made it; None if it says nothing of the kind.
+
+    Anyone can remove a comment, or write one: it tells what an honest file is, no more.
+    """
+    with soundfile.SoundFile(_native(path)) as file:
+        comment = str(file.comment)
+    if not comment.startswith(MARK):
+        return None
+    try:
+        said = json.loads(comment.removeprefix(MARK))
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _native(path: Path) -> str | bytes:
+    return os.fsencode(path) if os.name == "posix" else str(path)

@@ -1,0 +1,1 @@
+"""Convolutions over log-mel spectrograms."""

@@ -1,0 +1,1 @@
+"""Files that say that Segue made them."""

@@ -1,0 +1,121 @@
+"""`segue detect`, `segue train-detector` and stamped files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import soundfile
+import torch
+from tests.apps.conftest import Segue, tone
+
+from segue.core.checkpoint import save_component
+from segue.core.provenance import read_stamp, stamp
+from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
+from segue.plugins.detectors.spectral.model import SpectralDetector
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """A detector that takes everything for generated."""
+    detector = SpectralDetector(SpectralDetectorOptions(channels=(4,), bands=16))
+    with torch.no_grad():
+        detector.head.weight.zero_()
+        detector.head.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
+    directory = tmp_path / "detector"
+    directory.mkdir()
+    save_component(detector, directory, "detector", "spectral_detector.v1", {})
+    return directory
+
+
+def test_files_of_any_rate_and_length_are_judged(
+    segue: Segue, write: Write, untrained: Path
+) -> None:
+    short, stereo = write("a.wav", tone(0.7)), write("b.flac", tone(3.2, 44_100, 2), 44_100)
+    done = segue("detect", short, stereo, "--detector", untrained, "--json")
+    assert (done.code, done.err, done.new) == (0, "", [])
+    first, second = done.json
+    assert (first["file"], first["verdict"], first["stamp"]) == ("a.wav", "generated", None)
+    assert len(first["generated_by_second"]) == 1 and len(second["generated_by_second"]) == 3
+    assert first["probability"]["generated"] == pytest.approx(0.9867, abs=1e-3)
+    table = segue("detect", short, "--detector", untrained)
+    assert table.code == 0 and "generated" in table.out and "a.wav" in table.out
+    assert segue("detect", short, "--detector", untrained, "--check").code == 1
+
+
+def test_what_cannot_be_judged_is_refused(
+    segue: Segue, write: Write, untrained: Path, tiny: Path
+) -> None:
+    sound, blip = write("a.wav", tone(1)), write("blip.wav", tone(0.1))
+    silent = write("silent.wav", numpy.zeros(16_000))
+    assert segue("detect", "none.wav", "--detector", untrained).refused("none.wav", "exist")
+    assert segue("detect", blip, "--detector", untrained).refused("blip.wav", "0.100 s")
+    assert segue("detect", silent, "--detector", untrained).refused("silent.wav", "silent")
+    assert segue("detect", sound, "--domain", "whales").refused("whales", "no detector ships")
+    assert segue("detect", sound, "--detector", tiny / "codec").refused("holds no detector")
+    assert segue("detect", sound, "--detector", "nowhere").refused("nowhere", "component.json")
+
+
+def test_a_detector_is_trained_and_used(
+    segue: Segue, tiny: Path, recordings_folder: Path, prompt_file: Path
+) -> None:
+    arguments: list[Any] = [
+        *("train-detector", "--data", recordings_folder, "-p", tiny, "-o", "work", "--items", 9),
+        *("--prompt-seconds", 0.5, "--seconds", 1, "--steps", 3, "--json"),
+    ]
+    done = segue(*arguments)
+    assert (done.code, done.err) == (0, "")
+    assert {"work/detector/component.json", "work/figures.json"} <= set(done.new)
+    report = done.json
+    assert report["items"] > 0 and report["learnt_from"] > 0
+    assert report["figures"]["generated against real"]["count"] == report["items"]
+    again = segue(*arguments)  # examples are kept, and the seed decides
+    assert not any("clips" in name for name in again.new) and again.json == report
+    assert segue(*arguments, "--seed", 1).refused("work", "examples of another pipeline")
+    assert segue("detect", prompt_file, "--detector", "work/detector").code == 0
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.aiff"])
+def test_a_stamp_says_who_made_a_file_and_leaves_its_samples(
+    write: Write, segue: Segue, untrained: Path, name: str
+) -> None:
+    path = write(name, tone(1))
+    before = soundfile.read(path, dtype="int32")[0]
+    assert read_stamp(path) is None
+    assert stamp(path, {"task": "continue", "seed": 3, "config": {"long": True}})
+    assert read_stamp(path) == {"task": "continue", "seed": 3}
+    assert numpy.array_equal(soundfile.read(path, dtype="int32")[0], before)
+    report = segue("detect", path, "--detector", untrained, "--json").json[0]
+    assert report["stamp"] == {"task": "continue", "seed": 3}
+
+
+def test_a_lossy_file_is_left_alone(write: Write) -> None:
+    path = write("a.ogg", tone(1))
+    before = path.read_bytes()
+    assert not stamp(path, {"seed": 3})
+    assert path.read_bytes() == before
+
+
+def test_a_registry_file_turns_stamps_on(tmp_path: Path, prompt_file: Path, tiny: Path) -> None:
+    """In a process of its own, as plugins are found once per process."""
+    (tmp_path / "segue-registry.yaml").write_text(
+        "api_version: 1\nhooks: [segue.plugins.provenance.stamp]\n", encoding="utf-8"
+    )
+    arguments = ["continue", prompt_file.resolve(), "-o", "out.wav", "-p", tiny.resolve()]
+    done = subprocess.run(
+        [sys.executable, "-m", "segue", *map(str, arguments), "--seconds", "0.5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = read_stamp(tmp_path / "out.wav")
+    assert said is not None and said["task"] == "continue" and said["seed"] == 0

@@ -1,0 +1,141 @@
+"""The spectral detector: what its contract promises, learning, saving, and the shipped weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from segue.core.audio import Audio, read_audio
+from segue.core.checkpoint import save_component
+from segue.core.detection.examples import Clip
+from segue.core.detection.shipped import load_detector, shipped
+from segue.core.detection.training import DetectorTraining, evaluate_detector, train_detector
+from segue.core.detection.verdict import judge
+from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
+from segue.core.interfaces import ORIGINS, Detector, WaveBatch
+from segue.core.manager import PluginHost
+from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
+from segue.plugins.detectors.spectral.model import SpectralDetector
+
+RATE = 16_000
+TINY = {"channels": (4, 6, 8), "bands": 24}
+
+
+@pytest.fixture
+def detector() -> SpectralDetector:
+    torch.manual_seed(0)
+    return SpectralDetector(SpectralDetectorOptions.model_validate(TINY)).eval()
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(round(seconds * RATE), generator=random)
+
+
+def clip(seed: int, group: str, tested: bool) -> Clip:
+    """Noise, noise below 2 kHz, and a tone with noise: three origins anyone can tell apart."""
+    real = noise(2.5, seed)
+    spectrum = torch.fft.rfft(real)
+    spectrum[5000:] = 0
+    coded = torch.fft.irfft(spectrum, real.shape[0])
+    time = torch.arange(real.shape[0]) / RATE
+    generated = 0.3 * torch.sin(2 * torch.pi * (300 + 20 * seed) * time) + 0.1 * real
+    waves = torch.stack([real, coded, generated]).clamp(-1, 1)
+    return Clip((waves * 32767).to(torch.int16), group, tested, unseen=tested)
+
+
+def test_a_row_is_scored_alike_alone_padded_and_at_any_level(detector: SpectralDetector) -> None:
+    long, short = noise(2.0), noise(1.3, seed=1)
+    rows = torch.stack([long, torch.cat([short, torch.full((long.shape[0] - len(short),), 0.9)])])
+    together = detector.score(rows, torch.tensor([len(long), len(short)]))
+    assert together.shape == (2, len(ORIGINS))
+    assert torch.allclose(together.sum(dim=1), torch.ones(2), atol=1e-5)
+    alone = detector.score(short[None], torch.tensor([len(short)]))
+    assert torch.allclose(together[1], alone[0], atol=1e-5)
+    quiet = detector.score(rows * 0.05, torch.tensor([len(long), len(short)]))
+    assert torch.allclose(together, quiet, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-5)
+
+
+def test_it_is_saved_and_loaded_as_it_was(detector: SpectralDetector, tmp_path: Path) -> None:
+    save_component(detector, tmp_path, "detector", "spectral_detector.v1", {"by": "a test"})
+    loaded = load_detector(tmp_path, PluginHost.discover(entry_points=False))
+    wave, lengths = noise(2.0)[None], torch.tensor([2 * RATE])
+    assert torch.equal(loaded.score(wave, lengths), detector.score(wave, lengths))
+    assert loaded.config == detector.config
+
+
+def test_unknown_options_are_refused() -> None:
+    host = PluginHost.discover(entry_points=False)
+    with pytest.raises(ConfigError, match="chanels"):
+        host.create("detector", "spectral_detector.v1", {"chanels": [4]}, place="detector")
+
+
+def test_it_learns_and_is_measured_on_groups_it_has_not_heard(detector: SpectralDetector) -> None:
+    clips = [clip(i, f"group {i}", tested=i % 3 == 0) for i in range(9)]
+    before = evaluate_detector(detector, clips)["figures"]["generated against real"]["mean"]
+    training = DetectorTraining(steps=80, batch_size=9, learning_rate=1e-2)
+    losses = train_detector(detector, clips, training)
+    report = evaluate_detector(detector, clips)
+    figure = report["figures"]["generated against real"]
+    assert losses[-1] < losses[0] and report["items"] == 3 == report["unseen_items"]
+    assert figure["mean"] == 1.0 > before
+    assert 0.4 < figure["low"] < 0.5  # three groups without a mistake prove little
+    twin = SpectralDetector(detector.config)
+    with pytest.raises(DataError, match="too few groups"):
+        train_detector(twin, [clip(0, "a", tested=False)], training)
+
+
+def test_gradients_reach_every_weight(detector: SpectralDetector) -> None:
+    batch = WaveBatch(torch.stack([noise(2.0, i) for i in range(3)]), torch.full((3,), 2 * RATE))
+    detector.origin_loss(batch, torch.arange(3)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.parameters())
+
+
+class Loud(Detector):
+    """Takes what has a tone of more than 0.5 for generated."""
+
+    def score(self, wave: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        made = (wave.abs().amax(dim=1) > 0.5).float()
+        return torch.stack([1 - made, torch.zeros_like(made), made], dim=1)
+
+
+def test_a_continued_recording_is_told_by_its_seconds() -> None:
+    from segue.core.options import DetectorOptions
+
+    loud = Loud(DetectorOptions(window_seconds=1.0))
+    prompt, made = torch.full((8 * RATE,), 0.1), torch.full((3 * RATE,), 0.9)
+    judged = judge(loud, Audio(torch.cat([prompt, made]), RATE))
+    assert judged.verdict == "partly generated"
+    assert judged.seconds[:, 2].tolist() == [0.0] * 8 + [1.0] * 3
+    assert judged.probability["generated"] == pytest.approx(3 / 11)
+    assert judge(loud, Audio(prompt, RATE)).verdict == "real"
+    assert judge(loud, Audio(torch.cat([prompt[:RATE], made]), RATE)).verdict == "generated"
+    silence = torch.zeros(2 * RATE)
+    half = judge(loud, Audio(torch.cat([silence, made]), RATE))
+    assert half.verdict == "generated" and half.seconds[0].isnan().all()
+    with pytest.raises(AudioError, match="is silent"):
+        judge(loud, Audio(silence, RATE))
+    with pytest.raises(AudioError, match=r"lasts 0\.250 s"):
+        judge(loud, Audio(prompt[: RATE // 4], RATE))
+
+
+@pytest.mark.parametrize("domain", ["speech", "piano"])
+def test_shipped_weights_tell_the_shipped_prompt_and_its_continuation(domain: str) -> None:
+    from segue import Pipeline
+    from segue.core.config.load import find_domain
+
+    host = PluginHost.discover(entry_points=False)
+    detector = load_detector(shipped(domain, host), host)
+    prompt = read_audio(find_domain(domain, host).prompt)
+    assert judge(detector, prompt).verdict == "real"
+    pipeline = Pipeline.from_pretrained(domain, host=host)
+    made = pipeline.continue_(prompt.wave, prompt.sample_rate, seconds=2, prompt_audio="none")
+    assert judge(detector, Audio(made.row(), made.sample_rate)).verdict == "generated"
+
+
+def test_a_domain_without_a_detector_is_told() -> None:
+    with pytest.raises(CheckpointError, match="no detector ships weights for it"):
+        shipped("whales", PluginHost.discover(entry_points=False))
