@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of
+from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of, tell_left_out
 from segue.apps.cli.options import (
     DeviceOption,
     DomainOption,
@@ -19,7 +19,7 @@ from segue.apps.cli.options import (
     SplitOption,
     chosen_source,
 )
-from segue.apps.cli.output import named, note, print_table, progress_bars
+from segue.apps.cli.output import named, print_table, progress_bars
 from segue.apps.cli.reports import held_out, show, whole_numbers, written
 
 
@@ -103,7 +103,4 @@ def _show_rest(report: dict[str, Any]) -> None:
             for book in report["codebooks"]
         ],
     )  # fmt: skip
-    for name, reason in report["left_out"].items():
-        note(f"{name} was left out: {reason}")
-    if report["unusable"]:
-        note(f"{report['unusable']} recordings were left out: too short, or they cannot be read")
+    tell_left_out(report)

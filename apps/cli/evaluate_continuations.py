@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of
+from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of, tell_left_out
 from segue.apps.cli.options import (
     DeviceOption,
     DomainOption,
@@ -21,7 +21,7 @@ from segue.apps.cli.options import (
     SplitOption,
     load_pipeline,
 )
-from segue.apps.cli.output import named, note, progress_bars
+from segue.apps.cli.output import named, progress_bars
 from segue.apps.cli.reports import held_out, show, written
 from segue.core.errors import ConfigError
 
@@ -89,7 +89,4 @@ def command(
         write(report)
     show(report, "metric", figures["metrics"], json)
     if not json:
-        for name, reason in left_out.items():
-            note(f"{name} was left out: {reason}")
-        if figures["unusable"]:
-            note(f"{figures['unusable']} recordings cannot be used: too short, or unreadable")
+        tell_left_out(report)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from segue.apps.cli.output import note
 from segue.core.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -52,6 +54,14 @@ def chosen_metrics(
         else:
             chosen[record.name] = metric
     return chosen, left_out
+
+
+def tell_left_out(report: Mapping[str, Any]) -> None:
+    """Say which metrics were not computed, and how many recordings could not be used."""
+    for name, reason in report["left_out"].items():
+        note(f"{name} was left out: {reason}")
+    if report.get("unusable"):
+        note(f"{report['unusable']} recordings were left out: too short, or they cannot be read")
 
 
 def domain_of(host: PluginHost, name: str) -> str | None:

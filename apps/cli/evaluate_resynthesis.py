@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of
+from segue.apps.cli.evaluate_metrics import chosen_metrics, domain_of, tell_left_out
 from segue.apps.cli.options import (
     DeviceOption,
     DomainOption,
@@ -20,7 +20,7 @@ from segue.apps.cli.options import (
     SplitOption,
     load_pipeline,
 )
-from segue.apps.cli.output import named, note, progress_bars
+from segue.apps.cli.output import named, progress_bars
 from segue.apps.cli.reports import held_out, show, written
 from segue.core.errors import ConfigError
 
@@ -79,8 +79,7 @@ def command(
         write(report)
     show(report, "way", figures["ways"], json)
     if not json:
-        for name, reason in left_out.items():
-            note(f"{name} was left out: {reason}")
+        tell_left_out(report)
 
 
 def _of_both(

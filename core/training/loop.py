@@ -1,4 +1,4 @@
-"""The one training loop: every part that is trained by gradient goes through ``train``."""
+"""The training loop of a pipeline: every part of one that learns by gradient goes through it."""
 
 from __future__ import annotations
 

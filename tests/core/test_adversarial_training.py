@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.adversarial_helpers import Critic
 from torch import Tensor, nn
 
 from segue.core.config.schema import TrainingConfig
@@ -22,21 +23,6 @@ from segue.core.training import checkpoints
 from segue.core.training.checkpoints import STATE, newest_checkpoint
 from segue.core.training.guard import ROLLBACKS, SETTLING_STEPS, Guard
 from segue.core.training.loop import LOG, TrainingRun, make_adversary, train
-
-
-class Critic(Adversary):
-    """Linear; ``real`` should score 1 and ``made`` 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.score = nn.Linear(8, 1)
-
-    def forward(self, real: Tensor, made: Tensor) -> Mapping[str, Tensor]:
-        there, here = self.score(real), self.score(made)
-        return {
-            "adversary_loss": (there - 1).square().mean() + here.square().mean(),
-            "adversarial": (here - 1).square().mean(),
-        }
 
 
 class Painter(Component):

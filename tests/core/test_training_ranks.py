@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.adversarial_helpers import Critic
 from torch import Tensor, nn
 
 from segue.core.config.schema import TrainingConfig
@@ -41,19 +42,6 @@ STAGE = StageSpec(
     (SliceSpec("semantic", 0, 1, 7, Fraction(25), "bbbb"),),
 )
 ROWS = 8
-
-
-class Critic(Adversary):
-    def __init__(self) -> None:
-        super().__init__()
-        self.score = nn.Linear(8, 1)
-
-    def forward(self, real: Tensor, made: Tensor) -> Mapping[str, Tensor]:
-        there, here = self.score(real), self.score(made)
-        return {
-            "adversary_loss": (there - 1).square().mean() + here.square().mean(),
-            "adversarial": (here - 1).square().mean(),
-        }
 
 
 class Painter(Component):
