@@ -7,7 +7,7 @@ way out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,11 @@ class PartPlan:
 
 @dataclass(frozen=True)
 class AssemblyPlan:
-    """A pipeline whose parts are known to fit."""
+    """A pipeline whose parts are known to fit.
+
+    Attributes:
+        streams: the tokens of each stream that stages predict: of a codec maybe its first levels.
+    """
 
     config: PipelineConfig
     parts: Mapping[str, PartPlan]
@@ -62,12 +66,12 @@ def plan(config: PipelineConfig, host: PluginHost) -> AssemblyPlan:
     }
     _check_streams(streams)
     stages = tuple(bind_stage(stage, streams) for stage in config.stages)
-    _check_levels(stages, streams)
+    predicted = _predicted(stages, streams)
     _check_chain(stages)
     for stage in stages:
         _check_rates(stage)
         _check_trained_on(stage, parts[f"stages.{stage.name}"], streams)
-    return AssemblyPlan(config, parts, streams, stages)
+    return AssemblyPlan(config, parts, predicted, stages)
 
 
 def plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
@@ -210,8 +214,14 @@ def _bind(text: str, streams: Mapping[str, TokenSpec], place: str) -> SliceSpec:
     )
 
 
-def _check_levels(stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec]) -> None:
-    """Every level of every stream is predicted by exactly one stage."""
+def _predicted(
+    stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec]
+) -> dict[str, TokenSpec]:
+    """The streams cut to the levels that stages predict, each level by exactly one.
+
+    A codec decodes its first levels alone, so those after the last predicted one may be left out;
+    none may be left out before it.
+    """
     owner: dict[tuple[str, int], str] = {}
     for stage in stages:
         for level in range(stage.target.start, stage.target.stop):
@@ -224,8 +234,11 @@ def _check_levels(stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec
                     f"a stage out by {{name: {owner[key]}, drop: true}}",
                 )
             owner[key] = stage.name
+    found = {}
     for stream, spec in streams.items():
-        missing = [q for q in range(spec.num_levels) if (stream, q) not in owner]
+        levels = {level for name, level in owner if name == stream}
+        count = max(levels, default=0) + 1
+        missing = sorted(set(range(count)) - levels)
         if missing:
             raise AssemblyError(
                 "stages",
@@ -233,6 +246,8 @@ def _check_levels(stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec
                 f"that {TOKENIZER_OF[stream]} emits",
                 f"add a stage that predicts {stream}[{missing[0]}:{missing[-1] + 1}]",
             )
+        found[stream] = replace(spec, num_levels=count)
+    return found
 
 
 def _check_chain(stages: tuple[StageSpec, ...]) -> None:

@@ -25,7 +25,7 @@ class Transcoder:
     """Takes audio to tokens and back with a pipeline's tokenizers.
 
     Attributes:
-        streams: the tokens of each stream of the pipeline.
+        streams: the tokens of each stream of the pipeline, of the levels that its stages predict.
         limits: what of a prompt is used, and how loud.
     """
 
@@ -94,14 +94,17 @@ class Transcoder:
         }
 
     def encode(self, audios: Sequence[Audio], gains: Float[Tensor, "B"]) -> dict[str, Tokens]:
-        streams = self.streams
-        return {stream: self.encode_stream(stream, audios, gains) for stream in streams}
+        """Tokens of every stream, of the levels that stages predict."""
+        return {
+            stream: self.encode_stream(stream, audios, gains).levels(0, spec.num_levels)
+            for stream, spec in self.streams.items()
+        }
 
     @torch.inference_mode()
     def encode_stream(
         self, stream: str, audios: Sequence[Audio], gains: Float[Tensor, "B"]
     ) -> Tokens:
-        """Tokens of one stream, cut to the frames that the audio fills."""
+        """Tokens of one stream, all levels, cut to the frames that the audio fills."""
         tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
         assert tokenizer is not None
         spec = tokenizer.spec

@@ -76,12 +76,22 @@ def test_papers_systems_are_configs(host: PluginHost) -> None:
     assert set(plan(acoustic_only, host).streams) == {"acoustic"}
 
 
+def test_a_codec_s_last_levels_may_be_left_out(host: PluginHost) -> None:
+    coarse = {"name": "coarse", "predicts": "acoustic[0:4]", "given": ["semantic"]}
+    acoustic = plan(staged(host, SEMANTIC, coarse), host).streams["acoustic"]
+    assert (acoustic.num_levels, acoustic.codebook_size) == (4, 1024)
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
         (
-            [SEMANTIC, {"name": "a", "predicts": "acoustic[0:2]", "given": ["semantic"]}],
-            ["no stage predicts level 2", "codec", "acoustic[2:12]"],
+            [SEMANTIC, {"name": "a", "predicts": "acoustic[2:4]", "given": ["semantic"]}],
+            ["no stage predicts level 0", "codec", "acoustic[0:2]"],
+        ),
+        (
+            [{"name": "a", "predicts": "acoustic"}],
+            ["no stage predicts level 0 of the 1 semantic", "semantic[0:1]"],
         ),
         (
             [

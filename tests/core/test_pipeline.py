@@ -12,6 +12,7 @@ import yaml
 from tests.conftest import melody
 
 from segue import Pipeline
+from segue.core.config.load import load_config
 from segue.core.errors import (
     AudioError,
     CheckpointError,
@@ -22,6 +23,7 @@ from segue.core.errors import (
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
+from segue.core.training.parts import Workspace, train_all
 
 RATE = 16_000
 
@@ -63,6 +65,37 @@ def test_prompt_tokens_are_the_tokenizers_own(pipeline: Pipeline) -> None:
         assert tokenizer is not None
         expected = tokenizer.encode(prompt[None], lengths).row(0)
         assert torch.equal(result.tokens[name].row(0)[:, : expected.shape[1]], expected)
+
+
+@pytest.fixture(scope="module")
+def coarse(
+    tiny_pipelines: dict[str, Path],
+    recordings_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Pipeline:
+    """The tiny pipeline with an acoustic stage for two of the codec's three levels."""
+    whole = tiny_pipelines["speech"]
+    host = PluginHost.discover(entry_points=False)
+    overrides = ["stages.acoustic.predicts=acoustic[0:2]", "stages.acoustic.lm.checkpoint=null"]
+    config = load_config(whole / "pipeline.yaml", host, overrides).config
+    directory = tmp_path_factory.mktemp("coarse")
+    trained = train_all(Workspace(config, directory, recordings_folder, host))
+    return Pipeline.from_pretrained(trained, host=host)
+
+
+def test_stages_may_leave_out_a_codec_s_last_levels(coarse: Pipeline) -> None:
+    prompt = melody(1.6, seed=5)
+    assert coarse.codec.spec.num_levels == 3
+    result = coarse.continue_(prompt, RATE, seconds=0.8, seed=4)
+    assert result.tokens["acoustic"].num_levels == 2
+    assert result.continuation().shape[0] == 0.8 * RATE
+    assert coarse.acoustic_generation(prompt, RATE).tokens["acoustic"].num_levels == 2
+    assert coarse.generate(0.4).row().shape[0] == 0.4 * RATE
+    assert coarse.resynthesize(prompt, RATE).tokens["acoustic"].num_levels == 3
+    whole = coarse.continue_(prompt, RATE, seconds=0.8, seed=4, chunk_seconds=0.3)
+    chunks = list(coarse.stream(prompt, RATE, seconds=0.8, seed=4, chunk_seconds=0.3))
+    streamed = torch.cat([chunk.row() for chunk in chunks])
+    torch.testing.assert_close(streamed, whole.continuation(), atol=1e-5, rtol=1e-5)
 
 
 def test_prompt_audio_can_be_the_codecs_or_left_out(pipeline: Pipeline) -> None:

@@ -181,8 +181,8 @@ def test_a_name_clash_names_every_claimant_and_a_pin_settles_it(
          ["codec", "51 frames/s do not divide"]),
         (("", ""), ["codec.use=toy_mdct.v1", "stages.acoustic.predicts=acoustic[0:30]"],
          ["level 30", "codec emits 6"]),
-        (("", ""), ["codec.use=toy_mdct.v1", "stages.acoustic.predicts=acoustic[0:4]"],
-         ["no stage predicts level 4 of the 6"]),
+        (("", ""), ["codec.use=toy_mdct.v1", "stages.acoustic.predicts=acoustic[2:6]"],
+         ["no stage predicts level 0 of the 6"]),
     ],
 )  # fmt: skip
 def test_wrong_rates_and_levels_are_refused(
