@@ -338,7 +338,7 @@ class Pipeline:
         Args:
             through: ``codec``: encode and decode; ``semantic``: keep the semantic tokens alone and
                 take the most likely acoustic tokens given them.
-            levels: with ``codec``, decode only so many levels.
+            levels: with ``codec``, decode so many levels; None: those that the stages predict.
         """
         if through == "semantic":
             if levels is not None:
@@ -348,7 +348,8 @@ class Pipeline:
         if through != "codec":
             raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
         total = self.codec.spec.num_levels
-        count = total if levels is None else whole_number(levels)
+        predicted = self.assembly.streams[ACOUSTIC].num_levels
+        count = predicted if levels is None else whole_number(levels)
         if count is None or not 1 <= count <= total:
             raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
         audios = self.audio.prepared([(wave, sample_rate)], whole_units=False)

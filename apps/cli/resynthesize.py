@@ -46,7 +46,10 @@ def command(
         ),
     ] = "codec",
     levels: Annotated[
-        int | None, typer.Option(help="With codec: decode only so many levels.")
+        int | None,
+        typer.Option(
+            help="With codec: decode so many levels. Default: those that the stages predict."
+        ),
     ] = None,
     seed: SeedOption = 0,
     overrides: SetOption = None,

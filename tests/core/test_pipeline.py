@@ -91,7 +91,8 @@ def test_stages_may_leave_out_a_codec_s_last_levels(coarse: Pipeline) -> None:
     assert result.continuation().shape[0] == 0.8 * RATE
     assert coarse.acoustic_generation(prompt, RATE).tokens["acoustic"].num_levels == 2
     assert coarse.generate(0.4).row().shape[0] == 0.4 * RATE
-    assert coarse.resynthesize(prompt, RATE).tokens["acoustic"].num_levels == 3
+    assert coarse.resynthesize(prompt, RATE).tokens["acoustic"].num_levels == 2
+    assert coarse.resynthesize(prompt, RATE, levels=3).tokens["acoustic"].num_levels == 3
     whole = coarse.continue_(prompt, RATE, seconds=0.8, seed=4, chunk_seconds=0.3)
     chunks = list(coarse.stream(prompt, RATE, seconds=0.8, seed=4, chunk_seconds=0.3))
     streamed = torch.cat([chunk.row() for chunk in chunks])
