@@ -1,0 +1,195 @@
+"""How fast recordings become tokens, and tokens a trained stage.
+
+    python benchmarks/data_and_training.py [--json FILE] [--minutes 40] [--steps 60]
+
+The commands that users type, timed whole or by their own logs: `segue tokenize` with one and with
+two processes; `segue train` of a stage and of a codec, and the share of a step that it waits for
+data; one process against two ranks under torchrun; and against audiolm-pytorch, which makes the
+tokens anew in every step. Processes have one thread each, but for that last comparison. Recordings
+are the speech domain's prompt in light noise, another for each. The peer is optional. About 8
+minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+if not __package__:  # run as a script: import from the checkout's root, not from beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import soundfile
+import torch
+
+from benchmarks import stages
+from benchmarks.peers.packages import use_packages
+from benchmarks.report import Report
+from benchmarks.timing import machine, median_seconds, seconds
+from segue.core.config.load import find_domain
+from segue.core.manager import default_host
+
+FILE_SECONDS = 10.0
+CROP_SECONDS, BATCH = 3.0, 2  # of the comparison with audiolm-pytorch
+LOG_EVERY = 10  # steps between lines of a training's log
+TOKENIZERS = "speech/trained_tokenizers"
+SEGUE = (sys.executable, "-m", "segue")
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    *("-m", "segue"),
+)
+
+
+def make_recordings(folder: Path, minutes: float) -> None:
+    """Files of ten seconds, no two the same."""
+    prompt = find_domain("speech", default_host()).prompt
+    assert prompt is not None
+    wave, rate = soundfile.read(prompt, dtype="float32")
+    length = round(FILE_SECONDS * rate)
+    wave = np.tile(wave, -(-2 * length // len(wave)))
+    draws = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(max(2, round(minutes * 60 / FILE_SECONDS))):
+        start = draws.integers(length)
+        noise = 0.003 * draws.standard_normal(length, dtype=np.float32)
+        soundfile.write(folder / f"{index:05d}.flac", wave[start : start + length] + noise, rate)
+
+
+def run(command: Sequence[str], threads: int) -> None:
+    """A command with so many threads in each process.
+
+    Raises:
+        RuntimeError: it failed; the message ends with what it wrote.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+
+
+def tokenizing(report: Report, folder: Path, minutes: float) -> None:
+    """Audio seconds per second of the whole command, start of Python and loading included."""
+    audio = minutes * 60
+    took = {}
+    for workers in (1, 2):
+        command = (*SEGUE, "tokenize", "--config", TOKENIZERS, "--data", str(folder / "audio"))
+        options = ("-o", str(folder / f"tokens-{workers}"), "--workers", str(workers))
+        took[workers] = seconds(lambda c=(*command, *options): run(c, threads=1))  # type: ignore[misc]
+        report.note(f"tokenize_{workers}_processes", audio / took[workers], "audio s per second")
+    report.ratio("tokenize_scaling", took[1] / took[2], "two processes against one, whole commands")
+
+
+def train(
+    folder: Path, name: str, part: str, options: dict[str, object], program: Sequence[str] = SEGUE,
+    threads: int = 1, config: str = TOKENIZERS,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train on what ``tokenizing`` left; the lines of its log after the first."""
+    run_folder = folder / name
+    run_folder.mkdir()
+    (run_folder / "tokens").symlink_to(folder / "tokens-1" / "tokens")
+    command = [*program, "train", part, "--config", config, "-o", str(run_folder)]
+    command += ["--data", str(folder / "audio")]
+    for key, value in options.items():
+        command += ["--set", f"{key}={value}"]
+    run(command, threads)
+    log = (run_folder / part.replace(".", "/") / "log.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [line for line in lines if "seconds" in line][1:]
+
+
+def step_seconds(lines: Sequence[dict[str, float]]) -> float:
+    return median(line["seconds"] for line in lines)
+
+
+def waiting(report: Report, folder: Path, steps: int) -> None:
+    """The share of a step that a training waits for its batch, on tokens and on audio."""
+    parts = (
+        ("tokens", "stages.acoustic", "stages.acoustic.lm.training", TOKENIZERS),
+        ("audio", "codec", "codec.training", "speech"),
+    )
+    for data, part, place, config in parts:
+        lines = train(folder, f"waiting-{data}", part, quiet(place, steps), config=config)
+        waited = sum(line["data_seconds"] for line in lines)
+        share = waited / sum(line["seconds"] for line in lines)
+        report.note(f"step_on_{data}", step_seconds(lines), "s per step")
+        report.ratio(f"waiting_for_{data}", share, "of a step's time, goal below 0.02")
+
+
+def quiet(place: str, steps: int) -> dict[str, object]:
+    """So many steps, without validation and checkpoints in between."""
+    return {f"{place}.{key}": steps for key in ("steps", "save_every", "validate_every")}
+
+
+def ranks(report: Report, folder: Path, steps: int) -> None:
+    """The same global batch in one process and in two ranks, one thread each."""
+    options = quiet("stages.acoustic.lm.training", steps)
+    programs = {"one_process": SEGUE, "two_ranks": TORCHRUN}
+    took = {
+        name: report.note(
+            f"train_{name}",
+            step_seconds(train(folder, name, "stages.acoustic", options, program)),
+            "s per step",
+        )
+        for name, program in programs.items()
+    }
+    report.ratio("two_ranks_vs_one", took["one_process"] / took["two_ranks"], "steps per second")
+
+
+def against_audiolm_pytorch(report: Report, folder: Path, steps: int, repeats: int) -> None:
+    """A coarse stage of equal width, depth, heads, crops and tokens; all threads to both."""
+    from benchmarks.peers.audiolm_pytorch import Sizes
+    from benchmarks.peers.audiolm_pytorch_online import training_steps
+
+    place = "stages.acoustic"
+    options = quiet(f"{place}.lm.training", steps) | {
+        f"{place}.predicts": f"acoustic[0:{stages.COARSE}]",
+        f"{place}.crop_seconds": CROP_SECONDS,
+        f"{place}.lm.use": "flat_transformer.v1",
+        f"{place}.lm.training.batch_size": BATCH,
+    }
+    options |= {f"{place}.lm.options.{key}": value for key, value in stages.SIZE.items()}
+    threads = torch.get_num_threads()
+    lines = train(folder, "coarse", place, options, threads=threads)
+    ours = report.note("segue_coarse", step_seconds(lines), "s per step, waiting included")
+    on_waves, on_tokens = training_steps(BATCH, CROP_SECONDS, Sizes(semantic_codes=512))
+    online = report.note(
+        "audiolm_pytorch_on_waves", median_seconds(on_waves, repeats), "s per step"
+    )
+    decoupled = report.note(
+        "audiolm_pytorch_on_tokens", median_seconds(on_tokens, repeats), "s per step"
+    )
+    report.ratio("online_vs_tokens", online / decoupled, "the peer's own step, with and without")
+    report.ratio("training_vs_audiolm_pytorch", online / ours, "time per step, goal above 5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--minutes", type=float, default=40.0, help="of audio to tokenize")
+    parser.add_argument("--steps", type=int, default=60, help="of each training")
+    parser.add_argument("--repeats", type=int, default=5, help="of the peer's steps")
+    arguments = parser.parse_args()
+    if arguments.steps < 2 * LOG_EVERY:
+        parser.error(f"--steps {arguments.steps}: fewer than {2 * LOG_EVERY} leave nothing to read")
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_recordings(root / "audio", arguments.minutes)
+        tokenizing(report, root, arguments.minutes)
+        waiting(report, root, arguments.steps)
+        ranks(report, root, arguments.steps)
+        if use_packages("audiolm_pytorch"):
+            against_audiolm_pytorch(report, root, arguments.steps, arguments.repeats)
+    report.write(arguments.json)
+
+
+if __name__ == "__main__":
+    main()
