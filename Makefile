@@ -11,10 +11,10 @@ DEV := $(VENV)/.installed-dev
 PLOT := $(VENV)/.installed-plot
 DEMO := $(if $(wildcard $(DEV)),$(DEV),$(PLOT))
 
-.PHONY: help venv demo test test-all lint types format clean
+.PHONY: help venv demo test test-all lint types format clean train-small-speech train-small-piano
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(DEV)  ## Install Segue and all development tools into .venv
 
@@ -39,6 +39,13 @@ types: $(DEV)  ## Check types
 format: $(DEV)  ## Fix what style tools can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+train-small-speech:  ## Train what ships anew, in hours: make train-small-speech DATA=folder [OUT=folder]
+train-small-piano:  ## The same for piano: make train-small-piano DATA=folder [OUT=folder]
+
+train-small-speech train-small-piano: train-small-%: $(DEV)
+	@test -n "$(DATA)" || { echo "name the data: make $@ DATA=folder"; exit 2; }
+	$(BIN)/python tools/train_small.py $* "$(DATA)" "$(or $(OUT),runs/small-$*)"
 
 clean:  ## Remove what building and testing left; .venv and runs/ stay
 	rm -rf build dist segue.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache

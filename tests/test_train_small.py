@@ -1,0 +1,62 @@
+"""The tool behind `make train-small-speech`: every command that made what ships, at a tiny size."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segue import Pipeline
+from tests.conftest import TINY, melody
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    *(value for value in TINY if "num_levels" not in value and "num_clusters" not in value),
+    "codec.options.num_levels=9",
+    "semantic_tokenizer.options.width=16",
+    "semantic_tokenizer.options.depth=2",
+    "semantic_tokenizer.options.heads=2",
+    "semantic_tokenizer.options.layer=1",
+    "semantic_tokenizer.options.num_clusters=8",
+    "semantic_tokenizer.options.refine_at=2",
+    "semantic_tokenizer.training.steps=4",
+    "semantic_tokenizer.training.batch_size=2",
+    "semantic_tokenizer.training.crop_seconds=1",
+]
+
+
+@pytest.mark.slow
+def test_one_command_trains_what_ships(recordings_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"path": path, "corpus": "made", "speaker": path.parent.name, "duration_s": 3.0,
+         "split": "valid" if path.parent.name == "group3" else "train"}
+        for path in sorted(recordings_folder.rglob("*.wav"))
+    ]  # fmt: skip
+    source = tmp_path / "source"
+    source.mkdir()
+    with (source / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    tool = [sys.executable, str(ROOT / "tools" / "train_small.py")]
+    call = [*tool, "speech", str(source), str(tmp_path / "out"), *SMALL]
+    for _ in range(2):  # the second time there is nothing left to do
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    pipeline = Pipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    assert pipeline.codec.spec.num_levels == 8
+    assert pipeline.semantic_tokenizer.spec.codebook_size == 8  # type: ignore[union-attr]
+    prompt = melody(1.0, seed=1)
+    result = pipeline.continue_(prompt, 16_000, seconds=0.4)
+    assert result.tokens["acoustic"].num_levels == 4
+    assert result.continuation().shape[0] == 0.4 * 16_000
+
+
+def test_a_missing_argument_says_how(tmp_path: Path) -> None:
+    call = [sys.executable, str(ROOT / "tools" / "train_small.py"), "songs", str(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "train_small.py DOMAIN SOURCE OUTPUT" in done.stderr

@@ -1,0 +1,89 @@
+"""Train a domain's shipped pipeline anew, by the commands that its model card tells.
+
+    python tools/train_small.py DOMAIN SOURCE OUTPUT [KEY=VALUE ...]   (speech data/ runs/speech)
+
+SOURCE is what `segue prepare DOMAIN` takes; KEY=VALUE overrides the config of every training. Hours
+on a CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, its stages
+in eight bits as in the shipped one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from segue.core.pipeline import Pipeline
+
+#: What is asked of a domain's tokenizers beside its config.
+TOKENIZERS = {
+    "speech": [
+        "semantic_tokenizer.use=w2v_bert.v1",
+        "semantic_tokenizer.options.num_clusters=512",
+        "semantic_tokenizer.options.refine_at=1500",
+        "semantic_tokenizer.training.steps=3000",
+        "semantic_tokenizer.training.batch_size=8",
+        "semantic_tokenizer.training.crop_seconds=4",
+        "semantic_tokenizer.training.learning_rate=3.0e-3",
+    ],
+    "piano": ["codec.options.num_levels=8", "codec.training.steps=4500"],
+}
+#: Manifests that tokenizers are trained on: single words, too, for the semantic one of speech.
+MANIFESTS = {
+    "speech": {"semantic_tokenizer": "manifest-all.csv", "codec": "manifest.csv"},
+    "piano": {"semantic_tokenizer": "manifest.csv", "codec": "manifest.csv"},
+}
+LEVELS = "8"  # of the codec that are kept
+
+
+def run(*command: str | Path) -> None:
+    """Tell a command and run it by this Python; what it fails with ends this program, too."""
+    print("$ python", *command, flush=True)
+    if code := subprocess.run([sys.executable, *command], check=False).returncode:
+        sys.exit(code)
+
+
+def segue(*arguments: str | Path) -> None:
+    run("-m", "segue", *arguments)
+
+
+def settings(values: Sequence[str]) -> list[str]:
+    return [text for value in values for text in ("--set", value)]
+
+
+def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str]) -> list[str]:
+    """Both tokenizers, rounded as what ships; returns what makes a pipeline use them."""
+    chosen = []
+    for part, manifest in MANIFESTS[domain].items():
+        rounded = output / "rounded" / part
+        if not rounded.exists():
+            values = settings([*TOKENIZERS[domain], *more])
+            data_options = ("--domain", domain, "--data", data / manifest, "-o", output)
+            segue("train", part, *data_options, *values)
+            levels = [LEVELS] if part == "codec" else []
+            run(
+                Path(__file__).with_name("ship_tokenizer.py"), part, output / part, rounded, *levels
+            )
+        chosen.append(f"{part}.checkpoint={rounded.resolve()}")
+    return chosen
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) < 3 or arguments[0] not in TOKENIZERS:
+        sys.exit(__doc__)
+    domain, source, output, more = arguments[0], arguments[1], Path(arguments[2]), arguments[3:]
+    data, stages = output / "data", output / "stages"
+    segue("prepare", domain, "--source", source, "-o", data)
+    chosen = train_tokenizers(domain, data, output / "tokenizers", more)
+    config = ("--config", f"{domain}/trained_tokenizers", "--data", data / "manifest.csv")
+    of_stages = [value for value in more if value.startswith("stages.")]
+    segue("train", "all", *config, "-o", stages, *settings([*chosen, *of_stages]))
+    trained = Pipeline.from_pretrained(stages / "pipeline")
+    print(trained.save_pretrained(output / "pipeline", lm_dtype=torch.int8))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
