@@ -212,9 +212,10 @@ def _shard(step: _Step, mesh: Any) -> _Step:
 
 
 def _prepare_blocks(component: Component, config: TrainingConfig) -> None:
+    """What is computed again is what was compiled: a checkpoint inside would not be compiled."""
     for block in component.blocks():
+        if config.compile:
+            object.__setattr__(block, "forward", torch.compile(block.forward))
         if config.activation_checkpointing:
             again = partial(checkpoint, block.forward, use_reentrant=False)
             object.__setattr__(block, "forward", again)
-        if config.compile:
-            block.compile()

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from tests.adversarial_helpers import Critic
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import Share
@@ -176,6 +177,7 @@ WAYS: list[Any] = [
         marks=pytest.mark.slow,
     ),
     ("codec", {"accumulate": 2, "adversary_from": 3}),
+    pytest.param("stage", {"compile": True}, marks=pytest.mark.slow),
 ]
 
 
@@ -194,6 +196,32 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> N
     trained(2, parts, "stage", steps=3, schedule="constant", strategy="fsdp")
     alone(parts, "stage", steps=6, schedule="constant")
     check_alike(whole, trained(2, parts, "stage", steps=8, schedule="constant", strategy="fsdp"))
+
+
+COMPILED: list[Any] = [
+    ("stage", {}),
+    ("stage", {"activation_checkpointing": True}),
+    ("codec", {"adversary_from": 1}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "changes"), COMPILED)
+def test_what_is_compiled_learns_the_same(
+    tmp_path: Path, what: str, changes: dict[str, Any]
+) -> None:
+    """Two steps, and two of a run that is taken up: as without, and checkpoints tell nothing."""
+    changes = {"schedule": "constant", **changes}
+    torch._dynamo.reset()
+    counters.clear()
+    first = alone(tmp_path / "compiled", what, steps=2, compile=True, **changes)
+    assert counters["stats"]["unique_graphs"]
+    plain = alone(tmp_path / "plain", what, steps=2, **changes)
+    check_alike(plain, first)
+    check_alike(
+        alone(plain.parent, what, steps=4, **changes),
+        alone(first.parent, what, steps=4, compile=True, **changes),
+    )
 
 
 @pytest.mark.slow
