@@ -261,6 +261,14 @@ def test_what_goes_wrong_on_the_first_rank_ends_the_others(tmp_path: Path) -> No
     assert str(place) in stories[0] and "Traceback" not in stories[1]
 
 
+def test_sharded_weights_are_not_trained_in_half_precision(tmp_path: Path) -> None:
+    processes = start(2, tmp_path, "stage", strategy="fsdp", precision="16-mixed")
+    for process in processes:
+        story = process.communicate(timeout=120)[0]
+        assert process.returncode != 0
+        assert "TrainingError: part.training.precision: 16-mixed cannot be had with fsdp" in story
+
+
 @pytest.mark.parametrize(
     ("what", "changes", "place"),
     [
