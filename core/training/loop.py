@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE
 from segue.core.errors import TrainingError
+from segue.core.files import add_line
 from segue.core.interfaces import AcousticCodec, Adversary, Component, WaveBatch
 from segue.core.records import Kind
 from segue.core.training.adaptation import keep_frozen
@@ -33,8 +35,8 @@ from segue.core.training.checkpoints import (
 )
 from segue.core.training.engine import Engine
 from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
-from segue.core.training.prefetch import Batches, Feed
-from segue.core.training.ranks import on_first
+from segue.core.training.prefetch import Batch, Batches, Feed
+from segue.core.training.ranks import on_each, on_first
 from segue.core.training.steps import learn, shares, to_device
 from segue.core.training.telemetry import Telemetry, peak_tflops
 
@@ -154,7 +156,7 @@ class _Loop:
 
     def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        pieces = self.feed.take()
+        pieces = on_each(self.feed.take)
         waited = time.perf_counter() - started
         config = self.run.config
         figures, weight = learn(self.engine, self.learner, config, step, self._first + step, pieces)
@@ -167,9 +169,9 @@ class _Loop:
 
     def _after(self, step: int, figures: dict[str, float]) -> None:
         run, config = self.run, self.run.config
-        first = self.engine.ranks.first
-        if first:
-            run.host.call_hook("segue_train_step", part=run.part, step=step, losses=figures)
+        on_first(
+            lambda: run.host.call_hook("segue_train_step", part=run.part, step=step, losses=figures)
+        )
         last = step == config.steps
         if run.valid_batches is not None and (last or step % config.validate_every == 0):
             figures |= self._validate(step)
@@ -190,18 +192,16 @@ class _Loop:
         self.run.component.eval()
         with torch.no_grad(), self.learner.averaged():
             found = validate(self.run, self.engine)
-            if self.engine.ranks.first:
-                _play(self.run, step)
+            on_first(lambda: _play(self.run, step))
         self.run.component.train()
         return found
 
 
 def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
     """Mean losses over the validation batches, each as if it were learnt from at once."""
-    assert run.valid_batches is not None
     sums: dict[str, Tensor] = {}
     for index in range(run.config.validation_batches):
-        pieces = [run.valid_batches(index, share) for share in shares(engine, run.config)]
+        pieces = on_each(partial(_valid_pieces, run, engine, index))
         weights = [run.component.weight_of(piece) for piece in pieces]
         total = max(engine.total([sum(weights)])[0], 1e-9)
         for piece, weight in zip(pieces, weights, strict=True):
@@ -212,6 +212,11 @@ def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
     totals = engine.total(torch.stack(list(sums.values())).tolist())
     count = run.config.validation_batches
     return {f"valid_{key}": value / count for key, value in zip(sums, totals, strict=True)}
+
+
+def _valid_pieces(run: TrainingRun, engine: Engine, index: int) -> list[Batch]:
+    assert run.valid_batches is not None
+    return [run.valid_batches(index, share) for share in shares(engine, run.config)]
 
 
 def _play(run: TrainingRun, step: int) -> None:
@@ -260,10 +265,8 @@ def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> i
 
 def _log(run: TrainingRun, step: int, figures: Mapping[str, float]) -> None:
     """To the log, to hooks and to whoever waits."""
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with (run.directory / LOG).open("a", encoding="utf-8") as file:
-        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
-        file.write(json.dumps({"step": step, **rounded}) + "\n")
+    rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
+    add_line(run.directory / LOG, json.dumps({"step": step, **rounded}))
     run.host.call_hook(
         "segue_train_logged", part=run.part, step=step, directory=run.directory, figures=figures
     )

@@ -42,7 +42,7 @@ from segue.core.training.checkpoints import (
 )
 from segue.core.training.loop import Report, TrainingRun, train
 from segue.core.training.prefetch import Batches
-from segue.core.training.ranks import connect, on_first, wait_for_all
+from segue.core.training.ranks import connect, on_each, on_first, wait_for_all
 
 FIT_PIECE_SECONDS = 30.0
 MAX_FIT_SECONDS = 7200.0
@@ -129,14 +129,14 @@ def train_part(workspace: Workspace, part: str) -> Path:
     connect(torch.device(workspace.device))
     wait_for_all()  # what others trained before is complete
     assembly = plan(workspace.current(stages=False), workspace.host)
-    component = _fresh(workspace, assembly, part)
+    component = on_each(lambda: _fresh(workspace, assembly, part))
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
     if component.needs == "fitting":
-        workspace.recordings("train")
+        on_each(lambda: workspace.recordings("train"))
         on_first(lambda: _keep_config(workspace))
         return on_first(lambda: _fit(workspace, part, component, step=1))
-    run = _training_run(workspace, assembly, part, component)
+    run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _keep_config(workspace))
     newest = train(run)
     if "fitting" in component.needs:
@@ -316,8 +316,7 @@ def train_all(workspace: Workspace) -> Path:
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
     wait_for_all()
-    tokenize(workspace, own.rank, own.size)
-    wait_for_all()
+    on_each(lambda: tokenize(workspace, own.rank, own.size))
     for part in (name for name in parts if name.startswith("stages.")):
         _train_unless_given(workspace, part)
     return on_first(lambda: export(workspace))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,22 @@ from safetensors.torch import load_file
 from tests.conftest import TINY
 
 from segue.core.config.load import load_config
+from segue.core.data.audio_crops import PartCache
 from segue.core.errors import DataError, SegueError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
-from segue.core.training.checkpoints import newest_checkpoint
+from segue.core.training.checkpoints import STATE, newest_checkpoint
 from segue.core.training.parts import Workspace, tokenize, train_all, train_part
+
+
+def fresh_host() -> PluginHost:
+    return PluginHost.discover(entry_points=False)
 
 
 @pytest.fixture
 def host() -> PluginHost:
-    return PluginHost.discover(entry_points=False)
+    return fresh_host()
 
 
 def workspace(directory: Path, data: Path | None, host: PluginHost, *overrides: str) -> Workspace:
@@ -124,6 +130,31 @@ def test_missing_and_unusable_data_are_refused(tmp_path: Path, host: PluginHost)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no recording"):
         train_part(workspace(tmp_path / "b", tmp_path / "empty", host), "codec")
+
+
+def test_audio_that_vanishes_ends_a_training_that_goes_on_once_it_is_back(
+    tmp_path: Path, recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Thief:
+        @hookimpl
+        def segue_train_step(self, part: str, step: int, losses: dict[str, float]) -> None:
+            if step == 3:
+                audio.rename(tmp_path / "away")
+
+    monkeypatch.setattr(PartCache, "put", lambda *part: None)  # what is kept is not missed
+    audio = shutil.copytree(recordings_folder, tmp_path / "audio")
+    steps = ("codec.training.steps=8", "codec.training.save_every=2")
+    whole = train_part(workspace(tmp_path / "whole", audio, fresh_host(), *steps), "codec")
+    host = fresh_host()
+    host.register(Thief())
+    with pytest.raises(DataError) as caught:
+        train_part(workspace(tmp_path / "run", audio, host, *steps), "codec")
+    assert caught.value.place.startswith(f"{audio}/group")
+    assert "cannot any more (does not exist)" in caught.value.problem
+    (tmp_path / "away").rename(audio)
+    last = train_part(workspace(tmp_path / "run", audio, fresh_host(), *steps), "codec")
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
 
 
 def test_too_little_audio_for_the_clusters_is_refused(

@@ -685,6 +685,54 @@ def test_a_full_disk_leaves_the_checkpoints_there_are(tmp_path: Path) -> None:
     assert trained(train(run(tmp_path))) == trained(train(run(tmp_path / "whole")))
 
 
+def test_a_log_that_cannot_be_written_ends_a_run_that_goes_on_later(tmp_path: Path) -> None:
+    whole = train(run(tmp_path / "whole"))
+    parts, moved = tmp_path / "parts", tmp_path / "moved"
+    log = parts / loop.LOG
+
+    def harm() -> None:
+        log.rename(moved)
+        log.mkdir()
+
+    with pytest.raises(OutputError) as caught:
+        train(run(parts, host=StubHost(at={7: harm})))
+    assert str(caught.value).startswith(f"{log}: cannot be written (Is a directory); choose")
+    log.rmdir()
+    moved.rename(log)
+    assert trained(train(run(parts))) == trained(whole)
+    assert logged(parts) == logged(tmp_path / "whole")
+
+
+def test_an_output_directory_that_is_taken_away_is_told(tmp_path: Path) -> None:
+    whole = train(run(tmp_path / "whole"))
+    parts, moved = tmp_path / "parts", tmp_path / "moved"
+
+    def harm() -> None:
+        parts.rename(moved)
+        parts.write_text("in the way")
+
+    with pytest.raises(OutputError, match=r"parts/step-00000015: cannot be written \(.* is a file"):
+        train(run(parts, host=StubHost(at={13: harm}), valid_batches=None))
+    parts.unlink()
+    moved.rename(parts)
+    assert trained(train(run(parts))) == trained(whole)
+
+
+def test_a_full_disk_cuts_no_line_of_the_log(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        most = (tmp_path / loop.LOG).stat().st_size + 30  # bytes: some of the next line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+
+    try:
+        with pytest.raises(OutputError, match=r"log\.jsonl: cannot be written \(No space"):
+            train(run(tmp_path, host=StubHost(at={9: fill}), config=config(save_every=99)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(logged(tmp_path)) == [6]
+
+
 # --- saving and loading components ------------------------------------------------------------
 
 
