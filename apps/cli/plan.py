@@ -39,7 +39,8 @@ def show_plan(
     )
     if any(not one.counted for one in found):
         console.print(
-            "~: six operations per weight, and per frame of audio; not counted on a step."
+            "~: not counted to the end of a step: three times the forward pass, or six operations"
+            " per weight and frame if that is more."
         )
 
 

@@ -28,7 +28,7 @@ from segue.core.interfaces import (
 from segue.core.manager import PluginHost
 from segue.core.spec import SliceSpec, StageSpec
 from segue.core.training.adaptation import adapt
-from segue.core.training.meta import KnownValues, weightless
+from segue.core.training.meta import KnownValues, Literals, weightless
 from segue.core.training.telemetry import PEAK_TFLOPS, flops_per_token
 
 ROWS = 2  # of the batch that arithmetic is counted on
@@ -79,7 +79,8 @@ class PartEstimate:
         unit: ``token`` (of the target, for stages) or ``second`` of audio.
         parameters, trainable: numbers; the adversary's are ``adversary``.
         flops: of forward and backward, per unit.
-        counted: whether they were counted on a step; else 6 per weight and unit.
+        counted: whether they were counted on a whole step; else they are three times those of the
+            forward pass as far as it went, or 6 per weight and frame if that is more.
         per_step, in_all: units of one step and of the whole training.
         per_epoch: units of the data, if given.
         memory: GiB per rank under ``ddp`` and ``fsdp``: ``weights``, ``gradients``, ``moments``,
@@ -109,6 +110,7 @@ class _Counts:
     flops: float
     saved: float
     checkpointed: float
+    whole: bool
 
 
 def estimate(
@@ -170,9 +172,10 @@ def _of_part(
         adversary = component.adversary()
     units = crop * rate  # of one crop
     counts = _count(component, adversary, crop)
-    flops = counts.flops / (ROWS * units) if counts else flops_per_token(component)
-    if counts is None and isinstance(component, Tokenizer):
-        flops *= float(component.spec.frame_rate)
+    flops = counts.flops / (ROWS * units)
+    if not counts.whole:
+        frames = float(component.spec.frame_rate) if isinstance(component, Tokenizer) else 1.0
+        flops = max(flops, flops_per_token(component) * frames)
     per_step = config.batch_size * units
     peak = hardware.peak(config.precision)
     seconds = None
@@ -189,12 +192,12 @@ def _of_part(
         sum(p.numel() for p in own),
         sum(p.numel() for p in theirs),
         flops,
-        counts is not None,
+        counts.whole,
         per_step,
         per_step * config.steps,
         None if hours is None else hours * 3600 * rate,
         _memory(component, sum(p.numel() for p in theirs), config, hardware.ranks),
-        None if counts is None else _activations(counts, config, hardware.ranks),
+        _activations(counts, config, hardware.ranks) if counts.whole else None,
         None if seconds is None else seconds / 86400,
     )
 
@@ -235,8 +238,9 @@ def _activations(counts: _Counts, config: TrainingConfig, ranks: int) -> dict[st
     return {"kept": counts.saved * factor, "checkpointed": counts.checkpointed * factor}
 
 
-def _count(component: Component, adversary: Adversary | None, crop: float) -> _Counts | None:
-    """Run one step on shapes alone; None where the component asks for values that these lack."""
+def _count(component: Component, adversary: Adversary | None, crop: float) -> _Counts:
+    """Run one step on shapes alone, as far as it goes: to the end, unless the component asks for
+    values that these lack. A backward pass takes about twice what the forward one did."""
     known = KnownValues()
     for module in (component, adversary):
         if module is not None:
@@ -244,6 +248,7 @@ def _count(component: Component, adversary: Adversary | None, crop: float) -> _C
             module.to("meta").train()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(0)
         patched: Any = experimental
         stack.enter_context(patched.patch(meta_nonzero_assume_all_nonzero=True))
         batch = _batch(component, crop, known)
@@ -252,13 +257,18 @@ def _count(component: Component, adversary: Adversary | None, crop: float) -> _C
         stack.enter_context(known)
         counter = stack.enter_context(FlopCounterMode(display=False))
         stack.enter_context(torch.device("meta"))
+        stack.enter_context(Literals(known))
+        forward = 0.0
         try:
             with saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 losses = _losses(component, adversary, batch)
+            forward = float(counter.get_total_flops())
             _backward(component, adversary, losses)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            return None
-        return _Counts(float(counter.get_total_flops()), saved.total, saved.checkpointed)
+        except Exception:  # whatever code makes of values that are not there
+            flops, whole = 3 * (forward or float(counter.get_total_flops())), False
+        else:
+            flops, whole = float(counter.get_total_flops()), True
+        return _Counts(flops, saved.total, saved.checkpointed, whole)
 
 
 def _losses(
