@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segue.core.assembly import AssemblyPlan, plan
 from segue.core.config.schema import PipelineConfig, TrainingConfig
-from segue.core.errors import ConfigError, TrainingError
+from segue.core.data.places import exists
+from segue.core.data.sources import load_recordings
+from segue.core.data.store_plan import HEADER
+from segue.core.data.token_store import TokenStore
+from segue.core.errors import ConfigError, DataError, TrainingError
 from segue.core.interfaces import (
     Adversary,
     Component,
@@ -141,6 +146,33 @@ def estimate(
             problem = f"{config.parts[name].use} is not trained by gradient"
             raise TrainingError(name, problem, "plan another part, or all")
     return found
+
+
+def hours_of_data(data: Path | str | None, output: Path | None) -> float | None:
+    """Hours that a training would learn from: of the training split.
+
+    Args:
+        data: recordings, as ``read_recordings`` takes them, or a directory of tokens.
+        output: a training directory; the tokens in it are counted if no data is named.
+
+    Returns:
+        None if there is neither.
+
+    Raises:
+        DataError: if there is something that cannot be counted.
+    """
+    tokens = None if output is None else output / "tokens"
+    if data is None and tokens is not None and exists(f"{tokens}/{HEADER}"):
+        data = tokens
+    if data is None:
+        return None
+    if exists(f"{data}/{HEADER}"):
+        store = TokenStore(data, "train")
+        return float(store.frames.sum() / store.streams[store.counted_in].frame_rate) / 3600
+    seconds = float(load_recordings(data, "train").seconds.clip(0).sum())
+    if not seconds:
+        raise DataError(str(data), "holds no audio that can be read", "check its files")
+    return seconds / 3600
 
 
 def _build(assembly: AssemblyPlan, host: PluginHost, part: str) -> Component:
