@@ -19,7 +19,7 @@ from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE
 from segue.core.errors import TrainingError
 from segue.core.files import add_line
-from segue.core.interfaces import AcousticCodec, Adversary, Component, WaveBatch
+from segue.core.interfaces import AcousticCodec, Adversary, Component
 from segue.core.records import Kind
 from segue.core.training.adaptation import keep_frozen
 from segue.core.training.averaging import Average
@@ -35,6 +35,7 @@ from segue.core.training.checkpoints import (
 )
 from segue.core.training.engine import Engine
 from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
+from segue.core.training.listening import Voice, heard
 from segue.core.training.prefetch import Batch, Batches, Feed
 from segue.core.training.ranks import on_each, on_first
 from segue.core.training.steps import learn, shares, to_device
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
 LOG_EVERY = 10
-ROWS_HEARD = 2  # of a validation batch, by whoever listens
 
 
 @dataclass
 class TrainingRun:
-    """All that one run needs; ``directory`` is where it saves and what it resumes from."""
+    """All that one run needs; ``directory`` is where it saves and what it resumes from, ``voice``
+    what a stage is heard by."""
 
     part: str
     kind: Kind
@@ -64,6 +65,7 @@ class TrainingRun:
     host: PluginHost
     notes: dict[str, Any] = field(default_factory=dict)
     report: Report | None = None
+    voice: Voice | None = None
 
 
 def train(run: TrainingRun) -> Path:
@@ -220,22 +222,20 @@ def _valid_pieces(run: TrainingRun, engine: Engine, index: int) -> list[Batch]:
 
 
 def _play(run: TrainingRun, step: int) -> None:
-    """Let hooks hear a few validation crops and what a codec makes of them."""
-    component = run.component
-    if not isinstance(component, AcousticCodec) or run.valid_batches is None:
+    """Let hooks hear a few validation crops, and what a codec or a stage makes of them."""
+    if run.valid_batches is None or not (run.voice or isinstance(run.component, AcousticCodec)):
         return
-    batch = run.valid_batches(0, WHOLE)
-    assert isinstance(batch, WaveBatch)
-    heard = batch.wave[:ROWS_HEARD].to(component.device)
-    tokens = component.encode(heard, batch.lengths[:ROWS_HEARD].to(component.device))
-    made = component.decode(tokens.ids, tokens.lengths)
+    found = heard(run.component, run.valid_batches(0, WHOLE), run.voice)
+    if found is None:
+        return
+    rate, audio = found
     run.host.call_hook(
         "segue_validation_audio",
         part=run.part,
         step=step,
         directory=run.directory,
-        sample_rate=component.spec.sample_rate,
-        audio={"recording": heard.cpu(), "reconstruction": made.float().cpu()},
+        sample_rate=rate,
+        audio=audio,
     )
 
 

@@ -26,9 +26,9 @@ from segue.core.data.store_plan import has_split
 from segue.core.data.store_writer import write_store
 from segue.core.data.token_crops import TokenCrops
 from segue.core.data.token_store import TokenStore
-from segue.core.errors import DataError, TrainingError
+from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import Component, Tokenizer
+from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
@@ -40,6 +40,7 @@ from segue.core.training.checkpoints import (
     step_of,
     sweep,
 )
+from segue.core.training.listening import Voice
 from segue.core.training.loop import Report, TrainingRun, train
 from segue.core.training.prefetch import Batches
 from segue.core.training.ranks import connect, on_each, on_first, wait_for_all
@@ -207,7 +208,31 @@ def _training_run(
         workspace.host,
         notes,
         workspace.report,
+        _voice(workspace, assembly, part, component),
     )
+
+
+def _voice(
+    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+) -> Voice | None:
+    """What a stage is heard by, if somebody listens and its sampling is one that it can do now."""
+    listeners = workspace.host.hook.segue_validation_audio.get_hookimpls()
+    compiled = workspace.config.parts[part].training.compile  # for the shapes of training
+    if not isinstance(component, StageLM) or not listeners or compiled:
+        return None
+    stage = workspace.config.stage(component.stage.name)
+    assert stage is not None
+
+    def codec() -> AcousticCodec:
+        built = build_part(assembly.parts["codec"], (), workspace.host, allow_untrained=False)
+        assert isinstance(built, AcousticCodec)
+        return built.to(workspace.device)
+
+    try:
+        component.check_sampling(stage.sampling)
+    except GenerationError:
+        return None
+    return Voice(codec, stage.sampling)
 
 
 def _audio_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +191,46 @@ def test_lifecycle_hooks_are_called_while_training(
     train_part(workspace(tmp_path, recordings_folder, host), "codec")
     assert logger.steps == [("codec", 1), ("codec", 2), ("codec", 3)]
     assert logger.saved == [("codec", "step-00000003")]
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int, int, dict[str, torch.Tensor]]] = []
+
+    @hookimpl
+    def segue_validation_audio(
+        self, part: str, step: int, directory: Path, sample_rate: int, audio: dict[str, Any]
+    ) -> None:
+        self.heard.append((part, step, sample_rate, audio))
+
+
+def test_whoever_listens_hears_what_a_stage_makes_of_a_crop(
+    tmp_path: Path, tiny_pipelines: dict[str, Path]
+) -> None:
+    """And changes nothing of what is learnt."""
+    changes = ("validate_every=2", "ema=0.5", "steps=4")
+    settings = [
+        f"stages.{name}.lm.training.{c}" for name in ("acoustic", "semantic") for c in changes
+    ]
+    ear, ends = Ear(), []
+    for listener in (None, ear):
+        directory = tmp_path / str(listener is ear)
+        shutil.copytree(tiny_pipelines["speech"].parent, directory)
+        shutil.rmtree(directory / "stages")
+        host = fresh_host()
+        if listener is not None:
+            host.register(listener)
+        space = workspace(directory, None, host, *settings)
+        train_part(space, "stages.semantic")
+        last = train_part(space, "stages.acoustic")
+        ends.append([(last / file).read_bytes() for file in ("model.safetensors", STATE)])
+    assert ends[0] == ends[1]
+    assert [heard[:3] for heard in ear.heard] == [("stages.acoustic", n, 16_000) for n in (2, 4)]
+    audio = ear.heard[-1][3]
+    held_out, made = audio["reconstruction"], audio["continuation"]
+    assert held_out.shape == made.shape == (2, 32_000)
+    assert torch.allclose(held_out[:, :8000], made[:, :8000], atol=1e-5)
+    assert not torch.allclose(held_out[:, 16_000:], made[:, 16_000:], atol=1e-3)
 
 
 def test_training_starts_from_a_checkpoint_that_the_config_names(
