@@ -20,6 +20,7 @@ from segue.core.interfaces import (
     WaveBatch,
 )
 from segue.core.options import Decoding, Sampling
+from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
 from segue.core.training.sharding import is_sharded
 
@@ -87,8 +88,7 @@ def _continued(
     if not half:
         return {}
     prompt = Tokens.full(target.ids[:, :, :half])
-    rows = range(len(prompt.lengths))
-    generators = [torch.Generator(lm.device).manual_seed(SEED + row) for row in rows]
+    generators = row_generators(SEED, len(prompt.lengths))
     lm.decode_with(Decoding(backend="torch"))  # nothing is kept that follows other weights
     new = lm.generate(batch.given, prompt, half, sampling, generators)
 
