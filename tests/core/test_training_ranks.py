@@ -325,7 +325,7 @@ def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
     """Train in two processes that must end by themselves; the lines that each wrote, but for
     PyTorch's warnings."""
     processes = start(2, directory, what, **changes)
-    stories = [process.communicate(timeout=120)[0] for process in processes]
+    stories = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], "\n".join(stories)
     assert not any("Traceback" in story for story in stories)
     return [[line for line in story.splitlines() if "Warning" not in line] for story in stories]
