@@ -105,7 +105,12 @@ def segue_validation_audio(
     part: str, step: int, directory: Path, sample_rate: int, audio: Mapping[str, Any]
 ) -> None:
     """Called when a codec was validated, with waves ``[B, T]`` on the CPU under ``recording`` and
-    ``reconstruction``. Return nothing."""
+    ``reconstruction``.
+
+    Also when a stage was whose levels sound by themselves or with those that it is given: held-out
+    tokens, decoded, are ``reconstruction``; their first half and what the stage makes of it are
+    ``continuation``. Return nothing.
+    """
 
 
 @hookspec

@@ -30,6 +30,12 @@ def write_wave(path: Path, seconds: float, level: float = 0.1, rate: int = RATE)
     return path
 
 
+def into_a_directory(path: Path) -> None:
+    """In place of a file: it cannot be read, whoever tries."""
+    path.unlink()
+    path.mkdir()
+
+
 def manifest(folder: Path, *lines: str) -> Path:
     path = folder / "manifest.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

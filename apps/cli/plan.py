@@ -27,10 +27,12 @@ def show_plan(
 
     found = estimate(config, host, part, hardware, hours)
     if json:
-        print_json({"hardware": asdict(hardware), "parts": [asdict(one) for one in found]})
+        parts = [asdict(one) for one in found]
+        print_json({"hardware": asdict(hardware), "hours_of_audio": hours, "parts": parts})
         return
     rows = [(_label(key), values) for key, values in _rows(found, config, hours)]
-    title = f"{config.name}, {hardware.ranks} rank(s)"
+    size = "" if hours is None else f", {hours:,.2f} hours of audio"
+    title = f"{config.name}, {hardware.ranks} rank(s){size}"
     for number, one in enumerate(found):
         print_table((one.part, ""), [(key, values[number]) for key, values in rows], title)
         title = ""
@@ -39,7 +41,8 @@ def show_plan(
     )
     if any(not one.counted for one in found):
         console.print(
-            "~: six operations per weight, and per frame of audio; not counted on a step."
+            "~: not counted to the end of a step: three times the forward pass, or six operations"
+            " per weight and frame if that is more."
         )
 
 

@@ -48,7 +48,8 @@ def command(
     ] = None,
     mfu: Annotated[float, typer.Option("--mfu", help="Plan: share of the peak reached.")] = 0.4,
     hours: Annotated[
-        float | None, typer.Option("--hours-of-audio", help="Plan: size of the data.")
+        float | None,
+        typer.Option("--hours-of-audio", help="Plan: size of the data, if it is not there yet."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,12 +63,13 @@ def command(
 
     if plan:
         from segue.apps.cli.plan import show_plan
-        from segue.core.training.planning import Hardware
+        from segue.core.training.planning import Hardware, hours_of_data
 
         hardware = Hardware(num_ranks, gpu, gpu_tflops, mfu)
         host = default_host()
         loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
-        show_plan(loaded.config, host, part, hardware, hours, json)
+        size = hours_of_data(data, output) if hours is None else hours
+        show_plan(loaded.config, host, part, hardware, size, json)
         return
     if output is None:
         raise ConfigError("--output", "is missing", "name a training directory: -o runs/mine")

@@ -32,7 +32,8 @@ class AudioCrops:
     An epoch takes as many crops of a recording as are as long as it, one from each stretch of it.
     Only the parts of files that crops lie in are decoded; parts are kept in memory as 16-bit
     samples up to ``cache_bytes`` (two hours at 16 kHz take 230 MB). Recordings that cannot be read
-    are listed in ``unreadable`` and skipped.
+    are listed in ``unreadable`` and skipped; one that could be opened before and cannot any more is
+    an error, as other crops in its place would be learnt from unnoticed.
     """
 
     def __init__(
@@ -105,6 +106,12 @@ class AudioCrops:
                 start = min(int((row.slot + chance) / slots * places), places - 1)
                 return self._samples(row.unit, start, min(start + self._crop, length), reader)
         except AudioError as error:
+            if self._lengths[row.unit] and not reader.is_open:
+                raise DataError(
+                    recording.place,
+                    f"could be read before and cannot any more ({error.problem})",
+                    "put it back and start again: training goes on from its last checkpoint",
+                ) from error
             self.unreadable[recording.place] = error.problem
             return None
 
@@ -132,6 +139,10 @@ class _Reader:
         if self._opened is None:
             self._opened = self._context.__enter__()
         return self._opened
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
 
     def __enter__(self) -> _Reader:
         return self
@@ -173,11 +184,21 @@ def pad_waves(rows: Sequence[Tensor]) -> WaveBatch:
 def whole_recordings(
     recordings: Sequence[Recording], sample_rate: int, max_seconds: float
 ) -> Iterator[WaveBatch]:
-    """Each recording once, cut into pieces of at most ``max_seconds``: one pass, to fit k-means."""
+    """Each recording once, cut into pieces of at most ``max_seconds``: one pass, to fit k-means.
+
+    Raises:
+        DataError: if many recordings cannot be read, one after the other, or none can.
+    """
+    failed = 0
     for recording in recordings:
         try:
             wave = decode_recording(recording, sample_rate)
-        except AudioError:
+        except AudioError as error:
+            failed += 1
+            if failed == min(MOST_TRIES, len(recordings)):
+                advice = f"check {error.place}: {error.problem}"
+                raise DataError("recordings", "cannot be read", advice) from error
             continue
+        failed = 0
         for piece in wave.float().div(32767).split(round(max_seconds * sample_rate)):
             yield WaveBatch(piece[None], torch.tensor([piece.shape[0]]))

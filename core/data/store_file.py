@@ -88,8 +88,11 @@ def read_shard_header(where: str) -> ShardHeader:
 
 
 def unreadable(where: str, error: BaseException) -> DataError:
-    fix = "delete it and run `segue tokenize` again"
-    return DataError(where, f"cannot be read ({error})", fix)
+    if isinstance(error, FileNotFoundError):
+        return DataError(where, "is missing", "put it back, or run `segue tokenize` again")
+    reason = getattr(error, "strerror", None) or error
+    fix = "mend it, or delete it and run `segue tokenize` again"
+    return DataError(where, f"cannot be read ({reason})", fix)
 
 
 class MappedShards:

@@ -25,7 +25,7 @@ from segue.core.interfaces import Adversary, Component, StageLM
 from segue.core.lora import ADAPTER, adapter_tensors, load_adapters
 from segue.core.training.adaptation import check_same_adaptation
 from segue.core.training.averaging import Average
-from segue.core.training.ranks import on_first, ranks
+from segue.core.training.ranks import on_each, on_first, ranks
 from segue.core.training.sharding import as_sharded, local, whole, whole_state
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def resume(run: TrainingRun, learner: Learner) -> int:
     What a run that was killed while saving left over goes first.
     """
     newest = on_first(lambda: _tidied(run))
-    return 0 if newest is None else load_checkpoint(run, learner, newest)
+    return 0 if newest is None else on_each(partial(load_checkpoint, run, learner, newest))
 
 
 def _tidied(run: TrainingRun) -> Path | None:

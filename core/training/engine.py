@@ -137,6 +137,11 @@ class Engine:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         self._steppers[id(optimizer)].step()
 
+    def pass_over(self) -> None:
+        """No optimizer steps this time: the scaler forgets what it saw and keeps its scale."""
+        if self.scaler is not None:
+            self.scaler.update(self.scaler.get_scale())
+
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks."""
         if self.ranks.size == 1:
@@ -161,6 +166,9 @@ def _check(
         problem = f"bf16-true is for stage language models, not for {type(component).__name__}"
         raise TrainingError(f"{place}.precision", problem, "take bf16-mixed or 32-true")
     if config.strategy == "fsdp" and ranks.size > 1:
+        if config.precision == "16-mixed":
+            problem = "16-mixed cannot be had with fsdp"
+            raise TrainingError(f"{place}.precision", problem, "take bf16-mixed, or ddp")
         if not isinstance(component, StageLM):
             problem = f"fsdp is for stage language models, not for {type(component).__name__}"
             raise TrainingError(f"{place}.strategy", problem, "take ddp")
@@ -177,7 +185,7 @@ def _fabric(component: Component, config: TrainingConfig, place: str, ranks: Ran
             place, f"training needs lightning-fabric ({error})", "pip install 'segue[train]'"
         ) from error
     device = component.device
-    fabric: Any = partial(Fabric, accelerator=device.type, precision=config.precision)
+    fabric: Any = partial(Fabric, accelerator=device.type, **_format(config, device))
     if ranks.size == 1:
         made = fabric(devices=1 if device.type == "cpu" else [device.index or 0])
     else:
@@ -186,6 +194,15 @@ def _fabric(component: Component, config: TrainingConfig, place: str, ranks: Ran
         made = fabric(devices=ranks.local_size, num_nodes=nodes, strategy=strategy)
     made.launch()
     return cast("Fabric", made)
+
+
+def _format(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
+    """Fabric by itself would train in bf16-mixed where CPUs are asked for 16-mixed."""
+    from lightning_fabric.plugins import MixedPrecision
+
+    if config.precision == "16-mixed":
+        return {"plugins": MixedPrecision("16-mixed", device.type)}
+    return {"precision": config.precision}
 
 
 def _strategy(config: TrainingConfig, size: int) -> Any:
@@ -212,9 +229,10 @@ def _shard(step: _Step, mesh: Any) -> _Step:
 
 
 def _prepare_blocks(component: Component, config: TrainingConfig) -> None:
+    """What is computed again is what was compiled: a checkpoint inside would not be compiled."""
     for block in component.blocks():
+        if config.compile:
+            object.__setattr__(block, "forward", torch.compile(block.forward))
         if config.activation_checkpointing:
             again = partial(checkpoint, block.forward, use_reentrant=False)
             object.__setattr__(block, "forward", again)
-        if config.compile:
-            block.compile()

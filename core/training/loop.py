@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE
 from segue.core.errors import TrainingError
-from segue.core.interfaces import AcousticCodec, Adversary, Component, WaveBatch
+from segue.core.files import add_line
+from segue.core.interfaces import AcousticCodec, Adversary, Component
 from segue.core.records import Kind
 from segue.core.training.adaptation import keep_frozen
 from segue.core.training.averaging import Average
@@ -33,8 +35,9 @@ from segue.core.training.checkpoints import (
 )
 from segue.core.training.engine import Engine
 from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
-from segue.core.training.prefetch import Batches, Feed
-from segue.core.training.ranks import on_first
+from segue.core.training.listening import Voice, heard
+from segue.core.training.prefetch import Batch, Batches, Feed
+from segue.core.training.ranks import on_each, on_first
 from segue.core.training.steps import learn, shares, to_device
 from segue.core.training.telemetry import Telemetry, peak_tflops
 
@@ -44,12 +47,12 @@ if TYPE_CHECKING:
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
 LOG_EVERY = 10
-ROWS_HEARD = 2  # of a validation batch, by whoever listens
 
 
 @dataclass
 class TrainingRun:
-    """All that one run needs; ``directory`` is where it saves and what it resumes from."""
+    """All that one run needs; ``directory`` is where it saves and what it resumes from, ``voice``
+    what a stage is heard by."""
 
     part: str
     kind: Kind
@@ -62,6 +65,7 @@ class TrainingRun:
     host: PluginHost
     notes: dict[str, Any] = field(default_factory=dict)
     report: Report | None = None
+    voice: Voice | None = None
 
 
 def train(run: TrainingRun) -> Path:
@@ -154,7 +158,7 @@ class _Loop:
 
     def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        pieces = self.feed.take()
+        pieces = on_each(self.feed.take)
         waited = time.perf_counter() - started
         config = self.run.config
         figures, weight = learn(self.engine, self.learner, config, step, self._first + step, pieces)
@@ -167,9 +171,9 @@ class _Loop:
 
     def _after(self, step: int, figures: dict[str, float]) -> None:
         run, config = self.run, self.run.config
-        first = self.engine.ranks.first
-        if first:
-            run.host.call_hook("segue_train_step", part=run.part, step=step, losses=figures)
+        on_first(
+            lambda: run.host.call_hook("segue_train_step", part=run.part, step=step, losses=figures)
+        )
         last = step == config.steps
         if run.valid_batches is not None and (last or step % config.validate_every == 0):
             figures |= self._validate(step)
@@ -190,18 +194,16 @@ class _Loop:
         self.run.component.eval()
         with torch.no_grad(), self.learner.averaged():
             found = validate(self.run, self.engine)
-            if self.engine.ranks.first:
-                _play(self.run, step)
+            on_first(lambda: _play(self.run, step))
         self.run.component.train()
         return found
 
 
 def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
     """Mean losses over the validation batches, each as if it were learnt from at once."""
-    assert run.valid_batches is not None
     sums: dict[str, Tensor] = {}
     for index in range(run.config.validation_batches):
-        pieces = [run.valid_batches(index, share) for share in shares(engine, run.config)]
+        pieces = on_each(partial(_valid_pieces, run, engine, index))
         weights = [run.component.weight_of(piece) for piece in pieces]
         total = max(engine.total([sum(weights)])[0], 1e-9)
         for piece, weight in zip(pieces, weights, strict=True):
@@ -214,23 +216,26 @@ def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
     return {f"valid_{key}": value / count for key, value in zip(sums, totals, strict=True)}
 
 
+def _valid_pieces(run: TrainingRun, engine: Engine, index: int) -> list[Batch]:
+    assert run.valid_batches is not None
+    return [run.valid_batches(index, share) for share in shares(engine, run.config)]
+
+
 def _play(run: TrainingRun, step: int) -> None:
-    """Let hooks hear a few validation crops and what a codec makes of them."""
-    component = run.component
-    if not isinstance(component, AcousticCodec) or run.valid_batches is None:
+    """Let hooks hear a few validation crops, and what a codec or a stage makes of them."""
+    if run.valid_batches is None or not (run.voice or isinstance(run.component, AcousticCodec)):
         return
-    batch = run.valid_batches(0, WHOLE)
-    assert isinstance(batch, WaveBatch)
-    heard = batch.wave[:ROWS_HEARD].to(component.device)
-    tokens = component.encode(heard, batch.lengths[:ROWS_HEARD].to(component.device))
-    made = component.decode(tokens.ids, tokens.lengths)
+    found = heard(run.component, run.valid_batches(0, WHOLE), run.voice)
+    if found is None:
+        return
+    rate, audio = found
     run.host.call_hook(
         "segue_validation_audio",
         part=run.part,
         step=step,
         directory=run.directory,
-        sample_rate=component.spec.sample_rate,
-        audio={"recording": heard.cpu(), "reconstruction": made.float().cpu()},
+        sample_rate=rate,
+        audio=audio,
     )
 
 
@@ -260,10 +265,8 @@ def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> i
 
 def _log(run: TrainingRun, step: int, figures: Mapping[str, float]) -> None:
     """To the log, to hooks and to whoever waits."""
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with (run.directory / LOG).open("a", encoding="utf-8") as file:
-        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
-        file.write(json.dumps({"step": step, **rounded}) + "\n")
+    rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
+    add_line(run.directory / LOG, json.dumps({"step": step, **rounded}))
     run.host.call_hook(
         "segue_train_logged", part=run.part, step=step, directory=run.directory, figures=figures
     )

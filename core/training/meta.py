@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
@@ -58,6 +59,19 @@ class KnownValues(TorchDispatchMode):
         self._known[told] = value
         return told
 
+    def value_of(self, tensor: Tensor) -> Tensor:
+        """The values of a tensor.
+
+        Raises:
+            RuntimeError: if they depend on what is unknown.
+        """
+        if not tensor.is_meta:
+            return tensor
+        if tensor not in self._known:
+            raise RuntimeError("asks for values that only weights would give")
+        value: Tensor = self._known[tensor]
+        return value
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -79,14 +93,11 @@ class KnownValues(TorchDispatchMode):
             if real_args is None:
                 raise
             return tree_map(self._told, func(*real_args[0], **real_args[1]))
-        if real_args is not None and isinstance(out, Tensor) and out.is_meta:
-            if out.numel() <= MOST_KNOWN:
-                self._known[out] = func(*real_args[0], **real_args[1])
-            elif out in self._known:
-                del self._known[out]
-        elif real_args is None and func in CHECKS and out.ndim == 0:
+        if real_args is not None:
+            return self._followed(func, real_args, out)
+        if func in CHECKS and out.ndim == 0:
             self._known[out] = torch.tensor(func is ATEN.all.default)
-        elif real_args is None and args and isinstance(args[0], Tensor) and out is args[0]:
+        elif args and isinstance(args[0], Tensor) and out is args[0]:
             self._known.pop(out, None)  # changed in place to what is not known
         return out
 
@@ -100,6 +111,22 @@ class KnownValues(TorchDispatchMode):
                 small = value.numel() <= MOST_KNOWN and not value.is_complex()
                 known = value if whole else torch.ones_like(value)
                 part._buffers[name] = self.tell(known) if small else value.to("meta")
+
+    def _followed(self, func: Any, real_args: tuple[Any, Any], out: Any) -> Any:
+        """What an operation on known values made, with its values if they are not too many; anew if
+        its shape depends on them."""
+        made = _tensors(out)
+        if any(tensor.numel() > MOST_KNOWN for tensor in made):
+            for tensor in made:
+                self._known.pop(tensor, None)
+            return out
+        values = func(*real_args[0], **real_args[1])
+        found = _tensors(values)
+        if [tensor.shape for tensor in made] != [value.shape for value in found]:
+            return tree_map(self._told, values)
+        for tensor, value in zip(made, found, strict=True):
+            self._known[tensor] = value
+        return out
 
     def _told(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -117,7 +144,7 @@ class KnownValues(TorchDispatchMode):
 
     def _values(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """The arguments with values in place of shapes; None if one is unknown."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((args, kwargs))
         if any(tensor.is_meta and tensor not in self._known for tensor in tensors):
             return None
 
@@ -129,6 +156,31 @@ class KnownValues(TorchDispatchMode):
         if not tensors and not _small(args):
             return None
         return tree_map(real, args), tree_map(real, kwargs)
+
+
+class Literals(TorchFunctionMode):
+    """Numbers that code writes down become known tensors, and known tensors become lists.
+
+    Neither comes to where ``KnownValues`` looks. To be entered within ``torch.device("meta")``.
+    """
+
+    def __init__(self, known: KnownValues) -> None:
+        super().__init__()
+        self._values = known
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor:
+            return self._values.tell(torch.tensor(*args, **{**kwargs, "device": "cpu"}))
+        if func is Tensor.tolist:
+            return self._values.value_of(args[0]).tolist()
+        return func(*args, **kwargs)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _small(args: Any) -> bool:

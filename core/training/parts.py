@@ -26,9 +26,9 @@ from segue.core.data.store_plan import has_split
 from segue.core.data.store_writer import write_store
 from segue.core.data.token_crops import TokenCrops
 from segue.core.data.token_store import TokenStore
-from segue.core.errors import DataError, TrainingError
+from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import Component, Tokenizer
+from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
@@ -40,9 +40,10 @@ from segue.core.training.checkpoints import (
     step_of,
     sweep,
 )
+from segue.core.training.listening import Voice
 from segue.core.training.loop import Report, TrainingRun, train
 from segue.core.training.prefetch import Batches
-from segue.core.training.ranks import connect, on_first, wait_for_all
+from segue.core.training.ranks import connect, on_each, on_first, wait_for_all
 
 FIT_PIECE_SECONDS = 30.0
 MAX_FIT_SECONDS = 7200.0
@@ -129,14 +130,14 @@ def train_part(workspace: Workspace, part: str) -> Path:
     connect(torch.device(workspace.device))
     wait_for_all()  # what others trained before is complete
     assembly = plan(workspace.current(stages=False), workspace.host)
-    component = _fresh(workspace, assembly, part)
+    component = on_each(lambda: _fresh(workspace, assembly, part))
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
     if component.needs == "fitting":
-        workspace.recordings("train")
+        on_each(lambda: workspace.recordings("train"))
         on_first(lambda: _keep_config(workspace))
         return on_first(lambda: _fit(workspace, part, component, step=1))
-    run = _training_run(workspace, assembly, part, component)
+    run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _keep_config(workspace))
     newest = train(run)
     if "fitting" in component.needs:
@@ -207,7 +208,31 @@ def _training_run(
         workspace.host,
         notes,
         workspace.report,
+        _voice(workspace, assembly, part, component),
     )
+
+
+def _voice(
+    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+) -> Voice | None:
+    """What a stage is heard by, if somebody listens and its sampling is one that it can do now."""
+    listeners = workspace.host.hook.segue_validation_audio.get_hookimpls()
+    compiled = workspace.config.parts[part].training.compile  # for the shapes of training
+    if not isinstance(component, StageLM) or not listeners or compiled:
+        return None
+    stage = workspace.config.stage(component.stage.name)
+    assert stage is not None
+
+    def codec() -> AcousticCodec:
+        built = build_part(assembly.parts["codec"], (), workspace.host, allow_untrained=False)
+        assert isinstance(built, AcousticCodec)
+        return built.to(workspace.device)
+
+    try:
+        component.check_sampling(stage.sampling)
+    except GenerationError:
+        return None
+    return Voice(codec, stage.sampling)
 
 
 def _audio_batches(
@@ -316,8 +341,7 @@ def train_all(workspace: Workspace) -> Path:
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
     wait_for_all()
-    tokenize(workspace, own.rank, own.size)
-    wait_for_all()
+    on_each(lambda: tokenize(workspace, own.rank, own.size))
     for part in (name for name in parts if name.startswith("stages.")):
         _train_unless_given(workspace, part)
     return on_first(lambda: export(workspace))

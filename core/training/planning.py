@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segue.core.assembly import AssemblyPlan, plan
 from segue.core.config.schema import PipelineConfig, TrainingConfig
-from segue.core.errors import ConfigError, TrainingError
+from segue.core.data.places import exists
+from segue.core.data.sources import load_recordings
+from segue.core.data.store_plan import HEADER
+from segue.core.data.token_store import TokenStore
+from segue.core.errors import ConfigError, DataError, TrainingError
 from segue.core.interfaces import (
     Adversary,
     Component,
@@ -28,7 +33,7 @@ from segue.core.interfaces import (
 from segue.core.manager import PluginHost
 from segue.core.spec import SliceSpec, StageSpec
 from segue.core.training.adaptation import adapt
-from segue.core.training.meta import KnownValues, weightless
+from segue.core.training.meta import KnownValues, Literals, weightless
 from segue.core.training.telemetry import PEAK_TFLOPS, flops_per_token
 
 ROWS = 2  # of the batch that arithmetic is counted on
@@ -79,7 +84,8 @@ class PartEstimate:
         unit: ``token`` (of the target, for stages) or ``second`` of audio.
         parameters, trainable: numbers; the adversary's are ``adversary``.
         flops: of forward and backward, per unit.
-        counted: whether they were counted on a step; else 6 per weight and unit.
+        counted: whether they were counted on a whole step; else they are three times those of the
+            forward pass as far as it went, or 6 per weight and frame if that is more.
         per_step, in_all: units of one step and of the whole training.
         per_epoch: units of the data, if given.
         memory: GiB per rank under ``ddp`` and ``fsdp``: ``weights``, ``gradients``, ``moments``,
@@ -109,6 +115,7 @@ class _Counts:
     flops: float
     saved: float
     checkpointed: float
+    whole: bool
 
 
 def estimate(
@@ -141,6 +148,33 @@ def estimate(
     return found
 
 
+def hours_of_data(data: Path | str | None, output: Path | None) -> float | None:
+    """Hours that a training would learn from: of the training split.
+
+    Args:
+        data: recordings, as ``read_recordings`` takes them, or a directory of tokens.
+        output: a training directory; the tokens in it are counted if no data is named.
+
+    Returns:
+        None if there is neither.
+
+    Raises:
+        DataError: if there is something that cannot be counted.
+    """
+    tokens = None if output is None else output / "tokens"
+    if data is None and tokens is not None and exists(f"{tokens}/{HEADER}"):
+        data = tokens
+    if data is None:
+        return None
+    if exists(f"{data}/{HEADER}"):
+        store = TokenStore(data, "train")
+        return float(store.frames.sum() / store.streams[store.counted_in].frame_rate) / 3600
+    seconds = float(load_recordings(data, "train").seconds.clip(0).sum())
+    if not seconds:
+        raise DataError(str(data), "holds no audio that can be read", "check its files")
+    return seconds / 3600
+
+
 def _build(assembly: AssemblyPlan, host: PluginHost, part: str) -> Component:
     stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
     arguments = (stages[part],) if part in stages else ()
@@ -170,9 +204,10 @@ def _of_part(
         adversary = component.adversary()
     units = crop * rate  # of one crop
     counts = _count(component, adversary, crop)
-    flops = counts.flops / (ROWS * units) if counts else flops_per_token(component)
-    if counts is None and isinstance(component, Tokenizer):
-        flops *= float(component.spec.frame_rate)
+    flops = counts.flops / (ROWS * units)
+    if not counts.whole:
+        frames = float(component.spec.frame_rate) if isinstance(component, Tokenizer) else 1.0
+        flops = max(flops, flops_per_token(component) * frames)
     per_step = config.batch_size * units
     peak = hardware.peak(config.precision)
     seconds = None
@@ -189,12 +224,12 @@ def _of_part(
         sum(p.numel() for p in own),
         sum(p.numel() for p in theirs),
         flops,
-        counts is not None,
+        counts.whole,
         per_step,
         per_step * config.steps,
         None if hours is None else hours * 3600 * rate,
         _memory(component, sum(p.numel() for p in theirs), config, hardware.ranks),
-        None if counts is None else _activations(counts, config, hardware.ranks),
+        _activations(counts, config, hardware.ranks) if counts.whole else None,
         None if seconds is None else seconds / 86400,
     )
 
@@ -235,8 +270,9 @@ def _activations(counts: _Counts, config: TrainingConfig, ranks: int) -> dict[st
     return {"kept": counts.saved * factor, "checkpointed": counts.checkpointed * factor}
 
 
-def _count(component: Component, adversary: Adversary | None, crop: float) -> _Counts | None:
-    """Run one step on shapes alone; None where the component asks for values that these lack."""
+def _count(component: Component, adversary: Adversary | None, crop: float) -> _Counts:
+    """Run one step on shapes alone, as far as it goes: to the end, unless the component asks for
+    values that these lack. A backward pass takes about twice what the forward one did."""
     known = KnownValues()
     for module in (component, adversary):
         if module is not None:
@@ -244,6 +280,7 @@ def _count(component: Component, adversary: Adversary | None, crop: float) -> _C
             module.to("meta").train()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(0)
         patched: Any = experimental
         stack.enter_context(patched.patch(meta_nonzero_assume_all_nonzero=True))
         batch = _batch(component, crop, known)
@@ -252,13 +289,18 @@ def _count(component: Component, adversary: Adversary | None, crop: float) -> _C
         stack.enter_context(known)
         counter = stack.enter_context(FlopCounterMode(display=False))
         stack.enter_context(torch.device("meta"))
+        stack.enter_context(Literals(known))
+        forward = 0.0
         try:
             with saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 losses = _losses(component, adversary, batch)
+            forward = float(counter.get_total_flops())
             _backward(component, adversary, losses)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            return None
-        return _Counts(float(counter.get_total_flops()), saved.total, saved.checkpointed)
+        except Exception:  # whatever code makes of values that are not there
+            flops, whole = 3 * (forward or float(counter.get_total_flops())), False
+        else:
+            flops, whole = float(counter.get_total_flops()), True
+        return _Counts(flops, saved.total, saved.checkpointed, whole)
 
 
 def _losses(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
@@ -19,6 +20,7 @@ Result = TypeVar("Result")
 #: Ranks may wait long for the first one, which fits or saves by itself. That a rank died is seen
 #: by torchrun, which ends the others.
 PATIENCE = timedelta(hours=24)
+HEARD_SECONDS = 2.0  # that a rank has to say what went wrong
 
 
 @dataclass(frozen=True)
@@ -108,5 +110,35 @@ def on_first(work: Callable[[], Result]) -> Result:
             raise
     distributed.broadcast_object_list(told, src=0)
     if not told[1]:
-        raise SystemExit(2)
+        _leave()
     return told[0]  # type: ignore[return-value]
+
+
+def on_each(work: Callable[[], Result]) -> Result:
+    """Let every rank do something of its own; if one cannot, all end and one says why.
+
+    Raises:
+        Exception: on the first of the ranks that failed, as ``work`` did.
+        SystemExit: on the others if one failed.
+    """
+    own = ranks()
+    if own.size == 1 or not distributed.is_initialized():
+        return work()
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    speaker = torch.tensor(own.size if failure is None else own.rank)
+    distributed.all_reduce(speaker, distributed.ReduceOp.MIN)
+    if failure is not None and int(speaker) == own.rank:
+        raise failure
+    if int(speaker) < own.size:
+        _leave()
+    return result
+
+
+def _leave() -> NoReturn:
+    """End without a word, after the rank that says why: when one has ended, torchrun ends all."""
+    time.sleep(HEARD_SECONDS)
+    raise SystemExit(2)

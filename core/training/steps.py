@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from segue.core.training.schedule import learning_rate
 
 Batch = WaveBatch | StageBatch
 RANK_STRIDE = 1 << 40  # between the seeds of pieces
+LEAST_SCALE = 1e-4  # of losses in half precision: it is not why gradients overflow below it
 
 
 def shares(engine: Engine, config: TrainingConfig) -> list[Share]:
@@ -114,16 +116,21 @@ def _move(
     rates = (rate, rate * config.adversary_learning_rate / config.learning_rate)
     checked = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
     finite = {name: math.isfinite(figures[name]) for name in checked if name in figures}
-    if engine.scaler is not None and finite["loss"] and not finite["gradient_norm"]:
+    if finite["loss"] and not finite["gradient_norm"] and _can_go_down(engine.scaler):
         # Too large a scale for half precision: the optimizer will not move, the scale goes down.
         figures |= {"gradient_norm": 0.0, "overflow": 1.0}
     elif not all(finite.values()):
         figures["loss"] = math.nan
+        engine.pass_over()
         return
     for optimizer, own_rate in zip(optimizers, rates, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = own_rate
         engine.step(optimizer)
+
+
+def _can_go_down(scaler: Any) -> bool:
+    return scaler is not None and scaler.get_scale() > LEAST_SCALE
 
 
 def _seed(seed: int, draw: int, piece: int) -> None:

@@ -73,6 +73,23 @@ def test_a_pipeline_is_trained_by_parts_and_used(
     assert (done.code, done.new) == (0, ["out.wav", "out.wav.json"])
 
 
+def test_a_plan_counts_the_data_itself(
+    segue: Segue, trained: Path, recordings_folder: Path
+) -> None:
+    """Six recordings of three seconds are learnt from: as audio, and as tokens."""
+    plan = ("train", "stages.acoustic", "--plan", *SETTINGS)
+    for where in (("--data", recordings_folder), ("-o", trained), ("--data", trained / "tokens")):
+        done = segue(*plan, *where, "--json")
+        assert (done.code, done.new) == (0, [])
+        assert done.json["hours_of_audio"] == pytest.approx(18 / 3600, rel=0.02)
+        (part,) = done.json["parts"]
+        assert part["per_epoch"] == pytest.approx(18 * 50 * 3, rel=0.02)
+    done = segue(*plan, "--data", recordings_folder, "--hours-of-audio", 100)
+    assert "100.00 hours of audio" in done.out and "epochs" in done.out
+    assert "epochs" not in segue(*plan).out
+    assert segue(*plan, "--data", "nope").refused("nope: does not exist; name a folder")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

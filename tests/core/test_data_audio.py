@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy
 import pytest
 import soundfile
 import torch
-from tests.data_helpers import RATE, ramp, recording, write_wave
+from tests.data_helpers import RATE, into_a_directory, ramp, recording, write_wave
 
 from segue.core.audio import resample
 from segue.core.data import audio_files
@@ -217,11 +218,28 @@ def test_ranks_decode_their_own_rows_only(tmp_path: Path) -> None:
     assert all(len(part._cache._parts) <= 4 for part in parts)
 
 
-def test_data_that_vanishes_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, into_a_directory])
+def test_a_recording_that_vanishes_is_told(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    """It could be read before: in its place, others would be learnt from unnoticed."""
     items = [tune(tmp_path / f"{n}.wav", 3, RATE) for n in range(3)]
     crops = AudioCrops(items, RATE, 0.5, 4, 0, cache_bytes=0)
-    crops.batch(0)
-    for item in items:
-        item.path.unlink()
-    with pytest.raises(DataError, match=r"recordings: cannot be read; check .*: does not exist"):
+    before = crops.batch(1)
+    whole = {item.path: item.path.read_bytes() for item in items}
+    for path in whole:
+        harm(path)
+    with pytest.raises(DataError) as caught:
         crops.batch(1)
+    assert Path(caught.value.place) in whole
+    assert caught.value.problem.startswith("could be read before and cannot any more (")
+    assert "put it back" in caught.value.fix
+    for path, data in whole.items():
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(data)
+    assert torch.equal(crops.batch(1).wave, before.wave)
+
+
+def test_a_pass_over_recordings_that_vanish_is_told(tmp_path: Path) -> None:
+    items = [recording(tmp_path / f"{n}.wav", 1.0) for n in range(3)]
+    with pytest.raises(DataError, match=r"recordings: cannot be read; check .*: does not exist"):
+        list(whole_recordings(items, RATE, 0.1))

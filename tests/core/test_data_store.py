@@ -21,6 +21,7 @@ from tests.data_helpers import (
     clock_recordings,
     clocks,
     contents,
+    into_a_directory,
     killed_again_and_again,
     manifest,
     slow_store,
@@ -406,14 +407,26 @@ def test_ids_stay_on_disk(tmp_path: Path) -> None:
     assert size > 6e6 and used < 0.6e6
 
 
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (Path.unlink, "is missing; put it back, or run `segue tokenize` again"),
+        (into_a_directory, "cannot be read (Is a directory); mend it, or delete it and run"),
+    ],
+)
 def test_a_shard_that_vanishes_is_told(
-    tmp_path: Path, recordings: dict[Split, list[Recording]]
+    tmp_path: Path,
+    recordings: dict[Split, list[Recording]],
+    harm: Callable[[Path], object],
+    sentence: str,
 ) -> None:
     directory = write_store(tmp_path / "tokens", clocks(), recordings)
     store = TokenStore(directory, "train")
-    (directory / "train-00001.safetensors").unlink()
-    with pytest.raises(DataError, match=r"train-00001\.safetensors: cannot be read .*again"):
+    shard = directory / "train-00001.safetensors"
+    harm(shard)
+    with pytest.raises(DataError) as caught:
         tokens(store, 1, "semantic")
+    assert str(caught.value).startswith(f"{shard}: {sentence}")
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +13,22 @@ from safetensors.torch import load_file
 from tests.conftest import TINY
 
 from segue.core.config.load import load_config
+from segue.core.data.audio_crops import PartCache
 from segue.core.errors import DataError, SegueError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
-from segue.core.training.checkpoints import newest_checkpoint
+from segue.core.training.checkpoints import STATE, newest_checkpoint
 from segue.core.training.parts import Workspace, tokenize, train_all, train_part
+
+
+def fresh_host() -> PluginHost:
+    return PluginHost.discover(entry_points=False)
 
 
 @pytest.fixture
 def host() -> PluginHost:
-    return PluginHost.discover(entry_points=False)
+    return fresh_host()
 
 
 def workspace(directory: Path, data: Path | None, host: PluginHost, *overrides: str) -> Workspace:
@@ -126,6 +133,31 @@ def test_missing_and_unusable_data_are_refused(tmp_path: Path, host: PluginHost)
         train_part(workspace(tmp_path / "b", tmp_path / "empty", host), "codec")
 
 
+def test_audio_that_vanishes_ends_a_training_that_goes_on_once_it_is_back(
+    tmp_path: Path, recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Thief:
+        @hookimpl
+        def segue_train_step(self, part: str, step: int, losses: dict[str, float]) -> None:
+            if step == 3:
+                audio.rename(tmp_path / "away")
+
+    monkeypatch.setattr(PartCache, "put", lambda *part: None)  # what is kept is not missed
+    audio = shutil.copytree(recordings_folder, tmp_path / "audio")
+    steps = ("codec.training.steps=8", "codec.training.save_every=2")
+    whole = train_part(workspace(tmp_path / "whole", audio, fresh_host(), *steps), "codec")
+    host = fresh_host()
+    host.register(Thief())
+    with pytest.raises(DataError) as caught:
+        train_part(workspace(tmp_path / "run", audio, host, *steps), "codec")
+    assert caught.value.place.startswith(f"{audio}/group")
+    assert "cannot any more (does not exist)" in caught.value.problem
+    (tmp_path / "away").rename(audio)
+    last = train_part(workspace(tmp_path / "run", audio, fresh_host(), *steps), "codec")
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
+
+
 def test_too_little_audio_for_the_clusters_is_refused(
     tmp_path: Path, recordings_folder: Path, host: PluginHost
 ) -> None:
@@ -159,6 +191,46 @@ def test_lifecycle_hooks_are_called_while_training(
     train_part(workspace(tmp_path, recordings_folder, host), "codec")
     assert logger.steps == [("codec", 1), ("codec", 2), ("codec", 3)]
     assert logger.saved == [("codec", "step-00000003")]
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int, int, dict[str, torch.Tensor]]] = []
+
+    @hookimpl
+    def segue_validation_audio(
+        self, part: str, step: int, directory: Path, sample_rate: int, audio: dict[str, Any]
+    ) -> None:
+        self.heard.append((part, step, sample_rate, audio))
+
+
+def test_whoever_listens_hears_what_a_stage_makes_of_a_crop(
+    tmp_path: Path, tiny_pipelines: dict[str, Path]
+) -> None:
+    """And changes nothing of what is learnt."""
+    changes = ("validate_every=2", "ema=0.5", "steps=4")
+    settings = [
+        f"stages.{name}.lm.training.{c}" for name in ("acoustic", "semantic") for c in changes
+    ]
+    ear, ends = Ear(), []
+    for listener in (None, ear):
+        directory = tmp_path / str(listener is ear)
+        shutil.copytree(tiny_pipelines["speech"].parent, directory)
+        shutil.rmtree(directory / "stages")
+        host = fresh_host()
+        if listener is not None:
+            host.register(listener)
+        space = workspace(directory, None, host, *settings)
+        train_part(space, "stages.semantic")
+        last = train_part(space, "stages.acoustic")
+        ends.append([(last / file).read_bytes() for file in ("model.safetensors", STATE)])
+    assert ends[0] == ends[1]
+    assert [heard[:3] for heard in ear.heard] == [("stages.acoustic", n, 16_000) for n in (2, 4)]
+    audio = ear.heard[-1][3]
+    held_out, made = audio["reconstruction"], audio["continuation"]
+    assert held_out.shape == made.shape == (2, 32_000)
+    assert torch.allclose(held_out[:, :8000], made[:, :8000], atol=1e-5)
+    assert not torch.allclose(held_out[:, 16_000:], made[:, 16_000:], atol=1e-3)
 
 
 def test_training_starts_from_a_checkpoint_that_the_config_names(

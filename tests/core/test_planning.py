@@ -3,38 +3,61 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from segue.core.assembly import plan
-from segue.core.config.load import load_config
+from segue.core.config.load import kind_of, load_config
+from segue.core.config.schema import PipelineConfig
 from segue.core.data.share import WHOLE, Share
 from segue.core.errors import ConfigError, TrainingError
-from segue.core.interfaces import Component, StageBatch, StageLM, Tokenizer, Tokens, WaveBatch
-from segue.core.manager import default_host
+from segue.core.interfaces import (
+    Adversary,
+    Component,
+    StageBatch,
+    StageLM,
+    Tokenizer,
+    Tokens,
+    WaveBatch,
+)
+from segue.core.manager import PluginHost, default_host
 from segue.core.training.loop import TrainingRun, train
-from segue.core.training.planning import Hardware, estimate
+from segue.core.training.planning import ROWS, Hardware, estimate
+from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
 
 PARTS = ("semantic_tokenizer", "codec", "stages.semantic", "stages.coarse", "stages.fine")
 
 
-def random_batch(component: Component, seconds: float) -> WaveBatch | StageBatch:
+def random_batch(component: Component, seconds: float, rows: int = 1) -> WaveBatch | StageBatch:
     if isinstance(component, StageLM):
         parts = (component.stage.target, *component.stage.given)
         target, *given = (
             Tokens.full(
-                torch.randint(p.codebook_size, (1, p.num_levels, int(seconds * p.frame_rate)))
+                torch.randint(p.codebook_size, (rows, p.num_levels, int(seconds * p.frame_rate)))
             )
             for p in parts
         )
         return StageBatch(target, tuple(given))
     assert isinstance(component, Tokenizer)
     samples = int(seconds * component.spec.sample_rate)
-    return WaveBatch(torch.randn(1, samples) * 0.1, torch.tensor([samples]))
+    return WaveBatch(torch.randn(rows, samples) * 0.1, torch.full((rows,), samples))
+
+
+def built(config: PipelineConfig, host: PluginHost, part: str) -> Component:
+    """With weights."""
+    assembly = plan(config, host)
+    arguments = [s for s in assembly.stages if f"stages.{s.name}" == part]
+    plain = assembly.parts[part]
+    component = host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
+    assert isinstance(component, Component)
+    return component
 
 
 @pytest.mark.parametrize("domain", ["speech", "piano"])
@@ -53,25 +76,78 @@ def test_paper_stages_are_counted_without_memory(domain: str) -> None:
     assert one.activations["checkpointed"] < one.activations["kept"] / 4
 
 
-def test_counted_arithmetic_is_that_of_a_real_step() -> None:
-    host = default_host()
-    config = load_config("speech", host).config
-    part = next(name for name in config.parts if name.startswith("stages."))
+def learn_from(
+    batch: WaveBatch | StageBatch, component: Component, adversary: Adversary | None
+) -> None:
+    """Forwards and backwards, as the loop does it."""
+    if adversary is None:
+        component.training_step(batch)["loss"].backward()
+        return
+    losses = component.adversarial_step(batch, adversary)
+    losses["adversary_loss"].backward(retain_graph=True, inputs=list(adversary.parameters()))
+    losses["loss"].backward(inputs=[p for p in component.parameters() if p.requires_grad])
+
+
+SMALL = ("options.width=32", "options.depth=2", "options.heads=2")
+ACOUSTIC, ENCODER = "stages.acoustic", "semantic_tokenizer"
+COUNTED: list[Any] = [
+    ("speech", "stages.semantic", ()),
+    ("speech", ACOUSTIC, ()),
+    ("speech", ACOUSTIC, ("use=depth_transformer.v1", *SMALL)),
+    ("speech", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),
+    ("speech/masked", ACOUSTIC, ("options.blocks=conformer",)),
+    ("speech", "codec", ()),
+    ("speech/paper", "codec", ("options.channels=8",)),
+    ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.contrastive_depth=1")),
+    ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.objective=best_rq")),
+    ("speech/trained_tokenizers", ENCODER, ()),
+]
+
+
+@pytest.mark.parametrize(("source", "part", "changes"), COUNTED)
+def test_counted_arithmetic_is_that_of_a_real_step(
+    source: str, part: str, changes: tuple[str, ...]
+) -> None:
+    """To two in a hundred; masks are drawn alike, codebooks and teachers are at work already."""
+    seconds, host = 0.25 if part == "codec" else 1.0, default_host()
+    place, crop = (f"{part}.lm", part) if part.startswith("stages.") else (part, f"{part}.training")
+    settings = [f"{crop}.crop_seconds={seconds}", *(f"{place}.{change}" for change in changes)]
+    config = load_config(source, host, settings).config
     (one,) = estimate(config, host, part, Hardware())
-    assembly = plan(config, host)
-    stage = next(s for s in assembly.stages if f"stages.{s.name}" == part)
-    plain = assembly.parts[part]
-    component = host.create(plain.kind, plain.use, plain.options, stage, place=part)
-    assert isinstance(component, StageLM)
-    component.train()
-    seconds = next(s.crop_seconds for s in config.stages if s.name == stage.name)
+    component = built(config, host, part).train()
+    for buffer in component.buffers():
+        if buffer.dtype == torch.bool:
+            buffer.fill_(True)
+    adversary = component.adversary()
+    batch = random_batch(component, seconds, ROWS)
+    torch.manual_seed(0)
     # The CPU's own attention is not known to the counter; attention by matrix products is.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        component.training_step(random_batch(component, seconds))["loss"].backward()
+        learn_from(batch, component, adversary)
     assert one.counted
-    assert one.flops * one.per_step / config.parts[part].training.batch_size == pytest.approx(
-        counter.get_total_flops(), rel=0.02
-    )
+    rows = config.parts[part].training.batch_size / ROWS
+    assert one.flops * one.per_step / rows == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A codec whose step looks at its loss: three times the forward pass, not six per weight."""
+    host = default_host()
+    config = load_config("speech", host).config
+    (whole,) = estimate(config, host, "codec", Hardware())
+    step = SpectralCodec.adversarial_step
+
+    def looking(self: SpectralCodec, *arguments: Any) -> Mapping[str, Tensor]:
+        losses = step(self, *arguments)
+        assert float(losses["loss"].detach()) > 0
+        return losses
+
+    monkeypatch.setattr(SpectralCodec, "adversarial_step", looking)
+    (one,) = estimate(config, host, "codec", Hardware())
+    assert whole.counted and not one.counted
+    assert one.flops == pytest.approx(whole.flops, rel=0.3)
+    assert one.flops > 1.5 * 6 * whole.parameters * 50 and one.activations is None
 
 
 def test_days_follow_from_rate_and_ranks() -> None:
@@ -102,11 +178,7 @@ def test_mistakes_are_named() -> None:
 def test_paper_parts_take_a_real_step(part: str, tmp_path: Path) -> None:
     host = default_host()
     config = load_config("speech/paper", host).config
-    assembly = plan(config, host)
-    arguments = [s for s in assembly.stages if f"stages.{s.name}" == part]
-    plain, ref = assembly.parts[part], config.parts[part]
-    component = host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
-    assert isinstance(component, Component)
+    ref, component = config.parts[part], built(config, host, part)
     seconds = 0.4 if part.startswith("stages.") else 1.0
     batch = random_batch(component, seconds)
     training = ref.training.model_copy(
@@ -124,7 +196,9 @@ def test_paper_parts_take_a_real_step(part: str, tmp_path: Path) -> None:
         return batch
 
     train(
-        TrainingRun(part, plain.kind, ref.use, component, training, tmp_path, batches, None, host)
+        TrainingRun(
+            part, kind_of(part), ref.use, component, training, tmp_path, batches, None, host
+        )
     )
     changed = [n for n, p in component.named_parameters() if p.detach().sum() != before[n]]
     assert len(changed) > len(before) / 2

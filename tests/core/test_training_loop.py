@@ -365,7 +365,10 @@ def test_a_step_without_a_finite_loss_changes_no_weight(tmp_path: Path) -> None:
     assert all(p.isfinite().all() for p in component.parameters())
 
 
-def test_a_gradient_that_is_not_finite_counts_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_a_gradient_that_is_not_finite_counts_too(tmp_path: Path, precision: str) -> None:
+    """In half precision, once no smaller scale of the loss can help."""
+
     class Steep(Tiny):
         def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
             zero = self.layers[0].weight.sum() * 0
@@ -373,10 +376,34 @@ def test_a_gradient_that_is_not_finite_counts_too(tmp_path: Path) -> None:
 
     component = Steep()
     before = [p.detach().clone() for p in component.parameters()]
+    settings = config(precision=precision, steps=200)
     with pytest.raises(TrainingError, match="was not finite"):
-        train(run(tmp_path, component=component, valid_batches=None))
+        train(run(tmp_path, component=component, valid_batches=None, config=settings))
     pairs = zip(before, component.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("spoilt", [[], [2, 12, 13]])
+def test_a_scale_too_large_for_half_precision_goes_down(tmp_path: Path, spoilt: list[int]) -> None:
+    """No weight moves until gradients fit. Losses that are not finite leave the scale alone."""
+    component, seen = Tiny(), [bias(Tiny())]
+
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
+        return not_a_number(step) if step in spoilt else batch_of(step)
+
+    host = StubHost(at=dict.fromkeys(range(1, 25), lambda: seen.append(bias(component))))
+    settings = config(precision="16-mixed", learning_rate=1e-3)
+    last = train(
+        run(tmp_path, component=component, host=host, train_batches=batches, config=settings)
+    )
+    losses = [a["losses"] for name, a in host.calls if name == "segue_train_step"]
+    skipped = [index for index, figures in enumerate(losses) if math.isnan(figures["loss"])]
+    overflown = [index for index, figures in enumerate(losses) if "overflow" in figures]
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
+    assert skipped == spoilt and 2 < len(overflown) < 12
+    assert [i for i in range(24) if not moved[i]] == sorted(skipped + overflown)
+    state = json.loads((last / checkpoints.STATE_JSON).read_text())
+    assert state["scaler"]["scale"] == 2.0 ** (16 - len(overflown))
 
 
 def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) -> None:
@@ -465,6 +492,7 @@ def bias(component: Tiny) -> Tensor:
         {"accumulate": 4},
         {"schedule": "inverse_sqrt", "precision": "bf16-mixed"},
         {"schedule": "linear", "workers": 2},
+        {"precision": "16-mixed", "accumulate": 2},
     ],
 )
 def test_whatever_is_asked_for_an_interrupted_run_ends_the_same(
@@ -655,6 +683,54 @@ def test_a_full_disk_leaves_the_checkpoints_there_are(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{tmp_path}/step-00000015: cannot be written (")
     assert names(tmp_path) == ["log.jsonl", "step-00000005", "step-00000010"]
     assert trained(train(run(tmp_path))) == trained(train(run(tmp_path / "whole")))
+
+
+def test_a_log_that_cannot_be_written_ends_a_run_that_goes_on_later(tmp_path: Path) -> None:
+    whole = train(run(tmp_path / "whole"))
+    parts, moved = tmp_path / "parts", tmp_path / "moved"
+    log = parts / loop.LOG
+
+    def harm() -> None:
+        log.rename(moved)
+        log.mkdir()
+
+    with pytest.raises(OutputError) as caught:
+        train(run(parts, host=StubHost(at={7: harm})))
+    assert str(caught.value).startswith(f"{log}: cannot be written (Is a directory); choose")
+    log.rmdir()
+    moved.rename(log)
+    assert trained(train(run(parts))) == trained(whole)
+    assert logged(parts) == logged(tmp_path / "whole")
+
+
+def test_an_output_directory_that_is_taken_away_is_told(tmp_path: Path) -> None:
+    whole = train(run(tmp_path / "whole"))
+    parts, moved = tmp_path / "parts", tmp_path / "moved"
+
+    def harm() -> None:
+        parts.rename(moved)
+        parts.write_text("in the way")
+
+    with pytest.raises(OutputError, match=r"parts/step-00000015: cannot be written \(.* is a file"):
+        train(run(parts, host=StubHost(at={13: harm}), valid_batches=None))
+    parts.unlink()
+    moved.rename(parts)
+    assert trained(train(run(parts))) == trained(whole)
+
+
+def test_a_full_disk_cuts_no_line_of_the_log(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        most = (tmp_path / loop.LOG).stat().st_size + 30  # bytes: some of the next line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+
+    try:
+        with pytest.raises(OutputError, match=r"log\.jsonl: cannot be written \(No space"):
+            train(run(tmp_path, host=StubHost(at={9: fill}), config=config(save_every=99)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(logged(tmp_path)) == [6]
 
 
 # --- saving and loading components ------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -19,17 +20,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.adversarial_helpers import Critic
+from tests.data_helpers import clocks, stage, timed
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from segue.apps.cli.output import one_sentence
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import Share
-from segue.core.errors import TrainingError
+from segue.core.data.store_writer import write_store
+from segue.core.data.token_crops import TokenCrops
+from segue.core.data.token_store import TokenStore
+from segue.core.errors import DataError, TrainingError
+from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import Adversary, Component, StageBatch, Tokens, WaveBatch
+from segue.core.manager import PluginHost
 from segue.core.options import Options
 from segue.core.spec import SliceSpec, StageSpec
 from segue.core.training.checkpoints import STATE, newest_checkpoint
 from segue.core.training.guard import LOG
 from segue.core.training.loop import TrainingRun, train
+from segue.core.training.prefetch import Batches
 from segue.core.training.ranks import disconnect, ranks
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
@@ -42,6 +52,7 @@ STAGE = StageSpec(
     (SliceSpec("semantic", 0, 1, 7, Fraction(25), "bbbb"),),
 )
 ROWS = 8
+STORED_SECONDS = 0.4  # of each recording in a store, and of a crop
 
 
 class Painter(Component):
@@ -79,6 +90,42 @@ def waves(step: int, share: Share) -> WaveBatch:
     return WaveBatch(wave[list(share.rows(ROWS))], torch.full((ROWS // share.count,), 8))
 
 
+class Faulty:
+    """Fails with something of its own, on the one rank that calls hooks."""
+
+    @hookimpl
+    def segue_train_step(self, part: str, step: int, losses: Mapping[str, float]) -> None:
+        if step == 3:
+            raise ValueError("no such server")
+
+
+def faulty() -> PluginHost:
+    host = PluginHost()
+    host.register(Faulty())
+    return host
+
+
+def lost(step: int, share: Share) -> StageBatch:
+    """From the fourth step on, what the second rank draws is not there."""
+    if share.index == 1 and step >= 3:
+        raise DataError("shard 7", "is missing", "put it back")
+    return tokens(step, share)
+
+
+def stored(directory: Path, away: bool) -> tuple[StageSpec, Batches]:
+    """Batches of a real store, each recording a shard; the shards may go as they are read."""
+    store = TokenStore(directory, "train")
+    known = stage(store, "acoustic 0 1", "semantic")
+    crops = TokenCrops(store, known, STORED_SECONDS, ROWS, 0)
+
+    def batches(step: int, share: Share) -> StageBatch:
+        if away and step == 3 and share.index == 0:
+            directory.rename(directory.with_name("away"))
+        return crops.batch(step, share)
+
+    return known, batches
+
+
 def tokens(step: int, share: Share) -> StageBatch:
     """Ragged: what ranks learn from does not weigh the same."""
     generator = torch.Generator().manual_seed(step)
@@ -95,15 +142,21 @@ def settings(directory: Path, what: str, **changes: Any) -> TrainingRun:
               "save_every": 2, "validate_every": 4, "validation_batches": 2, "seed": 3,
               "best": 0}  # fmt: skip
     config = TrainingConfig(**(values | changes))
+    what, _, harm = what.partition(", ")
+    host: Any = faulty() if harm == "hook fails" else Host()
     if what == "codec":
-        kind, component, batches = "codec", Painter(), waves
-    else:
-        torch.manual_seed(0)
-        options = FlatTransformerOptions(width=16, depth=2, heads=2, dropout=0)
-        kind, component, batches = "stage_lm", FlatTransformer(options, STAGE), tokens
+        return TrainingRun(
+            "part", "codec", "it.v1", Painter(), config, directory, waves, waves, host
+        )
+    spec, batches = STAGE, lost if harm == "lost" else tokens
+    if what == "store":
+        spec, batches = stored(directory.with_name("tokens"), harm == "lost")
+    torch.manual_seed(0)
+    component = FlatTransformer(FlatTransformerOptions(width=16, depth=2, heads=2, dropout=0), spec)
+    valid = lost if harm == "held out lost" else tokens if what == "stage" else None
     return TrainingRun(
-        "part", kind, "it.v1", component, config, directory, batches, batches, Host()
-    )  # type: ignore[arg-type]
+        "part", "stage_lm", "it.v1", component, config, directory, batches, valid, host
+    )
 
 
 # --- running them -----------------------------------------------------------------------------
@@ -176,6 +229,7 @@ WAYS: list[Any] = [
         marks=pytest.mark.slow,
     ),
     ("codec", {"accumulate": 2, "adversary_from": 3}),
+    pytest.param("stage", {"compile": True}, marks=pytest.mark.slow),
 ]
 
 
@@ -194,6 +248,32 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> N
     trained(2, parts, "stage", steps=3, schedule="constant", strategy="fsdp")
     alone(parts, "stage", steps=6, schedule="constant")
     check_alike(whole, trained(2, parts, "stage", steps=8, schedule="constant", strategy="fsdp"))
+
+
+COMPILED: list[Any] = [
+    ("stage", {}),
+    ("stage", {"activation_checkpointing": True}),
+    ("codec", {"adversary_from": 1}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "changes"), COMPILED)
+def test_what_is_compiled_learns_the_same(
+    tmp_path: Path, what: str, changes: dict[str, Any]
+) -> None:
+    """Two steps, and two of a run that is taken up: as without, and checkpoints tell nothing."""
+    changes = {"schedule": "constant", **changes}
+    torch._dynamo.reset()
+    counters.clear()
+    first = alone(tmp_path / "compiled", what, steps=2, compile=True, **changes)
+    assert counters["stats"]["unique_graphs"]
+    plain = alone(tmp_path / "plain", what, steps=2, **changes)
+    check_alike(plain, first)
+    check_alike(
+        alone(plain.parent, what, steps=4, **changes),
+        alone(first.parent, what, steps=4, compile=True, **changes),
+    )
 
 
 @pytest.mark.slow
@@ -233,6 +313,63 @@ def test_what_goes_wrong_on_the_first_rank_ends_the_others(tmp_path: Path) -> No
     assert str(place) in stories[0] and "Traceback" not in stories[1]
 
 
+def test_sharded_weights_are_not_trained_in_half_precision(tmp_path: Path) -> None:
+    processes = start(2, tmp_path, "stage", strategy="fsdp", precision="16-mixed")
+    for process in processes:
+        story = process.communicate(timeout=120)[0]
+        assert process.returncode != 0
+        assert story.startswith("error: part.training.precision: 16-mixed cannot be had with fsdp")
+
+
+def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
+    """Train in two processes that must end by themselves; the lines that each wrote, but for
+    PyTorch's warnings."""
+    processes = start(2, directory, what, **changes)
+    stories = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], "\n".join(stories)
+    assert not any("Traceback" in story for story in stories)
+    return [[line for line in story.splitlines() if "Warning" not in line] for story in stories]
+
+
+@pytest.mark.parametrize(
+    ("harm", "speaker", "sentence"),
+    [
+        ("hook fails", 0, "error: segue_train_step: plugin registered:Faulty failed: ValueError"),
+        ("lost", 1, "error: shard 7: is missing; put it back"),
+        ("held out lost", 1, "error: shard 7: is missing; put it back"),
+    ],
+)
+def test_what_fails_on_one_rank_ends_all_with_one_sentence(
+    tmp_path: Path, harm: str, speaker: int, sentence: str
+) -> None:
+    stories = ended(tmp_path, f"stage, {harm}", validation_batches=4)
+    (said,) = stories[speaker]
+    assert said.startswith(sentence) and stories[1 - speaker] == []
+
+
+@pytest.mark.slow
+def test_tokens_that_vanish_end_a_training_that_goes_on_once_they_are_back(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "audio").mkdir()
+    recordings = [timed(tmp_path / "audio", n % 8, f"{n}", n, 20) for n in range(48)]
+    directory = tmp_path / "tokens"
+    write_store(directory, clocks(), {"train": recordings}, shard_seconds=STORED_SECONDS)
+    whole = trained(2, tmp_path / "whole", "store")
+    sentence = rf"{directory}/train-000\d\d\.safetensors: is missing; put it back, or run `segue"
+    one, other = ended(tmp_path / "two", "store, lost")
+    (said,) = one + other
+    assert re.match(f"error: {sentence}", said)
+    (tmp_path / "away").rename(directory)
+    with pytest.raises(DataError, match=sentence):
+        alone(tmp_path / "one", "store, lost")
+    (tmp_path / "away").rename(directory)
+    last = trained(2, tmp_path / "two", "store")
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
+    check_alike(whole, alone(tmp_path / "one", "store"))
+
+
 @pytest.mark.parametrize(
     ("what", "changes", "place"),
     [
@@ -259,5 +396,8 @@ def test_half_of_torchruns_environment_is_refused(monkeypatch: pytest.MonkeyPatc
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(settings(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])))
-    disconnect()
+    with one_sentence():
+        try:
+            train(settings(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])))
+        finally:
+            disconnect()
