@@ -18,6 +18,7 @@ from segue.apps.cli.options import (
     SetOption,
 )
 from segue.apps.cli.output import console, named, note, print_json, progress_bars
+from segue.apps.cli.reports import whole_numbers
 from segue.core.errors import ConfigError
 
 
@@ -55,6 +56,17 @@ def command(
     midi: Annotated[
         str | None, typer.Option("--midi", help="Folder of MIDI files that --data was made from.")
     ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Token store of the pipeline's tokenizers. Default: made.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training of each stage of a variant.")] = 400,
+    tokenizer_steps: Annotated[
+        int, typer.Option(min=1, help="Training of a variant's semantic tokenizer.")
+    ] = 600,
+    clusters: Annotated[str, typer.Option(help="Numbers of semantic clusters.")] = "128,512",
+    levels: Annotated[
+        str, typer.Option(help="Numbers of levels that are drawn given semantic tokens.")
+    ] = "2,4,8",
     seed: SeedOption = 0,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
@@ -75,12 +87,26 @@ def command(
         check_writable(output / RESULTS)
         suite = suite_of(domain, host)
         settings = Settings(
-            domain, pipeline or domain, data,
-            suite.prompt_seconds if prompt_seconds is None else prompt_seconds,
-            suite.seconds if seconds is None else seconds,
-            items, seed, tuple(overrides or ()), _numbers(temperatures), piece_seconds,
-            labels, tuple(where or ()), per_group, midi,
-        )  # fmt: skip
+            domain=domain,
+            source=pipeline or domain,
+            data=data,
+            prompt_seconds=suite.prompt_seconds if prompt_seconds is None else prompt_seconds,
+            seconds=suite.seconds if seconds is None else seconds,
+            items=items,
+            seed=seed,
+            overrides=tuple(overrides or ()),
+            temperatures=_numbers(temperatures),
+            piece_seconds=piece_seconds,
+            labels=labels,
+            where=tuple(where or ()),
+            per_group=per_group,
+            scores=midi,
+            tokens=tokens,
+            steps=steps,
+            tokenizer_steps=tokenizer_steps,
+            clusters=tuple(whole_numbers(clusters, "--clusters")),
+            levels=tuple(whole_numbers(levels, "--levels")),
+        )
         reports = {}
         with progress_bars(json) as progress:
             study = Study(settings, output, host, checked_device(device), progress)

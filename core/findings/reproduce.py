@@ -8,7 +8,15 @@ from typing import Any
 
 from segue.core.errors import ConfigError
 from segue.core.files import as_json, write_json
-from segue.core.findings import preference, temperature, tokens, voice
+from segue.core.findings import (
+    ablations,
+    masked,
+    preference,
+    structure,
+    temperature,
+    tokens,
+    voice,
+)
 from segue.core.findings.finding import Finding, InapplicableError, Table
 from segue.core.findings.report import read_report, write_results
 from segue.core.findings.study import Study
@@ -16,8 +24,12 @@ from segue.core.findings.study import Study
 TABLES: dict[str, Table] = {
     "tokens": tokens.TABLE,
     "voice": voice.TABLE,
+    "structure": structure.TABLE,
     "preference": preference.TABLE,
     "temperature": temperature.TABLE,
+    "clusters": ablations.CLUSTERS,
+    "levels": ablations.LEVELS,
+    "masked": masked.TABLE,
 }
 
 

@@ -52,6 +52,7 @@ class Settings:
         scores: folder of MIDI files that recordings were rendered from.
         tokens: a token store of the pipeline's tokenizers; None: one is made.
         steps: that the stages of a variant are trained for.
+        tokenizer_steps: that its semantic tokenizer is, if it must be trained.
         clusters: numbers of semantic clusters.
         levels: numbers of levels that are drawn given the semantic tokens.
     """
@@ -72,11 +73,28 @@ class Settings:
     scores: str | None = None
     tokens: str | None = None
     steps: int = 400
+    tokenizer_steps: int = 600
     clusters: tuple[int, ...] = (128, 512)
     levels: tuple[int, ...] = (2, 4, 8)
 
 
+TRUTH = "true continuation"  # name of a row
 COMMON = ("domain", "source", "data", "items", "seed", "overrides")
+
+
+def plain_command(words: str, **options: Any) -> str:
+    """What a user types: ``segue <words>`` with options, several of a name for a list."""
+    parts = ["segue", *words.split()]
+    for key, value in options.items():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            parts.append(f"--{key.replace('_', '-')}")
+            parts += [] if one is True else [f"{one:g}" if isinstance(one, float) else str(one)]
+    return shlex.join(parts)
+
+
+def of_truth(figures: Figures) -> Figures:
+    """Those of the recordings' own continuations, named as those of what a pipeline made."""
+    return {k.replace(" truth_", " "): v for k, v in figures.items() if " truth_" in k}
 
 
 def suite_of(domain: str, host: PluginHost) -> Suite:
@@ -213,22 +231,14 @@ class Study:
         figures: Figures = kept["figures"]
         return figures
 
-    def command(self, words: str, source: str | Path | None = None, **options: Any) -> str:
-        """A plain `segue` command on the pipeline, or on another one."""
-        parts = ["segue", *words.split()]
+    def command(self, words: str, source: Path | None = None, **options: Any) -> str:
+        """A plain `segue` command on the pipeline, or on another one as it is."""
         if source is not None:
-            parts += ["--pipeline", str(source)]
-        elif self.settings.source == self.settings.domain:
-            parts += ["--domain", self.settings.domain]
-        else:
-            parts += ["--pipeline", self.settings.source]
-        given = () if source is not None else self.settings.overrides
-        options["set"] = (*given, *options.pop("set", ()))
-        for key, value in options.items():
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                parts.append(f"--{key.replace('_', '-')}")
-                parts += [] if one is True else [f"{one:g}" if isinstance(one, float) else str(one)]
-        return shlex.join(parts)
+            return plain_command(words, pipeline=source, **options)
+        asked = self.settings
+        which = "domain" if asked.source == asked.domain else "pipeline"
+        changes = (*asked.overrides, *options.pop("set", ()))
+        return plain_command(words, **{which: asked.source}, **options, set=changes)
 
     @property
     def of_continuations(self) -> dict[str, Any]:

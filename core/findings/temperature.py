@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from segue.core.findings.finding import Figures, Finding, Table
-from segue.core.findings.study import Study
+from segue.core.findings.study import TRUTH, Study, of_truth
 from segue.core.findings.suite import Direction
 
+CONFIGURED = "as configured"  # name of a row
 SPARE = 0.05  # of the rate of sound files that may be lost against the best
 
 
 def make(study: Study) -> Finding:
     """Continuations at each temperature of each stage, the other stages as they are."""
-    asked, suite, found = study.settings, study.suite, Finding(shown=study.suite.shown)
+    suite, own = study.suite, _cell(study, CONFIGURED, [])
+    found = Finding({CONFIGURED: own, TRUTH: of_truth(own)}, suite.shown)
     for stage in study.config.stages:
-        own, cells = stage.sampling.temperature, dict[float, Figures]()
-        for value in sorted({own, *asked.temperatures}):
-            change = f"stages.{stage.name}.sampling.temperature={value:g}"
-            name = "as configured" if value == own else f"{stage.name} {value:g}"
-            cells[value] = _cell(study, name, [] if value == own else [change])
-            found.rows[name] = cells[value]
-        chosen = best(list(cells.values()), suite.rule, suite.sound)
-        value = list(cells)[chosen]
-        here = " (as configured)" if value == own else ""
+        cells = {stage.sampling.temperature: own}
+        for value in study.settings.temperatures:
+            if value not in cells:
+                cells[value] = _cell(study, f"{stage.name} {value:g}", [_change(stage.name, value)])
+                found.rows[f"{stage.name} {value:g}"] = cells[value]
+        value = list(cells)[best(list(cells.values()), suite.rule, suite.sound)]
+        here = " (as configured)" if cells[value] is own else ""
         found.notes.append(f"Best temperature of `{stage.name}`: **{value:g}**{here}.")
         found.commands.append(
             study.command(
                 "evaluate continuations", **study.of_continuations,
-                metrics=",".join(study.metrics("continuation_metric", suite.quick)),
-                set=[f"stages.{stage.name}.sampling.temperature={value:g}"],
+                metrics=",".join(_metrics(study)), set=[_change(stage.name, value)],
             )
         )  # fmt: skip
     found.notes.append(told(suite.rule, suite.sound))
@@ -37,18 +36,27 @@ def make(study: Study) -> Finding:
 
 
 def _cell(study: Study, name: str, overrides: Sequence[str]) -> Figures:
-    kept = {"overrides": list(overrides), **study.asked(("prompt_seconds", "seconds"))}
-    quick = study.suite.quick
+    kept = {"overrides": list(overrides), "metrics": _metrics(study)}
     return study.row(
-        name, kept, lambda: study.continuations(study.load(overrides=overrides), quick)
+        name,
+        kept | study.asked(("prompt_seconds", "seconds")),
+        lambda: study.continuations(study.load(overrides=overrides), study.suite.quick),
     )
+
+
+def _change(stage: str, value: float) -> str:
+    return f"stages.{stage}.sampling.temperature={value:g}"
+
+
+def _metrics(study: Study) -> list[str]:
+    return list(study.metrics("continuation_metric", study.suite.quick))
 
 
 def best(cells: Sequence[Figures], rule: Mapping[str, Direction], sound: str) -> int:
     """Which of the cells has the least mean rank over the figures of the rule.
 
     Cells whose rate of sound files is ``SPARE`` or more below the best one's are out. Figures that
-    a cell lacks are left out for all; of equals the first is taken.
+    a cell lacks are left out for all; of equals the first is taken, which is what is configured.
     """
     rates = [_mean(cell, sound) for cell in cells]
     known = [rate for rate in rates if rate is not None]

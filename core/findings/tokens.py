@@ -21,6 +21,7 @@ from segue.core.pipeline import Pipeline
 WAYS: tuple[Way, ...] = ("codec", "acoustic_generation", "semantic")
 SCORE_SECONDS = 120.0
 SEMANTIC = "semantic tokens"
+ABX = {"within": "ABX within", "across": "ABX across"}  # speakers
 
 
 def make(study: Study) -> Finding:
@@ -67,18 +68,19 @@ def _words(study: Study, found: Finding) -> None:
     try:
         errors = discrimination(study, representations(study.pipeline))
     except DataError as error:
+        if asked.labels is not None:
+            raise
         found.notes.append(f"Without labels there is no ABX ({error.place}: {error.problem}).")
         return
-    kinds = ("within", "across")
     for name, row in errors.items():
-        found.rows[name] = {f"ABX {kind}": row[kind] for kind in kinds if kind in row}
-    found.shown += tuple(f"ABX {kind}" for kind in kinds)
+        found.rows[name] = {label: row[kind] for kind, label in ABX.items() if kind in row}
+    found.shown += tuple(ABX.values())
     found.claims += [
         better(
             f"semantic tokens have a lower ABX error {kind} speakers than acoustic tokens",
             errors[SEMANTIC].get(kind), _first_level(errors).get(kind), "low",
         )
-        for kind in kinds
+        for kind in ABX
     ]  # fmt: skip
     found.commands.append(
         study.command(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from segue.core.evaluation.resynthesis import Way
 from segue.core.findings.finding import Finding, InapplicableError, Table, better
-from segue.core.findings.study import Study
+from segue.core.findings.study import TRUTH, Study, of_truth
 
 WAYS: tuple[Way, ...] = ("acoustic_generation", "codec", "recording", "foreign")
-TRUTH = "true continuation"
 
 
 def make(study: Study) -> Finding:
@@ -19,11 +18,7 @@ def make(study: Study) -> Finding:
         raise InapplicableError(f"{voice}: {study.missing[voice]}")
     rows = study.resynthesis(study.pipeline, WAYS, [content], [voice])
     found = study.continuations(study.pipeline, [voice])
-    truth = f"{voice} truth_"
-    rows["continuation"] = {k: v for k, v in found.items() if not k.startswith(truth)}
-    rows[TRUTH] = {
-        k.replace("truth_", ""): v for k, v in found.items() if k.startswith((truth, "chance"))
-    }
+    rows |= {"continuation": found, TRUTH: of_truth(found)}
     kept = f"{voice} classified"
     generated, continued = rows["acoustic_generation"], rows["continuation"]
     return Finding(
