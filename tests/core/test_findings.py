@@ -178,7 +178,6 @@ def test_tables_by_name() -> None:
 # --- tables of variants that are trained ------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_variants_are_trained_and_measured_once(study: Make) -> None:
     one = study()
     found = made(one, "structure")
@@ -199,7 +198,6 @@ def test_variants_are_trained_and_measured_once(study: Make) -> None:
     assert all(f"## {name}" in page(one) for name in ("structure", "masked"))
 
 
-@pytest.mark.slow
 def test_ablations(study: Make) -> None:
     found = made(study(), "clusters")
     assert list(found["rows"]) == ["8 clusters", "12 clusters", "true continuation"]
