@@ -13,7 +13,8 @@ from segue.core.findings.finding import InapplicableError
 from segue.core.manager import PluginHost
 from segue.core.spec import SEMANTIC, StreamSlice
 
-WARM_UP = 0.1  # most of a short training
+WARM_UP = 0.1  # of a short training, at most
+SAVES = 8  # of a training
 
 
 def with_options(ref: ComponentConfig) -> ComponentConfig:
@@ -74,12 +75,13 @@ def swapped(
 
 
 def steps_of(config: PipelineConfig, steps: int, stages: Sequence[str]) -> list[str]:
-    """A training of so many steps."""
+    """A training of so many steps, saved as often as it takes to lose little when it is killed."""
     found = []
     for stage in config.stages:
         if stage.name in stages:
             warm_up = min(stage.lm.training.warmup_steps, round(WARM_UP * steps))
-            values = {"steps": steps, "warmup_steps": warm_up}
+            every = max(1, steps // SAVES)
+            values = {"steps": steps, "warmup_steps": warm_up, "save_every": every}
             found += assignments(f"stages.{stage.name}.lm.training", values)
     return found
 
