@@ -60,9 +60,6 @@ def command(
         str | None, typer.Option(help="Token store of the pipeline's tokenizers. Default: made.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training of each stage of a variant.")] = 400,
-    tokenizer_steps: Annotated[
-        int, typer.Option(min=1, help="Training of a variant's semantic tokenizer.")
-    ] = 600,
     clusters: Annotated[str, typer.Option(help="Numbers of semantic clusters.")] = "128,512",
     levels: Annotated[
         str, typer.Option(help="Numbers of levels that are drawn given semantic tokens.")
@@ -103,7 +100,6 @@ def command(
             scores=midi,
             tokens=tokens,
             steps=steps,
-            tokenizer_steps=tokenizer_steps,
             clusters=tuple(whole_numbers(clusters, "--clusters")),
             levels=tuple(whole_numbers(levels, "--levels")),
         )

@@ -23,14 +23,13 @@ REST = "rest"  # name of the stage of the levels that are not given semantic tok
 
 
 def make_clusters(study: Study) -> Finding:
-    """Semantic tokenizer and all stages anew, for each number of clusters."""
+    """Clusters of the same features and all stages anew, for each number of clusters."""
     config, asked, variants = study.config, study.settings, {}
     semantic_stage(config)
     for count in asked.clusters:
         changes = [
-            "semantic_tokenizer.checkpoint=null",
             *assignments("semantic_tokenizer.options", {"num_clusters": count}),
-            *assignments("semantic_tokenizer.training", {"steps": asked.tokenizer_steps}),
+            *assignments("semantic_tokenizer.training", {"steps": 0}),
             *steps_of(config, asked.steps, [stage.name for stage in config.stages]),
         ]
         name = f"clusters-{count}"
@@ -81,7 +80,7 @@ def _of_content(found: Finding) -> tuple[str, ...]:
 
 CLUSTERS = Table(
     "More semantic clusters tell more of the content, and are harder to model.",
-    ("prompt_seconds", "seconds", "steps", "tokenizer_steps", "clusters", "labels", "where"),
+    ("prompt_seconds", "seconds", "steps", "clusters", "labels", "where"),
     make_clusters,
 )
 LEVELS = Table(

@@ -35,7 +35,7 @@ def measure_variants(
         make = partial(_measured, study, shop, variant, (*measures, continuations))
         found.rows[name] = study.row(name, settings, make)
         found.commands += [
-            shop.command(variant),
+            *shop.commands(variant),
             study.command(
                 "evaluate continuations", shop.directory(variant) / "pipeline",
                 **study.of_continuations, metrics=",".join(metrics),

@@ -52,7 +52,6 @@ class Settings:
         scores: folder of MIDI files that recordings were rendered from.
         tokens: a token store of the pipeline's tokenizers; None: one is made.
         steps: that the stages of a variant are trained for.
-        tokenizer_steps: that its semantic tokenizer is, if it must be trained.
         clusters: numbers of semantic clusters.
         levels: numbers of levels that are drawn given the semantic tokens.
     """
@@ -73,7 +72,6 @@ class Settings:
     scores: str | None = None
     tokens: str | None = None
     steps: int = 400
-    tokenizer_steps: int = 600
     clusters: tuple[int, ...] = (128, 512)
     levels: tuple[int, ...] = (2, 4, 8)
 

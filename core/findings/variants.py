@@ -16,6 +16,7 @@ from segue.core.findings.changes import steps_of, with_options
 from segue.core.findings.study import Study, plain_command
 from segue.core.training.parts import Workspace, export, tokenize, train_all, train_part
 
+TOKENIZER = "semantic_tokenizer"
 BASE, TOKENS, RUNS = "from_scratch.yaml", "tokens", "runs"
 
 
@@ -26,7 +27,7 @@ class Variant:
     Attributes:
         name: of its training directory.
         overrides: of the given pipeline's config, whose stages have no weights.
-        own_tokens: its tokenizers are others.
+        own_tokens: its semantic tokenizer is to be fitted anew.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Workshop:
         """Train it, or go on; the directory of the variant's pipeline."""
         workspace = self._workspace(variant)
         if variant.own_tokens:
+            train_part(workspace, TOKENIZER)
             return train_all(workspace)
         _link(self._tokens(), workspace.directory / TOKENS)
         for part, ref in workspace.config.parts.items():
@@ -76,12 +78,15 @@ class Workshop:
     def directory(self, variant: Variant) -> Path:
         return self.study.directory / RUNS / variant.name
 
-    def command(self, variant: Variant) -> str:
-        """The plain one that trains it."""
-        return plain_command(
-            "train all", config=self.base, data=self.study.settings.data,
-            output=self.directory(variant), set=variant.overrides,
-        )  # fmt: skip
+    def commands(self, variant: Variant) -> list[str]:
+        """Plain ones that train it."""
+        return [
+            plain_command(
+                f"train {part}", config=self.base, data=self.study.settings.data,
+                output=self.directory(variant), set=variant.overrides,
+            )
+            for part in ((TOKENIZER, "all") if variant.own_tokens else ("all",))
+        ]  # fmt: skip
 
     def _workspace(self, variant: Variant) -> Workspace:
         study, directory = self.study, self.directory(variant)

@@ -50,7 +50,6 @@ def study(tiny_pipelines: dict[str, Path], recordings_folder: Path, tmp_path: Pa
         items=2,
         temperatures=(0.5,),
         steps=2,
-        tokenizer_steps=2,
         clusters=(8, 12),
         levels=(1, 8),
     )
