@@ -16,9 +16,10 @@ from segue.core.findings.changes import (
 )
 from segue.core.findings.finding import Finding, Table
 from segue.core.findings.study import Study
-from segue.core.findings.tokens import ABX
+from segue.core.findings.tokens import ABX, labelled
 from segue.core.findings.variants import Variant, Workshop
 
+USES, OF_LABELS = ("prompt_seconds", "seconds"), ("labels", "where", "per_group")
 REST = "rest"  # name of the stage of the levels that are not given semantic tokens
 
 
@@ -26,6 +27,7 @@ def make_clusters(study: Study) -> Finding:
     """Clusters of the same features and all stages anew, for each number of clusters."""
     config, asked, variants = study.config, study.settings, {}
     semantic_stage(config)
+    labelled(study)  # what is wrong with them is told before anything is trained
     for count in asked.clusters:
         changes = [
             *assignments("semantic_tokenizer.options", {"num_clusters": count}),
@@ -35,7 +37,8 @@ def make_clusters(study: Study) -> Finding:
         name = f"clusters-{count}"
         variants[f"{count} clusters"] = Variant(name, tuple(changes), own_tokens=True)
     kinds = (measures.discrimination_of_words, measures.content)
-    found = measures.measure_variants(study, Workshop(study), variants, *kinds)
+    uses = (*USES, *OF_LABELS)
+    found = measures.measure_variants(study, Workshop(study), variants, uses, *kinds)
     found.shown = (*ABX.values(), *_of_content(found), *found.shown)
     return found
 
@@ -54,7 +57,7 @@ def make_levels(study: Study) -> Finding:
         steps = shop.equal_steps(changes, stages, flops)
         changes = [*changes, *steps_of(shop.config(changes), steps, stages)]
         variants[f"{count} coarse levels"] = Variant(f"levels-{count}", tuple(changes))
-    found = measures.measure_variants(study, shop, variants, measures.content)
+    found = measures.measure_variants(study, shop, variants, USES, measures.content)
     found.shown = (*_of_content(found), *found.shown)
     return found
 
@@ -80,11 +83,11 @@ def _of_content(found: Finding) -> tuple[str, ...]:
 
 CLUSTERS = Table(
     "More semantic clusters tell more of the content, and are harder to model.",
-    ("prompt_seconds", "seconds", "steps", "clusters", "labels", "where"),
+    (*USES, *OF_LABELS, "steps", "clusters"),
     make_clusters,
 )
 LEVELS = Table(
     "How many levels are drawn given the semantic tokens; the rest is drawn given these levels.",
-    ("prompt_seconds", "seconds", "steps", "levels"),
+    (*USES, "steps", "levels"),
     make_levels,
 )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from segue.core.errors import DataError
 from segue.core.evaluation.evaluate import usable
 from segue.core.evaluation.statistics import grouped_summary
 from segue.core.findings.finding import Figures, Finding
 from segue.core.findings.preference import preferences
 from segue.core.findings.study import TRUTH, Study, of_truth
-from segue.core.findings.tokens import ABX, discrimination, representations
+from segue.core.findings.tokens import discrimination, labelled, representations
 from segue.core.findings.variants import Variant, Workshop
 from segue.core.pipeline import Pipeline
 
@@ -24,12 +23,22 @@ TIMED = 5  # recordings
 
 
 def measure_variants(
-    study: Study, shop: Workshop, variants: Mapping[str, Variant], *measures: Measure
+    study: Study,
+    shop: Workshop,
+    variants: Mapping[str, Variant],
+    uses: Sequence[str],
+    *measures: Measure,
 ) -> Finding:
-    """A row for each variant and one for the truth; shown are figures of continuations."""
+    """A row for each variant and one for the truth; shown are figures of continuations.
+
+    Args:
+        variants: by the names of their rows.
+        uses: settings that what is measured depends on.
+        measures: beside continuations.
+    """
     found = Finding(shown=(*study.suite.shown, FLOPS))
     metrics = list(study.metrics("continuation_metric", study.suite.continuations))
-    asked = study.asked(("prompt_seconds", "seconds", "piece_seconds", "labels", "where"))
+    asked = study.asked(uses)
     for name, variant in variants.items():
         settings = asked | {"overrides": list(variant.overrides), "metrics": metrics}
         make = partial(_measured, study, shop, variant, (*measures, continuations))
@@ -74,12 +83,11 @@ def content(study: Study, pipeline: Pipeline) -> Figures:
 
 def discrimination_of_words(study: Study, pipeline: Pipeline) -> Figures:
     """ABX errors of the semantic tokens; none where the data has no labels."""
-    try:
-        found = discrimination(study, representations(pipeline, ["semantic"])[:1])
-    except DataError:
+    items = labelled(study)
+    if not items:
         return {}
-    (row,) = found.values()
-    return {name: row[kind] for kind, name in ABX.items() if kind in row}
+    (row,) = discrimination(study, items, representations(pipeline, ["semantic"])[:1]).values()
+    return row
 
 
 def speed(study: Study, pipeline: Pipeline) -> Figures:

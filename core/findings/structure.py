@@ -14,6 +14,7 @@ from segue.core.findings.finding import Finding, Table, better
 from segue.core.findings.study import Study
 from segue.core.findings.variants import Variant, Workshop
 
+USES = ("prompt_seconds", "seconds", "piece_seconds")
 HYBRID, ALONE = "hybrid", "acoustic only"
 
 
@@ -34,6 +35,7 @@ def make(study: Study) -> Finding:
         study,
         shop,
         {HYBRID: Variant("hybrid", tuple(hybrid)), ALONE: Variant("acoustic-only", tuple(alone))},
+        USES,
         measures.preference,
     )
     found.notes.append(
@@ -58,6 +60,6 @@ def _judge(study: Study, found: Finding) -> None:
 TABLE = Table(
     "With semantic tokens in between, continuations are coherent for longer than those of a model "
     "of acoustic tokens alone.",
-    ("prompt_seconds", "seconds", "piece_seconds", "steps"),
+    (*USES, "steps"),
     make,
 )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segue.core.errors import DataError
 from segue.core.evaluation.held_out import spread_evenly
-from segue.core.evaluation.items import load_items, thinned
+from segue.core.evaluation.items import Item, load_items, thinned
 from segue.core.evaluation.midi import find_scores
 from segue.core.evaluation.pitches import evaluate_pitches
 from segue.core.evaluation.representations import Representation, of_tokenizer
 from segue.core.evaluation.resynthesis import Way
 from segue.core.evaluation.semantic import evaluate_semantic
-from segue.core.findings.finding import Finding, InapplicableError, Table, better
+from segue.core.findings.finding import Figures, Finding, InapplicableError, Table, better
 from segue.core.findings.study import Study
 from segue.core.pipeline import Pipeline
 
@@ -47,40 +47,50 @@ def representations(
     return found
 
 
-def discrimination(study: Study, chosen: list[Representation]) -> Mapping[str, Any]:
-    """ABX errors of labelled pieces of held-out recordings, by representation.
+def labelled(study: Study) -> list[Item]:
+    """Labelled pieces of held-out recordings; none where no labels were named and the data has
+    none.
 
     Raises:
-        DataError: if the data names no labels.
+        DataError: if labels were named and there are none.
     """
     asked = study.settings
     where = dict(text.split("=", 1) for text in asked.where)
-    items = load_items(Path(asked.labels or asked.data), "valid", where)
-    found: Mapping[str, Any] = evaluate_semantic(
-        thinned(items, asked.per_group), chosen, study.progress
-    )["representations"]
-    return found
+    try:
+        items = load_items(Path(asked.labels or asked.data), "valid", where)
+    except DataError:
+        if asked.labels is None:
+            return []
+        raise
+    return thinned(items, asked.per_group)
+
+
+def discrimination(
+    study: Study, items: Sequence[Item], chosen: Sequence[Representation]
+) -> dict[str, Figures]:
+    """ABX errors within and across speakers, by representation."""
+    found = evaluate_semantic(items, chosen, study.progress)["representations"]
+    return {
+        name: {label: row[kind] for kind, label in ABX.items() if kind in row}
+        for name, row in found.items()
+    }
 
 
 def _words(study: Study, found: Finding) -> None:
     """ABX errors, where the data has labels."""
-    asked = study.settings
-    try:
-        errors = discrimination(study, representations(study.pipeline))
-    except DataError as error:
-        if asked.labels is not None:
-            raise
-        found.notes.append(f"Without labels there is no ABX ({error.place}: {error.problem}).")
+    asked, items = study.settings, labelled(study)
+    if not items:
+        found.notes.append(f"{asked.data} has no labels, so that there is no ABX.")
         return
-    for name, row in errors.items():
-        found.rows[name] = {label: row[kind] for kind, label in ABX.items() if kind in row}
+    errors = discrimination(study, items, representations(study.pipeline))
+    found.rows |= errors
     found.shown += tuple(ABX.values())
     found.claims += [
         better(
             f"semantic tokens have a lower ABX error {kind} speakers than acoustic tokens",
-            errors[SEMANTIC].get(kind), _first_level(errors).get(kind), "low",
+            errors[SEMANTIC].get(label), _first_level(errors).get(label), "low",
         )
-        for kind in ABX
+        for kind, label in ABX.items()
     ]  # fmt: skip
     found.commands.append(
         study.command(

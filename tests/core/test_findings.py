@@ -79,7 +79,7 @@ def page(study: Study) -> str:
 
 def test_what_tokens_tell(study: Make, recordings_folder: Path, tmp_path: Path) -> None:
     found = made(study(), "tokens")
-    assert any("Without labels there is no ABX" in note for note in found["notes"])
+    assert any("has no labels" in note for note in found["notes"])
     assert found["shown"] == ["log_mel.v1"] and len(found["claims"]) == 1
     rows = [
         f"{recordings_folder}/group{g}/{t}.wav,{'ab'[t]},{g},valid"
