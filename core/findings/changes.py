@@ -93,4 +93,4 @@ def assignments(place: str, values: Mapping[str, Any]) -> list[str]:
 
 def keeping(stage: StageConfig) -> list[str]:
     """The stage with the weights that it has."""
-    return [f"stages.{stage.name}.lm.checkpoint={stage.lm.checkpoint}"]
+    return assignments(f"stages.{stage.name}.lm", {"checkpoint": stage.lm.checkpoint})

@@ -19,18 +19,23 @@ USES = ("prompt_seconds", "seconds")
 MASKED, CAUSAL = "masked", "autoregressive"
 
 
-def make(study: Study) -> Finding:
+def variants(study: Study) -> dict[str, Variant]:
     """Either acoustic stage, trained for the same steps, after the pipeline's semantic stage."""
     config, suite = study.config, study.suite
-    semantic, acoustic = semantic_stage(config), acoustic_stages(config)[0]
-    common = [*keeping(semantic), *one_acoustic_stage(config)]
+    acoustic = acoustic_stages(config)[0]
+    common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
     common += steps_of(config, study.settings.steps, [acoustic.name])
     models = {
         MASKED: swapped(study.host, acoustic, suite.masked, suite.masked_sampling),
         CAUSAL: swapped(study.host, acoustic, suite.autoregressive, {}),
     }
-    variants = {name: Variant(name, (*common, *model)) for name, model in models.items()}
-    found = measures.measure_variants(study, Workshop(study), variants, USES, measures.speed)
+    return {name: Variant(name, (*common, *model)) for name, model in models.items()}
+
+
+def make(study: Study) -> Finding:
+    """Quality and speed of continuations by either."""
+    shop = Workshop(study)
+    found = measures.measure_variants(study, shop, variants(study), USES, measures.speed)
     found.shown = (measures.SPEED, *found.shown)
     found.claims = [
         better(

@@ -19,7 +19,7 @@ from segue.core.pipeline import Pipeline
 Measure = Callable[[Study, Pipeline], Figures]
 FLOPS, PREFERRED, SPEED = "training TFLOP", "preferred to shuffled", "seconds per second"
 GENERATED = "generated"  # begins the names of figures of acoustic generation
-TIMED = 5  # recordings
+TIMED = 8  # recordings
 
 
 def measure_variants(

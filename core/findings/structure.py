@@ -18,9 +18,9 @@ USES = ("prompt_seconds", "seconds", "piece_seconds")
 HYBRID, ALONE = "hybrid", "acoustic only"
 
 
-def make(study: Study) -> Finding:
-    """Both from scratch, with the same acoustic model: steps are such that the FLOPs are equal."""
-    shop, config, steps = Workshop(study), study.config, study.settings.steps
+def variants(study: Study, shop: Workshop) -> dict[str, Variant]:
+    """Both with the same acoustic model, and steps such that the FLOPs are equal."""
+    config, steps = study.config, study.settings.steps
     semantic, acoustic = semantic_stage(config).name, acoustic_stages(config)[0]
     given = f"stages.{acoustic.name}.given"
     model = [
@@ -31,15 +31,20 @@ def make(study: Study) -> Finding:
     alone = [*model, f"{given}=[]", f"stages.{semantic}.drop=true", "semantic_tokenizer=null"]
     equal = shop.equal_steps(alone, [acoustic.name], shop.flops(hybrid))
     alone += steps_of(config, equal, [acoustic.name])
-    found = measures.measure_variants(
-        study,
-        shop,
-        {HYBRID: Variant("hybrid", tuple(hybrid)), ALONE: Variant("acoustic-only", tuple(alone))},
-        USES,
-        measures.preference,
-    )
+    return {
+        HYBRID: Variant("hybrid", tuple(hybrid)),
+        ALONE: Variant("acoustic-only", tuple(alone)),
+    }
+
+
+def make(study: Study) -> Finding:
+    """Either is trained from scratch, on the same tokens."""
+    shop = Workshop(study)
+    made = variants(study, shop)
+    found = measures.measure_variants(study, shop, made, USES, measures.preference)
     found.notes.append(
-        f"Steps for equal arithmetic: {HYBRID} {steps} of each stage, {ALONE} {equal}."
+        f"{HYBRID.capitalize()} is trained for {study.settings.steps} steps of each stage, {ALONE} "
+        "for as many as take the same arithmetic."
     )
     _judge(study, found)
     return found

@@ -17,7 +17,7 @@ from segue.core.component_manifest import WEIGHTS
 from segue.core.config.load import find_domain
 from segue.core.config.schema import PipelineConfig
 from segue.core.data.recordings import Recording
-from segue.core.errors import ConfigError, PluginError
+from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.evaluation.continuations import continued, measured
 from segue.core.evaluation.held_out import spread_evenly
 from segue.core.evaluation.parts import config_of
@@ -115,6 +115,8 @@ class Study:
 
     Attributes:
         directory: holds tables, tokens and the training directories of variants.
+        table: that is being made.
+        missing: metrics that it does without, and why.
     """
 
     settings: Settings
@@ -123,8 +125,8 @@ class Study:
     device: torch.device | str = "cpu"
     progress: Progress | None = None
     table: str = ""
-    _metrics: dict[tuple[str, str], Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    _metrics: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @cached_property
     def suite(self) -> Suite:
@@ -179,10 +181,12 @@ class Study:
                 try:
                     self._metrics[kind, name] = self.host.create(kind, name, {}, place=name)
                 except (PluginError, ConfigError) as error:
-                    self._metrics[kind, name] = None
-                    self.missing[name] = f"{error.problem}; {error.fix}"
-            if self._metrics[kind, name] is not None:
-                found[name] = self._metrics[kind, name]
+                    self._metrics[kind, name] = error
+            metric = self._metrics[kind, name]
+            if isinstance(metric, SegueError):
+                self.missing[name] = f"{metric.problem}; {metric.fix}"
+            else:
+                found[name] = metric
         return found
 
     def continuations(self, pipeline: Pipeline, names: Iterable[str]) -> Figures:

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from segue.core.assembly import plan
 from segue.core.errors import ConfigError, DataError, OutputError
+from segue.core.findings import ablations, masked, structure
 from segue.core.findings.finding import above, better
 from segue.core.findings.reproduce import TABLES, chosen_tables, reproduce
 from segue.core.findings.study import Settings, Study
 from segue.core.findings.suite import Suite
 from segue.core.findings.temperature import best
+from segue.core.findings.variants import Workshop
 from segue.core.manager import PluginHost
 
 SUITE = Suite(
@@ -189,6 +192,11 @@ def test_variants_are_trained_and_measured_once(study: Make) -> None:
     assert not (runs / "acoustic-only" / "pipeline" / "semantic_tokenizer").exists()
     assert (runs / "hybrid" / "tokens").resolve() == (one.directory / "tokens").resolve()
 
+    checkpoints = list(runs.rglob("step-*/model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    made(study(items=3), "structure")  # measured again, trained no more
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before and checkpoints
+
     other = made(study(tokens=str(one.directory / "tokens")), "masked")
     assert list(other["rows"]) == ["masked", "autoregressive", "true continuation"]
     assert other["rows"]["masked"]["seconds per second"]["mean"] > 0
@@ -203,6 +211,45 @@ def test_ablations(study: Make) -> None:
     assert found["rows"]["8 clusters"]["generated log_mel.v1"]["mean"] > 0
     found = made(study(), "levels")
     assert list(found["rows"]) == ["1 coarse levels", "3 coarse levels", "true continuation"]
+
+
+@pytest.mark.parametrize("source", ["speech/masked", "piano/three_stage"])
+def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> None:
+    other = study(source=source, levels=(2, 4))
+    shop = Workshop(other)
+    one = ["semantic", next(s.name for s in other.config.stages if s.name != "semantic")]
+    parts = {
+        "hybrid": one,
+        "acoustic-only": one[1:],
+        "masked": one,
+        "autoregressive": one,
+        "clusters-8": [stage.name for stage in other.config.stages],
+        "clusters-12": [stage.name for stage in other.config.stages],
+        "levels-2": [*one, "rest"],
+        "levels-4": [*one, "rest"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
+        every = (
+            structure.variants(other, shop)
+            | masked.variants(other)
+            | ablations.cluster_variants(other)
+            | ablations.level_variants(other, shop)
+        )
+    found = {
+        variant.name: [
+            stage.name for stage in plan(shop.config(variant.overrides), other.host).stages
+        ]
+        for variant in every.values()
+    }
+    assert found == parts
+    models = {v.name: shop.config(v.overrides).stage(one[1]) for v in every.values()}
+    assert models["masked"].lm.use == "masked_transformer.v1"
+    assert models["masked"].sampling.iterations == ((16, 2) if "masked" in source else (2, 1))
+    for name in ("hybrid", "acoustic-only", "autoregressive"):
+        assert models[name].lm.use == "delay_transformer.v1"
+        assert models[name].sampling.iterations is None
+        assert models[name].lm.options["width"] == other.config.stage(one[1]).lm.options["width"]
 
 
 def test_every_table_depends_on_known_settings(study: Make) -> None:
