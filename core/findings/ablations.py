@@ -80,7 +80,7 @@ def _cut(shop: Workshop, overrides: Sequence[str], name: str, count: int) -> lis
     """Leave ``count`` levels to a stage; one like it draws the rest given these."""
     stage = shop.config(overrides).stage(name)
     assert stage is not None
-    rest = stage.model_dump(mode="json", exclude_none=True) | {
+    rest = stage.model_dump(mode="json", exclude_defaults=True) | {
         "name": REST,
         "predicts": f"acoustic[{count}:{_num_levels(shop.study)}]",
         "given": [f"acoustic[0:{count}]"],

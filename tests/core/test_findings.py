@@ -236,14 +236,10 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
             | ablations.cluster_variants(other)
             | ablations.level_variants(other, shop)
         )
-    found = {
-        variant.name: [
-            stage.name for stage in plan(shop.config(variant.overrides), other.host).stages
-        ]
-        for variant in every.values()
-    }
-    assert found == parts
-    models = {v.name: shop.config(v.overrides).stage(one[1]) for v in every.values()}
+    configs = {variant.name: shop.config(variant.overrides) for variant in every.values()}
+    plans = {name: plan(config, other.host) for name, config in configs.items()}
+    assert {name: [s.name for s in found.stages] for name, found in plans.items()} == parts
+    models = {name: config.stage(one[1]) for name, config in configs.items()}
     assert models["masked"].lm.use == "masked_transformer.v1"
     assert models["masked"].sampling.iterations == ((16, 2) if "masked" in source else (2, 1))
     for name in ("hybrid", "acoustic-only", "autoregressive"):
