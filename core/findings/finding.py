@@ -91,7 +91,7 @@ def _interval(figure: Figures | None) -> tuple[float, float] | None:
     """None where there is none, or too few groups for one to mean anything."""
     if figure is None or figure["low"] is None or figure["high"] is None:
         return None
-    groups = figure.get("groups", LEAST_GROUPS)
+    groups = figure.get("groups", figure.get("count", LEAST_GROUPS))  # or each item is one
     return None if groups < LEAST_GROUPS else (figure["low"], figure["high"])
 
 

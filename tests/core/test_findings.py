@@ -167,6 +167,7 @@ def test_claims_are_judged_by_intervals() -> None:
     assert better("", high, low, "low").holds is better("", low, high, "high").holds is False
     assert better("", low, between, "low").holds is better("", None, low, "low").holds is None
     assert better("", low, high | {"groups": 4}, "low").holds is None
+    assert better("", {"low": 0, "high": 0, "count": 4}, high, "low").holds is None
     assert above("", high, 0.25).holds and above("", high, 0.5).holds is False
     assert above("", high, 0.35).holds is above("", {"low": None, "high": None}, 0).holds is None
 
