@@ -36,6 +36,14 @@ class PartPlan:
     checkpoint: Path | None
     manifest: ComponentManifest | None
 
+    @property
+    def to_be_fitted(self) -> bool:
+        """Whether its checkpoint was fitted with other options than these."""
+        if self.manifest is None:
+            return False
+        then, now = self.manifest.options, self.options.model_dump(mode="json")
+        return any(then.get(key, now[key]) != now[key] for key in self.options.of_fitting)
+
 
 @dataclass(frozen=True)
 class AssemblyPlan:
@@ -107,9 +115,9 @@ def _changed(place: str, asked: Options, trained: Options, directory: Path) -> d
     """The checkpoint's options, with those that the config says explicitly.
 
     They must be what the checkpoint was trained with, apart from those that only say how it is
-    trained further.
+    trained further or fitted.
     """
-    free = asked.of_training
+    free = asked.of_training | asked.of_fitting
     values = trained.model_dump(mode="json")
     wanted = _overlaid(trained, asked)
     for key in sorted(asked.model_fields_set):
@@ -141,7 +149,9 @@ def _token_spec(part: PartPlan) -> TokenSpec:
             f"{part.use} has options without a spec()",
             "let its options model extend segue.core.options.TokenizerOptions",
         )
-    recorded = part.manifest.token_spec if part.manifest is not None else None
+    recorded = None
+    if part.manifest is not None and not part.to_be_fitted:
+        recorded = part.manifest.token_spec
     with below(f"{part.part}.options"):
         spec = part.options.spec()
         if recorded is None:

@@ -113,7 +113,7 @@ def load_state(component: Component, directory: Path, use: str) -> None:
             f"does not fit {use} ({str(error).splitlines()[-1].strip()})",
             "restore the file, or the options it was trained with",
         ) from error
-    if isinstance(component, Tokenizer):
+    if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,15 @@ def write_json(path: Path, data: Any) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     # Names of files that are no Unicode are escaped, as JSON allows.
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def as_json(data: Any) -> Any:
+    """The data with null for what is no finite number: JSON has no NaN."""
+    if isinstance(data, Mapping):
+        return {key: as_json(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [as_json(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def check_writable(path: Path) -> None:

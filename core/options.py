@@ -25,6 +25,9 @@ class Options(BaseModel):
     #: from a checkpoint.
     of_training: ClassVar[frozenset[str]] = frozenset()
 
+    #: Options that only fitting depends on: with others, a checkpoint is one to be fitted anew.
+    of_fitting: ClassVar[frozenset[str]] = frozenset()
+
 
 FINGERPRINT_DIGITS = 16
 

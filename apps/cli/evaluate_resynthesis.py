@@ -36,7 +36,7 @@ def command(
         str | None,
         typer.Option(
             "--of",
-            help="acoustic_generation, semantic, codec, recording, or several. Default: all.",
+            help="acoustic_generation, semantic, codec, recording, foreign. Default: all.",
         ),
     ] = None,
     items: ItemsOption = 50,
@@ -45,6 +45,9 @@ def command(
         str | None,
         typer.Option(help="Of pairs or of continuations: phone_error.v1,speaker.v1. Default: all."),
     ] = None,
+    least_seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="Leave shorter recordings out.")
+    ] = 0.0,
     seed: SeedOption = 0,
     output: ReportOption = None,
     overrides: SetOption = None,
@@ -62,7 +65,7 @@ def command(
         loaded = load_pipeline(domain, pipeline, overrides, device)
         kind = domain or domain_of(loaded.host, loaded.config.name)
         pairs, sets, left_out = _of_both(loaded.host, metrics, kind)
-        recordings = held_out(data, items, split)
+        recordings = held_out(data, items, split, least_seconds)
         with progress_bars(json) as progress:
             figures = evaluate_resynthesis(
                 loaded, recordings, ways, pairs, sets, seed=seed, progress=progress

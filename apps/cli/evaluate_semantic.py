@@ -21,7 +21,7 @@ from segue.apps.cli.options import (
 )
 from segue.apps.cli.output import note, progress_bars
 from segue.apps.cli.reports import checked_split, held_out, show, whole_numbers, written
-from segue.core.errors import AssemblyError, CheckpointError, ConfigError, DataError, PluginError
+from segue.core.errors import AssemblyError, CheckpointError, ConfigError, PluginError
 
 if TYPE_CHECKING:
     from segue.core.config.schema import PipelineConfig
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PARTS = ("semantic_tokenizer", "codec")
 FEATURES = "features"
-MIDI_SUFFIXES = (".mid", ".midi")
 OfOption = Annotated[
     str | None,
     typer.Option(
@@ -70,7 +69,7 @@ def semantic(
 
     source = chosen_source(domain, pipeline, "--pipeline")
     with written(output) as write:
-        found = load_items(data, checked_split(split), _conditions(where or []))
+        found = load_items(data, checked_split(split), conditions(where or []))
         config, chosen, left_out = _representations(source, overrides, device, of, levels)
         from segue.core.evaluation.semantic import evaluate_semantic
 
@@ -106,12 +105,11 @@ def pitches(
 ) -> None:
     """How well tokens of rendered scores tell which pitch classes sound."""
     source = chosen_source(domain if pipeline is None else None, pipeline, "--pipeline")
-    if not midi.is_dir():
-        raise DataError(str(midi), "is no folder", "name the folder of the MIDI files")
     with written(output) as write:
+        from segue.core.evaluation.midi import find_scores
         from segue.core.evaluation.pitches import evaluate_pitches
 
-        scores = _scores(midi)
+        scores = find_scores(midi)
         recordings = held_out(data, items, split)
         config, chosen, left_out = _representations(source, overrides, device, of, "1")
         chosen = [one for one in chosen if one.vocabulary is not None]
@@ -130,21 +128,8 @@ def pitches(
             note(f"{figures['unusable']} recordings have no MIDI file, or cannot be read with it")
 
 
-def _scores(folder: Path) -> dict[str, Path]:
-    """MIDI files below a folder, by stem: what a recording is found by."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in MIDI_SUFFIXES or not path.is_file():
-            continue
-        if path.stem in found:
-            raise DataError(
-                str(folder), f"has two MIDI files called {path.stem!r}", "rename one of them"
-            )
-        found[path.stem] = path
-    return found
-
-
-def _conditions(where: list[str]) -> dict[str, str]:
+def conditions(where: list[str]) -> dict[str, str]:
+    """Columns and the values that they must have, of ``column=value``."""
     conditions = {}
     for text in where:
         column, equals, value = text.partition("=")

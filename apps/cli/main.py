@@ -16,6 +16,7 @@ from segue.apps.cli import (
     plot,
     plugins,
     prepare,
+    reproduce,
     resynthesize,
     stream,
     tokenize,
@@ -43,6 +44,7 @@ app.command("train-detector")(train_detector.command)
 app.command("detect")(detect.command)
 app.command("tokenize")(tokenize.command)
 app.add_typer(evaluate.app, name="evaluate")
+app.command("reproduce")(reproduce.command)
 app.add_typer(plot.app, name="plot")
 app.add_typer(config.app, name="config")
 app.add_typer(plugins.app, name="plugins")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from segue.apps.cli.output import print_json, print_table
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.data.recordings import Recording
+    from segue.core.data.recordings import Recording, Split
 
 SPLITS = ("train", "valid", "all")
 COLUMNS = ("figure", "mean", "95 % interval", "lowest", "highest", "items")
@@ -21,46 +20,32 @@ COLUMNS = ("figure", "mean", "95 % interval", "lowest", "highest", "items")
 @contextmanager
 def written(output: Path | None) -> Iterator[Callable[[Any], None]]:
     """What writes a report, if one is wanted; refused before any work if it cannot be."""
-    from segue.core.files import check_writable, write_json
+    from segue.core.files import as_json, check_writable, write_json
 
     if output is not None:
         check_writable(output)
 
     def write(report: Any) -> None:
         if output is not None:
-            write_json(output, _as_json(report))
+            write_json(output, as_json(report))
 
     yield write
 
 
-def checked_split(split: str) -> str | None:
+def checked_split(split: str) -> Split | None:
     """None where all are meant."""
     if split not in SPLITS:
         raise ConfigError("--split", f"{split!r} is unknown", f"use one of {', '.join(SPLITS)}")
-    return None if split == "all" else split
+    return None if split == "all" else cast("Split", split)
 
 
 def held_out(
     data: Path | str, items: int, split: str, least_seconds: float = 0.0
 ) -> list[Recording]:
     """Recordings spread evenly over a split, of those that are not known to be too short."""
-    from segue.core.data.recordings import UNKNOWN
-    from segue.core.data.sources import of_split, read_recordings
-    from segue.core.errors import DataError
+    from segue.core.evaluation.held_out import spread_evenly
 
-    wanted, recordings = checked_split(split), read_recordings(data)
-    if wanted is not None:
-        recordings = of_split(recordings, wanted, data)  # type: ignore[arg-type]  # one of two
-    long = [
-        index
-        for index in range(len(recordings) if least_seconds else 0)
-        if recordings[index].seconds == UNKNOWN or recordings[index].seconds >= least_seconds
-    ]
-    if least_seconds and not long:
-        raise DataError(str(data), f"no recording lasts {least_seconds:g} s", "ask for less")
-    places = long or range(len(recordings))
-    count = min(items, len(places))
-    return [recordings[places[index * len(places) // count]] for index in range(count)]
+    return spread_evenly(data, items, checked_split(split), least_seconds)
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -73,8 +58,10 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], json: bool) -> None:
     """JSON for a machine, or a table of every estimate in ``groups``."""
+    from segue.core.files import as_json
+
     if json:
-        print_json(_as_json(report))
+        print_json(as_json(report))
         return
     rows = [
         (group, name, *_cells(figure))
@@ -83,15 +70,6 @@ def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], jso
         if isinstance(figure, dict) and "mean" in figure
     ]
     print_table((subject, *COLUMNS), rows)
-
-
-def _as_json(report: Any) -> Any:
-    """The report with null for what is no finite number: JSON has no NaN."""
-    if isinstance(report, Mapping):
-        return {key: _as_json(value) for key, value in report.items()}
-    if isinstance(report, (list, tuple)):
-        return [_as_json(value) for value in report]
-    return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def _cells(figure: Mapping[str, Any]) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ class TrainingConfig(Options):
     """How one part is trained.
 
     Attributes:
-        steps: optimisation steps in all.
+        steps: optimisation steps in all. With 0 a tokenizer that has a checkpoint is not trained,
+            but fitted anew.
         batch_size: crops per step, over all ranks and all pieces that are accumulated.
         accumulate: pieces that each rank cuts its crops of a step into, to learn from one after the
             other; more take less memory.
@@ -74,7 +75,7 @@ class TrainingConfig(Options):
         workers: processes that prepare coming batches; 0 leaves it to a thread.
     """
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=0)
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1)
     crop_seconds: float = Field(default=1.0, gt=0)

@@ -12,6 +12,7 @@ from segue.core.errors import DataError
 PEDAL, DRUMS = 64, 9
 MICROSECONDS_PER_BEAT = 500_000  # until a file says otherwise
 DATA_BYTES = {0xC: 1, 0xD: 1}  # of channel messages; the others have two
+SUFFIXES = (".mid", ".midi")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,26 @@ class _Event:
     tick: int
     status: int
     data: bytes
+
+
+def find_scores(folder: Path) -> dict[str, Path]:
+    """MIDI files below a folder, by stem: what a recording is found by.
+
+    Raises:
+        DataError: if there is no such folder, or two of them have one stem.
+    """
+    if not folder.is_dir():
+        raise DataError(str(folder), "is no folder", "name the folder of the MIDI files")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        if path.stem in found:
+            raise DataError(
+                str(folder), f"has two MIDI files called {path.stem!r}", "rename one of them"
+            )
+        found[path.stem] = path
+    return found
 
 
 def read_notes(path: Path) -> list[Note]:

@@ -19,7 +19,7 @@ from segue.core.interfaces import Metric
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 
-Way = Literal["acoustic_generation", "semantic", "codec", "recording"]
+Way = Literal["acoustic_generation", "semantic", "codec", "recording", "foreign"]
 ABOUT_RECORDINGS = ("truth_", "prompt_")
 WAYS: tuple[Way, ...] = get_args(Way)
 
@@ -39,7 +39,9 @@ def evaluate_resynthesis(
     Args:
         ways: ``acoustic_generation`` draws acoustic tokens given the recording's semantic ones;
             ``semantic`` takes the likeliest ones; ``codec`` keeps the acoustic tokens;
-            ``recording`` changes nothing: what the most is that could be had.
+            ``recording`` changes nothing: what the most is that could be had; ``foreign`` takes the
+            next recording of another group instead: what chance would bring. It is left out where
+            there is no other group.
         pair_metrics: compare each result with its recording.
         set_metrics: of continuations; the recording stands in for prompt and truth, so that figures
             of these are left out.
@@ -60,11 +62,13 @@ def evaluate_resynthesis(
     for way in ways:
         records = []
         for done, (recording, audio) in enumerate(sources, start=1):
-            made = _through(pipeline, audio, way, seed)
-            records.append(_record(recording, audio, made))
+            made = _made(pipeline, sources, done - 1, way, seed)
+            if made is not None:
+                records.append(_record(recording, audio, made))
             if progress is not None:
                 progress(way, done, len(sources))
-        found[way] = _figures(records, pair_metrics, set_metrics)
+        if records:
+            found[way] = _figures(records, pair_metrics, set_metrics)
     return {
         "items": len(sources),
         "groups": len({recording.group for recording, _ in sources}),
@@ -86,9 +90,20 @@ def _sources(pipeline: Pipeline, recordings: Sequence[Recording]) -> list[tuple[
     return found
 
 
-def _through(pipeline: Pipeline, audio: Audio, way: Way, seed: int) -> Float[Tensor, "T"]:
+def _made(
+    pipeline: Pipeline,
+    sources: Sequence[tuple[Recording, Audio]],
+    index: int,
+    way: Way,
+    seed: int,
+) -> Float[Tensor, "T"] | None:
+    """What comes out for one recording; None if nothing can."""
+    recording, audio = sources[index]
     if way == "recording":
         return audio.wave
+    if way == "foreign":
+        others = (*sources[index + 1 :], *sources[:index])
+        return next((a.wave for other, a in others if other.group != recording.group), None)
     if way == "acoustic_generation":
         return pipeline.acoustic_generation(audio.wave, audio.sample_rate, seed=seed).row()
     return pipeline.resynthesize(audio.wave, audio.sample_rate, through=way).row()

@@ -133,16 +133,28 @@ def train_part(workspace: Workspace, part: str) -> Path:
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
-    if component.needs == "fitting":
+    if _is_only_fitted(parts[part], component, part):
         on_each(lambda: workspace.recordings("train"))
         on_first(lambda: _keep_config(workspace))
-        return on_first(lambda: _fit(workspace, part, component, step=1))
+        step = min(1, parts[part].training.steps)
+        return on_first(lambda: _fit(workspace, part, component.eval(), step))
     run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _keep_config(workspace))
     newest = train(run)
     if "fitting" in component.needs:
         return on_first(lambda: _fit_trained(workspace, part, component))
     return newest
+
+
+def _is_only_fitted(ref: ComponentConfig, component: Component, part: str) -> bool:
+    """Whether there is no training before fitting."""
+    if component.needs == "fitting":
+        return True
+    if ref.training.steps == 0 and ("fitting" not in component.needs or ref.checkpoint is None):
+        raise TrainingError(
+            f"{part}.training.steps", "is 0", "give some, or name a trained tokenizer's checkpoint"
+        )
+    return ref.training.steps == 0
 
 
 def _fit_trained(workspace: Workspace, part: str, component: Component) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.apps.conftest import Segue
 
-from segue.apps.cli.evaluate_semantic import _scores
+from segue.core.evaluation.midi import find_scores
 
 QUICK = "log_mel.v1,si_sdr.v1"
 
@@ -153,7 +153,7 @@ def test_scores_of_a_folder(segue: Segue, tiny: Path, recordings_folder: Path) -
     for name in ("a/one.MID", "b/two.Midi", "b/three.midx", "b/0.mid"):
         Path("midi", name).write_bytes(b"")
     found = {"one": "a/one.MID", "two": "b/two.Midi", "0": "b/0.mid"}
-    assert _scores(Path("midi")) == {stem: Path("midi", name) for stem, name in found.items()}
+    assert find_scores(Path("midi")) == {stem: Path("midi", name) for stem, name in found.items()}
     Path("midi/b/one.midi").write_bytes(b"")
     assert segue(*common).refused("midi: has two MIDI files called 'one'; rename one of them")
 

@@ -81,10 +81,12 @@ def test_what_is_kept_of_recordings(segue: Segue, tiny: Path, recordings_folder:
     done = segue(*few, "--metrics", "log_mel.v1,health.v1", "-o", "kept.json", "--json")
     assert (done.code, done.new) == (0, ["kept.json"]), done.err
     ways = done.json["ways"]
+    # One recording has no other speaker's.
     assert list(ways) == ["acoustic_generation", "semantic", "codec", "recording"]
     assert ways["recording"]["log_mel.v1"]["mean"] == 0 < ways["codec"]["log_mel.v1"]["mean"]
     assert "health.v1 healthy" in ways["codec"]
     some = segue(*few, "--of", "codec", "--metrics", "health.v1", "--json")
+    assert segue(*few, "--least-seconds", 999).refused("no recording lasts 999 s")
     assert list(some.json["ways"]) == ["codec"] and "log_mel.v1" not in some.json["ways"]["codec"]
     assert segue(*few, "--of", "speech").refused("--of: 'speech' names something else")
     assert segue(*few, "--metrics", "nope.v1").refused("--metrics: ")

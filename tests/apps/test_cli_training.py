@@ -100,7 +100,7 @@ def test_a_plan_counts_the_data_itself(
         (("stages.acoustic",), "no token store; run `segue tokenize` first"),
         (("codec", "--config", "nope", "--domain", "piano"), "name two pipelines; leave one out"),
         (("codec", "--device", "nope"), "device nope: cannot be used"),
-        (("codec", "--set", "codec.training.steps=0"), "codec.training.steps: 0 is out of range"),
+        (("codec", "--set", "codec.training.steps=0"), "codec.training.steps: is 0; give some"),
     ],
 )
 def test_training_that_cannot_start_leaves_nothing(

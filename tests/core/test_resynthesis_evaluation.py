@@ -81,7 +81,7 @@ def test_every_way_is_held_against_the_recording(recordings: list[Recording]) ->
     found = evaluate_resynthesis(
         FakePipeline(),  # type: ignore[arg-type]
         recordings,
-        ["acoustic_generation", "semantic", "codec", "recording"],
+        ["acoustic_generation", "semantic", "codec", "recording", "foreign"],
         {"difference": Difference()},
         {"loudness": Peak()},
         seed=3,
@@ -96,9 +96,10 @@ def test_every_way_is_held_against_the_recording(recordings: list[Recording]) ->
     assert means["semantic"] == pytest.approx([0.54, 0.06], abs=1e-3)
     assert means["codec"] == pytest.approx([0.3, 0.3], abs=1e-3)
     assert means["recording"] == pytest.approx([0.0, 0.6], abs=1e-3)
+    assert means["foreign"] == pytest.approx([0.4, 0.6], abs=1e-3)
     # What is said of the recording itself, or of nothing, is left out.
     assert set(found["ways"]["codec"]) == {"difference", "loudness peak"}
-    assert told[-1] == ("recording", 2, 2) and len(told) == 8
+    assert told[-1] == ("foreign", 2, 2) and len(told) == 10
 
 
 def test_no_usable_recording_is_an_error(recordings: list[Recording]) -> None:

@@ -16,7 +16,7 @@ from tests.conftest import TINY
 
 from segue.core.component_manifest import read_manifest
 from segue.core.config.load import load_config
-from segue.core.errors import AssemblyError
+from segue.core.errors import AssemblyError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
 from segue.core.training.checkpoints import STATE, newest_checkpoint
@@ -49,7 +49,7 @@ class Watch:
     @hookimpl
     def segue_checkpoint_saved(self, part: str, directory: Path, step: int) -> None:
         self.saved.append(directory.name)
-        if step == self.stop_after:
+        if self.stop_after and step == self.stop_after:
             raise KeyboardInterrupt
 
 
@@ -176,6 +176,27 @@ def test_fine_tuning_from_a_fitted_checkpoint_fits_anew(
     assert not unfitted["fitted"]
     again, _ = workspace(tmp_path, recordings_folder, f"{PART}.checkpoint={whole}", slow)
     assert load_file(train_part(again, PART) / "model.safetensors")["fitted"]
+
+
+def test_without_steps_other_clusters_are_fitted_to_the_same_features(
+    whole: Path, tmp_path: Path, recordings_folder: Path
+) -> None:
+    few = (f"{PART}.checkpoint={whole}", f"{PART}.options.num_clusters=5")
+    space, watch = workspace(tmp_path, recordings_folder, *few, f"{PART}.training.steps=0")
+    fitted = train_part(space, PART)
+    assert watch.steps == [] and names(tmp_path) == ["step-00000000"]
+    then, now = (load_file(d / "model.safetensors") for d in (whole, fitted))
+    assert now["fitted"] and now["centroids"].shape[0] == 5 != then["centroids"].shape[0]
+    assert all(torch.equal(now[k], v) for k, v in then.items() if k != "centroids")
+    assert read_manifest(fitted).token_spec != read_manifest(whole).token_spec
+    assert train_part(space, PART) == fitted
+    with pytest.raises(AssemblyError, match="was trained but not fitted"):
+        tokenize(workspace(tmp_path / "other", recordings_folder, *few)[0])
+    for overrides in ((few[0], "codec.training.steps=0"), (f"{PART}.training.steps=0",)):
+        space, _ = workspace(tmp_path / "new", recordings_folder, *overrides)
+        part = overrides[-1].partition(".")[0]
+        with pytest.raises(TrainingError, match=f"{part}.training.steps: is 0; give some"):
+            train_part(space, part)
 
 
 def test_trained_but_unfitted_is_refused_for_tokens(

@@ -11,4 +11,5 @@ DOMAIN = Domain(
     directory=_HERE,
     recipe="segue.plugins.domains.piano.recipe:prepare",
     prompt=_HERE / "prompt.flac",
+    findings="segue.plugins.domains.piano.findings:SUITE",
 )

@@ -48,6 +48,16 @@ class KMeansTokenizer(SemanticTokenizer):
     def is_fitted(self) -> bool:
         return bool(self.fitted)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        """Another number of centroids is left out: these are to be fitted."""
+        theirs = state_dict.get(f"{prefix}centroids")
+        if theirs is not None and len(theirs) != self.config.num_clusters:
+            state_dict[f"{prefix}centroids"] = torch.zeros_like(self.centroids)
+            state_dict[f"{prefix}fitted"] = torch.tensor(False)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     @abstractmethod
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         """Features of each frame, ``N = ceil(T / frame_size)``.

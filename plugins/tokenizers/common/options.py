@@ -21,6 +21,7 @@ class ClusterOptions(TokenizerOptions):
     """
 
     of_training = frozenset({"fit_frames", "seed"})
+    of_fitting = frozenset({"num_clusters"})
 
     num_clusters: int = Field(default=512, ge=2)
     fit_frames: int = Field(default=400_000, ge=2)

@@ -1,0 +1,126 @@
+"""`segue reproduce`: the paper's findings as tables, from a trained pipeline and held-out data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segue.apps.cli.evaluate_semantic import conditions
+from segue.apps.cli.options import (
+    DeviceOption,
+    HeldOutOption,
+    ItemsOption,
+    JsonOption,
+    PipelineOption,
+    SeedOption,
+    SetOption,
+)
+from segue.apps.cli.output import console, named, note, print_json, progress_bars
+from segue.apps.cli.reports import whole_numbers
+from segue.core.errors import ConfigError
+
+
+def command(
+    domain: Annotated[str, typer.Argument(help="Whose metrics are used: speech, piano.")],
+    data: HeldOutOption,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of tables; goes on with what it holds.")
+    ],
+    pipeline: PipelineOption = None,
+    tables: Annotated[str | None, typer.Option(help="Such as tokens,voice. Default: all.")] = None,
+    items: ItemsOption = 20,
+    prompt_seconds: Annotated[
+        float | None, typer.Option(min=0.5, max=60, help="Of each recording, to continue from.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.5, max=600, help="Audio to add.")
+    ] = None,
+    temperatures: Annotated[
+        str, typer.Option(help="Of each stage in turn.")
+    ] = "0.6,0.7,0.8,0.9,1.0",
+    piece_seconds: Annotated[
+        float, typer.Option(min=0.02, max=10, help="Pieces that change places when shuffled.")
+    ] = 0.5,
+    labels: Annotated[
+        str | None, typer.Option(help="CSV as of `segue evaluate semantic`. Default: --data.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="Of --labels: rows with column=value only. May be repeated."),
+    ] = None,
+    per_group: Annotated[
+        int, typer.Option(min=1, help="Of --labels: most items of one label and speaker.")
+    ] = 10,
+    midi: Annotated[
+        str | None, typer.Option("--midi", help="Folder of MIDI files that --data was made from.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Token store of the pipeline's tokenizers. Default: made.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training of each stage of a variant.")] = 400,
+    clusters: Annotated[str, typer.Option(help="Numbers of semantic clusters.")] = "128,512",
+    levels: Annotated[
+        str, typer.Option(help="Numbers of levels that are drawn given semantic tokens.")
+    ] = "2,4,8",
+    seed: SeedOption = 0,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Tables of what the paper found, here: JSON of each, and results.md of all."""
+    from segue.core.building import checked_device
+    from segue.core.files import check_writable
+    from segue.core.findings.report import RESULTS, VERDICTS
+    from segue.core.findings.reproduce import TABLES, chosen_tables, reproduce
+    from segue.core.findings.study import Settings, Study, suite_of
+    from segue.core.manager import default_host
+
+    conditions(where or [])
+    host = default_host()
+    with named({"tables": "--tables", "piece_seconds": "--piece-seconds"}):
+        wanted = chosen_tables([n.strip() for n in tables.split(",")] if tables else list(TABLES))
+        check_writable(output / RESULTS)
+        suite = suite_of(domain, host)
+        settings = Settings(
+            domain=domain,
+            source=pipeline or domain,
+            data=data,
+            prompt_seconds=suite.prompt_seconds if prompt_seconds is None else prompt_seconds,
+            seconds=suite.seconds if seconds is None else seconds,
+            items=items,
+            seed=seed,
+            overrides=tuple(overrides or ()),
+            temperatures=_numbers(temperatures),
+            piece_seconds=piece_seconds,
+            labels=labels,
+            where=tuple(where or ()),
+            per_group=per_group,
+            scores=midi,
+            tokens=tokens,
+            steps=steps,
+            clusters=tuple(whole_numbers(clusters, "--clusters")),
+            levels=tuple(whole_numbers(levels, "--levels")),
+        )
+        reports = {}
+        with progress_bars(json) as progress:
+            study = Study(settings, output, host, checked_device(device), progress)
+            for name in wanted:
+                reports[name], told = reproduce(study, name)
+                note(f"{name} {told}")
+    if json:
+        print_json(reports)
+        return
+    for name, report in reports.items():
+        for claim in report["claims"] if report else ():
+            console.print(f"{name}: {VERDICTS[claim['holds']]}: {claim['claim']}")
+    console.print(f"{output / RESULTS}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError as error:
+        problem = f"{text!r} is no list of numbers"
+        raise ConfigError("--temperatures", problem, "write --temperatures 0.7,0.8") from error

@@ -1,0 +1,54 @@
+"""Masked decoding of acoustic tokens against drawing them from left to right."""
+
+from __future__ import annotations
+
+from segue.core.findings import measures
+from segue.core.findings.changes import (
+    acoustic_stages,
+    keeping,
+    one_acoustic_stage,
+    semantic_stage,
+    steps_of,
+    swapped,
+)
+from segue.core.findings.finding import Finding, Table, better
+from segue.core.findings.study import Study
+from segue.core.findings.variants import Variant, Workshop
+
+USES = ("prompt_seconds", "seconds")
+MASKED, CAUSAL = "masked", "autoregressive"
+
+
+def variants(study: Study) -> dict[str, Variant]:
+    """Either acoustic stage, trained for the same steps, after the pipeline's semantic stage."""
+    config, suite = study.config, study.suite
+    acoustic = acoustic_stages(config)[0]
+    common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
+    common += steps_of(config, study.settings.steps, [acoustic.name])
+    models = {
+        MASKED: swapped(study.host, acoustic, suite.masked, suite.masked_sampling),
+        CAUSAL: swapped(study.host, acoustic, suite.autoregressive, {}),
+    }
+    return {name: Variant(name, (*common, *model)) for name, model in models.items()}
+
+
+def make(study: Study) -> Finding:
+    """Quality and speed of continuations by either."""
+    shop = Workshop(study)
+    found = measures.measure_variants(study, shop, variants(study), USES, measures.speed)
+    found.shown = (measures.SPEED, *found.shown)
+    found.claims = [
+        better(
+            "masked decoding takes less time",
+            found.rows[MASKED].get(measures.SPEED), found.rows[CAUSAL].get(measures.SPEED), "low",
+        )
+    ]  # fmt: skip
+    found.notes.append("The time is that of a whole continuation, the semantic stage's included.")
+    return found
+
+
+TABLE = Table(
+    "An acoustic stage that fills masks is faster than one that draws from left to right.",
+    (*USES, "steps"),
+    make,
+)

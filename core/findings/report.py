@@ -1,0 +1,80 @@
+"""Tables as files: JSON of each, and all of them as one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from segue.core.files import write_text
+
+RESULTS = "results.md"
+VERDICTS = {True: "holds", False: "does not hold", None: "not decided"}
+
+
+def read_report(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was made before with the same settings; None if there is no such file."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        same = report["settings"] == settings
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(report) if same else None
+
+
+def write_results(directory: Path, names: Iterable[str]) -> Path:
+    """Write ``results.md`` of those tables that the directory holds."""
+    reports = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (directory / f"{name}.json" for name in names)
+        if path.is_file()
+    ]
+    first = reports[0]["settings"] if reports else {}
+    head = f"# The paper's findings: {first.get('domain', '')}\n"
+    write_text(directory / RESULTS, "\n".join([head, *map(as_markdown, reports)]))
+    return directory / RESULTS
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """One table with its claims, notes and commands."""
+    asked = report["settings"]
+    told = ", ".join(f"{key} {value}" for key, value in asked.items() if key in TOLD and value)
+    lines = [f"## {report['table']}", "", report["about"], "", f"{report['pipeline']}: {told}.", ""]
+    shown = [key for key in report["shown"] if any(key in row for row in report["rows"].values())]
+    lines += [_line(["", *shown, "items (groups)"]), _line(["---"] * (len(shown) + 2))]
+    for name, row in report["rows"].items():
+        lines.append(_line([name, *(_cell(row.get(key)) for key in shown), _counts(row, shown)]))
+    lines.append("")
+    lines += [f"- **{VERDICTS[claim['holds']]}**: {claim['claim']}" for claim in report["claims"]]
+    lines += [f"- {note}" for note in report["notes"]]
+    return "\n".join([*lines, "", "```console", *(f"$ {c}" for c in report["commands"]), "```", ""])
+
+
+TOLD = ("data", "items", "prompt_seconds", "seconds", "seed", "steps", "overrides", "weights")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(figure: Any) -> str:
+    """A mean with its interval, or a plain number."""
+    if isinstance(figure, (int, float)):
+        return f"{figure:.4g}"
+    if not figure or figure["mean"] is None:
+        return "–"
+    mean, low, high = (figure[key] for key in ("mean", "low", "high"))
+    return f"{mean:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _counts(row: Mapping[str, Any], shown: Iterable[str]) -> str:
+    """How many items the figures rest on, and how many groups, the least and the most."""
+    found = [row[key] for key in shown if isinstance(row.get(key), dict) and row[key]["count"]]
+    told = [_range(figure[key] for figure in found if key in figure) for key in ("count", "groups")]
+    return told[0] + (f" ({told[1]})" if told[1] else "")
+
+
+def _range(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return "–".join(str(value) for value in dict.fromkeys(found[:1] + found[-1:]))

@@ -1,0 +1,254 @@
+"""Tables of the paper's findings, made end to end from a tiny pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segue.core.assembly import plan
+from segue.core.errors import ConfigError, DataError, OutputError
+from segue.core.findings import ablations, masked, structure
+from segue.core.findings.finding import above, better
+from segue.core.findings.reproduce import TABLES, chosen_tables, reproduce
+from segue.core.findings.study import Settings, Study
+from segue.core.findings.suite import Suite
+from segue.core.findings.temperature import best
+from segue.core.findings.variants import Workshop
+from segue.core.manager import PluginHost
+
+SUITE = Suite(
+    prompt_seconds=1.0,
+    seconds=1.0,
+    continuations=("health.v1", "chroma.v1"),
+    quick=("health.v1", "missing.v1"),
+    shown=("health.v1 healthy", "chroma.v1 in_key"),
+    structure={"chroma.v1 in_key": "high"},
+    rule={"health.v1 level_ratio_db": "zero", "health.v1 repetition": "low"},
+    pairs={"log_mel.v1": "low"},
+    content="log_mel.v1",
+    voice="chroma.v1",
+    autoregressive="delay_transformer.v1",
+    masked="masked_transformer.v1",
+    masked_sampling={"iterations": [2, 1]},
+)
+
+Make = Callable[..., Study]
+
+
+@pytest.fixture
+def study(tiny_pipelines: dict[str, Path], recordings_folder: Path, tmp_path: Path) -> Make:
+    """A study of the tiny speech pipeline."""
+    host = PluginHost.discover(entry_points=False)
+    few = Settings(
+        domain="speech",
+        source=str(tiny_pipelines["speech"]),
+        data=str(recordings_folder),
+        prompt_seconds=1.0,
+        seconds=1.0,
+        items=2,
+        temperatures=(0.5,),
+        steps=2,
+        clusters=(8, 12),
+        levels=(1, 8),
+    )
+
+    def make(**changes: Any) -> Study:
+        found = Study(replace(few, **changes), tmp_path / "tables", host)
+        found.__dict__["suite"] = SUITE
+        return found
+
+    return make
+
+
+def made(study: Study, name: str) -> dict[str, Any]:
+    report, told = reproduce(study, name)
+    assert report is not None and told == "is made"
+    kept: dict[str, Any] = json.loads((study.directory / f"{name}.json").read_text())
+    assert kept == report and kept["commands"] and kept["elapsed_seconds"] >= 0
+    return kept
+
+
+def page(study: Study) -> str:
+    return (study.directory / "results.md").read_text(encoding="utf-8")
+
+
+# --- tables of the pipeline itself ------------------------------------------------------------
+
+
+def test_what_tokens_tell(study: Make, recordings_folder: Path, tmp_path: Path) -> None:
+    found = made(study(), "tokens")
+    assert any("has no labels" in note for note in found["notes"])
+    assert found["shown"] == ["log_mel.v1"] and len(found["claims"]) == 1
+    rows = [
+        f"{recordings_folder}/group{g}/{t}.wav,{'ab'[t]},{g},valid"
+        for g in range(2)
+        for t in (0, 1)
+    ]
+    rows += [row.replace("0.wav,a", "1.wav,a") for row in rows[::2]]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["path,label,speaker,split", *rows]) + "\n")
+    labelled = made(study(labels=str(labels)), "tokens")
+    assert {"semantic tokens", "codec[0:1] tokens", "audio by codec"} <= set(labelled["rows"])
+    assert 0 <= labelled["rows"]["semantic tokens"]["ABX within"]["mean"] <= 1
+    with pytest.raises(DataError, match="no labelled row with label=nope"):
+        reproduce(study(labels=str(labels), where=("label=nope",)), "tokens")
+
+
+def test_content_and_voice(study: Make) -> None:
+    rows = made(study(items=8), "voice")["rows"]
+    assert rows["recording"]["log_mel.v1"]["mean"] == 0 < rows["codec"]["log_mel.v1"]["mean"]
+    assert "chroma.v1 in_key" in rows["continuation"]
+    assert rows["true continuation"]["chroma.v1 in_key"]["count"] > 0
+    speechless = study()
+    speechless.__dict__["suite"] = replace(SUITE, content=None)
+    assert reproduce(speechless, "preference")[0] is not None
+    report, told = reproduce(replace_directory(speechless), "voice")
+    assert report is None and "no words" in told
+
+
+def replace_directory(study: Study) -> Study:
+    """The same in an empty directory."""
+    study.directory = study.directory / "other"
+    return study
+
+
+def test_tables_are_made_once(study: Make) -> None:
+    found = made(study(), "preference")
+    assert set(found["rows"]) == {"shuffled", "reversed", "foreign", "foreign_prompt"}
+    assert found["settings"]["items"] == 2 and found["settings"]["weights"]
+    again, told = reproduce(study(steps=99), "preference")  # it depends on no step
+    assert again == found and told == "was made before"
+    other = made(study(seed=1), "preference")
+    assert other["settings"]["seed"] == 1
+    assert "## preference" in page(study()) and "not decided" in page(study())
+
+
+def test_a_sweep_of_temperatures_names_the_best(study: Make) -> None:
+    found = made(study(), "temperature")
+    assert list(found["rows"]) == [
+        "as configured", "true continuation", "semantic 0.5", "acoustic 0.5",
+    ]  # fmt: skip
+    assert sum("Best temperature of" in note for note in found["notes"]) == 2
+    assert any(note.startswith("missing.v1 was left out: ") for note in found["notes"])
+    rows = study().directory / "rows" / "temperature"
+    before = {path: path.stat().st_mtime_ns for path in rows.iterdir()}
+    assert len(before) == 3
+    made(study(temperatures=(0.5, 0.6)), "temperature")  # what is there is not made again
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(rows.iterdir())) == 5
+
+
+def test_the_best_of_several(study: Make) -> None:
+    def cell(healthy: float, level: float, repetition: float | None) -> dict[str, Any]:
+        names = ("health.v1 healthy", "health.v1 level_ratio_db", "health.v1 repetition")
+        return {
+            name: {"mean": value}
+            for name, value in zip(names, (healthy, level, repetition), strict=True)
+        }
+
+    sound = "health.v1 healthy"
+    cells = [cell(1, -3, 0.3), cell(1, 1, 0.2), cell(0.9, 0, 0)]
+    assert best(cells, SUITE.rule, sound) == 1  # the third is less sound
+    assert best([cell(1, 2, 0.1), cell(1, -2, 0.1)], SUITE.rule, sound) == 0
+    # A figure that one lacks counts for none.
+    assert best([cell(1, 2, 0.1), cell(1, -1, None)], SUITE.rule, sound) == 1
+    assert best([cell(0, 2, 0.1), cell(0, 1, 0.2), cell(0, 1, 0.1)], SUITE.rule, sound) == 2
+
+
+def test_claims_are_judged_by_intervals() -> None:
+    low, high = {"low": 0.1, "high": 0.2, "groups": 9}, {"low": 0.3, "high": 0.4, "groups": 9}
+    between = {"low": 0.15, "high": 0.35, "groups": 9}
+    assert better("", low, high, "low").holds and better("", high, low, "high").holds
+    assert better("", high, low, "low").holds is better("", low, high, "high").holds is False
+    assert better("", low, between, "low").holds is better("", None, low, "low").holds is None
+    assert better("", low, high | {"groups": 4}, "low").holds is None
+    assert better("", {"low": 0, "high": 0, "count": 4}, high, "low").holds is None
+    assert above("", high, 0.25).holds and above("", high, 0.5).holds is False
+    assert above("", high, 0.35).holds is above("", {"low": None, "high": None}, 0).holds is None
+
+
+def test_tables_by_name() -> None:
+    assert chosen_tables(["voice", "tokens"]) == ["tokens", "voice"]
+    with pytest.raises(ConfigError, match="tables: 'nope' is unknown; use some of tokens, voice"):
+        chosen_tables(["tokens", "nope"])
+
+
+# --- tables of variants that are trained ------------------------------------------------------
+
+
+def test_variants_are_trained_and_measured_once(study: Make) -> None:
+    one = study()
+    found = made(one, "structure")
+    assert list(found["rows"]) == ["hybrid", "acoustic only", "true continuation"]
+    hybrid, alone = (found["rows"][name] for name in ("hybrid", "acoustic only"))
+    assert hybrid["training TFLOP"] == pytest.approx(alone["training TFLOP"], rel=0.3)
+    assert "preferred to shuffled" in hybrid and "preferred to shuffled" in alone
+    runs = one.directory / "runs"
+    assert (runs / "acoustic-only" / "pipeline" / "pipeline.yaml").is_file()
+    assert not (runs / "acoustic-only" / "pipeline" / "semantic_tokenizer").exists()
+    assert (runs / "hybrid" / "tokens").resolve() == (one.directory / "tokens").resolve()
+
+    checkpoints = list(runs.rglob("step-*/model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    made(study(items=3), "structure")  # measured again, trained no more
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before and checkpoints
+
+    other = made(study(tokens=str(one.directory / "tokens")), "masked")
+    assert list(other["rows"]) == ["masked", "autoregressive", "true continuation"]
+    assert other["rows"]["masked"]["seconds per second"]["mean"] > 0
+    with pytest.raises(OutputError, match="trained with other settings"):
+        reproduce(study(steps=3), "masked")
+    assert all(f"## {name}" in page(one) for name in ("structure", "masked"))
+
+
+def test_ablations(study: Make) -> None:
+    found = made(study(), "clusters")
+    assert list(found["rows"]) == ["8 clusters", "12 clusters", "true continuation"]
+    assert found["rows"]["8 clusters"]["generated log_mel.v1"]["mean"] > 0
+    found = made(study(), "levels")
+    assert list(found["rows"]) == ["1 coarse levels", "3 coarse levels", "true continuation"]
+
+
+@pytest.mark.parametrize("source", ["speech/masked", "piano/three_stage"])
+def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> None:
+    other = study(source=source, levels=(2, 4))
+    shop = Workshop(other)
+    one = ["semantic", next(s.name for s in other.config.stages if s.name != "semantic")]
+    parts = {
+        "hybrid": one,
+        "acoustic-only": one[1:],
+        "masked": one,
+        "autoregressive": one,
+        "clusters-8": [stage.name for stage in other.config.stages],
+        "clusters-12": [stage.name for stage in other.config.stages],
+        "levels-2": [*one, "rest"],
+        "levels-4": [*one, "rest"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
+        every = (
+            structure.variants(other, shop)
+            | masked.variants(other)
+            | ablations.cluster_variants(other)
+            | ablations.level_variants(other, shop)
+        )
+    configs = {variant.name: shop.config(variant.overrides) for variant in every.values()}
+    plans = {name: plan(config, other.host) for name, config in configs.items()}
+    assert {name: [s.name for s in found.stages] for name, found in plans.items()} == parts
+    models = {name: config.stage(one[1]) for name, config in configs.items()}
+    assert models["masked"].lm.use == "masked_transformer.v1"
+    assert models["masked"].sampling.iterations == ((16, 2) if "masked" in source else (2, 1))
+    for name in ("hybrid", "acoustic-only", "autoregressive"):
+        assert models[name].lm.use == "delay_transformer.v1"
+        assert models[name].sampling.iterations is None
+        assert models[name].lm.options["width"] == other.config.stage(one[1]).lm.options["width"]
+
+
+def test_every_table_depends_on_known_settings(study: Make) -> None:
+    for table in TABLES.values():
+        assert study().asked(table.uses)["weights"]
