@@ -53,7 +53,7 @@ def test_a_config_is_proved(segue: Segue, tiny: Path) -> None:
     stages = segue("config", "validate", tiny, "--json").json["stages"]
     assert [stage["stage"] for stage in stages] == ["semantic", "acoustic"]
     assert stages[1]["given"] == ["semantic[0:1]"]
-    wrong = segue("config", "validate", "speech", "--set", "stages.acoustic.predicts=acoustic[0:2]")
+    wrong = segue("config", "validate", "speech", "--set", "stages.acoustic.predicts=acoustic[2:4]")
     assert wrong.refused("acoustic")
 
 
