@@ -6,7 +6,7 @@ The commands that users type, timed whole or by their own logs: `segue tokenize`
 two processes; `segue train` of a stage and of a codec, and the share of a step that it waits for
 data; one process against two ranks under torchrun; and against audiolm-pytorch, which makes the
 tokens anew in every step. Processes have one thread each, but for that last comparison. Recordings
-are the speech domain's prompt in light noise, another for each. The peer is optional. About 8
+are the speech domain's prompt in light noise, another for each. The peer is optional. About 10
 minutes on two cores.
 """
 
@@ -143,30 +143,54 @@ def ranks(report: Report, folder: Path, steps: int) -> None:
 
 
 def against_audiolm_pytorch(report: Report, folder: Path, steps: int, repeats: int) -> None:
-    """A coarse stage of equal width, depth, heads, crops and tokens; all threads to both."""
+    """All stages of equal width, depth, heads, crops and tokens; all threads to both."""
     from benchmarks.peers.audiolm_pytorch import Sizes
     from benchmarks.peers.audiolm_pytorch_online import training_steps
 
+    sizes = Sizes(semantic_codes=512, fine_quantizers=4)  # those of the tokens at hand
+    ours, online, decoupled, levels = 0.0, 0.0, 0.0, 0.0
+    for name in ("semantic", "coarse", "fine"):
+        own = report.note(f"segue_{name}", segue_step(folder, name, steps), "s per step")
+        on_waves, on_tokens = training_steps(name, BATCH, CROP_SECONDS, sizes)  # type: ignore[arg-type]
+        theirs = report.note(f"peer_{name}_on_waves", median_seconds(on_waves, repeats), "s")
+        tokens = report.note(f"peer_{name}_on_tokens", median_seconds(on_tokens, repeats), "s")
+        report.ratio(f"{name}_vs_audiolm_pytorch_online", theirs / own, "time per step")
+        ours, online, decoupled = ours + own, online + theirs, decoupled + tokens
+        levels += 0.0 if name == "semantic" else theirs
+    report.ratio("online_vs_tokens", online / decoupled, "the peer's own steps, with and without")
+    report.ratio("training_vs_audiolm_pytorch_online", online / ours, "a step of each, goal 5")
+    delay = report.note("segue_delay", delay_step(folder, steps), "s per step, all levels")
+    report.ratio("delay_vs_audiolm_pytorch_online", levels / delay, "all levels in one stage")
+
+
+def delay_step(folder: Path, steps: int) -> float:
+    """Of one stage of that size that learns all levels with a delay between them."""
     place = "stages.acoustic"
     options = quiet(f"{place}.lm.training", steps) | {
-        f"{place}.predicts": f"acoustic[0:{stages.COARSE}]",
+        f"{place}.predicts": "acoustic",
         f"{place}.crop_seconds": CROP_SECONDS,
-        f"{place}.lm.use": "flat_transformer.v1",
         f"{place}.lm.training.batch_size": BATCH,
     }
     options |= {f"{place}.lm.options.{key}": value for key, value in stages.SIZE.items()}
+    return step_seconds(train(folder, "delay", place, options, threads=torch.get_num_threads()))
+
+
+def segue_step(folder: Path, name: str, steps: int) -> float:
+    """Seconds of a step of `segue train` for one of the paper's stages, waiting included."""
+    place = f"stages.{name}"
+    options = quiet(f"{place}.lm.training", steps) | {
+        f"{place}.crop_seconds": CROP_SECONDS,
+        f"{place}.lm.training.batch_size": BATCH,
+        "stages.fine.predicts": f"acoustic[{stages.COARSE}:8]",
+        "semantic_tokenizer.use": "w2v_bert.v1",
+        "codec.options.num_levels": 8,
+        f"{place}.lm.options.size": "base",  # that of ``stages.SIZE`` and of the peer
+    }
+    trained = find_domain("speech", default_host()).pretrained
+    for part in ("semantic_tokenizer", "codec"):
+        options[f"{part}.checkpoint"] = trained / part
     threads = torch.get_num_threads()
-    lines = train(folder, "coarse", place, options, threads=threads)
-    ours = report.note("segue_coarse", step_seconds(lines), "s per step, waiting included")
-    on_waves, on_tokens = training_steps(BATCH, CROP_SECONDS, Sizes(semantic_codes=512))
-    online = report.note(
-        "audiolm_pytorch_on_waves", median_seconds(on_waves, repeats), "s per step"
-    )
-    decoupled = report.note(
-        "audiolm_pytorch_on_tokens", median_seconds(on_tokens, repeats), "s per step"
-    )
-    report.ratio("online_vs_tokens", online / decoupled, "the peer's own step, with and without")
-    report.ratio("training_vs_audiolm_pytorch", online / ours, "time per step, goal above 5")
+    return step_seconds(train(folder, name, place, options, SEGUE, threads, "speech/three_stage"))
 
 
 def main() -> None:

@@ -200,14 +200,19 @@ def generation_rate(
     return stage.tokens(seconds, max_frames) / taken
 
 
-def training_step(stage: Stage, batch: int, seconds: float) -> Callable[[], float]:
+def training_step(
+    stage: Stage, batch: int, seconds: float, wave: Tensor | None = None
+) -> Callable[[], float]:
     """A step of training on random tokens: its wrapper's loss, backward and AdamW.
+
+    Args:
+        wave: ``[B, T]`` that the wrapper makes its tokens of anew in each step.
 
     Call what is returned for one step; it returns the loss.
     """
-    inputs = stage.inputs(batch, seconds)
-    wrapper = stage.wrapper
-    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-4)
+    inputs = stage.inputs(batch, seconds) if wave is None else {"raw_wave": wave}
+    wrapper: Any = stage.wrapper
+    optimizer = torch.optim.AdamW(wrapper.transformer.parameters(), lr=1e-4)
 
     def step() -> float:
         wrapper.train()
