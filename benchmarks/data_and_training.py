@@ -6,7 +6,7 @@ The commands that users type, timed whole or by their own logs: `segue tokenize`
 two processes; `segue train` of a stage and of a codec, and the share of a step that it waits for
 data; one process against two ranks under torchrun; and against audiolm-pytorch, which makes the
 tokens anew in every step. Processes have one thread each, but for that last comparison. Recordings
-are the speech domain's prompt in light noise, another for each. The peer is optional. About 10
+are the speech domain's prompt in light noise, another for each. The peer is optional. About 12
 minutes on two cores.
 """
 
@@ -35,6 +35,7 @@ from benchmarks.report import Report
 from benchmarks.timing import machine, median_seconds, seconds
 from segue.core.config.load import find_domain
 from segue.core.manager import default_host
+from segue.plugins.models.common.config import SIZES
 
 FILE_SECONDS = 10.0
 CROP_SECONDS, BATCH = 3.0, 2  # of the comparison with audiolm-pytorch
@@ -147,50 +148,62 @@ def against_audiolm_pytorch(report: Report, folder: Path, steps: int, repeats: i
     from benchmarks.peers.audiolm_pytorch import Sizes
     from benchmarks.peers.audiolm_pytorch_online import training_steps
 
-    sizes = Sizes(semantic_codes=512, fine_quantizers=4)  # those of the tokens at hand
-    ours, online, decoupled, levels = 0.0, 0.0, 0.0, 0.0
-    for name in ("semantic", "coarse", "fine"):
-        own = report.note(f"segue_{name}", segue_step(folder, name, steps), "s per step")
-        on_waves, on_tokens = training_steps(name, BATCH, CROP_SECONDS, sizes)  # type: ignore[arg-type]
-        theirs = report.note(f"peer_{name}_on_waves", median_seconds(on_waves, repeats), "s")
-        tokens = report.note(f"peer_{name}_on_tokens", median_seconds(on_tokens, repeats), "s")
-        report.ratio(f"{name}_vs_audiolm_pytorch_online", theirs / own, "time per step")
-        ours, online, decoupled = ours + own, online + theirs, decoupled + tokens
-        levels += 0.0 if name == "semantic" else theirs
-    report.ratio("online_vs_tokens", online / decoupled, "the peer's own steps, with and without")
-    report.ratio("training_vs_audiolm_pytorch_online", online / ours, "a step of each, goal 5")
-    delay = report.note("segue_delay", delay_step(folder, steps), "s per step, all levels")
-    report.ratio("delay_vs_audiolm_pytorch_online", levels / delay, "all levels in one stage")
+    for size in ("small", "base"):
+        width, depth, heads = (SIZES[size][key] for key in ("width", "depth", "heads"))
+        peer = Sizes(width, depth, heads, semantic_codes=512, fine_quantizers=4)
+        print(f"audiolm-pytorch, {depth} layers of width {width}")
+        ours, online, decoupled, levels = 0.0, 0.0, 0.0, 0.0
+        for name in ("semantic", "coarse", "fine"):
+            own = report.note(
+                f"segue_{name}_{size}", segue_step(folder, name, size, steps), "s per step"
+            )
+            on_waves, on_tokens = training_steps(name, BATCH, CROP_SECONDS, peer)  # type: ignore[arg-type]
+            theirs = report.note(
+                f"peer_{name}_{size}_on_waves", median_seconds(on_waves, repeats), "s per step"
+            )
+            tokens = report.note(
+                f"peer_{name}_{size}_on_tokens", median_seconds(on_tokens, repeats), "s per step"
+            )
+            report.ratio(f"{name}_{size}_vs_online", theirs / own, "time per step")
+            ours, online, decoupled = ours + own, online + theirs, decoupled + tokens
+            levels += 0.0 if name == "semantic" else theirs
+        report.ratio(f"peer_{size}_online_vs_tokens", online / decoupled, "the peer's own steps")
+        report.ratio(f"training_{size}_vs_online", online / ours, "a step of each, goal 5")
+        delay = report.note(f"segue_delay_{size}", delay_step(folder, size, steps), "s per step")
+        report.ratio(f"delay_{size}_vs_online", levels / delay, "all levels in one stage")
 
 
-def delay_step(folder: Path, steps: int) -> float:
-    """Of one stage of that size that learns all levels with a delay between them."""
+def delay_step(folder: Path, size: str, steps: int) -> float:
+    """Of one stage that learns all levels with a delay between them."""
     place = "stages.acoustic"
     options = quiet(f"{place}.lm.training", steps) | {
         f"{place}.predicts": "acoustic",
         f"{place}.crop_seconds": CROP_SECONDS,
         f"{place}.lm.training.batch_size": BATCH,
     }
-    options |= {f"{place}.lm.options.{key}": value for key, value in stages.SIZE.items()}
-    return step_seconds(train(folder, "delay", place, options, threads=torch.get_num_threads()))
+    options |= {f"{place}.lm.options.{key}": value for key, value in SIZES[size].items()}
+    threads = torch.get_num_threads()
+    return step_seconds(train(folder, f"delay-{size}", place, options, threads=threads))
 
 
-def segue_step(folder: Path, name: str, steps: int) -> float:
+def segue_step(folder: Path, name: str, size: str, steps: int) -> float:
     """Seconds of a step of `segue train` for one of the paper's stages, waiting included."""
     place = f"stages.{name}"
     options = quiet(f"{place}.lm.training", steps) | {
         f"{place}.crop_seconds": CROP_SECONDS,
         f"{place}.lm.training.batch_size": BATCH,
+        f"{place}.lm.options.size": size,
         "stages.fine.predicts": f"acoustic[{stages.COARSE}:8]",
         "semantic_tokenizer.use": "w2v_bert.v1",
         "codec.options.num_levels": 8,
-        f"{place}.lm.options.size": "base",  # that of ``stages.SIZE`` and of the peer
     }
     trained = find_domain("speech", default_host()).pretrained
+    assert trained is not None
     for part in ("semantic_tokenizer", "codec"):
         options[f"{part}.checkpoint"] = trained / part
-    threads = torch.get_num_threads()
-    return step_seconds(train(folder, name, place, options, SEGUE, threads, "speech/three_stage"))
+    threads, config = torch.get_num_threads(), "speech/three_stage"
+    lines = train(folder, f"{name}-{size}", place, options, threads=threads, config=config)
+    return step_seconds(lines)
 
 
 def main() -> None:
