@@ -433,7 +433,7 @@ def test_a_shard_that_vanishes_is_told(
 def test_a_store_survives_kills(tmp_path: Path) -> None:
     (tmp_path / "audio").mkdir()
     rows = ["path,group,duration_s,split"]
-    for number in range(100):
+    for number in range(300):
         timed(tmp_path / "audio", number % 7, f"{number}", number, 20 + number % 5)
         rows.append(f"audio/{number}.wav,g{number % 7},0.4,train")
     listed = manifest(tmp_path, *rows)
