@@ -11,10 +11,10 @@ from segue.core.building import write_pipeline_file
 from segue.core.config.load import load_config, replace_parts
 from segue.core.config.schema import PipelineConfig
 from segue.core.errors import OutputError
-from segue.core.findings.arithmetic import training_flops
 from segue.core.findings.changes import steps_of, with_options
 from segue.core.findings.study import Study, plain_command
 from segue.core.training.parts import Workspace, export, tokenize, train_all, train_part
+from segue.core.training.planning import Hardware, estimate
 
 TOKENIZER = "semantic_tokenizer"
 BASE, TOKENS, RUNS = "from_scratch.yaml", "tokens", "runs"
@@ -61,7 +61,12 @@ class Workshop:
 
     def flops(self, overrides: Sequence[str]) -> float:
         """Of training the stages that have no weights."""
-        return training_flops(self.config(overrides), self.study.host)
+        config, total = self.config(overrides), 0.0
+        for stage in config.stages:
+            if stage.lm.checkpoint is None:
+                (one,) = estimate(config, self.study.host, f"stages.{stage.name}", Hardware())
+                total += one.flops * one.in_all
+        return total
 
     def trained(self, variant: Variant) -> Path:
         """Train it, or go on; the directory of the variant's pipeline."""
