@@ -90,7 +90,7 @@ def _cut(shop: Workshop, overrides: Sequence[str], name: str, count: int) -> lis
 
 
 def _num_levels(study: Study) -> int:
-    """Of the codec."""
+    """Acoustic ones that the pipeline's stages predict."""
     return plan(study.config, study.host).streams[ACOUSTIC].num_levels
 
 

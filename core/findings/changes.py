@@ -45,11 +45,13 @@ def _stream(stage: StageConfig) -> str:
 
 
 def one_acoustic_stage(config: PipelineConfig) -> list[str]:
-    """The first acoustic stage predicts all levels; others are dropped."""
-    first, *others = acoustic_stages(config)
-    place = f"stages.{first.name}"
+    """The first acoustic stage predicts the levels of all; others are dropped."""
+    first, *others = every = acoustic_stages(config)
+    stops = [StreamSlice.parse(stage.predicts).stop for stage in every]
+    known = [stop for stop in stops if stop is not None]
+    levels = f"[0:{max(known)}]" if len(known) == len(stops) else ""
     return [
-        f"{place}.predicts=acoustic",
+        f"stages.{first.name}.predicts=acoustic{levels}",
         *(f"stages.{other.name}.drop=true" for other in others),
     ]
 

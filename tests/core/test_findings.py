@@ -249,6 +249,22 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
         assert models[name].lm.options["width"] == other.config.stage(one[1]).lm.options["width"]
 
 
+def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) -> None:
+    given = study(source="speech/trained_tokenizers", levels=(2, 8))
+    shop = Workshop(given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
+        every = [
+            *structure.variants(given, shop).values(),
+            *masked.variants(given).values(),
+            *ablations.level_variants(given, shop).values(),
+        ]
+    plans = {variant.name: plan(shop.config(variant.overrides), given.host) for variant in every}
+    assert {"hybrid", "masked", "levels-2", "levels-4"} <= set(plans)
+    for name, found in plans.items():
+        assert found.streams["acoustic"].num_levels == 4, name
+
+
 def test_every_table_depends_on_known_settings(study: Make) -> None:
     for table in TABLES.values():
         assert study().asked(table.uses)["weights"]
