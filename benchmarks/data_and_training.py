@@ -35,11 +35,11 @@ from benchmarks.report import Report
 from benchmarks.timing import machine, median_seconds, seconds
 from segue.core.config.load import find_domain
 from segue.core.manager import default_host
+from segue.core.training.loop import LOG_EVERY
 from segue.plugins.models.common.config import SIZES
 
 FILE_SECONDS = 10.0
 CROP_SECONDS, BATCH = 3.0, 2  # of the comparison with audiolm-pytorch
-LOG_EVERY = 10  # steps between lines of a training's log
 TOKENIZERS = "speech/trained_tokenizers"
 SEGUE = (sys.executable, "-m", "segue")
 TORCHRUN = (
@@ -175,35 +175,34 @@ def against_audiolm_pytorch(report: Report, folder: Path, steps: int, repeats: i
 
 def delay_step(folder: Path, size: str, steps: int) -> float:
     """Of one stage that learns all levels with a delay between them."""
-    place = "stages.acoustic"
-    options = quiet(f"{place}.lm.training", steps) | {
-        f"{place}.predicts": "acoustic",
-        f"{place}.crop_seconds": CROP_SECONDS,
-        f"{place}.lm.training.batch_size": BATCH,
-    }
-    options |= {f"{place}.lm.options.{key}": value for key, value in SIZES[size].items()}
-    threads = torch.get_num_threads()
-    return step_seconds(train(folder, f"delay-{size}", place, options, threads=threads))
+    options = {"stages.acoustic.predicts": "acoustic"}
+    options |= {f"stages.acoustic.lm.options.{key}": v for key, v in SIZES[size].items()}
+    return crop_step(folder, f"delay-{size}", "acoustic", steps, options, TOKENIZERS)
 
 
 def segue_step(folder: Path, name: str, size: str, steps: int) -> float:
-    """Seconds of a step of `segue train` for one of the paper's stages, waiting included."""
-    place = f"stages.{name}"
-    options = quiet(f"{place}.lm.training", steps) | {
-        f"{place}.crop_seconds": CROP_SECONDS,
-        f"{place}.lm.training.batch_size": BATCH,
-        f"{place}.lm.options.size": size,
+    """Of one of the paper's stages, on the same tokens."""
+    trained = find_domain("speech", default_host()).pretrained
+    options = {
+        f"stages.{name}.lm.options.size": size,
         "stages.fine.predicts": f"acoustic[{stages.COARSE}:8]",
         "semantic_tokenizer.use": "w2v_bert.v1",
+        "semantic_tokenizer.checkpoint": f"{trained}/semantic_tokenizer",
         "codec.options.num_levels": 8,
+        "codec.checkpoint": f"{trained}/codec",
     }
-    trained = find_domain("speech", default_host()).pretrained
-    assert trained is not None
-    for part in ("semantic_tokenizer", "codec"):
-        options[f"{part}.checkpoint"] = trained / part
-    threads, config = torch.get_num_threads(), "speech/three_stage"
-    lines = train(folder, f"{name}-{size}", place, options, threads=threads, config=config)
-    return step_seconds(lines)
+    return crop_step(folder, f"{name}-{size}", name, steps, options, "speech/three_stage")
+
+
+def crop_step(
+    folder: Path, run_name: str, stage: str, steps: int, options: dict[str, object], config: str
+) -> float:
+    """Seconds of a step of `segue train` on the peer's crops, waiting included."""
+    place = f"stages.{stage}"
+    asked = quiet(f"{place}.lm.training", steps) | options
+    asked |= {f"{place}.crop_seconds": CROP_SECONDS, f"{place}.lm.training.batch_size": BATCH}
+    threads = torch.get_num_threads()
+    return step_seconds(train(folder, run_name, place, asked, threads=threads, config=config))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Train a domain's shipped pipeline anew, by the commands that its model card tells.
+"""Train a domain's shipped pipeline anew, by Segue's own commands.
 
     python tools/train_small.py DOMAIN SOURCE OUTPUT [KEY=VALUE ...]   (speech data/ runs/speech)
 
@@ -37,6 +37,7 @@ MANIFESTS = {
     "piano": {"semantic_tokenizer": "manifest.csv", "codec": "manifest.csv"},
 }
 LEVELS = "8"  # of the codec that are kept
+SHIP = Path(__file__).with_name("ship_tokenizer.py")
 
 
 def run(*command: str | Path) -> None:
@@ -60,13 +61,10 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
     for part, manifest in MANIFESTS[domain].items():
         rounded = output / "rounded" / part
         if not rounded.exists():
-            values = settings([*TOKENIZERS[domain], *more])
-            data_options = ("--domain", domain, "--data", data / manifest, "-o", output)
-            segue("train", part, *data_options, *values)
+            places = ("--domain", domain, "--data", data / manifest, "-o", output)
+            segue("train", part, *places, *settings([*TOKENIZERS[domain], *more]))
             levels = [LEVELS] if part == "codec" else []
-            run(
-                Path(__file__).with_name("ship_tokenizer.py"), part, output / part, rounded, *levels
-            )
+            run(SHIP, part, output / part, rounded, *levels)
         chosen.append(f"{part}.checkpoint={rounded.resolve()}")
     return chosen
 
