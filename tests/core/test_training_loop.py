@@ -291,11 +291,12 @@ def killed_runs(directory: Path, kills: int) -> None:
         sys.stdout.write(f"{what}\n")
         sys.stdout.flush()
 
-    def start(folder: str) -> int:
+    def start(folder: str, waits_at: int = 0) -> int:
         child = os.fork()
         if child == 0:
+            host = StubHost(at={waits_at: signal.pause})  # there it is killed at the latest
             try:
-                train(run(directory / folder, config=config(steps=16, save_every=1)))
+                train(run(directory / folder, host=host, config=config(steps=16, save_every=1)))
                 os._exit(0)
             except BaseException as error:
                 tell(repr(error))
@@ -306,7 +307,7 @@ def killed_runs(directory: Path, kills: int) -> None:
     assert os.waitpid(start("whole"), 0)[1] == 0
     step_seconds = (time.monotonic() - started) / 16
     for target in sorted(random.choices(range(11), k=kills)):
-        child = start("killed")
+        child = start("killed", waits_at=14)
         while steps_saved(directory / "killed") < target:
             time.sleep(0.001)
         time.sleep(random.uniform(0, 2 * step_seconds))
