@@ -19,23 +19,23 @@ USES = ("prompt_seconds", "seconds")
 MASKED, CAUSAL = "masked", "autoregressive"
 
 
-def variants(study: Study) -> dict[str, Variant]:
-    """Either acoustic stage, trained for the same steps, after the pipeline's semantic stage."""
-    config, suite = study.config, study.suite
+def variants(study: Study, shop: Workshop) -> dict[str, Variant]:
+    """Either acoustic stage, trained for equal FLOPs, after the pipeline's semantic stage."""
+    config, suite, steps = study.config, study.suite, study.settings.steps
     acoustic = acoustic_stages(config)[0]
     common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
-    common += steps_of(config, study.settings.steps, [acoustic.name])
-    models = {
-        MASKED: swapped(study.host, acoustic, suite.masked, suite.masked_sampling),
-        CAUSAL: swapped(study.host, acoustic, suite.autoregressive, {}),
-    }
-    return {name: Variant(name, (*common, *model)) for name, model in models.items()}
+    causal = [*common, *swapped(study.host, acoustic, suite.autoregressive, {})]
+    causal += steps_of(config, steps, [acoustic.name])
+    masked = [*common, *swapped(study.host, acoustic, suite.masked, suite.masked_sampling)]
+    equal = shop.equal_steps(masked, [acoustic.name], shop.flops(causal))
+    masked += steps_of(config, equal, [acoustic.name])
+    return {MASKED: Variant(MASKED, tuple(masked)), CAUSAL: Variant(CAUSAL, tuple(causal))}
 
 
 def make(study: Study) -> Finding:
     """Quality and speed of continuations by either."""
     shop = Workshop(study)
-    found = measures.measure_variants(study, shop, variants(study), USES, measures.speed)
+    found = measures.measure_variants(study, shop, variants(study, shop), USES, measures.speed)
     found.shown = (measures.SPEED, *found.shown)
     found.claims = [
         better(
@@ -43,7 +43,11 @@ def make(study: Study) -> Finding:
             found.rows[MASKED].get(measures.SPEED), found.rows[CAUSAL].get(measures.SPEED), "low",
         )
     ]  # fmt: skip
-    found.notes.append("The time is that of a whole continuation, the semantic stage's included.")
+    found.notes += [
+        f"{CAUSAL.capitalize()} is trained for {study.settings.steps} steps, {MASKED} for as many "
+        "as take the same arithmetic.",
+        "The time is that of a whole continuation, the semantic stage's included.",
+    ]
     return found
 
 

@@ -233,7 +233,7 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
         patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
         every = (
             structure.variants(other, shop)
-            | masked.variants(other)
+            | masked.variants(other, shop)
             | ablations.cluster_variants(other)
             | ablations.level_variants(other, shop)
         )
@@ -256,7 +256,7 @@ def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) 
         patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
         every = [
             *structure.variants(given, shop).values(),
-            *masked.variants(given).values(),
+            *masked.variants(given, shop).values(),
             *ablations.level_variants(given, shop).values(),
         ]
     plans = {variant.name: plan(shop.config(variant.overrides), given.host) for variant in every}
