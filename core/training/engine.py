@@ -9,14 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from segue.core.config.schema import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, StageLM, WaveBatch
-from segue.core.training.ranks import PATIENCE, Ranks, connect
+from segue.core.training.ranks import PATIENCE, Ranks, connect, summed
 from segue.core.training.sharding import let_load_whole
 
 if TYPE_CHECKING:
@@ -144,11 +144,8 @@ class Engine:
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks."""
-        if self.ranks.size == 1:
-            return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.fabric.device)
-        distributed.all_reduce(sums)
-        return cast("list[float]", sums.tolist())
+        return cast("list[float]", summed(sums).tolist())
 
 
 def _check(

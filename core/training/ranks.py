@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from segue.core.errors import TrainingError
 
@@ -98,9 +98,9 @@ def on_first(work: Callable[[], Result]) -> Result:
         Exception: on the first rank, as ``work`` did.
         SystemExit: on the others if it did: one of them has said why.
     """
-    own = ranks()
-    if own.size == 1 or not distributed.is_initialized():
+    if _alone():
         return work()
+    own = ranks()
     told: list[object] = [None, False]
     if own.first:
         try:
@@ -121,9 +121,9 @@ def on_each(work: Callable[[], Result]) -> Result:
         Exception: on the first of the ranks that failed, as ``work`` did.
         SystemExit: on the others if one failed.
     """
-    own = ranks()
-    if own.size == 1 or not distributed.is_initialized():
+    if _alone():
         return work()
+    own = ranks()
     failure: Exception | None = None
     try:
         result = work()
@@ -136,6 +136,38 @@ def on_each(work: Callable[[], Result]) -> Result:
     if int(speaker) < own.size:
         _leave()
     return result
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of all ranks' tensors; ``x`` may be written to."""
+    if not _alone():
+        distributed.all_reduce(x)
+    return x
+
+
+def from_first(x: Tensor) -> Tensor:
+    """The tensor of the first rank; others give one of the same shape, which may be written to."""
+    if _alone():
+        return x
+    x = x.contiguous()
+    distributed.broadcast(x, src=0)
+    return x
+
+
+def everywhere(holds: bool, device: torch.device) -> bool:
+    """Whether something holds on every rank."""
+    if _alone():
+        return holds
+    flag = torch.tensor(int(holds), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _alone() -> bool:
+    """Whether there is one process only, or none has met another yet."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return True
+    return distributed.get_world_size() == 1
 
 
 def _leave() -> NoReturn:
