@@ -11,8 +11,9 @@ import yaml
 
 from segue.core.assembly import PartPlan
 from segue.core.checkpoint import load_state
-from segue.core.config.load import PIPELINE_FILE, find_domain
+from segue.core.config.load import find_domain
 from segue.core.config.schema import PipelineConfig
+from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError
 from segue.core.files import write_text
 from segue.core.interfaces import Component, Tokenizer
@@ -66,7 +67,10 @@ def build_part(
 
 
 def pretrained_path(source: str | Path, host: PluginHost) -> Path:
-    """The ``pipeline.yaml`` of a domain's shipped weights or of a directory.
+    """The pipeline file of a domain's shipped weights or of a directory.
+
+    Args:
+        source: ``speech``, ``speech/three_stage``, a directory, or a file.
 
     Raises:
         CheckpointError: if there is none.
@@ -76,21 +80,24 @@ def pretrained_path(source: str | Path, host: PluginHost) -> Path:
         return path / PIPELINE_FILE
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
+    name, _, variant = str(source).partition("/")
     names = sorted({record.name for record in host.records("domain")})
-    if str(source) not in names:
+    if name not in names:
         raise CheckpointError(
             str(source),
             "is no pipeline directory and no domain",
             f"name a directory with {PIPELINE_FILE}, or one of {', '.join(names)}",
         )
-    directory = find_domain(str(source), host).pretrained
-    if directory is None:
+    domain = find_domain(name, host)
+    found = domain.pretrained_file(variant)
+    if found is None:
+        others = ", ".join(domain.pretrained_names)
         raise CheckpointError(
             str(source),
-            "this domain ships no weights",
+            f"ships no weights; {others} do" if others else "this domain ships no weights",
             f"train them: segue train all --domain {source}",
         )
-    return directory / PIPELINE_FILE
+    return found
 
 
 def write_pipeline_file(config: PipelineConfig, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from segue.core.errors import ConfigError
 
 DEFAULT_VARIANT = "config"
+PIPELINE_FILE = "pipeline.yaml"  # of a saved pipeline
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class Domain:
 
     Attributes:
         name: the word users write: ``--domain speech``.
-        directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``.
+        directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``,
+            where ``pipeline.yaml`` is the pipeline of the domain's name, and a variant with weights
+            has a file of its own name.
         recipe: ``"module:function"`` that turns source data into a manifest:
             ``function(source: Path, output: Path, progress) -> Path``.
         prompt: an audio file that may be published with the package, for demos.
@@ -39,7 +42,23 @@ class Domain:
     def pretrained(self) -> Path | None:
         """The directory of shipped weights, if this installation carries them."""
         directory = self.directory / "pretrained"
-        return directory if (directory / "pipeline.yaml").is_file() else None
+        return directory if (directory / PIPELINE_FILE).is_file() else None
+
+    @property
+    def pretrained_names(self) -> tuple[str, ...]:
+        """What `Pipeline.from_pretrained` takes: ``speech``, ``speech/three_stage``."""
+        if self.pretrained is None:
+            return ()
+        variants = sorted(path.stem for path in self.pretrained.glob("*.yaml"))
+        default = Path(PIPELINE_FILE).stem
+        return (self.name, *(f"{self.name}/{name}" for name in variants if name != default))
+
+    def pretrained_file(self, variant: str = "") -> Path | None:
+        """The pipeline file of shipped weights, if there are any; no variant: the default one."""
+        if self.pretrained is None:
+            return None
+        path = self.pretrained / (f"{variant}.yaml" if variant else PIPELINE_FILE)
+        return path if path.is_file() else None
 
     def config_path(self, variant: str = DEFAULT_VARIANT) -> Path:
         """The YAML file of a variant.

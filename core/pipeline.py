@@ -18,8 +18,9 @@ from segue.core.audio import Audio
 from segue.core.building import build_part, checked_device, pretrained_path, write_pipeline_file
 from segue.core.cascade import Cascade
 from segue.core.checkpoint import save_component
-from segue.core.config.load import PIPELINE_FILE, load_config, replace_parts
+from segue.core.config.load import load_config, replace_parts
 from segue.core.config.schema import PipelineConfig
+from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import CheckpointError, GenerationError, OutputError
 from segue.core.files import atomic_directory
 from segue.core.generated import (
@@ -74,8 +75,9 @@ class Pipeline:
         """Load trained weights.
 
         Args:
-            source: a domain that ships weights (``speech``, ``piano``) or a directory that
-                ``save_pretrained`` or ``segue train`` wrote.
+            source: a domain that ships weights (``speech``, ``piano``), another of its pipelines
+                (``speech/three_stage``), or a directory that ``save_pretrained`` or
+                ``segue train`` wrote.
             overrides: ``path.to.key=value``, as ``--set`` takes them.
             device: where the weights go.
 

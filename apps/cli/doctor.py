@@ -101,10 +101,11 @@ def _weights() -> list[tuple[str, str, str]]:
     host, rows = default_host(), []
     for record in host.records("domain"):
         try:
-            directory = find_domain(record.name, host).pretrained
+            domain = find_domain(record.name, host)
         except SegueError as error:
             rows.append((f"domain {record.name}", "broken", str(error)))
             continue
-        detail = str(directory) if directory else "ships no weights here"
-        rows.append((f"domain {record.name}", "ok" if directory else "missing", detail))
+        names = ", ".join(domain.pretrained_names)
+        detail = f"{names} in {domain.pretrained}" if names else "ships no weights here"
+        rows.append((f"domain {record.name}", "ok" if names else "missing", detail))
     return rows

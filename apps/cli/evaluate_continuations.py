@@ -61,7 +61,7 @@ def command(
         loaded = load_pipeline(domain, pipeline, overrides, device)
         from segue.core.evaluation.continuations import evaluate_continuations
 
-        kind = domain or domain_of(loaded.host, loaded.config.name)
+        kind = domain_of(loaded.host, domain or loaded.config.name)
         chosen, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
         least = prompt_seconds + seconds if complete else 0.0
         recordings = held_out(data, items, split, least)

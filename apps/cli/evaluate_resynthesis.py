@@ -63,7 +63,7 @@ def command(
         if len(ways) != len(set(wanted)):
             raise ConfigError("--of", f"{of!r} names something else", f"use {', '.join(WAYS)}")
         loaded = load_pipeline(domain, pipeline, overrides, device)
-        kind = domain or domain_of(loaded.host, loaded.config.name)
+        kind = domain_of(loaded.host, domain or loaded.config.name)
         pairs, sets, left_out = _of_both(loaded.host, metrics, kind)
         recordings = held_out(data, items, split, least_seconds)
         with progress_bars(json) as progress:

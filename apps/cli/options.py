@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 DEFAULT_DOMAIN = "speech"
 
 DomainOption = Annotated[
-    str | None, typer.Option("--domain", "-d", help="A domain with shipped weights: speech, piano.")
+    str | None,
+    typer.Option("--domain", "-d", help="Shipped weights: speech, piano, speech/three_stage, ..."),
 ]
 PipelineOption = Annotated[
     str | None, typer.Option("--pipeline", "-p", help="A pipeline directory or YAML file.")

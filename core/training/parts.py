@@ -16,7 +16,7 @@ from segue.core.assembly import AssemblyPlan, plan
 from segue.core.building import build_part, write_pipeline_file
 from segue.core.checkpoint import load_state, save_component
 from segue.core.component_manifest import read_manifest
-from segue.core.config.load import PIPELINE_FILE, kind_of, replace_parts
+from segue.core.config.load import kind_of, replace_parts
 from segue.core.config.schema import ComponentConfig, PipelineConfig
 from segue.core.data.audio_crops import AudioCrops, whole_recordings
 from segue.core.data.places import is_url
@@ -26,6 +26,7 @@ from segue.core.data.store_plan import has_split
 from segue.core.data.store_writer import write_store
 from segue.core.data.token_crops import TokenCrops
 from segue.core.data.token_store import TokenStore
+from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer

@@ -12,7 +12,8 @@ import yaml
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core.config.load import load_config
+from segue.core.config.load import find_domain, load_config
+from segue.core.domain import Domain
 from segue.core.errors import (
     AudioError,
     CheckpointError,
@@ -319,6 +320,26 @@ def test_metadata_holds_the_resolved_config_and_is_json(pipeline: Pipeline) -> N
     assert metadata["seed"] == 11
     assert metadata["config"]["codec"]["use"] == pipeline.config.codec.use
     assert metadata["fingerprints"]["acoustic"]
+
+
+def test_a_domain_may_ship_several_pipelines(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = pipeline.save_pretrained(tmp_path / "saved")
+    other = (saved / "pipeline.yaml").read_text().replace("temperature: 1.0", "temperature: 0.9")
+    (saved / "other.yaml").write_text(other)
+    monkeypatch.setattr(Domain, "pretrained", saved)
+    domain = find_domain("speech", pipeline.host)
+    assert domain.pretrained_names == ("speech", "speech/other")
+    loaded = Pipeline.from_pretrained("speech/other")
+    assert {stage.sampling.temperature for stage in loaded.config.stages} == {0.9}
+    first, second = (
+        pipeline.generate(0.4, seed=1),
+        Pipeline.from_pretrained("speech").generate(0.4, seed=1),
+    )
+    assert torch.equal(first.tokens["acoustic"].ids, second.tokens["acoustic"].ids)
+    with pytest.raises(CheckpointError, match="ships no weights; speech, speech/other do"):
+        Pipeline.from_pretrained("speech/paper")
 
 
 def test_unknown_sources_are_refused(tmp_path: Path) -> None:
