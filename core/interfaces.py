@@ -104,10 +104,24 @@ class Tokens:
 
 @dataclass(frozen=True)
 class WaveBatch:
-    """A ragged batch of mono audio: ``wave`` [B, T] in [-1, 1], ``lengths`` [B] in samples."""
+    """A ragged batch of mono audio.
+
+    Attributes:
+        wave: ``[B, T]`` in [-1, 1].
+        lengths: ``[B]`` samples.
+        origins: ``[B]`` indices into ``ORIGINS``, where a detector is to learn; None elsewhere.
+    """
 
     wave: Wave
     lengths: Lengths
+    origins: Int64[Tensor, "B"] | None = None
+
+    def to(self, device: torch.device | str) -> WaveBatch:
+        return WaveBatch(
+            self.wave.to(device),
+            self.lengths.to(device),
+            None if self.origins is None else self.origins.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -536,6 +550,15 @@ class Detector(Component):
         """The loss of rows that come from ``ORIGINS[origins]``; only for detectors that
         `segue train-detector` is to train."""
         raise NotImplementedError(f"{type(self).__name__} is not trained by Segue")
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch) and batch.origins is not None
+        return {"loss": self.origin_loss(batch, batch.origins)}
+
+    def weight_of(self, batch: WaveBatch | StageBatch) -> float:
+        """Its rows: each counts alike, however long it is."""
+        assert isinstance(batch, WaveBatch)
+        return float(len(batch.lengths))
 
 
 class Metric(ABC):

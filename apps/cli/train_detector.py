@@ -20,14 +20,14 @@ from segue.apps.cli.options import (
 from segue.apps.cli.output import console, progress_bars
 from segue.apps.cli.reports import show
 
-MODEL, FIGURES = "detector", "figures.json"
+MODEL, TRAINING, FIGURES = "detector", "training", "figures.json"
 
 
 def command(
     data: DataOption,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Directory for examples, detector and figures."),
+        typer.Option("--output", "-o", help="Directory for examples, training, detector, figures."),
     ],
     domain: DomainOption = None,
     pipeline: PipelineOption = None,
@@ -38,33 +38,35 @@ def command(
     ] = 1.5,
     seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of an example.")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 1000,
-    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(min=1e-8, max=1.0)] = 2e-3,
     seed: SeedOption = 0,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Train a detector of what a pipeline generates; examples are kept, so that a run goes on."""
+    """Train a detector of what a pipeline generates; a run that was stopped goes on."""
     import torch
 
     from segue.core.data.sources import read_recordings
     from segue.core.detection.examples import ExamplePlan, make_examples
     from segue.core.detection.training import (
-        DetectorTraining,
+        detector_training,
         evaluate_detector,
         train_detector,
     )
 
     loaded = load_pipeline(domain, pipeline, overrides, device)
     plan = ExamplePlan(prompt_seconds, seconds, items, seed=seed)
-    training = DetectorTraining(steps, learning_rate=learning_rate, seed=seed)
+    training = detector_training(steps, learning_rate, seed)
     torch.manual_seed(seed)
     options = {"sample_rate": loaded.sample_rate}
     detector = loaded.host.create("detector", use, options, place="--use").to(loaded.device)
     with progress_bars(json) as progress:
         clips = make_examples(loaded, read_recordings(data), plan, output, progress)
-        losses = train_detector(detector, clips, training, progress)
-    last = losses[-min(50, len(losses)) :]
+        train_detector(
+            detector, use, clips, training, output / TRAINING, loaded.host,
+            None if progress is None else lambda part, step, steps, _: progress(part, step, steps),
+        )  # fmt: skip
     report: dict[str, Any] = {
         "subject": "detector",
         "detector": use,
@@ -73,7 +75,7 @@ def command(
         "prompt_seconds": prompt_seconds,
         "seconds": seconds,
         "learnt_from": sum(not clip.tested for clip in clips),
-        "training": {**training.__dict__, "last_losses": sum(last) / len(last)},
+        "training": {"steps": steps, "learning_rate": learning_rate, "seed": seed},
         **evaluate_detector(detector, clips),
     }
     _save(detector, output, use, report)

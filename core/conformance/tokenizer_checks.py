@@ -128,7 +128,7 @@ def check_respects_the_device(subject: Subject) -> None:
     tokenizer, device = tokenizer_of(subject), any_device()
     audio = audio_for(tokenizer.spec)
     wanted = encode(tokenizer, audio)
-    moved = WaveBatch(audio.wave.to(device), audio.lengths.to(device))
+    moved = audio.to(device)
     tokens = encode(tokenizer.to(device), moved)
     for tensor, name in ((tokens.ids, "ids"), (tokens.lengths, "lengths")):
         same = tensor.device.type == device.type

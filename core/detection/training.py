@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,50 +13,55 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import Audio
+from segue.core.config.schema import TrainingConfig
+from segue.core.data.share import WHOLE, Share, row_generators
 from segue.core.detection.examples import Clip, as_float
 from segue.core.detection.verdict import judge
-from segue.core.errors import DataError, TrainingError
+from segue.core.errors import DataError
 from segue.core.evaluation.statistics import grouped_summary
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
-from segue.core.progress import Progress
+from segue.core.manager import PluginHost
+from segue.core.options import DetectorOptions
+from segue.core.training.loop import Report, TrainingRun, train
 
 TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
 GAIN_DB = (-30.0, 3.0)
 NOISE_DB = (-60.0, -30.0)  # against the signal
 NOISE_SHARE = 0.3  # of rows that get noise, so that no faint trace decides alone
-WARM_UP = 50
+WARM_UP = 0.1  # of a training, at most
+SAVES = 8  # of a training
 
 
-@dataclass(frozen=True)
-class DetectorTraining:
-    """How a detector is trained.
-
-    Attributes:
-        steps: optimisation steps.
-        batch_size: rows, as many of each origin.
-        learning_rate: of AdamW, at its highest; it falls to 0 along a cosine.
-        weight_decay: of AdamW.
-        seed: of weights, crops and disturbances.
-    """
-
-    steps: int = 600
-    batch_size: int = 30
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    seed: int = 0
+def detector_training(steps: int, learning_rate: float, seed: int) -> TrainingConfig:
+    """How detectors are trained: as many rows of each origin."""
+    return TrainingConfig(
+        steps=steps, batch_size=30, learning_rate=learning_rate, seed=seed,
+        warmup_steps=min(50, round(WARM_UP * steps)), save_every=max(1, steps // SAVES), best=0,
+    )  # fmt: skip
 
 
 def train_detector(
     detector: Detector,
+    use: str,
     clips: Sequence[Clip],
-    training: DetectorTraining,
-    progress: Progress | None = None,
-) -> list[float]:
-    """Learn from the clips that are not kept for the test; returns the losses.
+    training: TrainingConfig,
+    directory: Path,
+    host: PluginHost,
+    report: Report | None = None,
+) -> Path:
+    """Learn from the clips that are not kept for the test, or go on with it.
+
+    Args:
+        use: the detector's registered name.
+        directory: of checkpoints and the log.
+
+    Returns:
+        The directory of the last checkpoint, whose weights the detector has.
 
     Raises:
         DataError: if every clip is kept for the test, or none is.
-        TrainingError: if the loss is no longer finite.
+        TrainingError: if losses stay non-finite.
+        CheckpointError: if the newest checkpoint was written with other options.
     """
     learnt = [clip for clip in clips if not clip.tested]
     if not learnt or len(learnt) == len(clips):
@@ -64,51 +70,41 @@ def train_detector(
             f"{len(learnt)} of {len(clips)} are to learn from: too few groups to hold some out",
             "give recordings of more speakers or pieces",
         )
-    random = torch.Generator().manual_seed(training.seed)
-    optimiser = torch.optim.AdamW(
-        detector.parameters(), training.learning_rate, weight_decay=training.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _rate(s, training.steps))
-    detector.train()
-    losses = []
-    for step in range(1, training.steps + 1):
-        batch, origins = _batch(learnt, detector, training.batch_size, random)
-        loss = detector.origin_loss(batch, origins)
-        if not torch.isfinite(loss):
-            fix = "lower --learning-rate"
-            raise TrainingError("detector", f"the loss is {loss.item()} at step {step}", fix)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
-        if progress is not None:
-            progress("detector", step, training.steps)
+    crops = OriginCrops(learnt, detector.config, training)
+    last = train(
+        TrainingRun(
+            "detector", "detector", use, detector, training, directory, crops, None, host,
+            report=report,
+        )
+    )  # fmt: skip
     detector.eval()
-    return losses
+    return last
 
 
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+@dataclass(frozen=True)
+class OriginCrops:
+    """Batches of random windows, as many of each origin, at random levels, some with a little
+    noise."""
 
+    clips: Sequence[Clip]
+    options: DetectorOptions
+    training: TrainingConfig
 
-def _batch(
-    clips: Sequence[Clip], detector: Detector, size: int, random: torch.Generator
-) -> tuple[WaveBatch, Tensor]:
-    """Random windows, as many of each origin, at random levels, some with a little noise."""
-    window = round(detector.config.window_seconds * detector.config.sample_rate)
-    rows, lengths = torch.zeros(size, window), torch.zeros(size, dtype=torch.long)
-    origins = torch.arange(size) % len(ORIGINS)
-    for row in range(size):
-        clip = clips[int(torch.randint(len(clips), (), generator=random))]
-        wave = trimmed(as_float(clip.waves[int(origins[row])]))
-        spare = max(0, wave.shape[0] - window)
-        start = int(torch.randint(spare + 1, (), generator=random))
-        piece = _disturbed(wave[start : start + window], random)
-        rows[row, : piece.shape[0]], lengths[row] = piece, piece.shape[0]
-    device = detector.device
-    return WaveBatch(rows.to(device), lengths.to(device)), origins.to(device)
+    def __call__(self, step: int, share: Share = WHOLE) -> WaveBatch:
+        size = self.training.batch_size
+        rows = share.rows(size)
+        window = round(self.options.window_seconds * self.options.sample_rate)
+        wave, lengths = torch.zeros(len(rows), window), torch.zeros(len(rows), dtype=torch.long)
+        origins = torch.tensor(rows) % len(ORIGINS)
+        draws = row_generators(self.training.seed, step, rows, size)
+        for index, random in enumerate(draws):
+            clip = self.clips[int(torch.randint(len(self.clips), (), generator=random))]
+            whole = trimmed(as_float(clip.waves[int(origins[index])]))
+            spare = max(0, whole.shape[0] - window)
+            start = int(torch.randint(spare + 1, (), generator=random))
+            piece = _disturbed(whole[start : start + window], random)
+            wave[index, : piece.shape[0]], lengths[index] = piece, piece.shape[0]
+        return WaveBatch(wave, lengths, origins)
 
 
 def trimmed(wave: Float[Tensor, "T"]) -> Float[Tensor, "T"]:

@@ -38,7 +38,7 @@ from segue.core.training.guard import LOG, Guard, note_rollback, rollbacks
 from segue.core.training.listening import Voice, heard
 from segue.core.training.prefetch import Batch, Batches, Feed
 from segue.core.training.ranks import on_each, on_first
-from segue.core.training.steps import learn, shares, to_device
+from segue.core.training.steps import learn, shares
 from segue.core.training.telemetry import Telemetry, peak_tflops
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
         weights = [run.component.weight_of(piece) for piece in pieces]
         total = max(engine.total([sum(weights)])[0], 1e-9)
         for piece, weight in zip(pieces, weights, strict=True):
-            losses = engine.losses(to_device(piece, run.component.device))
+            losses = engine.losses(piece.to(run.component.device))
             for key, value in losses.items():
                 part = value.double() * (weight / total)
                 sums[key] = sums[key] + part if key in sums else part

@@ -78,7 +78,7 @@ def _gradients(
     for number, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
         _seed(config.seed, draw, own_shares[number].index)
         with engine.kept_to_itself(number + 1 < len(pieces), versus):
-            losses = engine.losses(to_device(piece, component.device), versus)
+            losses = engine.losses(piece.to(component.device), versus)
             # Ranks' gradients are averaged, not added.
             _backward(engine, learner, losses, weight * engine.ranks.size / total, versus)
         for key, value in losses.items():
@@ -136,9 +136,3 @@ def _can_go_down(scaler: Any) -> bool:
 def _seed(seed: int, draw: int, piece: int) -> None:
     torch.manual_seed(seed * SEED_STRIDE + draw + piece * RANK_STRIDE)
     random.seed(seed * SEED_STRIDE + draw + piece * RANK_STRIDE)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    if isinstance(batch, WaveBatch):
-        return WaveBatch(batch.wave.to(device), batch.lengths.to(device))
-    return batch.to(device)

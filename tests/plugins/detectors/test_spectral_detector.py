@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from segue.core.audio import Audio, read_audio
 from segue.core.checkpoint import save_component
 from segue.core.detection.examples import Clip
 from segue.core.detection.shipped import load_detector, shipped
-from segue.core.detection.training import DetectorTraining, evaluate_detector, train_detector
+from segue.core.detection.training import detector_training, evaluate_detector, train_detector
 from segue.core.detection.verdict import judge
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
@@ -73,11 +75,15 @@ def test_unknown_options_are_refused() -> None:
         host.create("detector", "spectral_detector.v1", {"chanels": [4]}, place="detector")
 
 
-def test_it_learns_and_is_measured_on_groups_it_has_not_heard(detector: SpectralDetector) -> None:
+def test_it_learns_and_is_measured_on_groups_it_has_not_heard(
+    detector: SpectralDetector, tmp_path: Path
+) -> None:
     clips = [clip(i, f"group {i}", tested=i % 3 == 0) for i in range(9)]
     before = evaluate_detector(detector, clips)["figures"]["generated against real"]["mean"]
-    training = DetectorTraining(steps=80, batch_size=9, learning_rate=1e-2)
-    losses = train_detector(detector, clips, training)
+    training = detector_training(steps=80, learning_rate=1e-2, seed=0)
+    host, use = PluginHost.discover(entry_points=False), "spectral_detector.v1"
+    last = train_detector(detector, use, clips, training, tmp_path, host)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").open(encoding="utf-8")]
     report = evaluate_detector(detector, clips)
     figure = report["figures"]["generated against real"]
     assert losses[-1] < losses[0] and report["items"] == 3 == report["unseen_items"]
@@ -85,7 +91,12 @@ def test_it_learns_and_is_measured_on_groups_it_has_not_heard(detector: Spectral
     assert 0.4 < figure["low"] < 0.5  # three groups without a mistake prove little
     twin = SpectralDetector(detector.config)
     with pytest.raises(DataError, match="too few groups"):
-        train_detector(twin, [clip(0, "a", tested=False)], training)
+        train_detector(twin, use, [clip(0, "a", tested=False)], training, tmp_path, host)
+    # Stopped after the last checkpoint but one, it goes on to the same weights.
+    shutil.rmtree(last)
+    assert train_detector(twin, use, clips, training, tmp_path, host) == last
+    pairs = zip(twin.parameters(), detector.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
 
 
 def test_gradients_reach_every_weight(detector: SpectralDetector) -> None:
