@@ -13,6 +13,7 @@ from segue.apps.cli import (
     doctor,
     evaluate,
     generate,
+    label,
     plot,
     plugins,
     prepare,
@@ -39,6 +40,7 @@ app.command("stream")(stream.command)
 app.command("generate")(generate.command)
 app.command("resynthesize")(resynthesize.command)
 app.command("prepare")(prepare.command)
+app.command("label")(label.command)
 app.command("train")(train.command)
 app.command("train-detector")(train_detector.command)
 app.command("detect")(detect.command)

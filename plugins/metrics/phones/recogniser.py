@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import resample
+from segue.plugins.metrics.phones.triphones import Phone
 
 RATE = 16_000
 
@@ -28,10 +29,19 @@ class PhoneRecogniser:
 
     def __call__(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[str]:
         """IPA phones in order; none for silence or less than a frame."""
+        heard = self._heard(wave, sample_rate)
+        return [] if heard is None else list(heard.phonemes)
+
+    def spans(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[Phone]:
+        """The same phones, and about when each is heard: CTC tells where a phone is recognised,
+        not where it begins."""
+        heard = self._heard(wave, sample_rate)
+        spans = [] if heard is None else self._model.phoneme_spans(heard)
+        return [Phone(s.phoneme, s.start_ms / 1000, s.end_ms / 1000) for s in spans]
+
+    def _heard(self, wave: Float[Tensor, "T"], sample_rate: int) -> Any | None:
         wave = resample(wave, sample_rate, RATE) if sample_rate != RATE else wave
-        if wave.shape[0] < RATE // 50:
-            return []
-        return list(self._model(wave.numpy(), RATE).phonemes)
+        return self._model(wave.numpy(), RATE) if wave.shape[0] >= RATE // 50 else None
 
 
 def edits(heard: Sequence[str], wanted: Sequence[str]) -> int:

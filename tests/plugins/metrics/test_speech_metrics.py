@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -122,6 +123,27 @@ def test_phones_of_speech_of_noise_and_of_silence() -> None:
     found = metric.measure([record(one, torch.zeros(RATE), other, "a")])
     assert found.rows[0]["phones_per_second"] == 0 and math.isnan(found.rows[0]["different"])
     assert math.isnan(found.overall["phone_distance"](torch.ones(1, dtype=torch.float64)))
+
+
+def test_phones_and_when_they_are_heard() -> None:
+    pytest.importorskip("hama")
+    from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+
+    recogniser, wave = PhoneRecogniser(), speech()[0]
+    spans = recogniser.spans(wave, RATE)
+    assert [span.label for span in spans] == recogniser(wave, RATE)
+    assert all(0 <= a.start < a.end <= b.start for a, b in pairwise(spans))
+    assert spans[-1].end <= len(wave) / RATE + 0.1
+    assert recogniser.spans(torch.zeros(100), RATE) == []
+
+
+def test_triphones_are_three_phones_in_a_row() -> None:
+    from segue.plugins.metrics.phones.triphones import Phone, triphones
+
+    row = [Phone("a", 0.0, 0.1), Phone("b", 0.1, 0.2), Phone("c", 0.2, 0.3), Phone("d", 0.4, 0.5)]
+    assert list(triphones(row)) == [(Phone("b", 0.0, 0.3), "a c")]  # a gap before the last one
+    assert list(triphones([row[0], row[1], Phone("c", 0.2, 0.9)])) == []  # a pause in it
+    assert list(triphones(row[:2])) == []
 
 
 def test_a_recogniser_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

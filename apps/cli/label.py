@@ -1,0 +1,86 @@
+"""`segue label`: find the phones of recordings, to measure discrimination by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segue.apps.cli.options import HeldOutOption, ItemsOption, JsonOption, SplitOption
+from segue.apps.cli.output import console, note, print_json, progress_bars
+from segue.apps.cli.reports import held_out
+from segue.core.errors import AudioError, DataError, PluginError
+
+if TYPE_CHECKING:
+    from segue.core.data.recordings import Recording
+    from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+
+
+def command(
+    data: HeldOutOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")],
+    items: ItemsOption = 1000,
+    split: SplitOption = "valid",
+    json: JsonOption = False,
+) -> None:
+    """Phones between their neighbours, as a recogniser hears them, for `segue evaluate semantic`.
+
+    The recogniser is of the extra 'metrics' and knows English.
+    """
+    from segue.core.data.recipe import write_manifest
+    from segue.core.files import check_writable
+
+    check_writable(output)
+    try:
+        from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+    except ImportError as error:
+        raise PluginError(
+            "the phone recogniser", f"needs the extra 'metrics': {error}",
+            "pip install 'segue[metrics]'",
+        ) from error  # fmt: skip
+    recordings, unusable = held_out(data, items, split), 0
+    rows: list[dict[str, object]] = []
+    recogniser = PhoneRecogniser()
+    with progress_bars(json) as progress:
+        for done, recording in enumerate(recordings, start=1):
+            try:
+                rows += _rows(recording, recogniser)
+            except AudioError:
+                unusable += 1
+            if progress is not None:
+                progress("phones", done, len(recordings))
+    if not rows:
+        raise DataError(str(data), "holds no three phones in a row", "name recordings of speech")
+    write_manifest(output, rows)
+    report = {
+        "items": len(rows),
+        "labels": len({row["label"] for row in rows}),
+        "speakers": len({row["speaker"] for row in rows}),
+        "unusable": unusable,
+        "output": str(output),
+    }
+    if json:
+        print_json(report)
+        return
+    kinds, speakers = report["labels"], report["speakers"]
+    console.print(f"{output}: {len(rows)} phones of {kinds} kinds by {speakers} speakers")
+    if unusable:
+        note(f"{unusable} recordings cannot be read, or are no files of their own")
+
+
+def _rows(recording: Recording, recogniser: PhoneRecogniser) -> Iterator[dict[str, object]]:
+    from segue.core.data.audio_files import read_recording
+    from segue.plugins.metrics.phones.triphones import triphones
+
+    path = Path(recording.where)
+    if recording.member or recording.start is not None or not path.is_file():
+        raise AudioError(recording.place, "is no file of its own", "name files")
+    audio = read_recording(recording)
+    for phone, context in triphones(recogniser.spans(audio.wave, audio.sample_rate)):
+        yield {
+            "path": path.resolve(), "label": phone.label, "speaker": recording.group,
+            "context": context, "start": round(phone.start, 3), "end": round(phone.end, 3),
+            "split": recording.split,
+        }  # fmt: skip
