@@ -101,20 +101,38 @@ def load_state(component: Component, directory: Path, use: str) -> None:
     Raises:
         CheckpointError: if weights are missing, unfit, or not those that were fingerprinted.
     """
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
+    stored = load_tensors(directory)
     try:
         # Stored halves and codes become the component's own floating-point type.
-        load_plain(component, unpack(load_file(path)))
-    except (SafetensorError, RuntimeError, OSError) as error:
+        load_plain(component, stored)
+    except RuntimeError as error:
         raise CheckpointError(
-            str(path),
-            f"does not fit {use} ({str(error).splitlines()[-1].strip()})",
+            str(directory / WEIGHTS),
+            f"does not fit {use} ({_last_line(error)})",
             "restore the file, or the options it was trained with",
         ) from error
     if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
+
+
+def load_tensors(directory: Path) -> dict[str, Tensor]:
+    """The weights of ``directory`` by name, eight-bit ones as numbers.
+
+    Raises:
+        CheckpointError: if they are missing or cannot be read.
+    """
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
+    try:
+        return unpack(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        fix = "restore the file, or train again"
+        raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:

@@ -405,8 +405,11 @@ class Pipeline:
                 )
                 options = {} if component.state_dict() else part.options.model_dump(mode="json")
                 checkpoint = str(relative) if component.state_dict() else None
-                refs[name] = self.config.parts[name].model_copy(
-                    update={"checkpoint": checkpoint, "options": options}
+                ref = self.config.parts[name]
+                # What a training started from is in the weights, and may not lie where these go.
+                training = ref.training.model_copy(update={"start_from": None})
+                refs[name] = ref.model_copy(
+                    update={"checkpoint": checkpoint, "options": options, "training": training}
                 )
             write_pipeline_file(replace_parts(self.config, refs), temporary / PIPELINE_FILE)
         return directory

@@ -151,8 +151,9 @@ def find_domain(name: str, host: PluginHost) -> Domain:
 def _anchor_checkpoints(tree: Any, directory: Path) -> None:
     """Make checkpoint paths, which are relative to their file, absolute."""
     if isinstance(tree, dict):
-        if isinstance(tree.get("checkpoint"), str):
-            tree["checkpoint"] = str((directory / tree["checkpoint"]).resolve())
+        for key in ("checkpoint", "start_from"):
+            if isinstance(tree.get(key), str):
+                tree[key] = str((directory / tree[key]).resolve())
         for value in tree.values():
             _anchor_checkpoints(value, directory)
     elif isinstance(tree, list):

@@ -62,6 +62,10 @@ class TrainingConfig(Options):
         adversary_learning_rate: the adversary's peak; its schedule has the same shape.
         rollbacks: how often training goes back to an earlier checkpoint, with other crops, when
             losses are not finite or the part reports trouble; after that it stops.
+        start_from: a checkpoint of any component, whose tensors are taken that have the name and
+            the shape of one here, such as those of a `delay_transformer` for a
+            `masked_transformer` of plain transformer layers (adapting what was trained from left
+            to right to filling masks: Gong et al., arXiv 2410.17891). Options stay as they are.
         freeze: glob patterns of names of tensors that stay as they are, such as
             ``blocks.[0-3].*``; a pattern may begin at any part of a name.
         lora: adapters in place of the weights; only for stages.
@@ -93,6 +97,7 @@ class TrainingConfig(Options):
     adversary_from: int = Field(default=0, ge=0)
     adversary_learning_rate: float = Field(default=3e-4, gt=0, le=1)
     rollbacks: int = Field(default=2, ge=0)
+    start_from: str | None = None
     freeze: tuple[str, ...] = ()
     lora: LoraConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segue.core.checkpoint import load_tensors
 from segue.core.config.schema import LoraConfig, TrainingConfig
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Component, StageLM
 from segue.core.lora import add_adapters, input_side
 
 MOST_NAMED = 6
+LEAST_TAKEN = 0.5  # of the weights, by what a training starts from
 _KEPT = "_frozen_buffers"  # attribute of a component: what its frozen buffers hold
 
 
@@ -42,6 +44,35 @@ def adapt(component: Component, config: TrainingConfig, place: str, base: bool) 
         raise TrainingError(
             f"{place}.freeze", "leaves nothing to train", "freeze fewer tensors, or skip this part"
         )
+
+
+def start_from(component: Component, directory: Path, place: str) -> None:
+    """Take the tensors of a checkpoint that have the name and the shape of one here.
+
+    Args:
+        component: with random weights.
+        directory: a checkpoint of a component of any kind.
+        place: of the setting, for messages.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+        TrainingError: if most of the component's weights would stay random.
+    """
+    state, found = component.state_dict(), load_tensors(directory)
+    taken = {
+        name: value
+        for name, value in found.items()
+        if name in state and state[name].shape == value.shape
+    }
+    share = sum(state[name].numel() for name in taken) / sum(x.numel() for x in state.values())
+    if share < LEAST_TAKEN:
+        lacking = [name for name in state if name not in taken]
+        raise TrainingError(
+            place,
+            f"{directory} has {share:.0%} of the weights: none that fits {lacking[0]!r}, say",
+            "name a checkpoint of the same width and depth, or leave this out",
+        )
+    component.load_state_dict(taken, strict=False)
 
 
 def matches(name: str, pattern: str) -> bool:

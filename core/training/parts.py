@@ -33,7 +33,7 @@ from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
-from segue.core.training.adaptation import adapt
+from segue.core.training.adaptation import adapt, start_from
 from segue.core.training.checkpoints import (
     FITTED,
     STATE_JSON,
@@ -176,7 +176,8 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     """The component as it is before training.
 
     Its weights are those of the checkpoint that the config names, if it names one (fine-tuning);
-    else they depend on the seed alone. What the config says is frozen or adapted is.
+    else they depend on the seed alone, and on what ``start_from`` names. What the config says is
+    frozen or adapted is.
     """
     ref = workspace.config.parts[part]
     torch.manual_seed(ref.training.seed)
@@ -185,10 +186,12 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     plain = assembly.parts[part]
     component = workspace.host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
     assert isinstance(component, Component)
+    place = f"{part}.lm" if part in stages else part
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), ref.use)
+    elif ref.training.start_from is not None:
+        start_from(component, Path(ref.training.start_from), f"{place}.training.start_from")
     if "training" in component.needs:
-        place = f"{part}.lm" if part in stages else part
         adapt(component, ref.training, f"{place}.training", ref.checkpoint is not None)
     return component.to(workspace.device)
 

@@ -21,11 +21,15 @@ from segue.core.interfaces import Component, StageBatch, Tokens, WaveBatch
 from segue.core.lora import adapters, load_plain, plain_state
 from segue.core.options import Options
 from segue.core.spec import SliceSpec, StageSpec
-from segue.core.training.adaptation import adapt, matches
+from segue.core.training.adaptation import adapt, matches, start_from
 from segue.core.training.checkpoints import STATE
 from segue.core.training.loop import TrainingRun, train
+from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
+from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
+from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
+from segue.plugins.models.masked_transformer.model import MaskedTransformer
 
 STAGE = StageSpec("coarse", SliceSpec("acoustic", 0, 2, 7, Fraction(50), "aaaa"), ())
 
@@ -225,3 +229,30 @@ def test_plain_weights_and_adapters_turn_into_each_other(tmp_path: Path) -> None
     again = plain_state(component, component.state_dict())
     assert all(torch.allclose(plain[name], again[name]) for name in plain)
     assert all(not update.up.any() for update in adapters(component).values())
+
+
+# --- starting from another component ----------------------------------------------------------
+
+
+def saved(component: Component, directory: Path) -> Path:
+    directory.mkdir()
+    save_component(component, directory, "stage_lm", "it.v1", {})
+    return directory
+
+
+def test_tensors_of_the_same_name_and_shape_are_taken(tmp_path: Path) -> None:
+    """What filled from left to right becomes what fills masks: all of its weights fit."""
+    options = {"width": 16, "depth": 2, "heads": 2}
+    torch.manual_seed(1)
+    causal = DelayTransformer(DelayTransformerOptions(**options), STAGE)
+    masked = MaskedTransformer(MaskedTransformerOptions(blocks="transformer", **options), STAGE)
+    start_from(masked, saved(causal, tmp_path / "causal"), "training.start_from")
+    theirs = causal.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in masked.state_dict().items())
+    # Of a conformer it is the attention that fits, and some of the rest.
+    conformer = MaskedTransformer(MaskedTransformerOptions(**options), STAGE)
+    place = "stages.acoustic.lm.training.start_from"
+    with pytest.raises(TrainingError, match=rf"{place}.*of the weights"):
+        start_from(conformer, tmp_path / "causal", place)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        start_from(masked, tmp_path, place)

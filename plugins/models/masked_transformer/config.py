@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,12 +23,21 @@ class MaskedTransformerOptions(TransformerOptions, GivenOptions):
         greedy_last_pass: take the most likely tokens in the last pass of a level, whatever the
             temperature (SoundStorm, arXiv 2305.09636, section 3.3). A level of one pass is then
             greedy.
+        level_shares: how often each level is learnt, in relation to the others; the last number is
+            that of all further ones. One number: all alike, as in SoundStorm. Levels of many passes
+            are worth more.
+        longest_prompt: share of a row that may be known at every level while it is learnt from;
+            how much is is uniform. 1 as in SoundStorm; less learns from more frames.
     """
+
+    of_training = TransformerOptions.of_training | {"level_shares", "longest_prompt"}
 
     blocks: Literal["conformer", "transformer"] = "conformer"
     convolution_kernel: int = Field(default=5, ge=1)
     confidence_noise: float = Field(default=1.0, ge=0.0, le=100.0)
     greedy_last_pass: bool = False
+    level_shares: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
+    longest_prompt: float = Field(default=1.0, gt=0.0, le=1.0)
 
     @field_validator("convolution_kernel")
     @classmethod

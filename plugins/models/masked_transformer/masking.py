@@ -43,25 +43,34 @@ class Masking:
         return ids.masked_fill(finer | ((level == learnt) & self.masked[:, None]), mask)
 
 
-def draw_masking(target: Tokens, generators: Sequence[torch.Generator | None]) -> Masking:
+def draw_masking(
+    target: Tokens,
+    generators: Sequence[torch.Generator | None],
+    shares: Sequence[float] = (1.0,),
+    longest_prompt: float = 1.0,
+) -> Masking:
     """Draw what to hide of each row, from its own length alone: padding has no influence.
 
-    The level and the prompt's length are uniform, the number of masked frames follows the cosine
-    schedule and is at least one. A row without frames has nothing to hide.
+    The prompt's length is uniform, the number of masked frames follows the cosine schedule and is
+    at least one. A row without frames has nothing to hide.
 
     Args:
         target: ids ``[B, Q, N]``.
         generators: one per row; None is the global random state of the CPU.
+        shares: how often each level is learnt; the last is that of all further levels.
+        longest_prompt: share of a row.
     """
     batch, num_levels, frames = target.ids.shape
+    odds = torch.tensor([*shares, *[shares[-1]] * num_levels][:num_levels]).double()
     levels, prompts = torch.zeros(2, batch, dtype=torch.long)
     masked = torch.zeros(batch, frames, dtype=torch.bool)
     for row, length in enumerate(target.lengths.tolist()):
         if length == 0:
             continue
         generator = generators[row]
-        levels[row] = torch.randint(num_levels, (), generator=generator)
-        prompt = int(torch.randint(length, (), generator=generator))
+        levels[row] = torch.multinomial(odds, 1, generator=generator)
+        longest = max(1, round(longest_prompt * length))
+        prompt = int(torch.randint(longest, (), generator=generator))
         count = num_masked(float(torch.rand((), generator=generator)), length - prompt)
         chosen = torch.randperm(length - prompt, generator=generator)[:count]
         prompts[row] = prompt

@@ -33,6 +33,7 @@ from segue.plugins.models.common.stage import ConditionedStageLM, evaluating
 from segue.plugins.models.common.transformer import Sight, Transformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.masking import (
+    Masking,
     draw_masking,
     known_frames,
     known_levels,
@@ -117,7 +118,7 @@ class MaskedTransformer(ConditionedStageLM):
             nothing = self.heads.weight.sum() * 0
             return StageLoss(nothing, nothing.detach().expand(target.num_levels))
         given = self._dropped(self._given(batch.given, target.lengths))
-        masking = draw_masking(target, self._mask_generators(target))
+        masking = self._masking(target)
         around = self._surroundings(given, target.lengths, width)
         hidden = self._pass(masking.hide(target.ids, self.mask), around)
         counted = masking.masked
@@ -135,10 +136,15 @@ class MaskedTransformer(ConditionedStageLM):
         total = nll.sum() / count.sum().clamp_min(1)
         return StageLoss(total, torch.where(count > 0, nll / count.clamp_min(1), total))
 
-    def _mask_generators(self, target: Tokens) -> list[torch.Generator | None]:
+    def _masking(self, target: Tokens) -> Masking:
+        """In eval mode whatever the options are, so that their losses can be compared."""
         if self.training:
-            return [None] * len(target.lengths)
-        return [torch.Generator().manual_seed(seed) for seed in row_seeds(target)]
+            chance = [None] * len(target.lengths)
+            shares, longest = self.config.level_shares, self.config.longest_prompt
+            return draw_masking(target, chance, shares, longest)
+        return draw_masking(
+            target, [torch.Generator().manual_seed(seed) for seed in row_seeds(target)]
+        )
 
     def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
         """Log-likelihood of every target token when each level is drawn in one pass.

@@ -123,6 +123,15 @@ def test_masking_follows_the_paper(generators: int | None) -> None:
     assert masking.levels.unique().tolist() == [0, 1, 2]
 
 
+def test_levels_and_prompts_can_be_learnt_at_other_shares() -> None:
+    torch.manual_seed(0)
+    target = tokens(acoustic(3), *[8] * 4000)
+    masking = draw_masking(target, [None] * 4000, shares=(6, 1), longest_prompt=0.5)
+    shares = masking.levels.bincount() / 4000
+    assert torch.allclose(shares, torch.tensor([0.75, 0.125, 0.125]), atol=0.03)
+    assert masking.prompts.unique().tolist() == [0, 1, 2, 3]
+
+
 def test_every_frame_is_masked_as_often_whatever_padding_there_is() -> None:
     torch.manual_seed(0)
     long = tokens(acoustic(1), *[5] * 1999, 40)
