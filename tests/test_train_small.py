@@ -50,9 +50,13 @@ def test_one_command_trains_what_ships(recordings_folder: Path, tmp_path: Path) 
     assert pipeline.codec.spec.num_levels == 8
     assert pipeline.semantic_tokenizer.spec.codebook_size == 8  # type: ignore[union-attr]
     prompt = melody(1.0, seed=1)
-    result = pipeline.continue_(prompt, 16_000, seconds=0.4)
-    assert result.tokens["acoustic"].num_levels == 4
-    assert result.continuation().shape[0] == 0.4 * 16_000
+    assert pipeline.config.stage("acoustic").lm.use == "masked_transformer.v1"  # type: ignore[union-attr]
+    flat = Pipeline.from_pretrained(tmp_path / "out" / "three_stage")
+    assert [stage.name for stage in flat.config.stages] == ["semantic", "coarse", "fine"]
+    for one in (pipeline, flat):
+        result = one.continue_(prompt, 16_000, seconds=0.4)
+        assert result.tokens["acoustic"].num_levels == 4
+        assert result.continuation().shape[0] == 0.4 * 16_000
 
 
 def test_a_missing_argument_says_how(tmp_path: Path) -> None:

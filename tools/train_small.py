@@ -1,10 +1,10 @@
-"""Train a domain's shipped pipeline anew, by Segue's own commands.
+"""Train a domain's shipped pipelines anew, by Segue's own commands.
 
     python tools/train_small.py DOMAIN SOURCE OUTPUT [KEY=VALUE ...]   (speech data/ runs/speech)
 
 SOURCE is what `segue prepare DOMAIN` takes; KEY=VALUE overrides the config of every training. Hours
-on a CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, its stages
-in eight bits as in the shipped one.
+on a CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside
+it lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from segue.core.pipeline import Pipeline
+from segue.core.training.parts import TOKENS
 
 #: What is asked of a domain's tokenizers beside its config.
 TOKENIZERS = {
@@ -37,6 +38,9 @@ MANIFESTS = {
     "piano": {"semantic_tokenizer": "manifest.csv", "codec": "manifest.csv"},
 }
 LEVELS = "8"  # of the codec that are kept
+#: The pipeline after the paper's cascade, and its stages that are trained for it.
+CASCADES = {"speech": ("three_stage", ("coarse", "fine")), "piano": ("two_stage", ("coarse",))}
+SEMANTIC, ACOUSTIC = "stages.semantic.", "stages.acoustic."
 SHIP = Path(__file__).with_name("ship_tokenizer.py")
 
 
@@ -76,11 +80,29 @@ def main(arguments: Sequence[str]) -> None:
     data, stages = output / "data", output / "stages"
     segue("prepare", domain, "--source", source, "-o", data)
     chosen = train_tokenizers(domain, data, output / "tokenizers", more)
-    config = ("--config", f"{domain}/trained_tokenizers", "--data", data / "manifest.csv")
-    of_stages = [value for value in more if value.startswith("stages.")]
-    segue("train", "all", *config, "-o", stages, *settings([*chosen, *of_stages]))
-    trained = Pipeline.from_pretrained(stages / "pipeline")
-    print(trained.save_pretrained(output / "pipeline", lm_dtype=torch.int8))
+
+    def train(config: str, directory: Path, values: Sequence[str]) -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        if directory != stages and not (directory / TOKENS).exists():
+            (directory / TOKENS).symlink_to((stages / TOKENS).resolve())
+        places = ("--config", f"{domain}/{config}", "--data", data / "manifest.csv")
+        segue("train", "all", *places, "-o", directory, *settings([*chosen, *values]))
+        return directory / "pipeline"
+
+    own = [value for value in more if value.startswith("stages.")]
+    first = train("trained_tokenizers", stages, own).resolve() / "stages"
+    acoustic = [value for value in own if value.startswith(ACOUSTIC)]
+    semantic = [value for value in own if value.startswith(SEMANTIC)]
+    kept = [f"{SEMANTIC}lm.checkpoint={first / 'semantic'}", *semantic]
+    taught = [*kept, f"{ACOUSTIC}lm.training.start_from={first / 'acoustic'}", *acoustic]
+    save(train("trained_masked", output / "masked", taught), output / "pipeline")
+    name, parts = CASCADES[domain]
+    flat = [value.replace(ACOUSTIC, f"stages.{part}.") for part in parts for value in acoustic]
+    save(train(f"trained_{name}", output / "flat", [*kept, *flat]), output / name)
+
+
+def save(trained: Path, output: Path) -> None:
+    print(Pipeline.from_pretrained(trained).save_pretrained(output, lm_dtype=torch.int8))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from segue.core.config.schema import PipelineConfig
 from segue.core.errors import OutputError
 from segue.core.findings.changes import steps_of, with_options
 from segue.core.findings.study import Study, plain_command
-from segue.core.training.parts import Workspace, export, tokenize, train_all, train_part
+from segue.core.training.parts import TOKENS, Workspace, export, tokenize, train_all, train_part
 from segue.core.training.planning import Hardware, estimate
 
 TOKENIZER = "semantic_tokenizer"
-BASE, TOKENS, RUNS = "from_scratch.yaml", "tokens", "runs"
+BASE, RUNS = "from_scratch.yaml", "runs"
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from segue.core.training.loop import Report, TrainingRun, train
 from segue.core.training.prefetch import Batches
 from segue.core.training.ranks import connect, on_each, on_first, wait_for_all
 
+TOKENS = "tokens"  # of a training directory: its token store
 FIT_PIECE_SECONDS = 30.0
 MAX_FIT_SECONDS = 7200.0
 VALIDATION_SEED = 7_777_777
@@ -273,7 +274,7 @@ def _token_batches(
     name = part.partition(".")[2]
     stage = next(stage for stage in assembly.stages if stage.name == name)
     crop = next(s.crop_seconds for s in workspace.config.stages if s.name == name)
-    directory = workspace.directory / "tokens"
+    directory = workspace.directory / TOKENS
 
     def crops(split: Split, seed: int) -> TokenCrops:
         return TokenCrops(TokenStore(directory, split), stage, crop, config.batch_size, seed)
@@ -338,7 +339,7 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
         tokenizers[stream] = component.to(workspace.device)
     splits: Sequence[Split] = ("train", "valid") if workspace.has_valid() else ("train",)
     recordings = {split: workspace.recordings(split) for split in splits}
-    directory = workspace.directory / "tokens"
+    directory = workspace.directory / TOKENS
     return write_store(
         directory, tokenizers, recordings, workspace.progress, rank=rank, world=world
     )
