@@ -67,6 +67,7 @@ def command(
             detector, use, clips, training, output / TRAINING, loaded.host,
             None if progress is None else lambda part, step, steps, _: progress(part, step, steps),
         )  # fmt: skip
+        measured = evaluate_detector(detector, clips, progress)
     report: dict[str, Any] = {
         "subject": "detector",
         "detector": use,
@@ -76,10 +77,11 @@ def command(
         "seconds": seconds,
         "learnt_from": sum(not clip.tested for clip in clips),
         "training": {"steps": steps, "learning_rate": learning_rate, "seed": seed},
-        **evaluate_detector(detector, clips),
+        **measured,
     }
     _save(detector, output, use, report)
     groups = {"held out": report["figures"], "not in the pipeline": report.get("unseen", {})}
+    groups |= {f"after {name}": figures for name, figures in report["disturbed"].items()}
     show(report, "set", groups, json)
     if not json:
         console.print(f"{output / MODEL}: use it with `segue detect FILE --detector DIR`")

@@ -15,6 +15,7 @@ from torch import Tensor
 from segue.core.audio import Audio
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE, Share, row_generators
+from segue.core.detection.disturbances import DISTURBANCES, Disturbance
 from segue.core.detection.examples import Clip, as_float
 from segue.core.detection.verdict import judge
 from segue.core.errors import DataError
@@ -22,6 +23,7 @@ from segue.core.evaluation.statistics import grouped_summary
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.manager import PluginHost
 from segue.core.options import DetectorOptions
+from segue.core.progress import Progress
 from segue.core.training.loop import Report, TrainingRun, train
 
 TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
@@ -123,28 +125,32 @@ def _disturbed(wave: Float[Tensor, "T"], random: torch.Generator) -> Float[Tenso
     return wave * 10 ** (between(*GAIN_DB) / 20)
 
 
-def evaluate_detector(detector: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
+def evaluate_detector(
+    detector: Detector, clips: Sequence[Clip], progress: Progress | None = None
+) -> dict[str, Any]:
     """Accuracy on the clips that are kept for the test, by pairs of origins.
 
     An item is right if the likeliest of all three origins is its own, in each pair as well; 95 %
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
-    learnt from.
+    learnt from; ``disturbed`` has the same for each of ``DISTURBANCES``.
     """
-    rows, groups, unseen = [], [], []
-    for clip in clips:
-        if clip.tested:
-            rows.append(_right(detector, clip))
-            groups.append(clip.group)
-            unseen.append(clip.unseen)
-    if not rows:
+    tested = [clip for clip in clips if clip.tested]
+    if not tested:
         raise DataError("examples", "none is kept for the test", "give recordings of more groups")
+    rows, groups = [_right(detector, clip) for clip in tested], [clip.group for clip in tested]
     report: dict[str, Any] = {"items": len(rows), "figures": _summary(rows, groups)}
-    chosen = [index for index, value in enumerate(unseen) if value]
+    chosen = [index for index, clip in enumerate(tested) if clip.unseen]
     if chosen:
         report["unseen_items"] = len(chosen)
         report["unseen"] = _summary(
             [rows[index] for index in chosen], [groups[index] for index in chosen]
         )
+    report["disturbed"] = {}
+    for done, (name, disturb) in enumerate(DISTURBANCES.items(), start=1):
+        disturbed = [_right(detector, clip, disturb) for clip in tested]
+        report["disturbed"][name] = _summary(disturbed, groups)
+        if progress is not None:
+            progress("disturbances", done, len(DISTURBANCES))
     return report
 
 
@@ -164,10 +170,12 @@ def _wilson(share: float, count: int, z: float = 1.96) -> float:
     return (middle - spread) / (1 + z * z / count)
 
 
-def _right(detector: Detector, clip: Clip) -> dict[str, float]:
-    right = {}
+def _right(
+    detector: Detector, clip: Clip, disturb: Disturbance = lambda wave, _: wave
+) -> dict[str, float]:
+    right, rate = {}, detector.config.sample_rate
     for origin, samples in zip(ORIGINS, clip.waves, strict=True):
-        audio = Audio(trimmed(as_float(samples)), detector.config.sample_rate)
+        audio = Audio(disturb(trimmed(as_float(samples)), rate), rate)
         probability = judge(detector, audio, clip.group).probability
         right[origin] = float(max(probability, key=lambda name: probability[name]) == origin)
     return {

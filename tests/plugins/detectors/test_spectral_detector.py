@@ -11,6 +11,7 @@ import torch
 
 from segue.core.audio import Audio, read_audio
 from segue.core.checkpoint import save_component
+from segue.core.detection.disturbances import DISTURBANCES
 from segue.core.detection.examples import Clip
 from segue.core.detection.shipped import load_detector, shipped
 from segue.core.detection.training import detector_training, evaluate_detector, train_detector
@@ -85,6 +86,9 @@ def test_it_learns_and_is_measured_on_groups_it_has_not_heard(
     last = train_detector(detector, use, clips, training, tmp_path, host)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").open(encoding="utf-8")]
     report = evaluate_detector(detector, clips)
+    assert list(report["disturbed"]) == list(DISTURBANCES)
+    quieter = report["disturbed"]["30 dB quieter"]["generated against real"]
+    assert quieter["mean"] == report["figures"]["generated against real"]["mean"]
     figure = report["figures"]["generated against real"]
     assert losses[-1] < losses[0] and report["items"] == 3 == report["unseen_items"]
     assert figure["mean"] == 1.0 > before
@@ -103,6 +107,23 @@ def test_gradients_reach_every_weight(detector: SpectralDetector) -> None:
     batch = WaveBatch(torch.stack([noise(2.0, i) for i in range(3)]), torch.full((3,), 2 * RATE))
     detector.origin_loss(batch, torch.arange(3)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.parameters())
+
+
+def test_disturbances_keep_length_and_most_of_the_sound() -> None:
+    time = torch.arange(RATE) / RATE
+    low = 0.3 * torch.sin(2 * torch.pi * 440 * time)
+    high = 0.3 * torch.sin(2 * torch.pi * 6000 * time)
+    made = {name: disturb(low + high, RATE) for name, disturb in DISTURBANCES.items()}
+    assert all(wave.shape == low.shape and wave.isfinite().all() for wave in made.values())
+
+    def share(wave: torch.Tensor, hertz: int) -> float:
+        return float(torch.fft.rfft(wave).abs()[hertz] / torch.fft.rfft(low).abs()[440])
+
+    assert all(share(made[name], 440) == pytest.approx(1, abs=0.1) for name in list(made)[:4])
+    assert share(made["4 kHz band"], 6000) < 0.01 < share(made["MP3"], 6000)
+    assert share(made["30 dB quieter"], 440) == pytest.approx(10**-1.5, rel=1e-3)
+    noise = made["20 dB noise"] - low - high
+    assert float(noise.std() / (low + high).std()) == pytest.approx(0.1, rel=0.05)
 
 
 class Loud(Detector):
