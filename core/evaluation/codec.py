@@ -119,6 +119,8 @@ class _Passage:
         return Audio(wave / self.audio.gains([reference]), reference.sample_rate)
 
     def _spent(self, what: str, started: float) -> None:
+        if self.audio.codec.device.type == "cuda":  # what was asked of it may not be done yet
+            torch.cuda.synchronize(self.audio.codec.device)
         self.clock[what] = self.clock.get(what, 0.0) + time.perf_counter() - started
 
     def figures(self) -> dict[str, Any]:
