@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from segue.core.component_manifest import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
 from segue.core.eight_bits import pack, unpack

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from segue.core.audio import Audio
 from segue.core.config.schema import PromptConfig
 from segue.core.data.recordings import Recording
