@@ -45,5 +45,5 @@ DISTURBANCES: dict[str, Disturbance] = {
     "Ogg Vorbis": partial(_coded, container="OGG", subtype="VORBIS"),
     "4 kHz band": _narrow,
     "20 dB noise": _noisy,
-    "30 dB quieter": lambda wave, _: wave * 10 ** (-30 / 20),
+    "20 dB quieter": lambda wave, _: wave * 10 ** (-20 / 20),
 }

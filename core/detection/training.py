@@ -18,7 +18,7 @@ from segue.core.data.share import WHOLE, Share, row_generators
 from segue.core.detection.disturbances import DISTURBANCES, Disturbance
 from segue.core.detection.examples import Clip, as_float
 from segue.core.detection.verdict import judge
-from segue.core.errors import DataError
+from segue.core.errors import AudioError, DataError
 from segue.core.evaluation.statistics import grouped_summary
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.manager import PluginHost
@@ -132,7 +132,8 @@ def evaluate_detector(
 
     An item is right if the likeliest of all three origins is its own, in each pair as well; 95 %
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
-    learnt from; ``disturbed`` has the same for each of ``DISTURBANCES``.
+    learnt from; ``disturbed`` has the same for each of ``DISTURBANCES``. What is then too quiet to
+    be judged is not right.
     """
     tested = [clip for clip in clips if clip.tested]
     if not tested:
@@ -176,7 +177,11 @@ def _right(
     right, rate = {}, detector.config.sample_rate
     for origin, samples in zip(ORIGINS, clip.waves, strict=True):
         audio = Audio(disturb(trimmed(as_float(samples)), rate), rate)
-        probability = judge(detector, audio, clip.group).probability
+        try:
+            probability = judge(detector, audio, clip.group).probability
+        except AudioError:  # too little is left of it to be judged
+            right[origin] = 0.0
+            continue
         right[origin] = float(max(probability, key=lambda name: probability[name]) == origin)
     return {
         "generated against real": (right["generated"] + right["real"]) / 2,
