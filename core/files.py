@@ -115,6 +115,15 @@ def as_json(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def link_to(target: Path, link: Path) -> None:
+    """Make a link that still leads to ``target`` when both are moved together; one that leads
+    somewhere stays."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+
+
 def check_writable(path: Path) -> None:
     """Raise ``OutputError`` now, before work is spent, if a file at ``path`` cannot be made."""
     probe = path.parent / ".segue-probe"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from segue.core.files import link_to
 from segue.core.pipeline import Pipeline
 from segue.core.training.parts import TOKENS
 
@@ -82,9 +83,8 @@ def main(arguments: Sequence[str]) -> None:
     chosen = train_tokenizers(domain, data, output / "tokenizers", more)
 
     def train(config: str, directory: Path, values: Sequence[str]) -> Path:
-        directory.mkdir(parents=True, exist_ok=True)
-        if directory != stages and not (directory / TOKENS).exists():
-            (directory / TOKENS).symlink_to((stages / TOKENS).resolve())
+        if directory != stages:
+            link_to(stages / TOKENS, directory / TOKENS)
         places = ("--config", f"{domain}/{config}", "--data", data / "manifest.csv")
         segue("train", "all", *places, "-o", directory, *settings([*chosen, *values]))
         return directory / "pipeline"

@@ -11,7 +11,9 @@ import typer
 from segue.apps.cli.options import HeldOutOption, ItemsOption, JsonOption, SplitOption
 from segue.apps.cli.output import console, note, print_json, progress_bars
 from segue.apps.cli.reports import held_out
-from segue.core.errors import AudioError, DataError, PluginError
+from segue.core.errors import AudioError, DataError
+
+METRIC = "phones.v1"  # whose recogniser this is
 
 if TYPE_CHECKING:
     from segue.core.data.recordings import Recording
@@ -31,15 +33,13 @@ def command(
     """
     from segue.core.data.recipe import write_manifest
     from segue.core.files import check_writable
+    from segue.core.manager import default_host
 
     check_writable(output)
-    try:
-        from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
-    except ImportError as error:
-        raise PluginError(
-            "the phone recogniser", f"needs the extra 'metrics': {error}",
-            "pip install 'segue[metrics]'",
-        ) from error  # fmt: skip
+    host = default_host()
+    host.load(host.find("continuation_metric", METRIC, METRIC), METRIC)  # or says what is missing
+    from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+
     recordings, unusable = held_out(data, items, split), 0
     rows: list[dict[str, object]] = []
     recogniser = PhoneRecogniser()
@@ -51,6 +51,10 @@ def command(
                 unusable += 1
             if progress is not None:
                 progress("phones", done, len(recordings))
+    if unusable == len(recordings):
+        raise DataError(
+            str(data), "holds no recording that can be read and is a file of its own", "name files"
+        )
     if not rows:
         raise DataError(str(data), "holds no three phones in a row", "name recordings of speech")
     write_manifest(output, rows)
@@ -75,7 +79,8 @@ def _rows(recording: Recording, recogniser: PhoneRecogniser) -> Iterator[dict[st
     from segue.plugins.metrics.phones.triphones import triphones
 
     path = Path(recording.where)
-    if recording.member or recording.start is not None or not path.is_file():
+    part = recording.start is not None or recording.channel is not None
+    if recording.member or part or not path.is_file():
         raise AudioError(recording.place, "is no file of its own", "name files")
     audio = read_recording(recording)
     for phone, context in triphones(recogniser.spans(audio.wave, audio.sample_rate)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from segue.core.building import write_pipeline_file
 from segue.core.config.load import load_config, replace_parts
 from segue.core.config.schema import PipelineConfig
 from segue.core.errors import OutputError
+from segue.core.files import link_to
 from segue.core.findings.changes import steps_of, with_options
 from segue.core.findings.study import Study, plain_command
 from segue.core.training.parts import TOKENS, Workspace, export, tokenize, train_all, train_part
@@ -74,7 +74,7 @@ class Workshop:
         if variant.own_tokens:
             train_part(workspace, TOKENIZER)
             return train_all(workspace)
-        _link(self._tokens(), workspace.directory / TOKENS)
+        link_to(self._tokens(), workspace.directory / TOKENS)
         for part, ref in workspace.config.parts.items():
             if part.startswith("stages.") and ref.checkpoint is None:
                 train_part(workspace, part)
@@ -121,10 +121,3 @@ class Workshop:
                 progress=study.progress,
             )
         )  # fmt: skip
-
-
-def _link(target: Path, link: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
-        link.unlink(missing_ok=True)  # it may lead nowhere
-        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
