@@ -90,14 +90,15 @@ def pretrained_path(source: str | Path, host: PluginHost) -> Path:
         )
     domain = find_domain(name, host)
     found = domain.pretrained_file(variant)
-    if found is None:
-        others = ", ".join(domain.pretrained_names)
-        raise CheckpointError(
-            str(source),
-            f"ships no weights; {others} do" if others else "this domain ships no weights",
-            f"train them: segue train all --domain {source}",
-        )
-    return found
+    if found is not None:
+        return found
+    others = ", ".join(domain.pretrained_names)
+    known = not variant or variant in domain.variants
+    raise CheckpointError(
+        str(source),
+        f"ships no weights; {others} do" if others else "this domain ships no weights",
+        f"train them: segue train all --domain {source}" if known else f"name {others or name}",
+    )
 
 
 def write_pipeline_file(config: PipelineConfig, path: Path) -> None:

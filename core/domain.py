@@ -18,8 +18,8 @@ class Domain:
     Attributes:
         name: the word users write: ``--domain speech``.
         directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``,
-            where ``pipeline.yaml`` is the pipeline of the domain's name, and a variant with weights
-            has a file of its own name.
+            where ``pipeline.yaml`` is the pipeline of the domain's name, and ``three_stage.yaml``
+            that of ``speech/three_stage``. A config of the same name need not be its recipe.
         recipe: ``"module:function"`` that turns source data into a manifest:
             ``function(source: Path, output: Path, progress) -> Path``.
         prompt: an audio file that may be published with the package, for demos.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import Audio
+from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE, Share, row_generators
 from segue.core.detection.disturbances import DISTURBANCES, Disturbance
 from segue.core.detection.examples import Clip, as_float
 from segue.core.detection.verdict import judge
-from segue.core.errors import AudioError, DataError
+from segue.core.errors import AudioError, CheckpointError, DataError, TrainingError
 from segue.core.evaluation.statistics import grouped_summary
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.manager import PluginHost
 from segue.core.options import DetectorOptions
 from segue.core.progress import Progress
+from segue.core.training.checkpoints import newest_checkpoint
 from segue.core.training.loop import Report, TrainingRun, train
 
 TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
@@ -63,7 +65,7 @@ def train_detector(
     Raises:
         DataError: if every clip is kept for the test, or none is.
         TrainingError: if losses stay non-finite.
-        CheckpointError: if the newest checkpoint was written with other options.
+        CheckpointError: if the newest checkpoint was written with other options or settings.
     """
     learnt = [clip for clip in clips if not clip.tested]
     if not learnt or len(learnt) == len(clips):
@@ -73,14 +75,33 @@ def train_detector(
             "give recordings of more speakers or pieces",
         )
     crops = OriginCrops(learnt, detector.config, training)
-    last = train(
-        TrainingRun(
-            "detector", "detector", use, detector, training, directory, crops, None, host,
-            report=report,
-        )
-    )  # fmt: skip
+    settings = {"of_steps": training.steps, "learning_rate": training.learning_rate}
+    newest = newest_checkpoint(directory)
+    if newest is not None:
+        _check_same(newest, settings)
+    try:
+        last = train(
+            TrainingRun(
+                "detector", "detector", use, detector, training, directory, crops, None, host,
+                settings, report,
+            )
+        )  # fmt: skip
+    except TrainingError as error:
+        raise TrainingError("detector", error.problem, "lower --learning-rate") from error
     detector.eval()
     return last
+
+
+def _check_same(newest: Path, settings: Mapping[str, float]) -> None:
+    """Refuse to go on with, or to take for its own, what was trained otherwise."""
+    trained = read_manifest(newest).trained
+    for name, value in settings.items():
+        if trained.get(name) != value:
+            raise CheckpointError(
+                str(newest),
+                f"was trained with {name} {trained.get(name)}, not {value}",
+                "choose another output directory, or delete this training",
+            )
 
 
 @dataclass(frozen=True)

@@ -187,13 +187,18 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     plain = assembly.parts[part]
     component = workspace.host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
     assert isinstance(component, Component)
-    place = f"{part}.lm" if part in stages else part
+    place = f"{part}.lm.training" if part in stages else f"{part}.training"
+    source = ref.training.start_from
+    if ref.checkpoint is not None and source is not None:
+        raise TrainingError(
+            f"{place}.start_from", "is set, and so is checkpoint", "leave one of the two out"
+        )
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), ref.use)
-    elif ref.training.start_from is not None:
-        start_from(component, Path(ref.training.start_from), f"{place}.training.start_from")
     if "training" in component.needs:
-        adapt(component, ref.training, f"{place}.training", ref.checkpoint is not None)
+        if source is not None:
+            start_from(component, Path(source), f"{place}.start_from")
+        adapt(component, ref.training, place, (ref.checkpoint or source) is not None)
     return component.to(workspace.device)
 
 

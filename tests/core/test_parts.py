@@ -248,6 +248,31 @@ def test_training_starts_from_a_checkpoint_that_the_config_names(
     assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_training_starts_from_the_tensors_of_another_component(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_all(workspace(tmp_path / "a", recordings_folder, host))
+    source = newest_checkpoint(tmp_path / "a" / "stages" / "acoustic")
+    place = "stages.acoustic.lm"
+    masked = (
+        f"codec.checkpoint={newest_checkpoint(tmp_path / 'a' / 'codec')}",
+        f"semantic_tokenizer.checkpoint={newest_checkpoint(tmp_path / 'a' / 'semantic_tokenizer')}",
+        f"{place}.use=masked_transformer.v1", f"{place}.options.blocks=transformer",
+        f"{place}.training.start_from={source}", f"{place}.training.learning_rate=1e-12",
+        f"{place}.training.weight_decay=0",
+    )  # fmt: skip
+    pipeline = train_all(workspace(tmp_path / "b", recordings_folder, host, *masked, *TINY[-6:]))
+    a = load_file(source / "model.safetensors")
+    b = load_file(pipeline / "stages" / "acoustic" / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in a)
+    # Where it started from is no longer said: it may not lie where the pipeline goes.
+    assert str(source) not in (pipeline / "pipeline.yaml").read_text()
+    both = (masked[0], f"codec.training.start_from={source}")
+    with pytest.raises(TrainingError, match=r"start_from.*so is checkpoint"):
+        train_part(workspace(tmp_path / "c", recordings_folder, host, *both), "codec")
+
+
 def test_training_that_cannot_start_keeps_the_config_of_the_run(
     tmp_path: Path, recordings_folder: Path, host: PluginHost
 ) -> None:

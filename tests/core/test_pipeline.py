@@ -340,6 +340,8 @@ def test_a_domain_may_ship_several_pipelines(
     assert torch.equal(first.tokens["acoustic"].ids, second.tokens["acoustic"].ids)
     with pytest.raises(CheckpointError, match="ships no weights; speech, speech/other do"):
         Pipeline.from_pretrained("speech/paper")
+    with pytest.raises(CheckpointError, match="name speech, speech/other"):
+        Pipeline.from_pretrained("speech/othr")
 
 
 def test_unknown_sources_are_refused(tmp_path: Path) -> None:

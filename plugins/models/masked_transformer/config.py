@@ -24,8 +24,8 @@ class MaskedTransformerOptions(TransformerOptions, GivenOptions):
             temperature (SoundStorm, arXiv 2305.09636, section 3.3). A level of one pass is then
             greedy.
         level_shares: how often each level is learnt, in relation to the others; the last number is
-            that of all further ones. One number: all alike, as in SoundStorm. Levels of many passes
-            are worth more.
+            that of all further ones, and what is beyond the stage's levels has no effect. One
+            number: all alike, as in SoundStorm. Levels of many passes are worth more.
         longest_prompt: share of a row that may be known at every level while it is learnt from;
             how much is is uniform. 1 as in SoundStorm; less learns from more frames.
     """

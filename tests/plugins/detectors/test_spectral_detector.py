@@ -96,6 +96,10 @@ def test_it_learns_and_is_measured_on_groups_it_has_not_heard(
     twin = SpectralDetector(detector.config)
     with pytest.raises(DataError, match="too few groups"):
         train_detector(twin, use, [clip(0, "a", tested=False)], training, tmp_path, host)
+    for other in ((80, 1e-3), (40, 1e-2)):
+        with pytest.raises(CheckpointError, match="was trained with"):
+            changed = detector_training(*other, seed=0)
+            train_detector(twin, use, clips, changed, tmp_path, host)
     # Stopped after the last checkpoint but one, it goes on to the same weights.
     shutil.rmtree(last)
     assert train_detector(twin, use, clips, training, tmp_path, host) == last
