@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segue.core.options import (
     FINGERPRINT_DIGITS,
@@ -74,6 +75,12 @@ class Tokens:
     def mask(self) -> Bool[Tensor, "B N"]:
         """True at valid frames."""
         return torch.arange(self.ids.shape[2], device=self.ids.device) < self.lengths[:, None]
+
+    @property
+    def repeats(self) -> Bool[Tensor, "B N"]:
+        """True at valid frames that are the same, at every level, as the one before."""
+        same = (self.ids[:, :, 1:] == self.ids[:, :, :-1]).all(dim=1)
+        return functional.pad(same, (1, 0)) & self.mask
 
     def row(self, index: int) -> Int64[Tensor, "Q N"]:
         """The valid frames of one row."""

@@ -6,11 +6,12 @@ frame by frame and, within a frame, level by level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Tokens
@@ -26,17 +27,22 @@ from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
 @dataclass(frozen=True)
 class Sequences:
-    """Embedded rows: ``x`` [B, N, D], ``positions`` [B, N], ``valid`` [B, N]."""
+    """Embedded rows: ``x`` [B, N, D], ``positions`` [B, N], ``valid`` [B, N].
+
+    What is not valid is padding, or a repeat that is left out, wherever it lies.
+    """
 
     x: Float[Tensor, "B N D"]
     positions: Float[Tensor, "B N"]
     valid: Bool[Tensor, "B N"]
 
     def packed(self, left: bool) -> Sequences:
-        """The same rows with all padding on one side."""
+        """The same rows with all padding on one side, as wide as the longest one."""
         if bool(self.valid.all()):
             return self
         order = pack(self.valid, left)
+        width = int(self.valid.sum(dim=1).max())
+        order = order[:, order.shape[1] - width :] if left else order[:, :width]
         parts = (self.x, self.positions, self.valid)
         return Sequences(*(take(part, order) for part in parts))
 
@@ -82,6 +88,13 @@ class FlatTransformer(FlattenedStageLM):
         positions = first + step * torch.arange(x.shape[1], device=x.device)
         return Sequences(x, positions.expand(len(x), -1), valid)
 
+    def _without_repeats(self, part: Sequences, tokens: Tokens) -> Sequences:
+        """The same, with repeated frames marked as not valid, if they are to be left out."""
+        if self.config.given_repeats == "keep":
+            return part
+        repeats = functional.pad(tokens.repeats.repeat_interleave(tokens.num_levels, dim=1), (1, 0))
+        return replace(part, valid=part.valid & ~repeats)
+
     def _sequences(self, given: tuple[Tokens, ...], target: Tokens) -> Sequences:
         """Given slices and target, not yet packed. A position of 1 is one target token."""
         levels = self.stage.target.num_levels
@@ -90,7 +103,8 @@ class FlatTransformer(FlattenedStageLM):
             per_frame = self.stage.frames_per_target_frame(index)
             step = float(levels / (per_frame * spec.num_levels))
             lead = self.separators[index]
-            parts.append(self._part(self.given_embeddings[index], lead, tokens, step, -step))
+            part = self._part(self.given_embeddings[index], lead, tokens, step, -step)
+            parts.append(self._without_repeats(part, tokens))
         parts.append(self._part(self.target_embedding, self.start, target, 1.0, 0.0))
         valid = torch.cat([part.valid for part in parts], dim=1)
         if self.time_positions:
@@ -100,11 +114,11 @@ class FlatTransformer(FlattenedStageLM):
         return Sequences(torch.cat([part.x for part in parts], dim=1), positions, valid)
 
     def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        rows = self._sequences(given, target).packed(left=False)
+        rows = self._sequences(given, target)
+        own = 1 + target.ids.shape[1] * target.ids.shape[2]  # positions of the target, start first
+        start = rows.valid[:, :-own].sum(dim=1)
+        rows = rows.packed(left=False)
         hidden = self.transformer(rows.x, self.transformer.sight(rows.positions))
-        start = torch.zeros_like(target.lengths)
-        for tokens in given:
-            start = start + 1 + tokens.lengths * tokens.num_levels
         return self._read(hidden, start, target)
 
     def _begin(

@@ -53,6 +53,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flat": ("flat", {}),
     "flat_sequence": ("flat", {"positions": "sequence"}),
     "flat_relative": ("flat", RELATIVE),
+    "flat_runs": ("flat", {"given_repeats": "remove"}),
+    "flat_runs_sequence": ("flat", {"given_repeats": "remove", "positions": "sequence"}),
     "delay": ("delay", {}),
     "delay_parallel": ("delay", {"pattern": "parallel"}),
     "delay_flattened": ("delay", RELATIVE | {"pattern": "flattened"}),

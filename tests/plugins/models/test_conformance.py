@@ -7,7 +7,7 @@ from helpers_stage import RELATIVE, SIZE
 from segue.core.conformance import TINY_STAGES, Check, Subject, parametrize_with_checks
 
 VARIANTS = {
-    "flat_transformer.v1": ({}, RELATIVE),
+    "flat_transformer.v1": ({}, RELATIVE, {"given_repeats": "remove"}),
     "delay_transformer.v1": ({}, {"pattern": "flattened"}),
     "depth_transformer.v1": ({}, {"position_encoding": "relative"}),
 }

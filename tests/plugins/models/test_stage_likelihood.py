@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from helpers_stage import STAGES, alone, batch_for, build, tokens
+from helpers_stage import STAGES, alone, batch_for, build, decoding, recorded, tokens
+from pytest import MonkeyPatch
 
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.spec import StageSpec
@@ -149,3 +151,58 @@ def test_weights_survive_a_state_dict(kind: str, stage: StageSpec) -> None:
     assert not torch.equal(model.score(batch), other.score(batch))
     other.load_state_dict(model.state_dict())
     assert torch.equal(model.score(batch), other.score(batch))
+
+
+def held(given: Tokens, times: int) -> Tokens:
+    """Every frame so often in a row."""
+    return Tokens(given.ids.repeat_interleave(times, dim=2), given.lengths * times)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("variant", ["flat_runs", "flat_runs_sequence"])
+def test_repeats_of_given_frames_are_left_out_if_asked(
+    variant: str, backend: str, monkeypatch: MonkeyPatch
+) -> None:
+    stage = STAGES["slower"]
+    once = Tokens.stack([torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[5, 1, 5]])])
+    runs = held(once, 2)
+    assert runs.repeats.sum(dim=1).tolist() == [5, 3]
+    model = build(variant, stage)
+    seen: list[int] = []
+    inner = model.transformer.forward
+
+    def spy(x, *rest, **named):  # type: ignore[no-untyped-def]
+        seen.append(x.shape[1])
+        return inner(x, *rest, **named)
+
+    monkeypatch.setattr(model.transformer, "forward", spy)
+    target = tokens(stage.target, 20, 12)
+    scores = model.score(StageBatch(target, (runs,)))
+    assert seen == [1 + 5 + 1 + 20 * 3]
+    monkeypatch.undo()
+    # How long tokens last is known by their times, and by nothing else.
+    shuffled = Tokens.stack(
+        [torch.tensor([[1, 2, 2, 2, 3, 4, 4, 4, 5, 5]]), torch.tensor([[5, 5, 1, 1, 1, 5]])]
+    )
+    others = model.score(StageBatch(target, (shuffled,)))
+    same = variant == "flat_runs_sequence"
+    assert torch.allclose(scores[0], others[0], atol=1e-5) is same
+    kept = build(variant, stage, given_repeats="keep")
+    assert not torch.allclose(kept.score(StageBatch(target, (runs,)))[0], scores[0], atol=1e-3)
+    # Drawn step by step from the same likelihood.
+    model.decode_with(decoding(backend))
+    prompt = target.cut(torch.tensor([8, 0]))
+    new, stepwise = recorded(model, (runs,), prompt, 12, monkeypatch)
+    monkeypatch.undo()
+    uncached = model.score(StageBatch(prompt.append(new), (runs,)))
+    for row, known in enumerate((8, 0)):
+        torch.testing.assert_close(
+            stepwise[row], uncached[row, :, known : known + 12], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_repeats_are_frames_that_are_the_same_at_every_level() -> None:
+    ids = torch.tensor([[[1, 1, 1, 0, 0], [2, 2, 3, 0, 0]], [[4, 4, 4, 4, 4], [4, 4, 4, 4, 5]]])
+    frames = Tokens(ids, torch.tensor([3, 5]))
+    assert frames.repeats.int().tolist() == [[0, 1, 0, 0, 0], [0, 1, 1, 1, 0]]
+    assert Tokens.empty(2, 1).repeats.shape == (2, 0)
