@@ -13,8 +13,15 @@ from segue import Pipeline
 from tests.conftest import TINY, melody
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = [value for value in TINY if "num_levels" not in value and "num_clusters" not in value]
 SMALL = [
-    *(value for value in TINY if "num_levels" not in value and "num_clusters" not in value),
+    *KEPT,
+    *(
+        value.replace(".acoustic.", f".{part}.")
+        for part in ("coarse", "fine")
+        for value in KEPT
+        if value.startswith("stages.acoustic.")
+    ),
     "codec.options.num_levels=9",
     "semantic_tokenizer.options.width=16",
     "semantic_tokenizer.options.depth=2",
@@ -64,3 +71,12 @@ def test_a_missing_argument_says_how(tmp_path: Path) -> None:
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "train_small.py DOMAIN SOURCE OUTPUT" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["stages.fine.lm.options.width=8", "codec", "seed=3"])
+def test_a_value_for_no_part_is_refused_before_anything_is_made(tmp_path: Path, value: str) -> None:
+    tool, output = str(ROOT / "tools" / "train_small.py"), tmp_path / "out"
+    call = [sys.executable, tool, "piano", str(tmp_path), str(output), value]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and not output.exists()
+    assert f"{value}: is not KEY=VALUE of a part" in done.stderr and "stages.coarse" in done.stderr

@@ -2,9 +2,10 @@
 
     python tools/train_small.py DOMAIN SOURCE OUTPUT [KEY=VALUE ...]   (speech data/ runs/speech)
 
-SOURCE is what `segue prepare DOMAIN` takes; KEY=VALUE overrides the config of every training. Hours
-on a CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside
-it lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
+SOURCE is what `segue prepare DOMAIN` takes. KEY=VALUE overrides the config of the tokenizer or the
+stage that it names: semantic, acoustic or one of the paper's cascade, such as coarse. Hours on a
+CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside it
+lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ MANIFESTS = {
 LEVELS = "8"  # of the codec that are kept
 #: The pipeline after the paper's cascade, and its stages that are trained for it.
 CASCADES = {"speech": ("three_stage", ("coarse", "fine")), "piano": ("two_stage", ("coarse",))}
-SEMANTIC, ACOUSTIC = "stages.semantic.", "stages.acoustic."
 SHIP = Path(__file__).with_name("ship_tokenizer.py")
 
 
@@ -74,13 +74,27 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
     return chosen
 
 
+def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
+    """KEY=VALUE of each tokenizer and each stage; what is for none of them ends this program."""
+    stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
+    found: dict[str, list[str]] = {part: [] for part in (*MANIFESTS[domain], *stages)}
+    for value in values:
+        part = next((part for part in found if value.startswith(f"{part}.")), None)
+        if part is None or "=" not in value:
+            sys.exit(f"{value}: is not KEY=VALUE of a part; begin with one of {', '.join(found)}")
+        found[part].append(value)
+    return found
+
+
 def main(arguments: Sequence[str]) -> None:
     if len(arguments) < 3 or arguments[0] not in TOKENIZERS:
         sys.exit(__doc__)
-    domain, source, output, more = arguments[0], arguments[1], Path(arguments[2]), arguments[3:]
+    domain, source, output = arguments[0], arguments[1], Path(arguments[2])
+    more = by_part(domain, arguments[3:])
     data, stages = output / "data", output / "stages"
     segue("prepare", domain, "--source", source, "-o", data)
-    chosen = train_tokenizers(domain, data, output / "tokenizers", more)
+    tokenizers = [value for part in MANIFESTS[domain] for value in more[part]]
+    chosen = train_tokenizers(domain, data, output / "tokenizers", tokenizers)
 
     def train(config: str, directory: Path, values: Sequence[str]) -> Path:
         if directory != stages:
@@ -89,15 +103,14 @@ def main(arguments: Sequence[str]) -> None:
         segue("train", "all", *places, "-o", directory, *settings([*chosen, *values]))
         return directory / "pipeline"
 
-    own = [value for value in more if value.startswith("stages.")]
-    first = train("trained_tokenizers", stages, own).resolve() / "stages"
-    acoustic = [value for value in own if value.startswith(ACOUSTIC)]
-    semantic = [value for value in own if value.startswith(SEMANTIC)]
-    kept = [f"{SEMANTIC}lm.checkpoint={first / 'semantic'}", *semantic]
-    taught = [*kept, f"{ACOUSTIC}lm.training.start_from={first / 'acoustic'}", *acoustic]
+    semantic, acoustic = more["stages.semantic"], more["stages.acoustic"]
+    first = train("trained_tokenizers", stages, [*semantic, *acoustic]).resolve() / "stages"
+    kept = [f"stages.semantic.lm.checkpoint={first / 'semantic'}", *semantic]
+    start = f"stages.acoustic.lm.training.start_from={first / 'acoustic'}"
+    taught = [*kept, start, *acoustic]
     save(train("trained_masked", output / "masked", taught), output / "pipeline")
     name, parts = CASCADES[domain]
-    flat = [value.replace(ACOUSTIC, f"stages.{part}.") for part in parts for value in acoustic]
+    flat = [value for part in parts for value in more[f"stages.{part}"]]
     save(train(f"trained_{name}", output / "flat", [*kept, *flat]), output / name)
 
 

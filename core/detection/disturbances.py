@@ -39,6 +39,19 @@ def _noisy(wave: Wave, sample_rate: int) -> Wave:
     return wave + noise * wave.square().mean().sqrt() * 10 ** (NOISE_DB / 20)
 
 
+def disturbances(sample_rate: int) -> dict[str, Disturbance]:
+    """Those of ``DISTURBANCES`` that can be had: an old libsndfile writes no MP3, and no format
+    knows every sample rate."""
+    probe, found = torch.zeros(sample_rate // 2), {}
+    for name, disturb in DISTURBANCES.items():
+        try:
+            disturb(probe, sample_rate)
+        except (soundfile.LibsndfileError, ValueError):  # known to libsndfile, or to soundfile
+            continue
+        found[name] = disturb
+    return found
+
+
 #: By the names that reports call them.
 DISTURBANCES: dict[str, Disturbance] = {
     "MP3": partial(_coded, container="MP3", subtype="MPEG_LAYER_III"),

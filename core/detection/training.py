@@ -16,7 +16,7 @@ from segue.core.audio import Audio
 from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE, Share, row_generators
-from segue.core.detection.disturbances import DISTURBANCES, Disturbance
+from segue.core.detection.disturbances import Disturbance, disturbances
 from segue.core.detection.examples import Clip, as_float
 from segue.core.detection.verdict import judge
 from segue.core.errors import AudioError, CheckpointError, DataError, TrainingError
@@ -153,8 +153,8 @@ def evaluate_detector(
 
     An item is right if the likeliest of all three origins is its own, in each pair as well; 95 %
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
-    learnt from; ``disturbed`` has the same for each of ``DISTURBANCES``. What is then too quiet to
-    be judged is not right.
+    learnt from; ``disturbed`` has the same for each of the ``disturbances`` that can be had here.
+    What is then too quiet to be judged is not right.
     """
     tested = [clip for clip in clips if clip.tested]
     if not tested:
@@ -168,11 +168,12 @@ def evaluate_detector(
             [rows[index] for index in chosen], [groups[index] for index in chosen]
         )
     report["disturbed"] = {}
-    for done, (name, disturb) in enumerate(DISTURBANCES.items(), start=1):
+    tried = disturbances(detector.config.sample_rate)
+    for done, (name, disturb) in enumerate(tried.items(), start=1):
         disturbed = [_right(detector, clip, disturb) for clip in tested]
         report["disturbed"][name] = _summary(disturbed, groups)
         if progress is not None:
-            progress("disturbances", done, len(DISTURBANCES))
+            progress("disturbances", done, len(tried))
     return report
 
 

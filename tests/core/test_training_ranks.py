@@ -112,6 +112,13 @@ def lost(step: int, share: Share) -> StageBatch:
     return tokens(step, share)
 
 
+def waiting(step: int, share: Share) -> StageBatch:
+    """From the eleventh step on nothing more is drawn: who trains waits to be killed."""
+    if step >= 10:
+        time.sleep(600)
+    return tokens(step, share)
+
+
 def stored(directory: Path, away: bool) -> tuple[StageSpec, Batches]:
     """Batches of a real store, each recording a shard; the shards may go as they are read."""
     store = TokenStore(directory, "train")
@@ -148,7 +155,7 @@ def settings(directory: Path, what: str, **changes: Any) -> TrainingRun:
         return TrainingRun(
             "part", "codec", "it.v1", Painter(), config, directory, waves, waves, host
         )
-    spec, batches = STAGE, lost if harm == "lost" else tokens
+    spec, batches = STAGE, {"lost": lost, "waits": waiting}.get(harm, tokens)
     if what == "store":
         spec, batches = stored(directory.with_name("tokens"), harm == "lost")
     torch.manual_seed(0)
@@ -282,7 +289,7 @@ def test_two_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path: Path) -
     whole = trained(2, tmp_path / "whole", "stage", **changes)
     parts, kills = tmp_path / "parts", 0
     for wanted in sorted(random.sample(range(10), 3)):
-        processes = start(2, parts, "stage", **changes)
+        processes = start(2, parts, "stage, waits", **changes)
         deadline = time.monotonic() + 120
         while saved(parts) < wanted and time.monotonic() < deadline:
             time.sleep(0.002)

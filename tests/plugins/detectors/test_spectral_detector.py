@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+from pytest import MonkeyPatch
 
 from segue.core.audio import Audio, read_audio
 from segue.core.checkpoint import save_component
-from segue.core.detection.disturbances import DISTURBANCES
+from segue.core.detection.disturbances import DISTURBANCES, disturbances
 from segue.core.detection.examples import Clip
 from segue.core.detection.shipped import load_detector, shipped
 from segue.core.detection.training import detector_training, evaluate_detector, train_detector
@@ -111,6 +113,23 @@ def test_gradients_reach_every_weight(detector: SpectralDetector) -> None:
     batch = WaveBatch(torch.stack([noise(2.0, i) for i in range(3)]), torch.full((3,), 2 * RATE))
     detector.origin_loss(batch, torch.arange(3)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.parameters())
+
+
+@pytest.mark.parametrize("error", [ValueError, soundfile.LibsndfileError])
+def test_disturbances_that_cannot_be_had_are_left_out(
+    monkeypatch: MonkeyPatch, error: type[Exception]
+) -> None:
+    """As with a libsndfile that knows no MP3."""
+    write = soundfile.write
+
+    def old(file: object, *rest: object, format: str, **named: object) -> None:
+        if format == "MP3":
+            raise error(1)
+        write(file, *rest, format=format, **named)
+
+    assert list(disturbances(RATE)) == list(DISTURBANCES)
+    monkeypatch.setattr(soundfile, "write", old)
+    assert list(disturbances(RATE)) == [name for name in DISTURBANCES if name != "MP3"]
 
 
 def test_disturbances_keep_length_and_most_of_the_sound() -> None:
