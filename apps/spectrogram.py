@@ -1,19 +1,21 @@
-"""Draw prompt and continuation as a spectrogram picture."""
+"""Draw audio as a spectrogram picture."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segue.core.errors import OutputError
-from segue.core.files import atomic_path
+from segue.core.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from segue.core.generated import GeneratedAudio
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
+ROW_INCHES = 1.7  # of one file among others
 
 
 def check_picture(path: Path) -> None:
@@ -41,31 +43,83 @@ def draw_spectrogram(audio: GeneratedAudio, path: Path, title: str, row: int = 0
     )
     try:
         _draw(audio.row(row).numpy(), audio.sample_rate, top, bottom)
-        printable = "".join(letter if letter.isprintable() else "?" for letter in title)
-        top.set_title(printable, parse_math=False)
+        top.set_title(_printable(title), parse_math=False)
         boundary = int(audio.prompt_samples[row]) / audio.sample_rate
         for axis in (top, bottom):
             axis.axvline(boundary, color="tab:cyan", linewidth=1.2)
         bottom.annotate(" continuation", (boundary, audio.sample_rate * 0.46), color="white")
-        with atomic_path(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a title in any script
-            figure.savefig(temporary, dpi=110, format="png")
+        _save(figure, path)
     finally:
         pyplot.close(figure)
 
 
+def draw_spectrograms(
+    files: Sequence[Path], output: Path, marks: Sequence[float] = (), seconds: float | None = None
+) -> None:
+    """Write a PNG with the spectrograms of audio files, one below the other on one scale of time.
+
+    Args:
+        marks: seconds at which to draw a line, such as where prompts end.
+        seconds: from the start that are shown; None: all.
+
+    Raises:
+        AudioError: if a file cannot be read.
+        OutputError: if matplotlib is missing or the picture cannot be written.
+    """
+    from segue.core.audio import read_audio
+
+    check_picture(output)
+    check_writable(output)
+    audio = [read_audio(file, first_seconds=seconds) for file in files]
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(
+        len(files), 1, figsize=(11, 0.6 + ROW_INCHES * len(files)), sharex=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    try:
+        for axis, file, one in zip(grid[:, 0], files, audio, strict=True):
+            _spectrum(one.wave.numpy(), one.sample_rate, axis)
+            axis.set_title(_printable(file.name), parse_math=False, fontsize="small")
+            for mark in marks:
+                axis.axvline(mark, color="tab:cyan", linewidth=1.2)
+        grid[-1, 0].set_xlabel("seconds")
+        grid[-1, 0].set_xlim(0, max(one.seconds for one in audio))
+        _save(figure, output)
+    finally:
+        pyplot.close(figure)
+
+
+def _printable(title: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in title)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a title in any script
+        figure.savefig(temporary, dpi=110, format="png")
+
+
 def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
     """The waveform above its spectrogram."""
+    top.plot([index / rate for index in range(len(wave))], wave, linewidth=0.4, color="black")
+    top.set_ylim(-1, 1)
+    top.set_ylabel("amplitude")
+    _spectrum(wave, rate, bottom)
+    bottom.set_xlabel("seconds")
+
+
+def _spectrum(wave: Any, rate: int, axis: Any) -> None:
     import numpy
 
     window = round(WINDOW_SECONDS * rate)
     # At least two windows, and nowhere quite silent: there is no logarithm of zero.
     audible = numpy.pad(wave, (0, max(0, 2 * window - len(wave))))
     audible = audible + numpy.random.default_rng(0).normal(scale=1e-7, size=audible.shape)
-    top.plot([index / rate for index in range(len(wave))], wave, linewidth=0.4, color="black")
-    top.set_ylim(-1, 1)
-    top.set_ylabel("amplitude")
-    bottom.specgram(
+    axis.specgram(
         audible,
         NFFT=window,
         Fs=rate,
@@ -74,5 +128,4 @@ def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
         vmax=-30,
         cmap="magma",
     )
-    bottom.set_ylabel("Hz")
-    bottom.set_xlabel("seconds")
+    axis.set_ylabel("Hz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -102,7 +103,8 @@ def check_command(text: str) -> None:
         takes_value = name != "--help" and not getattr(options[name], "is_flag", False)
         if takes_value and not equals and words:
             words.pop(0)
-    room = sum(param.param_type_name == "argument" for param in node.params)
+    takers = [param for param in node.params if param.param_type_name == "argument"]
+    room = math.inf if any(param.nargs < 0 for param in takers) else len(takers)
     assert arguments <= room, f"{text}: too many arguments"
 
 

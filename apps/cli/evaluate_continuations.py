@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,6 +49,10 @@ def command(
         bool, typer.Option("--complete", help="Only recordings that last for both.")
     ] = False,
     seed: SeedOption = 0,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write what is measured to, prompts included, as WAV files."),
+    ] = None,
     output: ReportOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
@@ -60,7 +65,10 @@ def command(
     with written(output) as write, named(places):
         loaded = load_pipeline(domain, pipeline, overrides, device)
         from segue.core.evaluation.continuations import evaluate_continuations
+        from segue.core.files import check_writable
 
+        if audio is not None:
+            check_writable(audio / "001.wav")
         kind = domain_of(loaded.host, domain or loaded.config.name)
         chosen, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
         least = prompt_seconds + seconds if complete else 0.0
@@ -73,6 +81,7 @@ def command(
                 prompt_seconds=prompt_seconds,
                 seconds=seconds,
                 seed=seed,
+                audio=audio,
                 progress=progress,
             )
         report = {

@@ -1,4 +1,4 @@
-"""`segue plot`: pictures of what `segue evaluate` and `segue train` wrote."""
+"""`segue plot`: pictures of audio, and of what `segue evaluate` and `segue train` wrote."""
 
 from __future__ import annotations
 
@@ -10,13 +10,33 @@ import typer
 from segue.apps.cli.output import console
 
 app = typer.Typer(
-    no_args_is_help=True, help="Draw reports of `segue evaluate`, and logs of `segue train`."
+    no_args_is_help=True,
+    help="Draw audio, reports of `segue evaluate`, and logs of `segue train`.",
 )
 
 ReportsArgument = Annotated[
     list[Path], typer.Argument(help="Reports of `segue evaluate codec -o`.")
 ]
 PictureOption = Annotated[Path, typer.Option("--output", "-o", help="A .png file.")]
+
+
+@app.command("audio")
+def audio(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    output: PictureOption = Path("audio.png"),
+    marks: Annotated[
+        list[float] | None,
+        typer.Option("--mark", min=0, help="Seconds at which to draw a line. May be repeated."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="From the start of each. Default: all.")
+    ] = None,
+) -> None:
+    """Spectrograms, one below the other."""
+    from segue.apps.spectrogram import draw_spectrograms
+
+    draw_spectrograms(files, output, marks or (), seconds)
+    console.print(f"{output}")
 
 
 @app.command("codec")

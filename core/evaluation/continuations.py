@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
-from segue.core.audio import Audio, resample
+from segue.core.audio import Audio, resample, write_audio
 from segue.core.data.audio_files import read_recording
 from segue.core.data.recordings import Recording
 from segue.core.errors import AudioError, DataError, PluginError
@@ -18,6 +20,7 @@ from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 
 LEAST_TRUTH_SECONDS = 0.5  # a shorter rest of a recording is nothing to compare with
+MOST_LETTERS = 60  # of a recording's name in that of a file
 
 
 def evaluate_continuations(
@@ -28,12 +31,14 @@ def evaluate_continuations(
     prompt_seconds: float,
     seconds: float,
     seed: int,
+    audio: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Continue the start of each recording and measure what comes out.
 
     Args:
         metrics: by the names that their figures get.
+        audio: folder that what is measured is written to, each prompt before its continuation.
 
     Returns:
         ``items``, ``groups`` (speakers, pieces) and ``unusable`` recordings; ``metrics``: by name,
@@ -42,8 +47,14 @@ def evaluate_continuations(
 
     Raises:
         DataError: if no recording can be used.
+        OutputError: if audio cannot be written.
     """
     records = continued(pipeline, recordings, prompt_seconds, seconds, seed, progress)
+    if audio is not None:
+        for number, record in enumerate(records, start=1):
+            name = re.sub(r"[^\w-]+", "_", PurePath(record.place).stem)[:MOST_LETTERS]
+            wave = torch.cat([record.prompt, record.continuation])
+            write_audio(audio / f"{number:03d}-{name}.wav", wave, record.sample_rate)
     return {
         "items": len(records),
         "groups": len({record.group for record in records}),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from tests.apps.conftest import Segue
 
 from segue.core.evaluation.midi import find_scores
@@ -179,6 +180,16 @@ def test_pictures_of_reports(segue: Segue) -> None:
         done = segue("plot", what, *reports, "-o", f"{what}.png")
         assert (done.code, done.out, done.new) == (0, f"{what}.png\n", [f"{what}.png"])
         assert Path(f"{what}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_of_audio(segue: Segue) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("a", "b"):
+        soundfile.write(f"{name}.wav", [0.1, -0.1] * 4000, 16_000)
+    done = segue("plot", "audio", "a.wav", "b.wav", "--mark", "0.2", "-o", "both.png")
+    assert (done.code, done.out, done.new) == (0, "both.png\n", ["both.png"])
+    assert segue("plot", "audio", "c.wav").refused("c.wav: ")
+    assert segue("plot", "audio", "a.wav", "-o", "a.jpg").refused("is not .png")
 
 
 def test_a_metric_that_nobody_could_measure(segue: Segue) -> None:

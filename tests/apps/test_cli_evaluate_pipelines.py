@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 from tests.apps.conftest import Segue
 
 # --- continuations ----------------------------------------------------------------------------
@@ -34,6 +35,14 @@ def test_metrics_that_are_named(segue: Segue, common: tuple[object, ...]) -> Non
     assert again.json == done.json
     table = segue(*common, "--metrics", "health.v1")
     assert table.code == 0 and "95 % interval" in table.out and "healthy" in table.out
+
+
+def test_what_is_measured_can_be_listened_to(segue: Segue, common: tuple[object, ...]) -> None:
+    done = segue(*common, "--metrics", "health.v1", "--audio", "heard", "--json")
+    assert (done.code, done.new) == (0, ["heard/001-0.wav", "heard/002-0.wav"])
+    assert [soundfile.info(file).duration for file in done.new] == [1.0, 1.0]
+    Path("taken").write_text("")
+    assert segue(*common, "--audio", "taken").refused("taken")
 
 
 def test_what_is_missing_is_told_and_the_rest_is_computed(

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from segue.apps import spectrogram
-from segue.apps.spectrogram import check_picture, draw_spectrogram
-from segue.core.errors import OutputError
+from segue.apps.spectrogram import check_picture, draw_spectrogram, draw_spectrograms
+from segue.core.audio import write_audio
+from segue.core.errors import AudioError, OutputError
 from segue.core.generated import GeneratedAudio
 
 pytest.importorskip("matplotlib")
@@ -87,3 +88,30 @@ def test_a_failure_leaves_no_file_and_no_figure(
         draw_spectrogram(generated(), tmp_path / "a.png", "t")
     assert list(tmp_path.iterdir()) == []
     assert pyplot.get_fignums() == []
+
+
+def test_files_of_any_length_and_rate_share_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    files, lines, limits = [], [], []
+    for number, (samples, rate) in enumerate([(9000, 8000), (160, 16_000)]):
+        files.append(tmp_path / f"$_{number}.wav")
+        write_audio(files[-1], torch.zeros(samples), rate)
+    monkeypatch.setattr(Axes, "axvline", lambda self, x, **_: lines.append(x))
+    set_xlim = Axes.set_xlim
+
+    def spy(self: Axes, *x: float, **named: object) -> object:
+        limits.append(x)
+        return set_xlim(self, *x, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "set_xlim", spy)
+    draw_spectrograms(files, tmp_path / "a.png", marks=[0.5, 1.0])
+    assert lines == [0.5, 1.0] * 2 and limits[-1] == (0, 9000 / 8000)
+    draw_spectrograms(files[:1], tmp_path / "b.png", seconds=0.25)
+    assert limits[-1] == (0, 0.25)
+    assert (tmp_path / "a.png").stat().st_size > (tmp_path / "b.png").stat().st_size > 1000
+    with pytest.raises(AudioError, match=r"none\.wav"):
+        draw_spectrograms([tmp_path / "none.wav"], tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
