@@ -39,6 +39,10 @@ def command(
             help="Such as pesq.v1,visqol.v1:mode=audio. Default: all that are installed and quick."
         ),
     ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(min=8000, help="That metrics listen at. Default: the codec's own."),
+    ] = None,
     output: ReportOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
@@ -59,10 +63,12 @@ def command(
         total = codec.spec.num_levels
         counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
         chosen, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
-        with named({"levels": "--levels"}), progress_bars(json) as progress:
+        places = {"levels": "--levels", "sample_rate": "--sample-rate"}
+        with named(places), progress_bars(json) as progress:
             figures = evaluate_codec(
-                codec, config.prompt, held_out(data, items, split), chosen, counts, progress
-            )
+                codec, config.prompt, held_out(data, items, split), chosen, counts, progress,
+                sample_rate,
+            )  # fmt: skip
         report = {
             "subject": "codec",
             "pipeline": config.name,
@@ -70,6 +76,7 @@ def command(
             "spec": codec.spec.to_json(),
             "data": str(data),
             "split": split,
+            "sample_rate": sample_rate or codec.spec.sample_rate,
             **figures,
             "left_out": left_out,
         }

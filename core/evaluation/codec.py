@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from segue.core.audio import Audio
+from segue.core.audio import Audio, resample
 from segue.core.config.schema import PromptConfig
 from segue.core.data.recordings import Recording
 from segue.core.errors import AudioError, ConfigError, DataError
@@ -29,6 +29,7 @@ def evaluate_codec(
     metrics: Mapping[str, Metric],
     levels: Sequence[int],
     progress: Progress | None = None,
+    sample_rate: int | None = None,
 ) -> dict[str, Any]:
     """Encode each recording once and decode it with each number of levels.
 
@@ -38,6 +39,8 @@ def evaluate_codec(
         recordings: those that cannot be used are counted.
         metrics: by the names that the figures get.
         levels: numbers of levels.
+        sample_rate: that metrics listen at, so that codecs of several rates can be compared; None:
+            the codec's own.
 
     Returns:
         ``levels``: per number of levels kbit/s, speed and, per metric, an estimate over recordings
@@ -45,14 +48,21 @@ def evaluate_codec(
         seconds of audio per second of computing.
 
     Raises:
-        ConfigError: if the codec has not so many levels.
+        ConfigError: if the codec has not so many levels, or a lower sample rate.
         DataError: if no recording can be used.
     """
     spec = codec.spec
     for count in levels:
         if not 1 <= count <= spec.num_levels:
             raise ConfigError("levels", f"{count} is out of range", f"use 1 to {spec.num_levels}")
-    passage = _Passage(Transcoder(codec, None, {ACOUSTIC: spec}, limits), metrics, levels)
+    rate = sample_rate or spec.sample_rate
+    if rate > spec.sample_rate:
+        raise ConfigError(
+            "sample_rate",
+            f"is {rate}, above the codec's",
+            f"use at most {spec.sample_rate}, or the lowest of the codecs that you compare",
+        )
+    passage = _Passage(Transcoder(codec, None, {ACOUSTIC: spec}, limits), metrics, levels, rate)
     for done, recording in enumerate(recordings, start=1):
         passage.take(recording)
         if progress is not None:
@@ -69,6 +79,7 @@ class _Passage:
     audio: Transcoder
     metrics: Mapping[str, Metric]
     levels: Sequence[int]
+    rate: int
     rows: dict[int, list[dict[str, float]]] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     clock: dict[str, float] = field(default_factory=dict)
@@ -98,13 +109,12 @@ class _Passage:
     def _measure(self, reference: Audio) -> None:
         codes = self._encode(reference)
         self.use.add(codes)
+        heard = resample(reference.wave, reference.sample_rate, self.rate)
         for count in self.levels:
             coded = self._decode(codes, count, reference)
+            wave = resample(coded.wave, coded.sample_rate, self.rate)
             self.rows[count].append(
-                {
-                    name: metric(reference.wave, coded.wave, reference.sample_rate)
-                    for name, metric in self.metrics.items()
-                }
+                {name: metric(heard, wave, self.rate) for name, metric in self.metrics.items()}
             )
 
     def _encode(self, reference: Audio) -> Tokens:

@@ -52,7 +52,7 @@ class Distance(Metric):
     higher_is_better = False
 
     def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> float:
-        assert reference.shape == audio.shape and sample_rate == RATE
+        assert reference.shape == audio.shape and reference.shape[0] == 2 * sample_rate
         return float((reference - audio).abs().max())
 
 
@@ -94,6 +94,22 @@ def test_figures_of_a_codec(recordings: list[Recording]) -> None:
     assert found["levels"]["4"]["loudness"]["worst"].endswith("high.wav")
     assert found["metrics"]["distance"] == {"unit": "", "higher_is_better": False}
     assert found["encode_speed"] > 1 and one["decode_speed"] > 1
+
+
+def test_metrics_listen_at_one_rate_if_asked(recordings: list[Recording]) -> None:
+    rates: list[int] = []
+
+    class Listener(Distance):
+        def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> float:
+            rates.append(sample_rate)
+            return super().__call__(reference, audio, sample_rate)
+
+    codec = Digits(Options())
+    for asked in (None, 8000):
+        evaluate_codec(codec, LIMITS, recordings, {"d": Listener()}, [1], sample_rate=asked)
+    assert rates == [RATE] * 2 + [8000] * 2
+    with pytest.raises(ConfigError, match="sample_rate: is 24000, above the codec's; use at most"):
+        evaluate_codec(codec, LIMITS, recordings, {}, [1], sample_rate=24_000)
 
 
 def test_use_of_the_codebooks(recordings: list[Recording]) -> None:
