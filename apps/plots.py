@@ -57,6 +57,13 @@ def draw_rate_distortion(
                 raise DataError(stem, f"has no metric {name!r}", f"it has {has}")
     if not names:
         raise DataError("the reports", "share no metric", "name what all of them have: --metrics")
+    rates = {stem: report.get("sample_rate") for stem, report in reports.items()}
+    if len(set(rates.values()) - {None}) > 1:
+        told = ", ".join(f"{stem} at {rate}" for stem, rate in rates.items() if rate)
+        raise DataError(
+            "the reports", f"listened at several sample rates ({told})",
+            "measure all at the lowest: segue evaluate codec --sample-rate",
+        )  # fmt: skip
     with _panels(output, len(names)) as panels:
         for panel, name in zip(panels, names, strict=True):
             for stem, report in reports.items():

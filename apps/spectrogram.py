@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segue.core.generated import GeneratedAudio
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
-ROW_INCHES = 1.7  # of one file among others
+ROW_INCHES, MOST_FILES = 1.7, 100  # of one file among others, and how many these may be
 
 
 def check_picture(path: Path) -> None:
@@ -70,6 +70,8 @@ def draw_spectrograms(
 
     check_picture(output)
     check_writable(output)
+    if len(files) > MOST_FILES:
+        raise OutputError(str(output), f"would show {len(files)} files", f"name {MOST_FILES}")
     audio = [read_audio(file, first_seconds=seconds) for file in files]
     import matplotlib
 

@@ -54,5 +54,9 @@ class TrainingError(SegueError):
     """Training that cannot start or go on."""
 
 
+class DivergedError(TrainingError):
+    """Training whose losses stay non-finite or that stays in trouble."""
+
+
 class GenerationError(SegueError):
     """A request for audio that cannot be met."""

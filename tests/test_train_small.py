@@ -73,7 +73,9 @@ def test_a_missing_argument_says_how(tmp_path: Path) -> None:
     assert "train_small.py DOMAIN SOURCE OUTPUT" in done.stderr
 
 
-@pytest.mark.parametrize("value", ["stages.fine.lm.options.width=8", "codec", "seed=3"])
+@pytest.mark.parametrize(
+    "value", ["stages.fine.lm.options.width=8", "codec.options.width", "seed=3"]
+)
 def test_a_value_for_no_part_is_refused_before_anything_is_made(tmp_path: Path, value: str) -> None:
     tool, output = str(ROOT / "tools" / "train_small.py"), tmp_path / "out"
     call = [sys.executable, tool, "piano", str(tmp_path), str(output), value]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,9 +25,16 @@ from segue.apps.cli.options import (
     SplitOption,
     load_pipeline,
 )
-from segue.apps.cli.output import named, progress_bars
+from segue.apps.cli.output import named, progress_bars, save_audio
 from segue.apps.cli.reports import held_out, show, written
-from segue.core.errors import ConfigError
+from segue.core.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from segue.core.data.recordings import Recording
+    from segue.core.generated import GeneratedAudio
+    from segue.core.pipeline import Pipeline
+
+MOST_LETTERS = 60  # of a recording's name in that of a file
 
 
 def command(
@@ -65,10 +75,8 @@ def command(
     with written(output) as write, named(places):
         loaded = load_pipeline(domain, pipeline, overrides, device)
         from segue.core.evaluation.continuations import evaluate_continuations
-        from segue.core.files import check_writable
 
-        if audio is not None:
-            check_writable(audio / "001.wav")
+        keep = None if audio is None else _keeper(loaded, audio)
         kind = domain_of(loaded.host, domain or loaded.config.name)
         chosen, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
         least = prompt_seconds + seconds if complete else 0.0
@@ -81,8 +89,8 @@ def command(
                 prompt_seconds=prompt_seconds,
                 seconds=seconds,
                 seed=seed,
-                audio=audio,
                 progress=progress,
+                keep=keep,
             )
         report = {
             "subject": "continuations",
@@ -99,3 +107,24 @@ def command(
     show(report, "metric", figures["metrics"], json)
     if not json:
         tell_left_out(report)
+
+
+def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedAudio], None]:
+    """Writes what it gets as numbered files with their descriptions, as `segue continue` does.
+
+    Raises:
+        OutputError: if the folder cannot be written, or has such files of another evaluation.
+    """
+    from segue.core.files import check_writable
+
+    if any(folder.glob("[0-9][0-9][0-9]-*.wav")):
+        raise OutputError(str(folder), "holds audio of another evaluation", "name a new folder")
+    check_writable(folder / "001.wav")
+    numbers = count(1)
+
+    def keep(recording: Recording, made: GeneratedAudio) -> None:
+        start = "" if recording.start is None else f"-{recording.start:g}s"
+        name = re.sub(r"[^\w.-]+", "_", recording.path.stem[:MOST_LETTERS] + start)
+        save_audio(pipeline, made, [folder / f"{next(numbers):03d}-{name}.wav"])
+
+    return keep

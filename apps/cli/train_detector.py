@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from segue.apps.cli.evaluate_metrics import tell_left_out
 from segue.apps.cli.options import (
     DataOption,
     DeviceOption,
@@ -84,6 +85,7 @@ def command(
     groups |= {f"after {name}": figures for name, figures in report["disturbed"].items()}
     show(report, "set", groups, json)
     if not json:
+        tell_left_out(report)
         console.print(f"{output / MODEL}: use it with `segue detect FILE --detector DIR`")
 
 

@@ -39,17 +39,18 @@ def _noisy(wave: Wave, sample_rate: int) -> Wave:
     return wave + noise * wave.square().mean().sqrt() * 10 ** (NOISE_DB / 20)
 
 
-def disturbances(sample_rate: int) -> dict[str, Disturbance]:
-    """Those of ``DISTURBANCES`` that can be had: an old libsndfile writes no MP3, and no format
-    knows every sample rate."""
-    probe, found = torch.zeros(sample_rate // 2), {}
+def disturbances(sample_rate: int) -> tuple[dict[str, Disturbance], dict[str, str]]:
+    """Those of ``DISTURBANCES`` that can be had, and why others cannot: an old libsndfile writes no
+    MP3, and no format knows every sample rate."""
+    probe, found, lacking = torch.zeros(sample_rate // 2), {}, {}
     for name, disturb in DISTURBANCES.items():
         try:
             disturb(probe, sample_rate)
-        except (soundfile.LibsndfileError, ValueError):  # known to libsndfile, or to soundfile
-            continue
-        found[name] = disturb
-    return found
+        except (soundfile.LibsndfileError, ValueError) as error:  # libsndfile's, or soundfile's
+            lacking[name] = f"libsndfile cannot write it at {sample_rate} Hz ({error})"
+        else:
+            found[name] = disturb
+    return found, lacking
 
 
 #: By the names that reports call them.

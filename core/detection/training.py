@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import Audio
-from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE, Share, row_generators
 from segue.core.detection.disturbances import Disturbance, disturbances
 from segue.core.detection.examples import Clip, as_float
 from segue.core.detection.verdict import judge
-from segue.core.errors import AudioError, CheckpointError, DataError, TrainingError
+from segue.core.errors import AudioError, CheckpointError, DataError, DivergedError
 from segue.core.evaluation.statistics import grouped_summary
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.manager import PluginHost
 from segue.core.options import DetectorOptions
 from segue.core.progress import Progress
-from segue.core.training.checkpoints import newest_checkpoint
+from segue.core.training.checkpoints import newest_checkpoint, training_of
 from segue.core.training.loop import Report, TrainingRun, train
 
 TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
@@ -64,7 +63,7 @@ def train_detector(
 
     Raises:
         DataError: if every clip is kept for the test, or none is.
-        TrainingError: if losses stay non-finite.
+        DivergedError: if losses stay non-finite.
         CheckpointError: if the newest checkpoint was written with other options or settings.
     """
     learnt = [clip for clip in clips if not clip.tested]
@@ -75,31 +74,30 @@ def train_detector(
             "give recordings of more speakers or pieces",
         )
     crops = OriginCrops(learnt, detector.config, training)
-    settings = {"of_steps": training.steps, "learning_rate": training.learning_rate}
     newest = newest_checkpoint(directory)
     if newest is not None:
-        _check_same(newest, settings)
+        _check_same(newest, training)
     try:
         last = train(
             TrainingRun(
                 "detector", "detector", use, detector, training, directory, crops, None, host,
-                settings, report,
+                report=report,
             )
         )  # fmt: skip
-    except TrainingError as error:
-        raise TrainingError("detector", error.problem, "lower --learning-rate") from error
+    except DivergedError as error:
+        raise DivergedError("detector", error.problem, "lower --learning-rate") from error
     detector.eval()
     return last
 
 
-def _check_same(newest: Path, settings: Mapping[str, float]) -> None:
+def _check_same(newest: Path, training: TrainingConfig) -> None:
     """Refuse to go on with, or to take for its own, what was trained otherwise."""
-    trained = read_manifest(newest).trained
-    for name, value in settings.items():
-        if trained.get(name) != value:
+    before = training_of(newest)
+    for name in ("steps", "learning_rate"):
+        if before.get(name) != getattr(training, name):
             raise CheckpointError(
                 str(newest),
-                f"was trained with {name} {trained.get(name)}, not {value}",
+                f"was trained with {name} {before.get(name)}, not {getattr(training, name)}",
                 "choose another output directory, or delete this training",
             )
 
@@ -154,7 +152,7 @@ def evaluate_detector(
     An item is right if the likeliest of all three origins is its own, in each pair as well; 95 %
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
     learnt from; ``disturbed`` has the same for each of the ``disturbances`` that can be had here.
-    What is then too quiet to be judged is not right.
+    What is then too quiet to be judged is not right. ``left_out`` names the others.
     """
     tested = [clip for clip in clips if clip.tested]
     if not tested:
@@ -167,8 +165,8 @@ def evaluate_detector(
         report["unseen"] = _summary(
             [rows[index] for index in chosen], [groups[index] for index in chosen]
         )
+    tried, report["left_out"] = disturbances(detector.config.sample_rate)
     report["disturbed"] = {}
-    tried = disturbances(detector.config.sample_rate)
     for done, (name, disturb) in enumerate(tried.items(), start=1):
         disturbed = [_right(detector, clip, disturb) for clip in tested]
         report["disturbed"][name] = _summary(disturbed, groups)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from segue.core.audio import Audio, resample, write_audio
+from segue.core.audio import Audio, resample
 from segue.core.data.audio_files import read_recording
 from segue.core.data.recordings import Recording
 from segue.core.errors import AudioError, DataError, PluginError
 from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
 from segue.core.evaluation.statistics import grouped_summary, jackknife_interval
+from segue.core.generated import GeneratedAudio
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 
+Keep = Callable[[Recording, GeneratedAudio], object]
+
 LEAST_TRUTH_SECONDS = 0.5  # a shorter rest of a recording is nothing to compare with
-MOST_LETTERS = 60  # of a recording's name in that of a file
 
 
 def evaluate_continuations(
@@ -31,14 +31,14 @@ def evaluate_continuations(
     prompt_seconds: float,
     seconds: float,
     seed: int,
-    audio: Path | None = None,
     progress: Progress | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Continue the start of each recording and measure what comes out.
 
     Args:
         metrics: by the names that their figures get.
-        audio: folder that what is measured is written to, each prompt before its continuation.
+        keep: gets each recording and its prompt with the continuation, as soon as it is made.
 
     Returns:
         ``items``, ``groups`` (speakers, pieces) and ``unusable`` recordings; ``metrics``: by name,
@@ -47,14 +47,8 @@ def evaluate_continuations(
 
     Raises:
         DataError: if no recording can be used.
-        OutputError: if audio cannot be written.
     """
-    records = continued(pipeline, recordings, prompt_seconds, seconds, seed, progress)
-    if audio is not None:
-        for number, record in enumerate(records, start=1):
-            name = re.sub(r"[^\w-]+", "_", PurePath(record.place).stem)[:MOST_LETTERS]
-            wave = torch.cat([record.prompt, record.continuation])
-            write_audio(audio / f"{number:03d}-{name}.wav", wave, record.sample_rate)
+    records = continued(pipeline, recordings, prompt_seconds, seconds, seed, progress, keep)
     return {
         "items": len(records),
         "groups": len({record.group for record in records}),
@@ -70,6 +64,7 @@ def continued(
     seconds: float,
     seed: int,
     progress: Progress | None = None,
+    keep: Keep | None = None,
 ) -> list[Continuation]:
     """What a pipeline makes of the start of each recording that can be used.
 
@@ -80,8 +75,13 @@ def continued(
     for done, recording in enumerate(recordings, start=1):
         audio = _start(recording, prompt_seconds + seconds, pipeline.config.prompt.min_seconds)
         if audio is not None:
-            record = _continued(pipeline, audio, recording, prompt_seconds, seconds, seed)
-            records.append(record)
+            cut = round(prompt_seconds * audio.sample_rate)
+            made = pipeline.continue_(
+                audio.wave[:cut], audio.sample_rate, seconds=seconds, seed=seed
+            )
+            if keep is not None:
+                keep(recording, made)
+            records.append(_record(made, audio, cut, recording))
         if progress is not None:
             progress("continuations", done, len(recordings))
     if not records:
@@ -97,26 +97,18 @@ def _start(recording: Recording, seconds: float, least: float) -> Audio | None:
     return audio if audio.seconds >= least else None
 
 
-def _continued(
-    pipeline: Pipeline,
-    audio: Audio,
-    recording: Recording,
-    prompt_seconds: float,
-    seconds: float,
-    seed: int,
-) -> Continuation:
-    cut = round(prompt_seconds * audio.sample_rate)
-    result = pipeline.continue_(audio.wave[:cut], audio.sample_rate, seconds=seconds, seed=seed)
+def _record(made: GeneratedAudio, audio: Audio, cut: int, recording: Recording) -> Continuation:
+    """What was made of the first ``cut`` samples of a recording, beside the rest of it."""
     truth = audio.wave[cut:]
     if truth.shape[0] < LEAST_TRUTH_SECONDS * audio.sample_rate:
         truth = truth[:0]
-    elif audio.sample_rate != pipeline.sample_rate:
-        truth = resample(truth, audio.sample_rate, pipeline.sample_rate)
+    elif audio.sample_rate != made.sample_rate:
+        truth = resample(truth, audio.sample_rate, made.sample_rate)
     return Continuation(
-        prompt=result.row()[: int(result.prompt_samples[0])],
-        continuation=result.continuation(),
+        prompt=made.row()[: int(made.prompt_samples[0])],
+        continuation=made.continuation(),
         truth=truth,
-        sample_rate=pipeline.sample_rate,
+        sample_rate=made.sample_rate,
         group=recording.group,
         place=recording.place,
     )

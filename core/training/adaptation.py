@@ -46,13 +46,16 @@ def adapt(component: Component, config: TrainingConfig, place: str, base: bool) 
         )
 
 
-def start_from(component: Component, directory: Path, place: str) -> None:
+def start_from(component: Component, directory: Path, place: str) -> list[str]:
     """Take the tensors of a checkpoint that have the name and the shape of one here.
 
     Args:
         component: with random weights.
         directory: a checkpoint of a component of any kind.
         place: of the setting, for messages.
+
+    Returns:
+        Names of those that stay random.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -65,14 +68,15 @@ def start_from(component: Component, directory: Path, place: str) -> None:
         if name in state and state[name].shape == value.shape
     }
     share = sum(state[name].numel() for name in taken) / sum(x.numel() for x in state.values())
+    lacking = [name for name in state if name not in taken]
     if share < LEAST_TAKEN:
-        lacking = [name for name in state if name not in taken]
         raise TrainingError(
             place,
             f"{directory} has {share:.0%} of the weights: none that fits {lacking[0]!r}, say",
             "name a checkpoint of the same width and depth, or leave this out",
         )
     component.load_state_dict(taken, strict=False)
+    return lacking
 
 
 def matches(name: str, pattern: str) -> bool:

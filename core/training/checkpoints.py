@@ -258,6 +258,20 @@ def load_checkpoint(run: TrainingRun, learner: Learner, newest: Path) -> int:
         ) from error
 
 
+def training_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was trained with, as JSON.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+    """
+    try:
+        return dict(json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8"))["training"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            str(checkpoint), f"cannot be resumed ({error})", "delete it to resume the one before"
+        ) from error
+
+
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint is of."""
     return int(checkpoint.name.removesuffix(FITTED).removeprefix("step-"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segue.core.config.schema import TrainingConfig
 from segue.core.data.share import WHOLE
-from segue.core.errors import TrainingError
+from segue.core.errors import DivergedError
 from segue.core.files import add_line
 from segue.core.interfaces import AcousticCodec, Adversary, Component
 from segue.core.records import Kind
@@ -248,7 +248,7 @@ def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> i
     candidates, tried = on_first(lambda: (way_back(run.directory), len(rollbacks(run.directory))))
     if tried >= run.config.rollbacks or not candidates:
         again = f", after {tried} rollbacks" if tried else ""
-        raise TrainingError(
+        raise DivergedError(
             run.part,
             f"{trouble}{again}",
             f"lower training.learning_rate (now {run.config.learning_rate:g}), or allow more"

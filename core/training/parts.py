@@ -196,9 +196,14 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), ref.use)
     if "training" in component.needs:
+        base = ref.checkpoint is not None
         if source is not None:
-            start_from(component, Path(source), f"{place}.start_from")
-        adapt(component, ref.training, place, (ref.checkpoint or source) is not None)
+            base = not start_from(component, Path(source), f"{place}.start_from")
+        adapt(component, ref.training, place, base)
+    elif source is not None:
+        raise TrainingError(
+            f"{place}.start_from", f"is set, but {plain.use} is not trained", "leave it out"
+        )
     return component.to(workspace.device)
 
 

@@ -209,6 +209,8 @@ def test_reports_that_cannot_be_drawn(segue: Segue) -> None:
     assert segue("plot", "codec", report("a"), other).refused("the reports: share no metric")
     assert segue("plot", "codec", report("a"), "--metrics", "x").refused("a: has no metric 'x'")
     assert segue("plot", "codec", report("a"), "-o", "a.pdf").refused("is not .png")
+    low, high = report("low", sample_rate=16_000), report("high", sample_rate=24_000)
+    assert segue("plot", "codec", low, high).refused("low at 16000, high at 24000", "--sample-rate")
 
 
 def test_a_training_is_drawn(segue: Segue) -> None:

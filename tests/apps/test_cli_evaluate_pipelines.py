@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,10 +38,21 @@ def test_metrics_that_are_named(segue: Segue, common: tuple[object, ...]) -> Non
     assert table.code == 0 and "95 % interval" in table.out and "healthy" in table.out
 
 
-def test_what_is_measured_can_be_listened_to(segue: Segue, common: tuple[object, ...]) -> None:
+def test_what_is_measured_can_be_listened_to(
+    segue: Segue, common: tuple[object, ...], recordings_folder: Path
+) -> None:
     done = segue(*common, "--metrics", "health.v1", "--audio", "heard", "--json")
-    assert (done.code, done.new) == (0, ["heard/001-0.wav", "heard/002-0.wav"])
-    assert [soundfile.info(file).duration for file in done.new] == [1.0, 1.0]
+    files = ["heard/001-0.wav", "heard/002-0.wav"]
+    assert done.code == 0 and done.new == sorted([*files, *(f"{file}.json" for file in files)])
+    told = json.loads(Path(f"{files[1]}.json").read_text())
+    assert told["task"] == "continue" and told["prompt_seconds"] == 0.48  # of whole frames
+    assert [soundfile.info(file).duration for file in files] == [1.0, 1.0]
+    # The prompt's last whole frames come first.
+    starts = [soundfile.read(file, 7000, 320)[0] for file in recordings_folder.rglob("0.wav")]
+    heard = soundfile.read(files[0], 7000)[0]
+    assert min(abs(heard - start).max() for start in starts) < 1e-3
+    again = segue(*common, "--audio", "heard")
+    assert again.refused("heard: holds audio of another evaluation; name a new folder")
     Path("taken").write_text("")
     assert segue(*common, "--audio", "taken").refused("taken")
 

@@ -114,4 +114,6 @@ def test_files_of_any_length_and_rate_share_one_picture(
     assert (tmp_path / "a.png").stat().st_size > (tmp_path / "b.png").stat().st_size > 1000
     with pytest.raises(AudioError, match=r"none\.wav"):
         draw_spectrograms([tmp_path / "none.wav"], tmp_path / "c.png")
+    with pytest.raises(OutputError, match="would show 101 files; name 100"):
+        draw_spectrograms(files[:1] * 101, tmp_path / "c.png")
     assert not (tmp_path / "c.png").exists()

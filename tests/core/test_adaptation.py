@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,14 @@ def test_tensors_of_the_same_name_and_shape_are_taken(tmp_path: Path) -> None:
     torch.manual_seed(1)
     causal = DelayTransformer(DelayTransformerOptions(**options), STAGE)
     masked = MaskedTransformer(MaskedTransformerOptions(blocks="transformer", **options), STAGE)
-    start_from(masked, saved(causal, tmp_path / "causal"), "training.start_from")
+    assert not start_from(masked, saved(causal, tmp_path / "causal"), "training.start_from")
     theirs = causal.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in masked.state_dict().items())
+    # With other codes their table and their heads stay random: adapters alone would not do.
+    other = StageSpec("acoustic", replace(STAGE.target, codebook_size=3), STAGE.given)
+    wider = DelayTransformer(DelayTransformerOptions(**options), other)
+    left = start_from(wider, tmp_path / "causal", "training.start_from")
+    assert left == ["embedding.table.weight", "heads.weight"]
     # Of a conformer it is the attention that fits, and some of the rest.
     conformer = MaskedTransformer(MaskedTransformerOptions(**options), STAGE)
     place = "stages.acoustic.lm.training.start_from"

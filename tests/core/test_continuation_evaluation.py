@@ -28,6 +28,8 @@ class Result:
     def __init__(self, wave: torch.Tensor, prompt: int) -> None:
         self.wave, self.prompt_samples = wave, torch.tensor([prompt])
 
+    sample_rate = RATE
+
     def row(self) -> torch.Tensor:
         return self.wave
 

@@ -271,6 +271,9 @@ def test_training_starts_from_the_tensors_of_another_component(
     both = (masked[0], f"codec.training.start_from={source}")
     with pytest.raises(TrainingError, match=r"start_from.*so is checkpoint"):
         train_part(workspace(tmp_path / "c", recordings_folder, host, *both), "codec")
+    fitted = f"semantic_tokenizer.training.start_from={source}"
+    with pytest.raises(TrainingError, match=r"start_from: is set, but .* is not trained"):
+        train_part(workspace(tmp_path / "d", recordings_folder, host, fitted), "semantic_tokenizer")
 
 
 def test_training_that_cannot_start_keeps_the_config_of_the_run(

@@ -36,13 +36,14 @@ class Sequences:
     positions: Float[Tensor, "B N"]
     valid: Bool[Tensor, "B N"]
 
-    def packed(self, left: bool) -> Sequences:
-        """The same rows with all padding on one side, as wide as the longest one."""
+    def packed(self, left: bool, narrow: bool) -> Sequences:
+        """The same rows with all padding on one side; if ``narrow``, as wide as the longest."""
         if bool(self.valid.all()):
             return self
         order = pack(self.valid, left)
-        width = int(self.valid.sum(dim=1).max())
-        order = order[:, order.shape[1] - width :] if left else order[:, :width]
+        if narrow:
+            width = int(self.valid.sum(dim=1).max())
+            order = order[:, order.shape[1] - width :] if left else order[:, :width]
         parts = (self.x, self.positions, self.valid)
         return Sequences(*(take(part, order) for part in parts))
 
@@ -117,14 +118,20 @@ class FlatTransformer(FlattenedStageLM):
         rows = self._sequences(given, target)
         own = 1 + target.ids.shape[1] * target.ids.shape[2]  # positions of the target, start first
         start = rows.valid[:, :-own].sum(dim=1)
-        rows = rows.packed(left=False)
-        hidden = self.transformer(rows.x, self.transformer.sight(rows.positions))
+        # Without repeats to leave out crops stay as wide as they are: one shape to compile.
+        rows = rows.packed(left=False, narrow=self.config.given_repeats == "remove")
+        positions = rows.positions
+        if not self.time_positions:  # the same for all rows, which then share what depends on them
+            positions = torch.arange(positions.shape[1], device=start.device).expand_as(positions)
+        hidden = self.transformer(rows.x, self.transformer.sight(positions.float()))
         return self._read(hidden, start, target)
 
     def _begin(
         self, given: tuple[Tokens, ...], prompt: Tokens, steps: int, drawer: Drawer
     ) -> Stepper:
-        rows = self._sequences(drawer.given_rows(given), drawer.rows(prompt)).packed(left=True)
+        rows = self._sequences(drawer.given_rows(given), drawer.rows(prompt)).packed(
+            left=True, narrow=True
+        )
         return Decoder(self.transformer, rows.x, rows.positions, rows.valid, steps, self.decoding)
 
     def _embed_token(self, ids: Int64[Tensor, " R"], level: int) -> Float[Tensor, "R D"]:

@@ -117,7 +117,7 @@ def test_gradients_reach_every_weight(detector: SpectralDetector) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, soundfile.LibsndfileError])
 def test_disturbances_that_cannot_be_had_are_left_out(
-    monkeypatch: MonkeyPatch, error: type[Exception]
+    detector: SpectralDetector, monkeypatch: MonkeyPatch, error: type[Exception]
 ) -> None:
     """As with a libsndfile that knows no MP3."""
     write = soundfile.write
@@ -127,9 +127,12 @@ def test_disturbances_that_cannot_be_had_are_left_out(
             raise error(1)
         write(file, *rest, format=format, **named)
 
-    assert list(disturbances(RATE)) == list(DISTURBANCES)
+    assert disturbances(RATE) == (DISTURBANCES, {})
     monkeypatch.setattr(soundfile, "write", old)
-    assert list(disturbances(RATE)) == [name for name in DISTURBANCES if name != "MP3"]
+    report = evaluate_detector(detector, [clip(0, "a", tested=True)])
+    assert list(report["disturbed"]) == [name for name in DISTURBANCES if name != "MP3"]
+    assert list(report["left_out"]) == ["MP3"]
+    assert "libsndfile cannot write it at 16000 Hz" in report["left_out"]["MP3"]
 
 
 def test_disturbances_keep_length_and_most_of_the_sound() -> None:

@@ -169,16 +169,20 @@ def test_repeats_of_given_frames_are_left_out_if_asked(
     assert runs.repeats.sum(dim=1).tolist() == [5, 3]
     model = build(variant, stage)
     seen: list[int] = []
-    inner = model.transformer.forward
+    inner, sight = model.transformer.forward, model.transformer.sight
+    places: list[torch.Tensor] = []
 
     def spy(x, *rest, **named):  # type: ignore[no-untyped-def]
         seen.append(x.shape[1])
         return inner(x, *rest, **named)
 
     monkeypatch.setattr(model.transformer, "forward", spy)
+    monkeypatch.setattr(model.transformer, "sight", lambda x: places.append(x) or sight(x))
     target = tokens(stage.target, 20, 12)
     scores = model.score(StageBatch(target, (runs,)))
     assert seen == [1 + 5 + 1 + 20 * 3]
+    # Rows of the same positions share what depends on them.
+    assert bool((places[0] == places[0][:1]).all()) is (variant == "flat_runs_sequence")
     monkeypatch.undo()
     # How long tokens last is known by their times, and by nothing else.
     shuffled = Tokens.stack(
