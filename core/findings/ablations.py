@@ -80,12 +80,17 @@ def _cut(shop: Workshop, overrides: Sequence[str], name: str, count: int) -> lis
     """Leave ``count`` levels to a stage; one like it draws the rest given these."""
     stage = shop.config(overrides).stage(name)
     assert stage is not None
+    total, passes = _num_levels(shop.study), stage.sampling.iterations
     rest = stage.model_dump(mode="json", exclude_defaults=True) | {
         "name": REST,
-        "predicts": f"acoustic[{count}:{_num_levels(shop.study)}]",
+        "predicts": f"acoustic[{count}:{total}]",
         "given": [f"acoustic[0:{count}]"],
     }
-    cut = [f"stages.{name}.predicts=acoustic[0:{count}]", f"stages={json.dumps([rest])}"]
+    cut = [f"stages.{name}.predicts=acoustic[0:{count}]"]
+    if passes is not None:  # no more than there are levels
+        rest["sampling"] |= {"iterations": passes[: total - count]}
+        cut += assignments(f"stages.{name}.sampling", {"iterations": passes[:count]})
+    cut.append(f"stages={json.dumps([rest])}")
     return [*overrides, *cut]
 
 

@@ -265,6 +265,18 @@ def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) 
         assert found.streams["acoustic"].num_levels == 4, name
 
 
+def test_parts_of_a_cut_stage_have_no_more_passes_than_levels(study: Make) -> None:
+    total = plan(study(source="speech/masked").config, study().host).streams["acoustic"].num_levels
+    given = study(source="speech/masked", levels=(1, total - 1))
+    shop, passes = Workshop(given), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
+        for variant in ablations.level_variants(given, shop).values():
+            stages = shop.config(variant.overrides).stages[1:]
+            passes.append([stage.sampling.iterations for stage in stages])
+    assert passes == [[(16,), (16, 2)], [(16, 2), (16,)]]
+
+
 def test_every_table_depends_on_known_settings(study: Make) -> None:
     for table in TABLES.values():
         assert study().asked(table.uses)["weights"]
