@@ -13,11 +13,11 @@ from segue.apps.cli.output import console, note, print_json, progress_bars
 from segue.apps.cli.reports import held_out
 from segue.core.errors import AudioError, DataError
 
-METRIC = "phones.v1"  # whose recogniser this is
-
 if TYPE_CHECKING:
     from segue.core.data.recordings import Recording
     from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+
+METRIC = "phones.v1"  # whose recogniser this is
 
 
 def command(

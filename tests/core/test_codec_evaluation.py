@@ -52,7 +52,7 @@ class Distance(Metric):
     higher_is_better = False
 
     def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> float:
-        assert reference.shape == audio.shape and reference.shape[0] == 2 * sample_rate
+        assert reference.shape == audio.shape and sample_rate == RATE
         return float((reference - audio).abs().max())
 
 
@@ -99,10 +99,11 @@ def test_figures_of_a_codec(recordings: list[Recording]) -> None:
 def test_metrics_listen_at_one_rate_if_asked(recordings: list[Recording]) -> None:
     rates: list[int] = []
 
-    class Listener(Distance):
+    class Listener(Metric):
         def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> float:
             rates.append(sample_rate)
-            return super().__call__(reference, audio, sample_rate)
+            assert reference.shape == audio.shape == (2 * sample_rate,)
+            return 0.0
 
     codec = Digits(Options())
     for asked in (None, 8000):
