@@ -67,7 +67,8 @@ def start_from(component: Component, directory: Path, place: str) -> list[str]:
         for name, value in found.items()
         if name in state and state[name].shape == value.shape
     }
-    share = sum(state[name].numel() for name in taken) / sum(x.numel() for x in state.values())
+    learnt = {name: x.numel() for name, x in component.named_parameters() if x.requires_grad}
+    share = sum(learnt[name] for name in taken if name in learnt) / max(1, sum(learnt.values()))
     lacking = [name for name in state if name not in taken]
     if share < LEAST_TAKEN:
         raise TrainingError(

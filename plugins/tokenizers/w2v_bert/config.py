@@ -30,33 +30,41 @@ class W2vBertOptions(KMeansOptions):
         layer: whose activations are clustered, 1 being the lowest.
         window_seconds: longer audio is encoded in windows of this length.
         margin_seconds: of what a window has in common with its neighbours, which is dropped.
+        clustered: what is clustered: the ``layer``, or its ``projection``, which ``swap`` learns.
         objective: what the encoder learns from: ``w2v_bert`` (Chung et al., arXiv 2108.06209),
-            ``best_rq`` (Chiu et al., arXiv 2202.01855) or ``hubert`` (Hsu et al., arXiv
-            2106.07447), whose first targets are cepstra, or with bands of notes chroma.
+            ``best_rq`` (Chiu et al., arXiv 2202.01855), ``hubert`` (Hsu et al., arXiv
+            2106.07447), whose first targets are cepstra, or with bands of notes chroma, or ``swap``
+            (Chang et al., arXiv 2305.11072), which tells what a slow copy of the encoder says of
+            another disturbance of the row; best begun from an encoder that is trained.
         mask_share: of the frames that are hidden from the encoder, on average.
         mask_seconds: length of one hidden span.
         mask_fill: what stands in a span: noise or zeros (each band's mean).
         warp: largest factor, less 1, by which the frequencies of a row that the encoder sees are
             stretched or squeezed in training (Jaitly and Hinton, 2013), while ids are those of the
             row as it is: voices differ by such factors, words do not. For music take 0.
+        noise: share of the rows that the encoder hears in stationary noise in training.
+        equalise: standard deviation, in nats, of smooth gains over frequencies in training; what
+            is constant over a row is taken out of it anyway, but not what noise leaves of it.
         seen_weight: of the loss on frames that are not hidden, beside 1 for hidden ones.
-        num_codebooks: G, ids per frame to predict; 1 for ``hubert``.
+        num_codebooks: G, ids per frame to predict; 1 for ``hubert`` and ``swap``.
         target_codes: entries of each codebook.
-        code_width: channels of a codebook's entries (not for ``hubert``).
+        code_width: channels of a codebook's entries and of a projection (not for ``hubert``).
         contrastive_depth: layers of the contrastive module; those above it predict ids.
-        temperature: of the contrastive loss.
+        temperature: of the contrastive loss and of ``swap``.
         diversity: weight of the loss that asks for all codes alike.
         gumbel: temperature of the Gumbel softmax at first and at last.
         gumbel_decay: by which it is multiplied at each step.
         refine_at: for ``hubert``: steps after which targets are clusters of the encoder's own
             ``layer``, as it is then, in place of cepstra; None keeps the cepstra. With 0 and a
             checkpoint, a trained encoder is its own teacher from the start.
+        copy_decay: for ``swap``: share of the slow copy that a step leaves as it was.
     """
 
     of_training = frozenset(
-        {"dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp", "seen_weight",
-         "num_codebooks", "target_codes", "code_width", "contrastive_depth", "temperature",
-         "diversity", "gumbel", "gumbel_decay", "refine_at", "fit_frames", "seed"}
+        {"dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp", "noise",
+         "equalise", "seen_weight", "num_codebooks", "target_codes", "code_width",
+         "contrastive_depth", "temperature", "diversity", "gumbel", "gumbel_decay", "refine_at",
+         "copy_decay", "fit_frames", "seed"}
     )  # fmt: skip
 
     num_clusters: int = Field(default=1024, ge=2)
@@ -74,11 +82,14 @@ class W2vBertOptions(KMeansOptions):
     layer: int = Field(default=5, ge=1)
     window_seconds: float = Field(default=20.0, ge=1.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
-    objective: Literal["w2v_bert", "best_rq", "hubert"] = "hubert"
+    clustered: Literal["layer", "projection"] = "layer"
+    objective: Literal["w2v_bert", "best_rq", "hubert", "swap"] = "hubert"
     mask_share: float = Field(default=0.45, gt=0.0, lt=1.0)
     mask_seconds: float = Field(default=0.24, gt=0.0)
     mask_fill: Literal["noise", "zero"] = "noise"
     warp: float = Field(default=0.2, ge=0.0, lt=0.5)
+    noise: float = Field(default=0.0, ge=0.0, le=1.0)
+    equalise: float = Field(default=0.0, ge=0.0, le=3.0)
     seen_weight: float = Field(default=0.5, ge=0.0)
     num_codebooks: int = Field(default=1, ge=1)
     target_codes: int = Field(default=128, ge=2)
@@ -89,6 +100,7 @@ class W2vBertOptions(KMeansOptions):
     gumbel: tuple[float, float] = (2.0, 0.5)
     gumbel_decay: float = Field(default=0.999, gt=0.0, le=1.0)
     refine_at: int | None = Field(default=None, ge=0)
+    copy_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
 
     @field_validator("gumbel")
     @classmethod
@@ -123,17 +135,30 @@ class W2vBertOptions(KMeansOptions):
                 f"contrastive_depth ({self.contrastive_depth}) leaves no layer of {self.depth} to"
                 " predict ids"
             )
-        if self.objective == "hubert" and self.num_codebooks != 1:
-            raise ValueError(f"hubert has one codebook, not {self.num_codebooks}")
+        if self.objective in ("hubert", "swap") and self.num_codebooks != 1:
+            raise ValueError(f"{self.objective} has one codebook, not {self.num_codebooks}")
         if self.refine_at is not None and self.objective != "hubert":
             raise ValueError(f"refine_at is for hubert, not {self.objective}")
+        if self.objective == "swap" and self.layer != self.depth:
+            raise ValueError(
+                f"swap learns from the uppermost layer: with layer {self.layer}, set depth to"
+                f" {self.layer}, not {self.depth}"
+            )
+        if self.clustered == "projection" and self.objective != "swap":
+            raise ValueError(f"only swap learns a projection, not {self.objective}")
         return self
 
     def identity(self) -> dict[str, Any]:
         """What layers below ``layer`` there are is told by their weights, whatever lies above;
-        mel bands need no lowest note."""
+        mel bands need no lowest note, and a layer is what is clustered unless it is said."""
         unsaid = {"depth", *({"bands", "lowest_note"} if self.bands == "mel" else ())}
+        unsaid |= {"clustered"} if self.clustered == "layer" else set()
         return {key: value for key, value in super().identity().items() if key not in unsaid}
+
+    @property
+    def num_features(self) -> int:
+        """D of what is clustered."""
+        return self.width if self.clustered == "layer" else self.code_width
 
     @property
     def span(self) -> int:

@@ -61,8 +61,15 @@ class LogMel(nn.Module):
             wave: zero beyond each row's length.
             lengths: samples.
         """
+        return self.normalised(self.raw(wave), lengths)
+
+    def raw(self, wave: Wave) -> Mel:
+        """``[B, M, F]`` logarithms of magnitudes."""
         spectra = self.framing.analyse(wave).abs() @ self.filters.to(wave.dtype)
-        mel = torch.log(spectra + FLOOR)
+        return torch.log(spectra + FLOOR)
+
+    def normalised(self, mel: Mel, lengths: Lengths) -> Mel:
+        """What ``forward`` makes of raw ones."""
         inside = valid_mask(-(-lengths // self.hop), mel.shape[1])[..., None]
         count = inside.sum(1, keepdim=True).clamp(min=1)
         mel = (mel - (mel * inside).sum(1, keepdim=True) / count) * inside

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn import functional
 
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.encoder import LOWEST_HERTZ, Mask, Mel
+from segue.plugins.tokenizers.w2v_bert.encoder import Frames, Mask, Mel
 
 NOISE = 0.3  # standard deviation; a band's is 1
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One batch as an objective sees it.
+
+    Attributes:
+        mel: whole spectra, from which targets are made.
+        valid: frames that are no padding.
+        hidden: frames that the encoder did not see.
+        states: activations of all layers for what was left, the lowest layer's first.
+    """
+
+    mel: Mel
+    valid: Mask
+    hidden: Mask
+    states: list[Frames]
 
 
 def draw_spans(valid: Mask, config: W2vBertOptions, random: torch.Generator | None) -> Mask:
@@ -32,34 +49,6 @@ def draw_spans(valid: Mask, config: W2vBertOptions, random: torch.Generator | No
         functional.pad(begin.float(), (config.span - 1, 0)), config.span, stride=1
     )
     return (reached > 0) & valid
-
-
-def warped_bands(
-    factors: Float[Tensor, "B"], count: int, lowest: float, highest: float
-) -> Float[Tensor, "B F"]:
-    """Where, in bands, the sound of each mel band is when frequencies are multiplied by factors."""
-    ends = torch.log1p(torch.tensor([lowest, highest], dtype=factors.dtype) / 700.0)
-    step = (ends[1] - ends[0]).item() / (count + 1)
-    mels = ends[0].item() + step * torch.arange(1, count + 1).to(factors)
-    hertz = 700.0 * torch.expm1(mels) * factors[:, None]
-    return ((torch.log1p(hertz / 700.0) - ends[0].item()) / step - 1).clamp(0, count - 1)
-
-
-def warp(mel: Mel, config: W2vBertOptions, random: torch.Generator | None) -> Mel:
-    """Each row's frequencies, multiplied by a factor of its own."""
-    spread = 2 * torch.rand(mel.shape[0], generator=random) - 1
-    factors = ((1 + config.warp) ** spread).to(mel)
-    if config.bands == "note":  # a semitone is a step wherever it is
-        steps = 12 * torch.log2(factors)[:, None]
-        places = (torch.arange(config.num_mels).to(mel) + steps).clamp(0, config.num_mels - 1)
-    else:
-        places = warped_bands(factors, config.num_mels, LOWEST_HERTZ, config.sample_rate / 2)
-    below = places.floor().long().clamp(max=config.num_mels - 2)
-    share = (places - below)[:, None]
-    low, high = (
-        mel.gather(2, index[:, None].expand(-1, mel.shape[1], -1)) for index in (below, below + 1)
-    )
-    return low + share * (high - low)
 
 
 def hide(mel: Mel, hidden: Mask, config: W2vBertOptions, random: torch.Generator | None) -> Mel:

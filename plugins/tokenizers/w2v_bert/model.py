@@ -18,11 +18,14 @@ from segue.plugins.models.common.transformer import transformer_blocks
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.encoder import Encoder, LogMel, valid_mask
-from segue.plugins.tokenizers.w2v_bert.masking import draw_spans, hide, warp
-from segue.plugins.tokenizers.w2v_bert.objectives import Masked, make_objective
+from segue.plugins.tokenizers.w2v_bert.disturbing import disturb
+from segue.plugins.tokenizers.w2v_bert.encoder import Encoder, LogMel, Mel, valid_mask
+from segue.plugins.tokenizers.w2v_bert.masking import Masked, draw_spans, hide
+from segue.plugins.tokenizers.w2v_bert.objectives import make_objective
+from segue.plugins.tokenizers.w2v_bert.swap import Swap
 
 VALIDATION_SEED = 0
+PROJECTION = "objective.head.projection."
 
 
 class W2vBertTokenizer(KMeansTokenizer):
@@ -36,7 +39,7 @@ class W2vBertTokenizer(KMeansTokenizer):
     config: W2vBertOptions
 
     def __init__(self, config: W2vBertOptions) -> None:
-        super().__init__(config, config.width)
+        super().__init__(config, config.num_features)
         self.mel = LogMel(config)
         self.encoder = Encoder(config)
         self.objective = make_objective(config, self.encoder)
@@ -52,27 +55,34 @@ class W2vBertTokenizer(KMeansTokenizer):
             self.fitted.fill_(False)
         random = None if self.training else torch.Generator().manual_seed(VALIDATION_SEED)
         inside = valid_mask(batch.lengths, batch.wave.shape[1])
-        mel = self.mel((batch.wave * inside).to(self.centroids.dtype), batch.lengths)
+        raw = self.mel.raw((batch.wave * inside).to(self.centroids.dtype))
+        heard = targets = self.mel.normalised(raw, batch.lengths)
+        if self.training:
+            heard = self._disturbed(raw, batch.lengths)
+            if self.config.objective == "swap":
+                targets = self._disturbed(raw, batch.lengths)
         frames = -(-batch.lengths // self.spec.frame_size)
-        valid = valid_mask(frames, mel.shape[1] // self.config.subframes)
+        valid = valid_mask(frames, heard.shape[1] // self.config.subframes)
         hidden = draw_spans(valid, self.config, random)
-        heard = warp(mel, self.config, random) if self.training and self.config.warp else mel
         seen = hide(heard, hidden, self.config, random)
         states = self.encoder(seen, valid, self.config.depth)
         losses: Mapping[str, Tensor] = self.objective(
-            Masked(mel, valid, hidden, states), self.encoder
+            Masked(targets, valid, hidden, states), self.encoder
         )
         return losses
 
+    def _disturbed(self, raw: Mel, lengths: Lengths) -> Mel:
+        return self.mel.normalised(disturb(raw, self.config, None), lengths)
+
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        """Activations of the layer, each row on its own: sums over padded rows would be taken in
-        another order, and a token close to two centroids could go to either."""
+        """Activations of the layer or their projection, each row on its own: sums over padded rows
+        would be taken in another order, and a token close to two centroids could go to either."""
         size = self.spec.frame_size
-        found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // size), self.config.width)
+        found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // size), self.config.num_features)
         for row, length in enumerate(lengths.tolist()):
             if length:
                 part = in_windows(
-                    self._layer, wave[row, :length], size,
+                    self._activations, wave[row, :length], size,
                     self._frames(self.config.window_seconds),
                     self._frames(self.config.margin_seconds),
                 )  # fmt: skip
@@ -82,18 +92,27 @@ class W2vBertTokenizer(KMeansTokenizer):
     def _frames(self, seconds: float) -> int:
         return round(seconds * self.config.frame_rate)
 
-    def _layer(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
-        """Activations of audio that is not too long."""
+    def _activations(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+        """Of audio that is not too long."""
         lengths = torch.tensor([wave.shape[0]], device=wave.device)
         mel = self.mel(wave[None], lengths).to(self.centroids.dtype)
         frames = mel.shape[1] // self.config.subframes
         valid = torch.ones(1, frames, dtype=torch.bool, device=wave.device)
         states: list[Tensor] = self.encoder(mel, valid, self.config.layer)
-        return states[-1][0]
+        if self.config.clustered == "layer":
+            return states[-1][0]
+        assert isinstance(self.objective, Swap)
+        projected: Tensor = self.objective.head.project(states[-1][0])
+        return projected
 
     def token_state(self) -> Mapping[str, Tensor]:
-        """Of the encoder only what lies below the clustered layer, without the training parts."""
+        """Of the encoder only what lies below the clustered layer, of the training parts only a
+        clustered projection."""
         above = range(self.config.layer, self.config.depth)
         blocks = (f"encoder.conformer.blocks.{number}." for number in above)
         unused = ("objective.", "encoder.conformer.norm.", *blocks)
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(unused)}
+        every = self.state_dict()
+        found = {key: value for key, value in every.items() if not key.startswith(unused)}
+        if self.config.clustered == "projection":
+            found |= {k: v for k, v in every.items() if k.startswith(PROJECTION)}
+        return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.encoder import Encoder, Frames, Mask, Mel
+from segue.plugins.tokenizers.w2v_bert.encoder import Encoder
+from segue.plugins.tokenizers.w2v_bert.masking import Masked
+from segue.plugins.tokenizers.w2v_bert.swap import Swap
 from segue.plugins.tokenizers.w2v_bert.targets import (
     CepstralClusters,
     ChromaClusters,
@@ -24,23 +25,6 @@ from segue.plugins.tokenizers.w2v_bert.targets import (
     RandomQuantizer,
     perplexity,
 )
-
-
-@dataclass(frozen=True)
-class Masked:
-    """One batch as an objective sees it.
-
-    Attributes:
-        mel: whole spectra.
-        valid: frames that are no padding.
-        hidden: frames that the encoder did not see.
-        states: activations of all layers for what was left, the lowest layer's first.
-    """
-
-    mel: Mel
-    valid: Mask
-    hidden: Mask
-    states: list[Frames]
 
 
 class Prediction(nn.Module):
@@ -222,4 +206,6 @@ def make_objective(config: W2vBertOptions, encoder: Encoder) -> nn.Module:
     """The training parts that ``config.objective`` names."""
     if config.objective == "best_rq":
         return BestRq(config)
+    if config.objective == "swap":
+        return Swap(config, encoder)
     return Hubert(config, encoder) if config.objective == "hubert" else W2vBert(config)

@@ -9,8 +9,8 @@ import torch
 
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
+from segue.plugins.tokenizers.w2v_bert.disturbing import warp
 from segue.plugins.tokenizers.w2v_bert.encoder import LogMel
-from segue.plugins.tokenizers.w2v_bert.masking import warp
 from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.targets import ChromaClusters
 

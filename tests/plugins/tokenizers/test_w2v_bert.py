@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,16 +10,20 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from segue.core.checkpoint import save_component
 from segue.core.conformance import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.core.conformance.synthetic import fit_on_synthetic
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import WaveBatch
+from segue.core.training.adaptation import start_from
 from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
+from segue.plugins.tokenizers.w2v_bert.disturbing import disturb, in_noise, warp, warped_bands
 from segue.plugins.tokenizers.w2v_bert.encoder import valid_mask
-from segue.plugins.tokenizers.w2v_bert.masking import draw_spans, hide, warp, warped_bands
+from segue.plugins.tokenizers.w2v_bert.masking import draw_spans, hide
 from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.objectives import GumbelQuantizer, Hubert
+from segue.plugins.tokenizers.w2v_bert.swap import Swap, given_alike
 from segue.plugins.tokenizers.w2v_bert.targets import OnlineClusters, RandomQuantizer, perplexity
 
 TINY: dict[str, Any] = {
@@ -26,7 +31,10 @@ TINY: dict[str, Any] = {
     "contrastive_depth": 1, "target_codes": 12, "code_width": 8, "num_mels": 20,
 }  # fmt: skip
 PLAIN = {"warp": 0.0, "seen_weight": 0.0}
-OBJECTIVES = ["w2v_bert", "best_rq", "hubert"]
+SWAP: dict[str, Any] = {"objective": "swap", "depth": 2, "clustered": "projection"}
+OBJECTIVES: list[dict[str, Any]] = [
+    {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP,
+]  # fmt: skip
 LENGTHS = [32_000, 25_000, 6_001, 70]
 
 
@@ -55,6 +63,12 @@ def speech() -> WaveBatch:
             | {"objective": "hubert", "refine_at": 1, "window_seconds": 1, "margin_seconds": 0.2},
             label="hubert-windows",
         ),
+        Subject(
+            "semantic_tokenizer",
+            "w2v_bert.v1",
+            TINY | SWAP | {"noise": 0.5, "equalise": 0.5},
+            label="swap",
+        ),
     ]
 )  # fmt: skip
 def test_conformance(subject: Subject, check: Check) -> None:
@@ -65,9 +79,9 @@ def test_conformance(subject: Subject, check: Check) -> None:
 
 
 @pytest.mark.parametrize("extra", [PLAIN, {"warp": 0.1, "seen_weight": 0.5, "mask_fill": "zero"}])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_can_be_learnt(objective: str, extra: dict[str, Any]) -> None:
-    model = build(objective=objective, dropout=0.0, **extra).train()
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
+def test_every_objective_can_be_learnt(options: dict[str, Any], extra: dict[str, Any]) -> None:
+    model = build(**options, dropout=0.0, **extra).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = ragged_audio([32_000, 20_000], 16_000)
     losses, figures = [], {}
@@ -86,19 +100,19 @@ def test_every_objective_can_be_learnt(objective: str, extra: dict[str, Any]) ->
     assert unreached - later <= {"encoder.conformer.norm.weight"}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_steps_are_repeated_under_a_seed(objective: str) -> None:
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
+def test_steps_are_repeated_under_a_seed(options: dict[str, Any]) -> None:
     found = []
     for _ in range(2):
-        model = build(objective=objective).train()
+        model = build(**options).train()
         torch.manual_seed(5)
         found.append(model.training_step(speech())["loss"])
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_validation_draws_the_same_spans_and_learns_nothing(objective: str) -> None:
-    model = build(objective=objective).train()
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
+def test_validation_draws_the_same_spans_and_learns_nothing(options: dict[str, Any]) -> None:
+    model = build(**options).train()
     model.training_step(speech())
     model.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -107,12 +121,12 @@ def test_validation_draws_the_same_spans_and_learns_nothing(objective: str) -> N
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_what_lies_beyond_a_row_is_not_learnt_from(objective: str) -> None:
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
+def test_what_lies_beyond_a_row_is_not_learnt_from(options: dict[str, Any]) -> None:
     batch = speech()
     beyond = ~valid_mask(batch.lengths, batch.wave.shape[1])
     noisy = WaveBatch(batch.wave + beyond * torch.rand_like(batch.wave), batch.lengths)
-    model = build(objective=objective).eval()
+    model = build(**options).eval()
     quiet, loud = (model.training_step(b)["loss"] for b in (batch, noisy))
     assert torch.equal(quiet, loud)
 
@@ -171,7 +185,95 @@ def test_warping_moves_a_tone_to_its_new_band() -> None:
     assert torch.allclose(plain, tone.expand(3, 7, 80), atol=1e-3)
 
 
+def test_noise_covers_what_is_quiet_in_its_share_of_rows() -> None:
+    mel = torch.full((400, 6, 20), -11.0)
+    mel[:, :, 5] = 0.0  # a loud band
+    found = in_noise(mel, 0.25, torch.Generator().manual_seed(0))
+    changed = (found != mel).flatten(1).any(1)
+    assert 0.18 < changed.float().mean() < 0.32
+    noisy = found[changed]
+    assert (noisy >= mel[changed]).all()
+    assert (noisy[:, :, 5].abs() < 0.3).float().mean() > 0.9  # stands out of nearly any noise
+    floor = noisy[:, :, 10]
+    assert -9.5 < floor.mean(1).min() < -8 and -5 < floor.mean(1).max() < -3
+    assert floor.std(1).mean() < 0.5  # stationary
+
+
+def test_disturbing_leaves_an_undisturbed_row_alone() -> None:
+    mel = torch.randn(3, 12, 20)
+    plain = {"warp": 0.0, "noise": 0.0, "equalise": 0.0}
+    assert torch.equal(disturb(mel, W2vBertOptions(**(TINY | plain)), None), mel)
+    gained = disturb(mel, W2vBertOptions(**(TINY | plain | {"equalise": 0.5})), None) - mel
+    torch.testing.assert_close(gained, gained[:, :1].expand_as(gained))  # the same all along
+    assert gained.std() > 0.2 and gained[:, 0].diff(dim=1).abs().max() < 1.0
+
+
 # --- targets ----------------------------------------------------------------------------------
+
+
+def test_prototypes_are_given_alike() -> None:
+    """Though all frames are closest to the same few."""
+    torch.manual_seed(0)
+    cosines = 0.15 * torch.randn(600, 12)
+    cosines[:, :2] += 0.4
+    assert torch.bincount(cosines.argmax(1), minlength=12)[2:].sum() < 100
+    shares = given_alike(cosines)
+    torch.testing.assert_close(shares.sum(1), torch.ones(600))
+    assert (shares.sum(0) - 50).abs().max() < 10
+    # Who goes to a prototype is who is closest to it among those that could.
+    most = shares[:, 5].topk(20).indices
+    assert cosines[most, 5].mean() > cosines[:, 5].mean() + 0.15
+
+
+def test_the_slow_copy_follows() -> None:
+    model = build(**SWAP, copy_decay=0.75).train()
+    objective = model.objective
+    assert isinstance(objective, Swap)
+    with torch.no_grad():
+        model.encoder.subsampling.out.weight.add_(0.1)
+    first = model.encoder.subsampling.out.weight.clone()
+    model.training_step(speech())
+    torch.testing.assert_close(objective.encoder_copy.subsampling.out.weight, first)
+    with torch.no_grad():
+        model.encoder.subsampling.out.weight.add_(0.4)
+    model.training_step(speech())
+    torch.testing.assert_close(objective.encoder_copy.subsampling.out.weight, first + 0.1)
+    copies = [*objective.encoder_copy.parameters(), *objective.head_copy.parameters()]
+    assert not any(p.requires_grad for p in copies)
+
+
+def test_a_projection_is_clustered_and_sealed() -> None:
+    model = build(**SWAP).eval()
+    wave = speech().wave[:1].double()
+    with torch.no_grad():
+        found = model.features(wave, torch.tensor([32_000]))
+    assert found.shape == (1, 50, 8)
+    torch.testing.assert_close(found.norm(dim=2), torch.ones(1, 50).double())
+    fit_on_synthetic(model)
+    sealed = model.seal("x.v1")
+    assert isinstance(model.objective, Swap)
+    with torch.no_grad():
+        model.objective.head.prototypes.add_(1)
+    assert model.seal("x.v1") == sealed
+    with torch.no_grad():
+        model.objective.head.projection.bias.add_(1)
+    assert model.seal("x.v1") != sealed
+
+
+def test_swapping_begins_where_another_objective_ended(tmp_path: Path) -> None:
+    """Though the copies of the encoder are in no checkpoint of tokens."""
+    first = build(depth=3, layer=2)
+    fit_on_synthetic(first)
+    first.seal("x.v1")
+    save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {})
+    second = build(seed=1, **SWAP)
+    left = start_from(second, tmp_path, "semantic_tokenizer.training.start_from")
+    assert "objective.head.prototypes" in left and "encoder.subsampling.out.weight" not in left
+    second.train().training_step(speech())
+    assert isinstance(second.objective, Swap)
+    block = "conformer.blocks.1.attention.out.weight"
+    taken = first.state_dict()[f"encoder.{block}"]
+    assert torch.equal(second.objective.encoder_copy.state_dict()[block], taken)
 
 
 def test_a_random_quantizer_is_fixed_and_uses_many_codes() -> None:
@@ -320,6 +422,10 @@ def test_a_window_sees_its_margins() -> None:
         ({"objective": "best_rq", "refine_at": 5}, "refine_at is for hubert"),
         ({"window_seconds": 3, "margin_seconds": 2}, "two margins"),
         ({"window": 100}, "window"),
+        ({"objective": "swap", "layer": 2}, "set depth to 2"),
+        ({"objective": "swap", "depth": 2, "num_codebooks": 2}, "swap has one codebook"),
+        ({"clustered": "projection"}, "only swap"),
+        ({"noise": 1.5}, "noise"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], word: str) -> None:
