@@ -64,6 +64,12 @@ def command(
     levels: Annotated[
         str, typer.Option(help="Numbers of levels that are drawn given semantic tokens.")
     ] = "2,4,8",
+    codes: Annotated[
+        str, typer.Option(help="Frames per second x levels x codes per level of codecs.")
+    ] = "25x16x1024,50x8x1024,100x4x1024,50x10x256,50x7x4096",
+    codec_steps: Annotated[int, typer.Option(min=1, help="Training of each of --codes.")] = 1500,
+    lm_width: Annotated[int, typer.Option(min=1, help="Of the model of each of --codes.")] = 192,
+    lm_depth: Annotated[int, typer.Option(min=1, help="Of the model of each of --codes.")] = 4,
     seed: SeedOption = 0,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
@@ -72,6 +78,7 @@ def command(
     """Tables of what the paper found, here: JSON of each, and results.md of all."""
     from segue.core.building import checked_device
     from segue.core.files import check_writable
+    from segue.core.findings.code_shape import read_shapes
     from segue.core.findings.report import RESULTS, VERDICTS
     from segue.core.findings.reproduce import TABLES, chosen_tables, reproduce
     from segue.core.findings.study import Settings, Study, suite_of
@@ -79,7 +86,8 @@ def command(
 
     conditions(where or [])
     host = default_host()
-    with named({"tables": "--tables", "piece_seconds": "--piece-seconds"}):
+    places = {"tables": "--tables", "piece_seconds": "--piece-seconds", "codes": "--codes"}
+    with named(places):
         wanted = chosen_tables([n.strip() for n in tables.split(",")] if tables else list(TABLES))
         check_writable(output / RESULTS)
         suite = suite_of(domain, host)
@@ -102,6 +110,10 @@ def command(
             steps=steps,
             clusters=tuple(whole_numbers(clusters, "--clusters")),
             levels=tuple(whole_numbers(levels, "--levels")),
+            codes=read_shapes(codes),
+            codec_steps=codec_steps,
+            lm_width=lm_width,
+            lm_depth=lm_depth,
         )
         reports = {}
         with progress_bars(json) as progress:

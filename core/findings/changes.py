@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.component_manifest import read_manifest
-from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig
+from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
 from segue.core.findings.finding import InapplicableError
 from segue.core.manager import PluginHost
 from segue.core.spec import SEMANTIC, StreamSlice
@@ -77,15 +77,22 @@ def swapped(
 
 
 def steps_of(config: PipelineConfig, steps: int, stages: Sequence[str]) -> list[str]:
-    """A training of so many steps, saved as often as it takes to lose little when it is killed."""
+    """A training of so many steps for each of these stages."""
     found = []
     for stage in config.stages:
         if stage.name in stages:
-            warm_up = min(stage.lm.training.warmup_steps, round(WARM_UP * steps))
-            every = max(1, steps // SAVES)
-            values = {"steps": steps, "warmup_steps": warm_up, "save_every": every}
+            values = short_training(stage.lm.training, steps)
             found += assignments(f"stages.{stage.name}.lm.training", values)
     return found
+
+
+def short_training(training: TrainingConfig, steps: int) -> dict[str, int]:
+    """So many steps, saved as often as it takes to lose little when they are killed."""
+    return {
+        "steps": steps,
+        "warmup_steps": min(training.warmup_steps, round(WARM_UP * steps)),
+        "save_every": max(1, steps // SAVES),
+    }
 
 
 def assignments(place: str, values: Mapping[str, Any]) -> list[str]:

@@ -51,7 +51,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "```console", *(f"$ {c}" for c in report["commands"]), "```", ""])
 
 
-TOLD = ("data", "items", "prompt_seconds", "seconds", "seed", "steps", "overrides", "weights")
+TOLD = (
+    "data", "items", "prompt_seconds", "seconds", "seed", "codec_steps", "steps", "overrides",
+    "weights",
+)  # fmt: skip
 
 
 def _line(cells: Iterable[str]) -> str:

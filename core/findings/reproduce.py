@@ -10,6 +10,7 @@ from segue.core.errors import ConfigError
 from segue.core.files import as_json, write_json
 from segue.core.findings import (
     ablations,
+    codes,
     masked,
     preference,
     structure,
@@ -30,6 +31,7 @@ TABLES: dict[str, Table] = {
     "clusters": ablations.CLUSTERS,
     "levels": ablations.LEVELS,
     "masked": masked.TABLE,
+    "codes": codes.TABLE,
 }
 
 

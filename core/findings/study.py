@@ -54,6 +54,10 @@ class Settings:
         steps: that the stages of a variant are trained for.
         clusters: numbers of semantic clusters.
         levels: numbers of levels that are drawn given the semantic tokens.
+        codes: shapes of acoustic tokens, as ``read_shapes`` makes them.
+        codec_steps: that the codec of each shape is trained for.
+        lm_width: channels of the model of each shape's tokens.
+        lm_depth: its layers.
     """
 
     domain: str
@@ -74,6 +78,10 @@ class Settings:
     steps: int = 400
     clusters: tuple[int, ...] = (128, 512)
     levels: tuple[int, ...] = (2, 4, 8)
+    codes: tuple[str, ...] = ("25x16x1024", "50x8x1024", "100x4x1024", "50x10x256", "50x7x4096")
+    codec_steps: int = 1500
+    lm_width: int = 192
+    lm_depth: int = 4
 
 
 TRUTH = "true continuation"  # name of a row

@@ -27,7 +27,7 @@ class Variant:
     Attributes:
         name: of its training directory.
         overrides: of the given pipeline's config, whose stages have no weights.
-        own_tokens: its semantic tokenizer is to be fitted anew.
+        own_tokens: tokenizers without a checkpoint are trained, the semantic one is fitted anew.
     """
 
     name: str
@@ -72,7 +72,8 @@ class Workshop:
         """Train it, or go on; the directory of the variant's pipeline."""
         workspace = self._workspace(variant)
         if variant.own_tokens:
-            train_part(workspace, TOKENIZER)
+            if TOKENIZER in workspace.config.parts:
+                train_part(workspace, TOKENIZER)
             return train_all(workspace)
         link_to(self._tokens(), workspace.directory / TOKENS)
         for part, ref in workspace.config.parts.items():
@@ -85,12 +86,13 @@ class Workshop:
 
     def commands(self, variant: Variant) -> list[str]:
         """Plain ones that train it."""
+        fitted = variant.own_tokens and TOKENIZER in self.config(variant.overrides).parts
         return [
             plain_command(
                 f"train {part}", config=self.base, data=self.study.settings.data,
                 output=self.directory(variant), set=variant.overrides,
             )
-            for part in ((TOKENIZER, "all") if variant.own_tokens else ("all",))
+            for part in ((TOKENIZER, "all") if fitted else ("all",))
         ]  # fmt: skip
 
     def _workspace(self, variant: Variant) -> Workspace:

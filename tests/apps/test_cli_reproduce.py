@@ -46,6 +46,8 @@ def test_commands_of_a_table_give_its_figures(segue: Segue, common: tuple[object
         (("--tables", "nope"), "--tables: 'nope' is unknown; use some of tokens, voice"),
         (("--temperatures", "warm"), "--temperatures: 'warm' is no list of numbers"),
         (("--clusters", "many"), "--clusters: 'many' is no list of numbers"),
+        (("--codes", "50x8"), "--codes: '50x8' is no shape of codes; write 25x16x1024"),
+        (("--tables", "codes", "--codes", "75x5x16"), "--codes: 75x5x16 is of frames of 213.333"),
         (("--where", "label"), "--where: 'label' is no condition"),
         (("--seconds", 99), "no recording lasts 100 s"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 from segue.core.assembly import plan
+from segue.core.component_manifest import read_manifest
 from segue.core.errors import ConfigError, DataError, OutputError
-from segue.core.findings import ablations, masked, structure
+from segue.core.findings import ablations, codes, masked, structure
+from segue.core.findings.code_shape import CodeShape, read_shapes
 from segue.core.findings.finding import above, better
 from segue.core.findings.reproduce import TABLES, chosen_tables, reproduce
 from segue.core.findings.study import Settings, Study
@@ -55,6 +58,10 @@ def study(tiny_pipelines: dict[str, Path], recordings_folder: Path, tmp_path: Pa
         steps=2,
         clusters=(8, 12),
         levels=(1, 8),
+        codes=("25x2x16", "100x2x8"),
+        codec_steps=2,
+        lm_width=16,
+        lm_depth=1,
     )
 
     def make(**changes: Any) -> Study:
@@ -214,6 +221,71 @@ def test_ablations(study: Make) -> None:
     assert list(found["rows"]) == ["1 coarse levels", "3 coarse levels", "true continuation"]
 
 
+def test_shapes_of_codes(study: Make) -> None:
+    one = study()
+    found = made(one, "codes")
+    assert list(found["rows"]) == ["25 Hz, 2 levels of 16", "100 Hz, 2 levels of 8"]
+    slow, fast = found["rows"].values()
+    assert (slow["kbit/s"], fast["kbit/s"]) == (0.2, 0.6)
+    assert slow["log_mel.v1"]["mean"] > 0 and 0 < slow["least codes used"] <= 1
+    for row, levels, rate in ((slow, 2, 25), (fast, 2, 100)):
+        nats = sum(row[f"LM nats of level_{level}"]["mean"] for level in range(levels))
+        bits = row["LM kbit/s"]["mean"] * 1000
+        assert bits == pytest.approx(nats / math.log(2) * rate)
+        assert row["LM share"]["mean"] == pytest.approx(bits / 1000 / row["kbit/s"])
+        assert row["LM bits per token"]["mean"] == pytest.approx(bits / levels / rate)
+        assert row["LM share"]["count"] == 2
+        assert 0.5 < row["LM share"]["mean"] < 2  # next to nothing is learnt
+    assert fast["training TFLOP"] > slow["training TFLOP"]
+    assert len(found["claims"]) == 2 and found["claims"][0]["claim"].startswith("25 Hz")
+    run = one.directory / "runs" / "codes-25x2x16"
+    codec = read_manifest(run / "pipeline" / "codec")
+    assert (codec.options["hop"], codec.options["window"]) == (640, 1280)
+    assert codec.options["adversary"]["stft_windows"] == []
+    assert not (run / "pipeline" / "semantic_tokenizer").exists()
+
+    kept = [path.stat().st_mtime_ns for path in run.rglob("model.safetensors")]
+    more = made(study(codes=("25x2x16", "50x3x32")), "codes")  # the pipeline's own comes with it
+    assert more["rows"]["25 Hz, 2 levels of 16"] == slow
+    assert [path.stat().st_mtime_ns for path in run.rglob("model.safetensors")] == kept
+    own = "50 Hz, 3 levels of 32 is better than 25 Hz, 2 levels of 16 by log_mel.v1"
+    assert more["claims"][0]["claim"] == own
+    with pytest.raises(OutputError, match="trained with other settings"):
+        reproduce(study(codec_steps=3), "codes")
+
+
+def test_what_shapes_of_codes_may_be(study: Make) -> None:
+    assert read_shapes("25x16x1024, 12.5x8x2,25x16x1024") == ("25x16x1024", "12.5x8x2")
+    for wrong, problem in {
+        "50x8": "'50x8' is no shape of codes; write 25x16x1024",
+        "50x8x1024,": "'' is no shape of codes",
+        "0x8x2": "'0x8x2' has no frames",
+        "50x0x2": "no levels",
+        "50x1x1": "fewer than 2 codes",
+    }.items():
+        with pytest.raises(ConfigError, match=problem):
+            read_shapes(wrong)
+    with pytest.raises(ConfigError, match=r"75x5x1024 is of frames of 213.333 samples at 16000"):
+        reproduce(study(codes=("75x5x1024",)), "codes")
+    told = CodeShape.parse("80x5x1024").options({"sample_rate": 16000, "window": 640})
+    assert told == {"hop": 200, "window": 640, "num_levels": 5, "codebook_size": 1024}
+
+
+def test_shapes_that_none_is_better_than() -> None:
+    def row(sound: float, bits: float) -> dict[str, Any]:
+        return {"sound": {"mean": sound}, "bits": {"mean": bits}}
+
+    rows = {"a": row(1, 3), "b": row(3, 1), "c": row(2, 3), "d": row(2, 2)}
+    assert codes.unbeaten(rows, {"sound": "low", "bits": "low"}) == ["a", "b", "d"]
+    assert codes.unbeaten(rows, {"sound": "high", "bits": "low"}) == ["b"]
+
+
+def test_codecs_that_are_not_trained_here_have_no_shapes(study: Make) -> None:
+    other = study(overrides=("codec.use=soundstream.v1",))
+    report, told = reproduce(other, "codes")
+    assert report is None and "the codec, soundstream.v1, is none to be trained" in told
+
+
 @pytest.mark.parametrize("source", ["speech/masked", "piano/three_stage"])
 def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> None:
     other = study(source=source, levels=(2, 4))
@@ -228,6 +300,8 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
         "clusters-12": [stage.name for stage in other.config.stages],
         "levels-2": [*one, "rest"],
         "levels-4": [*one, "rest"],
+        "codes-25x2x16": one[1:],
+        "codes-100x2x8": one[1:],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
@@ -236,6 +310,7 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
             | masked.variants(other, shop)
             | ablations.cluster_variants(other)
             | ablations.level_variants(other, shop)
+            | codes.variants(other)
         )
     configs = {variant.name: shop.config(variant.overrides) for variant in every.values()}
     plans = {name: plan(config, other.host) for name, config in configs.items()}
