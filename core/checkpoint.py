@@ -40,7 +40,8 @@ def save_component(
             eight-bit codes of matrices (``segue.core.eight_bits``). A tokenizer's are never
             changed, as its fingerprint is a hash of them: those that half precision holds exactly
             are stored in it.
-        state: the component's state dict, if it was put together from several ranks.
+        state: the component's state dict, if it was put together from several ranks, or a
+            tokenizer's ``token_state``.
     """
     if isinstance(component, Tokenizer):
         component.seal(use)
@@ -99,13 +100,16 @@ def _plain(component: Component, state: Mapping[str, torch.Tensor]) -> dict[str,
 def load_state(component: Component, directory: Path, use: str) -> None:
     """Load the weights of ``directory`` into a component built from its manifest.
 
+    A tokenizer's may be those of ``token_state`` alone: parts that only training needs then stay
+    as they were built.
+
     Raises:
         CheckpointError: if weights are missing, unfit, or not those that were fingerprinted.
     """
     stored = load_tensors(directory)
     try:
         # Stored halves and codes become the component's own floating-point type.
-        load_plain(component, stored)
+        load_plain(component, {**_of_training(component), **stored})
     except RuntimeError as error:
         raise CheckpointError(
             str(directory / WEIGHTS),
@@ -114,6 +118,14 @@ def load_state(component: Component, directory: Path, use: str) -> None:
         ) from error
     if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
+
+
+def _of_training(component: Component) -> dict[str, Tensor]:
+    """The tensors of a tokenizer that no token depends on."""
+    if not isinstance(component, Tokenizer):
+        return {}
+    needed = component.token_state()
+    return {key: value for key, value in component.state_dict().items() if key not in needed}
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
     python tools/ship_tokenizer.py PART TRAINED TARGET [LEVELS]   (codec runs/speech/codec codec/ 8)
 
 LEVELS keeps the first levels of a codec only, which are a codec too: fewer tokens for the stages.
+What only training needs is left out.
 Weights are rounded first and the fingerprint is taken of the rounded ones, so what is shipped is a
 tokenizer of its own: tokens that the unrounded one made are refused.
 """
@@ -37,8 +38,9 @@ def main(part: str, source: str, target: str, levels: str = "") -> None:
                 sys.exit(f"{directory} holds numbers that half precision cannot")
     with atomic_directory(Path(target)) as temporary:
         save_component(
-            component, temporary, manifest.kind, manifest.use, manifest.trained, torch.float16
-        )
+            component, temporary, manifest.kind, manifest.use, manifest.trained, torch.float16,
+            component.token_state(),
+        )  # fmt: skip
     load_component(Path(target), default_host(), part)  # its fingerprint is that of what was stored
     print(f"{target}: {(Path(target) / WEIGHTS).stat().st_size / 1e6:.1f} MB from {directory}")
 

@@ -6,6 +6,8 @@ SOURCE is what `segue prepare DOMAIN` takes. KEY=VALUE overrides the config of t
 stage that it names: semantic, acoustic or one of the paper's cascade, such as coarse. Hours on a
 CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside it
 lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
+OUTPUT/tokenizers/rounded holds the tokenizers, of speech also a second semantic one that no stage
+is trained on; KEY of it begins with swapped_tokenizer.
 """
 
 from __future__ import annotations
@@ -33,6 +35,27 @@ TOKENIZERS = {
         "semantic_tokenizer.training.learning_rate=3.0e-3",
     ],
     "piano": ["codec.options.num_levels=8", "codec.training.steps=4500"],
+}
+#: The second semantic tokenizer, which begins where the first one ended.
+SWAPPED = "swapped_tokenizer"
+SWAPPING = {
+    "speech": [
+        "semantic_tokenizer.use=w2v_bert.v1",
+        "semantic_tokenizer.options.objective=swap",
+        "semantic_tokenizer.options.clustered=projection",
+        "semantic_tokenizer.options.depth=5",
+        "semantic_tokenizer.options.target_codes=256",
+        "semantic_tokenizer.options.code_width=64",
+        "semantic_tokenizer.options.noise=0.7",
+        "semantic_tokenizer.options.equalise=0.5",
+        "semantic_tokenizer.options.num_clusters=512",
+        "semantic_tokenizer.training.steps=3600",
+        "semantic_tokenizer.training.batch_size=10",
+        "semantic_tokenizer.training.crop_seconds=3",
+        "semantic_tokenizer.training.learning_rate=5.0e-4",
+        "semantic_tokenizer.training.ema=0.998",
+    ],
+    "piano": [],
 }
 #: Manifests that tokenizers are trained on: single words, too, for the semantic one of speech.
 MANIFESTS = {
@@ -74,10 +97,25 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
     return chosen
 
 
+def train_swapped(domain: str, data: Path, output: Path, more: Sequence[str]) -> None:
+    """The second semantic tokenizer, rounded, beside the others."""
+    part = "semantic_tokenizer"
+    rounded = output / "rounded" / SWAPPED
+    if not SWAPPING[domain] or rounded.exists():
+        return
+    places = ("--domain", domain, "--data", data / MANIFESTS[domain][part])
+    first = f"{part}.training.start_from={(output / 'rounded' / part).resolve()}"
+    own = [value.replace(SWAPPED, part, 1) for value in more]
+    values = settings([*SWAPPING[domain], first, *own])
+    segue("train", part, *places, "-o", output / "swapped", *values)
+    run(SHIP, part, output / "swapped" / part, rounded)
+
+
 def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
     """KEY=VALUE of each tokenizer and each stage; what is for none of them ends this program."""
     stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
-    found: dict[str, list[str]] = {part: [] for part in (*MANIFESTS[domain], *stages)}
+    tokenizers = [*MANIFESTS[domain], *([SWAPPED] if SWAPPING[domain] else [])]
+    found: dict[str, list[str]] = {part: [] for part in (*tokenizers, *stages)}
     for value in values:
         part = next((part for part in found if value.startswith(f"{part}.")), None)
         if part is None or "=" not in value:
@@ -95,6 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     segue("prepare", domain, "--source", source, "-o", data)
     tokenizers = [value for part in MANIFESTS[domain] for value in more[part]]
     chosen = train_tokenizers(domain, data, output / "tokenizers", tokenizers)
+    train_swapped(domain, data, output / "tokenizers", more.get(SWAPPED, []))
 
     def train(config: str, directory: Path, values: Sequence[str]) -> Path:
         if directory != stages:

@@ -68,12 +68,13 @@ def start_from(component: Component, directory: Path, place: str) -> list[str]:
         if name in state and state[name].shape == value.shape
     }
     learnt = {name: x.numel() for name, x in component.named_parameters() if x.requires_grad}
-    share = sum(learnt[name] for name in taken if name in learnt) / max(1, sum(learnt.values()))
+    share = sum(learnt[name] for name in taken if name in learnt) / sum(learnt.values())
     lacking = [name for name in state if name not in taken]
     if share < LEAST_TAKEN:
+        first = next(name for name in lacking if name in learnt)
         raise TrainingError(
             place,
-            f"{directory} has {share:.0%} of the weights: none that fits {lacking[0]!r}, say",
+            f"{directory} has {share:.0%} of the weights: none that fits {first!r}, say",
             "name a checkpoint of the same width and depth, or leave this out",
         )
     component.load_state_dict(taken, strict=False)

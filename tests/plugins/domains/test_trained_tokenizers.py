@@ -23,9 +23,9 @@ def prompt() -> torch.Tensor:
     return audio.wave
 
 
-def shipped(part: str) -> Tokenizer:
+def shipped(part: str, config: str = "speech/trained_tokenizers") -> Tokenizer:
     host = PluginHost.discover(entry_points=False)
-    return load_tokenizer(config_of("speech/trained_tokenizers", host), part, host)
+    return load_tokenizer(config_of(config, host), part, host)
 
 
 def test_the_codec_follows_the_wave_and_gains_with_each_level(prompt: torch.Tensor) -> None:
@@ -41,7 +41,22 @@ def test_the_codec_follows_the_wave_and_gains_with_each_level(prompt: torch.Tens
     assert waves[-1].abs().max() < 1
 
 
-def test_semantic_tokens_change_with_what_is_said(prompt: torch.Tensor) -> None:
-    tokens = shipped("semantic_tokenizer").encode(prompt[None], torch.tensor([len(prompt)])).row(0)
+def ids(tokenizer: Tokenizer, wave: torch.Tensor) -> torch.Tensor:
+    return tokenizer.encode(wave[None], torch.tensor([len(wave)])).row(0)
+
+
+@pytest.mark.parametrize("config", ["speech/trained_tokenizers", "speech/swapped_tokens"])
+def test_semantic_tokens_change_with_what_is_said(prompt: torch.Tensor, config: str) -> None:
+    tokens = ids(shipped("semantic_tokenizer", config), prompt)
     assert tokens.shape[1] == -(-len(prompt) // 640)
     assert tokens.unique().numel() > 0.4 * tokens.shape[1]
+
+
+def test_what_was_trained_in_noise_hears_less_of_it(prompt: torch.Tensor) -> None:
+    noise = torch.randn(len(prompt), generator=torch.Generator().manual_seed(0))
+    noisy = prompt + 10 ** (-10 / 20) * prompt.square().mean().sqrt() * noise  # 10 dB below
+    kept = {}
+    for config in ("speech/trained_tokenizers", "speech/swapped_tokens"):
+        tokenizer = shipped("semantic_tokenizer", config)
+        kept[config] = (ids(tokenizer, prompt) == ids(tokenizer, noisy)).float().mean().item()
+    assert kept["speech/swapped_tokens"] > 1.5 * kept["speech/trained_tokenizers"]

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from segue.core.checkpoint import save_component
+from segue.core.checkpoint import load_state, save_component
 from segue.core.conformance import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.core.conformance.synthetic import fit_on_synthetic
 from segue.core.errors import CheckpointError
@@ -258,6 +258,21 @@ def test_a_projection_is_clustered_and_sealed() -> None:
     with torch.no_grad():
         model.objective.head.projection.bias.add_(1)
     assert model.seal("x.v1") != sealed
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
+def test_what_only_training_needs_may_be_left_out(options: dict[str, Any], tmp_path: Path) -> None:
+    first, second = build(**options), build(seed=1, **options)
+    fit_on_synthetic(first)
+    save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {}, state=first.token_state())
+    load_state(second, tmp_path, "x.v1")
+    wave = speech().wave[:1], torch.tensor([32_000])
+    assert torch.equal(first.eval().encode(*wave).ids, second.eval().encode(*wave).ids)
+    second.train().training_step(speech())
+    needed = {k: v for k, v in first.token_state().items() if k != "centroids"}
+    save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {}, state=needed)
+    with pytest.raises(CheckpointError, match="centroids"):
+        load_state(second, tmp_path, "x.v1")
 
 
 def test_swapping_begins_where_another_objective_ended(tmp_path: Path) -> None:
