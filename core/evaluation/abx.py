@@ -27,11 +27,16 @@ LEAST_SPEAKERS = 3  # to draw from: draws of two are one of them twice, or the s
 def abx(
     items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
 ) -> dict[str, dict[str, Any]]:
-    """Errors within and across speakers.
+    """``estimate`` of the errors within and across speakers."""
+    return {
+        name: errors.estimate() for name, errors in abx_errors(items, sequences, distance).items()
+    }
 
-    Triples are averaged in each context and pair of speakers, then over contexts, speakers and
-    pairs of labels, in that order, so that what is frequent does not count more (as in Libri-light,
-    arXiv 1912.07875).
+
+def abx_errors(
+    items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
+) -> dict[str, Errors]:
+    """Errors within and across speakers.
 
     Args:
         items: what is compared.
@@ -39,9 +44,7 @@ def abx(
         distance: of frames; sequences are warped onto each other.
 
     Returns:
-        ``within`` and ``across``: the mean error, its interval (speakers drawn anew; None of fewer
-        than three), the lowest and highest error of a speaker (of X), and how many speakers and
-        triples there are.
+        ``within`` and ``across``, where there is a triple.
 
     Raises:
         DataError: if there is no triple at all.
@@ -52,7 +55,8 @@ def abx(
     if not pairs:
         raise DataError("items", "no two labels share a context", "add items")
     found = pair_distances(sequences, torch.cat(pairs), distance)
-    tables = {"within": _Errors(), "across": _Errors()}
+    count = int(speakers.max()) + 1
+    tables = {"within": Errors(count), "across": Errors(count)}
     sizes = [len(part) for part in pairs]
     for block, values in zip(blocks, found.split(sizes), strict=True):
         square = torch.zeros(len(block), len(block))
@@ -61,8 +65,7 @@ def abx(
         _score(square + square.T, labels[block], speakers[block], int(labels.max()) + 1, tables)
     if not any(table.means for table in tables.values()):
         raise DataError("items", "no label has two items and another to compare", "add items")
-    count = int(speakers.max()) + 1
-    return {name: table.estimate(count) for name, table in tables.items() if table.means}
+    return {name: table for name, table in tables.items() if table.means}
 
 
 def _numbered(names: Sequence[str]) -> Int64[Tensor, "I"]:
@@ -84,7 +87,7 @@ def _score(
     labels: Tensor,
     speakers: Tensor,
     num_labels: int,
-    tables: dict[str, _Errors],
+    tables: dict[str, Errors],
 ) -> None:
     """Add the errors of one context."""
     members = {int(s): (speakers == s).nonzero()[:, 0] for s in speakers.unique()}
@@ -116,10 +119,19 @@ def _cell(
     return errors.fill_diagonal_(0.0), triples.fill_diagonal_(0.0)
 
 
-class _Errors:
-    """Mean errors of each pair of speakers: of A and B, and of X."""
+class Errors:
+    """Mean errors of each pair of speakers: of A and B, and of X.
 
-    def __init__(self) -> None:
+    Triples are averaged in each context and pair of speakers, then over contexts, speakers and
+    pairs of labels, in that order, so that what is frequent does not count more (as in Libri-light,
+    arXiv 1912.07875).
+
+    Args:
+        num_speakers: that items are of.
+    """
+
+    def __init__(self, num_speakers: int) -> None:
+        self.num_speakers = num_speakers
         self.means: dict[tuple[int, int], list[Tensor]] = {}
         self.triples = 0
 
@@ -133,7 +145,17 @@ class _Errors:
         else:
             self.means[speakers] = [mean, there]
 
-    def estimate(self, num_speakers: int) -> dict[str, Any]:
+    def less(self, other: Errors) -> Errors:
+        """Triple by triple, by how much these are more than the other's for the same items."""
+        found = Errors(self.num_speakers)
+        found.triples = self.triples
+        for speakers, (total, contexts) in self.means.items():
+            found.means[speakers] = [total - other.means[speakers][0], contexts]
+        return found
+
+    def estimate(self) -> dict[str, Any]:
+        """The mean, its interval (speakers drawn anew; None of fewer than three), the lowest and
+        the highest of a speaker (of X), and how many speakers and triples there are."""
         speakers = torch.tensor(list(self.means))
         contexts = torch.stack([pair[1].flatten() for pair in self.means.values()]).double()
         totals = torch.stack([pair[0].flatten() for pair in self.means.values()]).double()
@@ -154,7 +176,7 @@ class _Errors:
         each = [mean((speakers[:, 1] == s).double()) for s in speakers[:, 1].unique()]
         low, high = math.nan, math.nan
         if len(speakers.unique()) >= LEAST_SPEAKERS:
-            low, high = bootstrap_interval(drawn, num_speakers)
+            low, high = bootstrap_interval(drawn, self.num_speakers)
         return {
             "mean": mean(torch.ones(len(speakers), dtype=torch.float64)),
             "low": low if math.isfinite(low) else None,

@@ -17,6 +17,7 @@ from segue.core.interfaces import Tokenizer
 from segue.core.transcoder import gains_to
 
 FEATURE_RATE, WINDOW, HOP = 16_000, 400, 160  # 25 ms every 10 ms
+MFCC = "MFCC"
 NUM_CEPSTRA, NUM_BANDS = 13, 40
 FEATURE_LEVEL, FLOOR = 0.1, 1e-3  # RMS of the audio, least magnitude
 
@@ -93,7 +94,7 @@ def plain_features() -> list[Representation]:
     """What a tokenizer is to be held against: cepstra and the spectrogram they come from."""
     rate = FEATURE_RATE / HOP
     return [
-        Representation("MFCC", rate, "angular", mfcc),
+        Representation(MFCC, rate, "angular", mfcc),
         Representation("log-mel", rate, "angular", log_mel),
     ]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from segue.core.audio import read_audio
 from segue.core.errors import AudioError, DataError
-from segue.core.evaluation.abx import abx
+from segue.core.evaluation.abx import Errors, abx_errors
 from segue.core.evaluation.items import Item
-from segue.core.evaluation.representations import Representation, piece
+from segue.core.evaluation.representations import MFCC, Representation, piece
 from segue.core.evaluation.statistics import entropy, mutual_information, summarise
 from segue.core.progress import Progress
 
@@ -33,12 +33,13 @@ def evaluate_semantic(
         representations: each is held against the same items.
 
     Returns:
-        ``representations``: by name, ``within`` and ``across`` (see ``abx``), the ``distance`` of
-        frames and the ``frame_rate``; for one level of tokens also ``label_bits``, what a frame's
-        token tells of the label that it lies in (an estimate over speakers, see ``told``), of
-        ``label_entropy`` bits. ``mutual_information`` is the same by all counts at once, too much
-        by what chance suggests; its share of the entropy is the phone-normalised mutual
-        information of HuBERT (arXiv 2106.07447) where labels are phones.
+        ``representations``: by name, ``within`` and ``across`` (see ``Errors``), each also less
+        that of MFCC on the same triples, the ``distance`` of frames and the ``frame_rate``; for one
+        level of tokens also ``label_bits``, what a frame's token tells of the label that it lies in
+        (an estimate over speakers, see ``told``), of ``label_entropy`` bits. ``mutual_information``
+        is the same by all counts at once, too much by what chance suggests; its share of the
+        entropy is the phone-normalised mutual information of HuBERT (arXiv 2106.07447) where labels
+        are phones.
 
     Raises:
         DataError: if no item can be used.
@@ -47,16 +48,21 @@ def evaluate_semantic(
     if not usable:
         raise DataError("recordings", "none can be used", "check the data")
     found: dict[str, Any] = {}
+    errors: dict[str, dict[str, Errors]] = {}
     for done, representation in enumerate(representations, start=1):
         sequences = pieces[representation.name]
+        errors[representation.name] = abx_errors(usable, sequences, representation.distance)
         found[representation.name] = {
-            **abx(usable, sequences, representation.distance),
+            **{side: one.estimate() for side, one in errors[representation.name].items()},
             "distance": representation.distance,
             "frame_rate": representation.frame_rate,
             **_information(usable, sequences, representation.vocabulary),
         }
         if progress is not None:
             progress("ABX", done, len(representations))
+    for name in errors.keys() - {MFCC}:
+        for side, other in errors.get(MFCC, {}).items():
+            found[name][f"{side} less {MFCC}"] = errors[name][side].less(other).estimate()
     return {
         "items": len(usable),
         "unusable": len(items) - len(usable),

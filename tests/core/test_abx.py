@@ -17,7 +17,7 @@ from segue.core.audio import Audio
 from segue.core.errors import DataError
 from segue.core.evaluation import abx as abx_module
 from segue.core.evaluation import dtw
-from segue.core.evaluation.abx import abx
+from segue.core.evaluation.abx import abx, abx_errors
 from segue.core.evaluation.dtw import frame_distances, pair_distances, warped
 from segue.core.evaluation.items import Item, load_items, thinned
 from segue.core.evaluation.representations import (
@@ -195,6 +195,28 @@ def test_few_speakers_have_no_interval(speakers: int, known: bool) -> None:
         assert (found[side]["low"] is not None) == (found[side]["high"] is not None) == known
 
 
+def test_two_representations_are_held_against_each_other_on_the_same_triples() -> None:
+    """Speakers differ more from each other than either representation does from the other."""
+    random = torch.Generator().manual_seed(7)
+    items = grid(4, 8, 2)
+    clear = torch.stack([3 * torch.eye(4)[int(item.label[-1])] for item in items])
+    blurred = torch.stack(
+        [int(item.speaker[-1]) * torch.randn(4, generator=random) for item in items]
+    )
+    worse = clear + 0.4 * blurred
+    better = worse + 0.3 * (clear - worse)
+    one, other = (
+        abx_errors(items, [frame.expand(3, 4) for frame in frames], "angular")["across"]
+        for frames in (better, worse)
+    )
+    found, alone = one.less(other).estimate(), [one.estimate(), other.estimate()]
+    assert found["mean"] == pytest.approx(alone[0]["mean"] - alone[1]["mean"])
+    assert found["high"] < 0 and (found["count"], found["triples"]) == (8, alone[0]["triples"])
+    assert alone[0]["high"] > alone[1]["low"]  # which by themselves would not tell
+    same = one.less(one).estimate()
+    assert same["mean"] == same["low"] == same["high"] == 0
+
+
 class LargestTensor(TorchDispatchMode):
     """Bytes of the largest tensor that is made."""
 
@@ -344,6 +366,11 @@ def test_words_that_differ_are_told_apart(tmp_path: Path) -> None:
     for name in ("MFCC", "log-mel"):
         assert found["representations"][name]["within"]["mean"] == 0
         assert found["representations"][name]["across"]["mean"] == 0
+    against = {side: f"{side} less MFCC" for side in ("within", "across")}
+    assert not set(against.values()) & found["representations"]["MFCC"].keys()
+    for name in ("log-mel", "code"):
+        row = found["representations"][name]
+        assert all(row[less]["mean"] == row[side]["mean"] for side, less in against.items())
     bits = found["representations"]["code"]
     assert 0 < bits["label_bits"]["mean"] < bits["label_entropy"] == pytest.approx(1)
     assert bits["label_bits"]["count"] == 2 and bits["frames"] == 8 * 61
