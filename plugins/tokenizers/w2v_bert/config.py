@@ -30,7 +30,6 @@ class W2vBertOptions(KMeansOptions):
         layer: whose activations are clustered, 1 being the lowest.
         window_seconds: longer audio is encoded in windows of this length.
         margin_seconds: of what a window has in common with its neighbours, which is dropped.
-        clustered: what is clustered: the ``layer``, or its ``projection``, which ``swap`` learns.
         objective: what the encoder learns from: ``w2v_bert`` (Chung et al., arXiv 2108.06209),
             ``best_rq`` (Chiu et al., arXiv 2202.01855), ``hubert`` (Hsu et al., arXiv
             2106.07447), whose first targets are cepstra, or with bands of notes chroma, or ``swap``
@@ -82,7 +81,6 @@ class W2vBertOptions(KMeansOptions):
     layer: int = Field(default=5, ge=1)
     window_seconds: float = Field(default=20.0, ge=1.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
-    clustered: Literal["layer", "projection"] = "layer"
     objective: Literal["w2v_bert", "best_rq", "hubert", "swap"] = "hubert"
     mask_share: float = Field(default=0.45, gt=0.0, lt=1.0)
     mask_seconds: float = Field(default=0.24, gt=0.0)
@@ -144,21 +142,13 @@ class W2vBertOptions(KMeansOptions):
                 f"swap learns from the uppermost layer: with layer {self.layer}, set depth to"
                 f" {self.layer}, not {self.depth}"
             )
-        if self.clustered == "projection" and self.objective != "swap":
-            raise ValueError(f"only swap learns a projection, not {self.objective}")
         return self
 
     def identity(self) -> dict[str, Any]:
         """What layers below ``layer`` there are is told by their weights, whatever lies above;
-        mel bands need no lowest note, and a layer is what is clustered unless it is said."""
+        mel bands need no lowest note."""
         unsaid = {"depth", *({"bands", "lowest_note"} if self.bands == "mel" else ())}
-        unsaid |= {"clustered"} if self.clustered == "layer" else set()
         return {key: value for key, value in super().identity().items() if key not in unsaid}
-
-    @property
-    def num_features(self) -> int:
-        """D of what is clustered."""
-        return self.width if self.clustered == "layer" else self.code_width
 
     @property
     def span(self) -> int:

@@ -22,10 +22,8 @@ from segue.plugins.tokenizers.w2v_bert.disturbing import disturb
 from segue.plugins.tokenizers.w2v_bert.encoder import Encoder, LogMel, Mel, valid_mask
 from segue.plugins.tokenizers.w2v_bert.masking import Masked, draw_spans, hide
 from segue.plugins.tokenizers.w2v_bert.objectives import make_objective
-from segue.plugins.tokenizers.w2v_bert.swap import Swap
 
 VALIDATION_SEED = 0
-PROJECTION = "objective.head.projection."
 
 
 class W2vBertTokenizer(KMeansTokenizer):
@@ -39,7 +37,7 @@ class W2vBertTokenizer(KMeansTokenizer):
     config: W2vBertOptions
 
     def __init__(self, config: W2vBertOptions) -> None:
-        super().__init__(config, config.num_features)
+        super().__init__(config, config.width)
         self.mel = LogMel(config)
         self.encoder = Encoder(config)
         self.objective = make_objective(config, self.encoder)
@@ -75,14 +73,14 @@ class W2vBertTokenizer(KMeansTokenizer):
         return self.mel.normalised(disturb(raw, self.config, None), lengths)
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        """Activations of the layer or their projection, each row on its own: sums over padded rows
-        would be taken in another order, and a token close to two centroids could go to either."""
+        """Activations of the layer, each row on its own: sums over padded rows would be taken in
+        another order, and a token close to two centroids could go to either."""
         size = self.spec.frame_size
-        found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // size), self.config.num_features)
+        found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // size), self.config.width)
         for row, length in enumerate(lengths.tolist()):
             if length:
                 part = in_windows(
-                    self._activations, wave[row, :length], size,
+                    self._layer, wave[row, :length], size,
                     self._frames(self.config.window_seconds),
                     self._frames(self.config.margin_seconds),
                 )  # fmt: skip
@@ -92,27 +90,18 @@ class W2vBertTokenizer(KMeansTokenizer):
     def _frames(self, seconds: float) -> int:
         return round(seconds * self.config.frame_rate)
 
-    def _activations(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
-        """Of audio that is not too long."""
+    def _layer(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+        """Activations of audio that is not too long."""
         lengths = torch.tensor([wave.shape[0]], device=wave.device)
         mel = self.mel(wave[None], lengths).to(self.centroids.dtype)
         frames = mel.shape[1] // self.config.subframes
         valid = torch.ones(1, frames, dtype=torch.bool, device=wave.device)
         states: list[Tensor] = self.encoder(mel, valid, self.config.layer)
-        if self.config.clustered == "layer":
-            return states[-1][0]
-        assert isinstance(self.objective, Swap)
-        projected: Tensor = self.objective.head.project(states[-1][0])
-        return projected
+        return states[-1][0]
 
     def token_state(self) -> Mapping[str, Tensor]:
-        """Of the encoder only what lies below the clustered layer, of the training parts only a
-        clustered projection."""
+        """Of the encoder only what lies below the clustered layer, without the training parts."""
         above = range(self.config.layer, self.config.depth)
         blocks = (f"encoder.conformer.blocks.{number}." for number in above)
         unused = ("objective.", "encoder.conformer.norm.", *blocks)
-        every = self.state_dict()
-        found = {key: value for key, value in every.items() if not key.startswith(unused)}
-        if self.config.clustered == "projection":
-            found |= {k: v for k, v in every.items() if k.startswith(PROJECTION)}
-        return found
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(unused)}

@@ -1,6 +1,6 @@
 """Swapped prediction: what a slow copy of the encoder says of another disturbance of the same row.
 
-Shape legend: B batch, N frames, M frames of all rows, D width, V prototypes, C projected width.
+Shape legend: B batch, N frames, M frames of all rows, D width, V prototypes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,9 @@ class PrototypeHead(nn.Module):
         self.projection = nn.Linear(config.width, config.code_width)
         self.prototypes = nn.Parameter(torch.randn(config.target_codes, config.code_width))
 
-    def project(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... C"]:
-        """On the unit sphere."""
-        return functional.normalize(self.projection(states), dim=-1)
-
     def forward(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        return self.project(states) @ functional.normalize(self.prototypes, dim=-1).T
+        points = functional.normalize(self.projection(states), dim=-1)
+        return points @ functional.normalize(self.prototypes, dim=-1).T
 
 
 class Swap(nn.Module):

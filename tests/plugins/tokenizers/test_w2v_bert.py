@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "contrastive_depth": 1, "target_codes": 12, "code_width": 8, "num_mels": 20,
 }  # fmt: skip
 PLAIN = {"warp": 0.0, "seen_weight": 0.0}
-SWAP: dict[str, Any] = {"objective": "swap", "depth": 2, "clustered": "projection"}
+SWAP: dict[str, Any] = {"objective": "swap", "depth": 2}
 OBJECTIVES: list[dict[str, Any]] = [
     {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP,
 ]  # fmt: skip
@@ -242,24 +242,6 @@ def test_the_slow_copy_follows() -> None:
     assert not any(p.requires_grad for p in copies)
 
 
-def test_a_projection_is_clustered_and_sealed() -> None:
-    model = build(**SWAP).eval()
-    wave = speech().wave[:1].double()
-    with torch.no_grad():
-        found = model.features(wave, torch.tensor([32_000]))
-    assert found.shape == (1, 50, 8)
-    torch.testing.assert_close(found.norm(dim=2), torch.ones(1, 50).double())
-    fit_on_synthetic(model)
-    sealed = model.seal("x.v1")
-    assert isinstance(model.objective, Swap)
-    with torch.no_grad():
-        model.objective.head.prototypes.add_(1)
-    assert model.seal("x.v1") == sealed
-    with torch.no_grad():
-        model.objective.head.projection.bias.add_(1)
-    assert model.seal("x.v1") != sealed
-
-
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
 def test_what_only_training_needs_may_be_left_out(options: dict[str, Any], tmp_path: Path) -> None:
     first, second = build(**options), build(seed=1, **options)
@@ -439,7 +421,6 @@ def test_a_window_sees_its_margins() -> None:
         ({"window": 100}, "window"),
         ({"objective": "swap", "layer": 2}, "set depth to 2"),
         ({"objective": "swap", "depth": 2, "num_codebooks": 2}, "swap has one codebook"),
-        ({"clustered": "projection"}, "only swap"),
         ({"noise": 1.5}, "noise"),
     ],
 )
