@@ -18,8 +18,9 @@ class W2vBertOptions(KMeansOptions):
         bands: what a spectrum is cut into: ``mel`` bands, for speech, or ``note``: semitones from
             ``lowest_note`` up, for music; these need a ``window`` of some 4096 samples.
         lowest_note: MIDI number of the lowest of the bands of notes.
-        num_mels: bands of a spectrum; each has zero mean and unit variance over a recording (a
-            window of it).
+        num_mels: bands of a spectrum.
+        normalise: what has zero mean and unit variance over a recording (a window of it): each
+            ``band``, which takes out voices and rooms but also the key of music, or the ``row``.
         subframes: spectra per token, by which convolutions reduce the rate: 4 or 2.
         width: D, channels of the encoder.
         depth: conformer layers.
@@ -34,7 +35,8 @@ class W2vBertOptions(KMeansOptions):
             ``best_rq`` (Chiu et al., arXiv 2202.01855), ``hubert`` (Hsu et al., arXiv
             2106.07447), whose first targets are cepstra, or with bands of notes chroma, or ``swap``
             (Chang et al., arXiv 2305.11072), which tells what a slow copy of the encoder says of
-            another disturbance of the row; best begun from an encoder that is trained.
+            another disturbance of the row, best begun from an encoder that is trained, or with
+            bands of notes ``chroma``, how strong the twelve pitch classes are in the row as it is.
         mask_share: of the frames that are hidden from the encoder, on average.
         mask_seconds: length of one hidden span.
         mask_fill: what stands in a span: noise or zeros (each band's mean).
@@ -42,6 +44,7 @@ class W2vBertOptions(KMeansOptions):
             stretched or squeezed in training (Jaitly and Hinton, 2013), while ids are those of the
             row as it is: voices differ by such factors, words do not. For music take 0.
         noise: share of the rows that the encoder hears in stationary noise in training.
+        transpose: semitones by which bands of notes are moved up or down at most, in training.
         equalise: standard deviation, in nats, of smooth gains over frequencies in training; what
             is constant over a row is taken out of it anyway, but not what noise leaves of it.
         seen_weight: of the loss on frames that are not hidden, beside 1 for hidden ones.
@@ -61,7 +64,7 @@ class W2vBertOptions(KMeansOptions):
 
     of_training = frozenset(
         {"dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp", "noise",
-         "equalise", "seen_weight", "num_codebooks", "target_codes", "code_width",
+         "equalise", "transpose", "seen_weight", "num_codebooks", "target_codes", "code_width",
          "contrastive_depth", "temperature", "diversity", "gumbel", "gumbel_decay", "refine_at",
          "copy_decay", "fit_frames", "seed"}
     )  # fmt: skip
@@ -72,6 +75,7 @@ class W2vBertOptions(KMeansOptions):
     bands: Literal["mel", "note"] = "mel"
     lowest_note: int = Field(default=24, ge=0, le=96)
     num_mels: int = Field(default=80, ge=16)
+    normalise: Literal["band", "row"] = "band"
     width: int = Field(default=144, ge=2)
     depth: int = Field(default=6, ge=1)
     heads: int = Field(default=4, ge=1)
@@ -81,13 +85,14 @@ class W2vBertOptions(KMeansOptions):
     layer: int = Field(default=5, ge=1)
     window_seconds: float = Field(default=20.0, ge=1.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
-    objective: Literal["w2v_bert", "best_rq", "hubert", "swap"] = "hubert"
+    objective: Literal["w2v_bert", "best_rq", "hubert", "swap", "chroma"] = "hubert"
     mask_share: float = Field(default=0.45, gt=0.0, lt=1.0)
     mask_seconds: float = Field(default=0.24, gt=0.0)
     mask_fill: Literal["noise", "zero"] = "noise"
     warp: float = Field(default=0.2, ge=0.0, lt=0.5)
     noise: float = Field(default=0.0, ge=0.0, le=1.0)
     equalise: float = Field(default=0.0, ge=0.0, le=3.0)
+    transpose: int = Field(default=0, ge=0, le=12)
     seen_weight: float = Field(default=0.5, ge=0.0)
     num_codebooks: int = Field(default=1, ge=1)
     target_codes: int = Field(default=128, ge=2)
@@ -144,10 +149,23 @@ class W2vBertOptions(KMeansOptions):
             )
         return self
 
+    @model_validator(mode="after")
+    def _bands_fit(self) -> W2vBertOptions:
+        if self.bands == "mel" and (self.objective == "chroma" or self.transpose):
+            what = "objective chroma" if self.objective == "chroma" else "transpose"
+            raise ValueError(f"{what} needs bands of notes: set bands to note")
+        if self.objective == "chroma" and self.warp:
+            raise ValueError(
+                f"a warp of {self.warp:g} moves notes between pitch classes: set warp to 0, and"
+                " transpose by whole semitones"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What layers below ``layer`` there are is told by their weights, whatever lies above;
-        mel bands need no lowest note."""
+        mel bands need no lowest note, and bands are what is normalised unless it is said."""
         unsaid = {"depth", *({"bands", "lowest_note"} if self.bands == "mel" else ())}
+        unsaid |= {"normalise"} if self.normalise == "band" else set()
         return {key: value for key, value in super().identity().items() if key not in unsaid}
 
     @property

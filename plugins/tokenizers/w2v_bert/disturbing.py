@@ -5,13 +5,15 @@ Shape legend: B batch, M spectra, F bands.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.encoder import LOWEST_HERTZ, Mel
+from segue.plugins.tokenizers.w2v_bert.encoder import FLOOR, LOWEST_HERTZ, Mel
 
 NOISE_BELOW = (3.5, 9.0)  # nats that noise lies below the loudest band of a row
 NOISE_TILT = 1.0  # standard deviation of what it gains, in nats, from the middle band to the last
@@ -27,6 +29,16 @@ def disturb(mel: Mel, config: W2vBertOptions, random: torch.Generator | None) ->
     if config.equalise:
         mel = mel + gains(mel, config.equalise, random)
     return in_noise(mel, config.noise, random) if config.noise else mel
+
+
+def transposed(mel: Mel, most: int, random: torch.Generator | None) -> Mel:
+    """Bands of notes, each row moved up or down by whole semitones of its own, ``most`` at most;
+    where nothing comes from there is silence."""
+    steps = torch.randint(-most, most + 1, (mel.shape[0], 1), generator=random).to(mel.device)
+    places = torch.arange(mel.shape[2], device=mel.device) - steps
+    there = (places >= 0) & (places < mel.shape[2])
+    index = places.clamp(0, mel.shape[2] - 1)[:, None].expand(-1, mel.shape[1], -1)
+    return torch.where(there[:, None], mel.gather(2, index), math.log(FLOOR))
 
 
 def gains(mel: Mel, deviation: float, random: torch.Generator | None) -> Float[Tensor, "B 1 F"]:

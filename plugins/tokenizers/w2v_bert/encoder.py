@@ -20,7 +20,7 @@ from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 
 LOWEST_HERTZ = 20.0
 FLOOR = 1e-5  # magnitude; a full-scale sine has about 0.5
-LEAST_VARIANCE = 1.0  # of a band, in squared nats: one without sound is not blown up to noise
+LEAST_VARIANCE = 1.0  # in squared nats: a band without sound is not blown up to noise
 
 Mel = Float[Tensor, "B M F"]
 Frames = Float[Tensor, "B N D"]
@@ -43,13 +43,14 @@ def note_bands(config: W2vBertOptions) -> Float[Tensor, "K F"]:
 
 
 class LogMel(nn.Module):
-    """Log-mel spectra whose bands have zero mean and unit variance over each row."""
+    """Log-mel spectra with zero mean and unit variance: of each band over a row, or of a row."""
 
     filters: Tensor
 
     def __init__(self, config: W2vBertOptions) -> None:
         super().__init__()
         self.hop, self.subframes = config.hop, config.subframes
+        self.over = (1,) if config.normalise == "band" else (1, 2)
         self.framing = Framing(config.hop, config.window)
         filters = note_bands(config) if config.bands == "note" else mel_bands(config)
         self.register_buffer("filters", filters, persistent=False)
@@ -64,18 +65,18 @@ class LogMel(nn.Module):
         return self.normalised(self.raw(wave), lengths)
 
     def raw(self, wave: Wave) -> Mel:
-        """``[B, M, F]`` logarithms of magnitudes."""
+        """``[B, N * subframes, F]`` logarithms of magnitudes, of ``FLOOR`` where there is none."""
         spectra = self.framing.analyse(wave).abs() @ self.filters.to(wave.dtype)
-        return torch.log(spectra + FLOOR)
+        missing = -spectra.shape[1] % self.subframes
+        return torch.log(functional.pad(spectra, (0, 0, 0, missing)) + FLOOR)
 
     def normalised(self, mel: Mel, lengths: Lengths) -> Mel:
         """What ``forward`` makes of raw ones."""
         inside = valid_mask(-(-lengths // self.hop), mel.shape[1])[..., None]
-        count = inside.sum(1, keepdim=True).clamp(min=1)
-        mel = (mel - (mel * inside).sum(1, keepdim=True) / count) * inside
-        variance = mel.square().sum(1, keepdim=True) / count
-        mel = mel / (variance + LEAST_VARIANCE).sqrt()
-        return functional.pad(mel, (0, 0, 0, -mel.shape[1] % self.subframes))
+        count = inside.expand_as(mel).sum(self.over, keepdim=True).clamp(min=1)
+        mel = (mel - (mel * inside).sum(self.over, keepdim=True) / count) * inside
+        variance = mel.square().sum(self.over, keepdim=True) / count
+        return mel / (variance + LEAST_VARIANCE).sqrt()
 
 
 class Subsampling(nn.Module):

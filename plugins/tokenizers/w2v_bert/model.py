@@ -18,7 +18,7 @@ from segue.plugins.models.common.transformer import transformer_blocks
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.disturbing import disturb
+from segue.plugins.tokenizers.w2v_bert.disturbing import disturb, transposed
 from segue.plugins.tokenizers.w2v_bert.encoder import Encoder, LogMel, Mel, valid_mask
 from segue.plugins.tokenizers.w2v_bert.masking import Masked, draw_spans, hide
 from segue.plugins.tokenizers.w2v_bert.objectives import make_objective
@@ -54,20 +54,27 @@ class W2vBertTokenizer(KMeansTokenizer):
         random = None if self.training else torch.Generator().manual_seed(VALIDATION_SEED)
         inside = valid_mask(batch.lengths, batch.wave.shape[1])
         raw = self.mel.raw((batch.wave * inside).to(self.centroids.dtype))
-        heard = targets = self.mel.normalised(raw, batch.lengths)
+        if self.training and self.config.transpose:
+            raw = transposed(raw, self.config.transpose, random)
+        heard = clean = self.mel.normalised(raw, batch.lengths)
         if self.training:
             heard = self._disturbed(raw, batch.lengths)
-            if self.config.objective == "swap":
-                targets = self._disturbed(raw, batch.lengths)
         frames = -(-batch.lengths // self.spec.frame_size)
         valid = valid_mask(frames, heard.shape[1] // self.config.subframes)
         hidden = draw_spans(valid, self.config, random)
         seen = hide(heard, hidden, self.config, random)
         states = self.encoder(seen, valid, self.config.depth)
         losses: Mapping[str, Tensor] = self.objective(
-            Masked(targets, valid, hidden, states), self.encoder
+            Masked(self._source(raw, clean, batch.lengths), valid, hidden, states), self.encoder
         )
         return losses
+
+    def _source(self, raw: Mel, clean: Mel, lengths: Lengths) -> Mel:
+        """The spectra from which the objective makes its targets."""
+        if self.config.objective == "chroma":
+            return raw
+        swaps = self.training and self.config.objective == "swap"
+        return self._disturbed(raw, lengths) if swaps else clean
 
     def _disturbed(self, raw: Mel, lengths: Lengths) -> Mel:
         return self.mel.normalised(disturb(raw, self.config, None), lengths)

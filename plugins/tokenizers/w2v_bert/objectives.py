@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segue.plugins.tokenizers.w2v_bert.chroma import ChromaRegression
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.encoder import Encoder
 from segue.plugins.tokenizers.w2v_bert.masking import Masked
@@ -208,4 +209,6 @@ def make_objective(config: W2vBertOptions, encoder: Encoder) -> nn.Module:
         return BestRq(config)
     if config.objective == "swap":
         return Swap(config, encoder)
+    if config.objective == "chroma":
+        return ChromaRegression(config)
     return Hubert(config, encoder) if config.objective == "hubert" else W2vBert(config)

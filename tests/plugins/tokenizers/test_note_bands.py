@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from segue.core.interfaces import WaveBatch
+from segue.plugins.tokenizers.w2v_bert.chroma import ChromaRegression
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.disturbing import warp
-from segue.plugins.tokenizers.w2v_bert.encoder import LogMel
+from segue.plugins.tokenizers.w2v_bert.disturbing import transposed, warp
+from segue.plugins.tokenizers.w2v_bert.encoder import FLOOR, LogMel
 from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.targets import ChromaClusters
 
@@ -72,6 +76,90 @@ def test_what_is_measured_is_part_of_a_tokens_meaning(options: W2vBertOptions) -
     assert other.identity() != options.identity()
     mel = W2vBertOptions()
     assert mel.model_copy(update={"lowest_note": 25}).identity() == mel.identity()
+
+
+CHROMA = {"objective": "chroma", "warp": 0.0, "normalise": "row", "layer": 2}
+
+
+def test_strong_classes_are_told_from_what_sounds_everywhere(options: W2vBertOptions) -> None:
+    chosen = W2vBertOptions(**(options.model_dump() | CHROMA))
+    wave = notes(48, 60, 55, 67, 50, 62)[None]
+    noise = 0.002 * torch.randn(wave.shape, generator=torch.Generator().manual_seed(0))
+    told = []
+    for sound in (wave, 0.1 * wave, wave + noise):
+        raw = LogMel(chosen).raw(sound)
+        valid = torch.ones(1, raw.shape[1] // 4, dtype=torch.bool)
+        told.append(ChromaRegression(chosen).targets(raw, valid)[0])
+        heard = [int(told[-1][6 + round(12.5 * place)].argmax()) for place in range(6)]
+        assert heard == [0, 0, 7, 7, 2, 2]
+    plain, faint, noisy = told
+    assert plain.sum(1).abs().max() < 1e-4 and 0.9 < plain[6].norm() <= 1.0001
+    assert (plain - faint).norm(dim=1).mean() < 0.1  # as loud as it may be
+    assert (plain - noisy).norm(dim=1).mean() < 0.35
+    silent = ChromaRegression(chosen).targets(LogMel(chosen).raw(0 * wave), valid)
+    assert silent.norm() < 1e-3
+
+
+def test_harmony_can_be_learnt_though_spans_are_hidden(options: W2vBertOptions) -> None:
+    torch.manual_seed(0)
+    rows = torch.stack([notes(*torch.randint(48, 72, (4,)).tolist()) for _ in range(8)])
+    batch = WaveBatch(rows, torch.full((8,), rows.shape[1]))
+    chosen = options.model_dump() | CHROMA | {"dropout": 0.0, "width": 32}
+    tokenizer = W2vBertTokenizer(W2vBertOptions(**chosen)).train()
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
+    losses: Mapping[str, torch.Tensor] = {}
+    for _ in range(90):
+        losses = tokenizer.training_step(batch)
+        optimizer.zero_grad()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    # To tell nothing costs about 0.9, the mean square of a target.
+    assert losses["seen"] < 0.4 and losses["masked"] < 0.7
+    assert losses["accuracy"] > 3 / 12 and 1 <= losses["perplexity"] <= 12
+    tokenizer.eval()
+    again = [tokenizer.training_step(batch)["loss"] for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_rows_are_transposed_by_whole_semitones() -> None:
+    mel = torch.full((40, 3, 84), -3.0)
+    mel[:, :, 30] = 1.0
+    moved = transposed(mel, 5, torch.Generator().manual_seed(0))
+    steps = moved[:, 0].argmax(1) - 30
+    assert steps.min() == -5 and steps.max() == 5 and len(steps.unique()) == 11
+    up, down = moved[steps == 5][0, 0], moved[steps == -5][0, 0]
+    silence = math.log(FLOOR)
+    assert (up[:5] == silence).all() and (up[5:] > silence).all()
+    assert (down[-5:] == silence).all() and (down[:-5] > silence).all()
+
+
+def test_a_key_survives_only_where_rows_are_normalised(options: W2vBertOptions) -> None:
+    """A note that is held all along stands out of its row; in its band it is the mean."""
+    wave = notes(60, seconds=2.0)[None]
+    lengths = torch.tensor([wave.shape[1]])
+    by_row = LogMel(options.model_copy(update={"normalise": "row"}))(wave, lengths)
+    assert by_row[0, 20:180].mean(0).argmax() == 60 - options.lowest_note
+    assert abs(float(by_row.mean())) < 1e-4 and 0.8 < float(by_row.std()) <= 1.01
+    by_band = LogMel(options)(wave, lengths)
+    assert abs(float(by_band[..., 60 - options.lowest_note].mean())) < 1e-4
+    other = options.model_copy(update={"normalise": "row"})
+    assert other.identity() != options.identity() and "normalise" not in options.identity()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"bands": "mel", "objective": "chroma", "warp": 0.0}, "set bands to note"),
+        ({"bands": "mel", "transpose": 3}, "transpose needs bands of notes"),
+        ({"objective": "chroma", "warp": 0.2}, "set warp to 0"),
+        ({"transpose": 13}, "transpose"),
+    ],
+)
+def test_options_of_harmony_fit_together(
+    options: W2vBertOptions, wrong: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        W2vBertOptions(**(options.model_dump() | wrong))
 
 
 def test_notes_are_moved_by_equal_steps(options: W2vBertOptions) -> None:

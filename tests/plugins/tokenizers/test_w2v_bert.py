@@ -32,8 +32,12 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 PLAIN = {"warp": 0.0, "seen_weight": 0.0}
 SWAP: dict[str, Any] = {"objective": "swap", "depth": 2}
+CHROMA: dict[str, Any] = {
+    "objective": "chroma", "bands": "note", "normalise": "row", "window": 2048, "num_mels": 48,
+    "lowest_note": 36, "warp": 0.0, "transpose": 3,
+}  # fmt: skip
 OBJECTIVES: list[dict[str, Any]] = [
-    {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP,
+    {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP, CHROMA,
 ]  # fmt: skip
 LENGTHS = [32_000, 25_000, 6_001, 70]
 
@@ -69,6 +73,7 @@ def speech() -> WaveBatch:
             TINY | SWAP | {"noise": 0.5, "equalise": 0.5},
             label="swap",
         ),
+        Subject("semantic_tokenizer", "w2v_bert.v1", TINY | CHROMA, label="chroma"),
     ]
 )  # fmt: skip
 def test_conformance(subject: Subject, check: Check) -> None:
@@ -81,7 +86,7 @@ def test_conformance(subject: Subject, check: Check) -> None:
 @pytest.mark.parametrize("extra", [PLAIN, {"warp": 0.1, "seen_weight": 0.5, "mask_fill": "zero"}])
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
 def test_every_objective_can_be_learnt(options: dict[str, Any], extra: dict[str, Any]) -> None:
-    model = build(**options, dropout=0.0, **extra).train()
+    model = build(**(extra | options), dropout=0.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = ragged_audio([32_000, 20_000], 16_000)
     losses, figures = [], {}
