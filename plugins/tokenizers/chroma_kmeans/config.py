@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import Field, model_validator
 
 from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
@@ -15,6 +17,9 @@ class ChromaKMeansOptions(KMeansOptions):
         onset_window: samples of the window in which onsets and loudness are measured.
         lowest_note: MIDI number of the lowest note that counts.
         highest_note: MIDI number of the highest note that counts.
+        chroma: ``split`` in bass and treble, or one of all notes that is ``centred``: less the mean
+            of its classes, so that what sounds everywhere tells nothing. The latter tells more of
+            the pitch classes, the former of octaves.
         split_note: notes below it make the bass chroma, the others the treble chroma.
         onset_weight: how much onset strength counts, where each pitch class counts 1.
         loudness_weight: how much loudness counts.
@@ -26,6 +31,7 @@ class ChromaKMeansOptions(KMeansOptions):
     onset_window: int = Field(default=1024, ge=4)
     lowest_note: int = Field(default=36, ge=12, le=127)
     highest_note: int = Field(default=107, ge=12, le=127)
+    chroma: Literal["split", "centred"] = "split"
     split_note: int = Field(default=60, ge=12, le=127)
     onset_weight: float = Field(default=1.5, ge=0)
     loudness_weight: float = Field(default=1.0, ge=0)
@@ -41,3 +47,13 @@ class ChromaKMeansOptions(KMeansOptions):
                 f" and not above highest_note ({self.highest_note})"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Chroma are split unless it is said."""
+        found = super().identity()
+        return found if self.chroma == "centred" else {k: found[k] for k in found if k != "chroma"}
+
+    @property
+    def num_classes(self) -> int:
+        """Numbers that tell of pitch classes."""
+        return 12 if self.chroma == "centred" else 24

@@ -1,4 +1,4 @@
-"""Treble and bass chroma, pitch height, onset strength and loudness, clustered.
+"""Chroma, pitch height, onset strength and loudness, clustered.
 
 Chroma folds a spectrum into the twelve pitch classes (Fujishima, ICMC 1999; logarithmic
 compression after Müller & Ewert, ISMIR 2011), which keeps harmony and most of a melody and drops
@@ -37,7 +37,7 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
     weighting: Tensor
 
     def __init__(self, config: ChromaKMeansOptions) -> None:
-        super().__init__(config, 2 * PITCH_CLASSES + 3)
+        super().__init__(config, config.num_classes + 3)
         self.pitch_framing = Framing(config.hop, config.pitch_window)
         self.onset_framing = Framing(config.hop, config.onset_window)
         notes = torch.arange(config.lowest_note, config.highest_note + 1)
@@ -46,10 +46,11 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
             note_filters(notes, config.sample_rate, config.pitch_window),
             persistent=False,
         )
-        self.register_buffer("folding", _folding(notes, config.split_note), persistent=False)
+        split = config.split_note if config.chroma == "split" else None
+        self.register_buffer("folding", _folding(notes, split), persistent=False)
         self.register_buffer("notes", notes, persistent=False)
         extra = [config.height_weight, config.onset_weight, config.loudness_weight]
-        weighting = torch.tensor([1.0] * (2 * PITCH_CLASSES) + extra)
+        weighting = torch.tensor([1.0] * config.num_classes + extra)
         self.register_buffer("weighting", weighting, persistent=False)
 
     def weights(self) -> Float[Tensor, "D"]:
@@ -66,14 +67,15 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         harmony, onset, loudness = groups[..., :-2], groups[..., -2:-1], groups[..., -1:]
         return torch.cat([harmony.mean(2), onset.amax(2), loudness.mean(2)], dim=2)
 
-    def _pitch(self, wave: Wave) -> Float[Tensor, "B M 25"]:
-        """Treble chroma, bass chroma (each of at most unit length) and mean pitch in octaves."""
+    def _pitch(self, wave: Wave) -> Float[Tensor, "B M E"]:
+        """Chroma (each of at most unit length) and mean pitch in octaves."""
         notes = self.notes.to(wave.dtype)
         spectrum = self.pitch_framing.analyse(wave).abs() @ self.filters.to(wave.dtype)
         strength = torch.log1p(COMPRESSION * spectrum)
         folded = strength @ self.folding.to(wave.dtype)
-        chroma = folded.reshape(*folded.shape[:2], 2, PITCH_CLASSES)
-        chroma = chroma / chroma.norm(dim=3, keepdim=True).clamp(min=QUIET)
+        chroma = _unit(folded.unflatten(2, (-1, PITCH_CLASSES)))
+        if self.config.chroma == "centred":
+            chroma = _unit(chroma - chroma.mean(3, keepdim=True))
         # Squared, so that partials weigh less than the notes they belong to.
         share = strength.square()
         share = share / share.sum(2, keepdim=True).clamp(min=QUIET)
@@ -91,7 +93,17 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         return torch.cat([growth.mean(2, keepdim=True), energy], dim=2)
 
 
-def _folding(notes: Tensor, split: int) -> Float[Tensor, "M 24"]:
-    """Which notes add to which class of the treble chroma (first) and of the bass chroma."""
-    classes = notes % PITCH_CLASSES + PITCH_CLASSES * (notes < split)
-    return nn.functional.one_hot(classes, 2 * PITCH_CLASSES).double()
+def _unit(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """Of at most unit length."""
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / length.clamp(min=QUIET)
+
+
+def _folding(notes: Tensor, split: int | None) -> Float[Tensor, "M C"]:
+    """Which notes add to which class, of the treble chroma (first) and of the bass chroma if they
+    are split."""
+    classes = notes % PITCH_CLASSES
+    if split is None:
+        return nn.functional.one_hot(classes, PITCH_CLASSES).double()
+    halves = classes + PITCH_CLASSES * (notes < split)
+    return nn.functional.one_hot(halves, 2 * PITCH_CLASSES).double()

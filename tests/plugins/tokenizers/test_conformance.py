@@ -29,6 +29,12 @@ SUBJECTS = [
     ),
     Subject("semantic_tokenizer", "mel_kmeans.v1", {"num_clusters": 32}),
     Subject("semantic_tokenizer", "chroma_kmeans.v1", {"num_clusters": 32}),
+    Subject(
+        "semantic_tokenizer",
+        "chroma_kmeans.v1",
+        {"num_clusters": 32, "chroma": "centred"},
+        label="centred",
+    ),
 ]
 
 
