@@ -100,8 +100,7 @@ def _plain(component: Component, state: Mapping[str, torch.Tensor]) -> dict[str,
 def load_state(component: Component, directory: Path, use: str) -> None:
     """Load the weights of ``directory`` into a component built from its manifest.
 
-    A tokenizer's may be those of ``token_state`` alone: parts that only training needs then stay
-    as they were built.
+    Those of a tokenizer's ``training_state`` may be left out: they then stay as they were built.
 
     Raises:
         CheckpointError: if weights are missing, unfit, or not those that were fingerprinted.
@@ -109,7 +108,8 @@ def load_state(component: Component, directory: Path, use: str) -> None:
     stored = load_tensors(directory)
     try:
         # Stored halves and codes become the component's own floating-point type.
-        load_plain(component, {**_of_training(component), **stored})
+        spare = component.training_state() if isinstance(component, Tokenizer) else {}
+        load_plain(component, {**spare, **stored})
     except RuntimeError as error:
         raise CheckpointError(
             str(directory / WEIGHTS),
@@ -118,14 +118,6 @@ def load_state(component: Component, directory: Path, use: str) -> None:
         ) from error
     if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
-
-
-def _of_training(component: Component) -> dict[str, Tensor]:
-    """The tensors of a tokenizer that no token depends on."""
-    if not isinstance(component, Tokenizer):
-        return {}
-    needed = component.token_state()
-    return {key: value for key, value in component.state_dict().items() if key not in needed}
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:

@@ -303,6 +303,11 @@ class Tokenizer(Component):
         """The tensors that determine what a token means; by default all of them."""
         return self.state_dict()
 
+    def training_state(self) -> Mapping[str, Tensor]:
+        """The tensors that only training needs, which a checkpoint may leave out; by default
+        none."""
+        return {}
+
     @abstractmethod
     def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
         """Tokens of a ragged batch of audio.

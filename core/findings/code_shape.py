@@ -46,7 +46,7 @@ class CodeShape:
         return shape
 
     def __str__(self) -> str:
-        return f"{float(self.frame_rate):g}x{self.num_levels}x{self.codebook_size}"
+        return f"{float(self.frame_rate):.15g}x{self.num_levels}x{self.codebook_size}"
 
     @property
     def told(self) -> str:

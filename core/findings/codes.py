@@ -165,9 +165,12 @@ def _judge(study: Study, found: Finding, judged: Mapping[str, Direction]) -> Non
     rate = Fraction(own["sample_rate"], own["hop"])
     name = CodeShape(rate, own["num_levels"], own["codebook_size"]).told
     name = name if name in found.rows else next(iter(found.rows))
+    learnt = {other: row[MODELLED]["mean"] < row[ENTROPY] for other, row in found.rows.items()}
     found.claims = [
         better(
-            f"{name} is better than {other} by {figure}", found.rows[name][figure], row[figure],
+            f"{name} is better than {other} by {figure}",
+            found.rows[name][figure] if figure != MODELLED or learnt[name] else None,
+            row[figure] if figure != MODELLED or learnt[other] else None,
             direction,
         )
         for other, row in found.rows.items()
@@ -186,6 +189,11 @@ def _judge(study: Study, found: Finding, judged: Mapping[str, Direction]) -> Non
         "what it is of the tokens' own rate.",
         "Intervals are over recordings and batches, not over trainings.",
     ]
+    if idle := [other for other, there in learnt.items() if not there]:
+        found.notes.append(
+            f"The model of {'; '.join(idle)} has not learnt more than how often each code occurs: "
+            f"its `{MODELLED}` decides nothing."
+        )
 
 
 def unbeaten(rows: Mapping[str, Figures], judged: Mapping[str, Direction]) -> list[str]:

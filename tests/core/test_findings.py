@@ -238,6 +238,11 @@ def test_shapes_of_codes(study: Make) -> None:
         assert 0.5 < row["LM share"]["mean"] < 2  # next to nothing is learnt
     assert fast["training TFLOP"] > slow["training TFLOP"]
     assert len(found["claims"]) == 2 and found["claims"][0]["claim"].startswith("25 Hz")
+    assert all(row["LM kbit/s"]["mean"] > row["kbit/s by entropy"] for row in (slow, fast))
+    assert found["claims"][1]["holds"] is None  # such models decide nothing
+    assert any(
+        note.startswith("The model of 25 Hz, 2 levels of 16; 100") for note in found["notes"]
+    )
     run = one.directory / "runs" / "codes-25x2x16"
     codec = read_manifest(run / "pipeline" / "codec")
     assert (codec.options["hop"], codec.options["window"]) == (640, 1280)
@@ -269,6 +274,8 @@ def test_what_shapes_of_codes_may_be(study: Make) -> None:
         reproduce(study(codes=("75x5x1024",)), "codes")
     told = CodeShape.parse("80x5x1024").options({"sample_rate": 16000, "window": 640})
     assert told == {"hop": 200, "window": 640, "num_levels": 5, "codebook_size": 1024}
+    (kept,) = read_shapes("86.1328125x8x1024")
+    assert CodeShape.parse(kept).options({"sample_rate": 44100, "window": 640})["hop"] == 512
 
 
 def test_shapes_that_none_is_better_than() -> None:

@@ -18,9 +18,9 @@ class ChromaKMeansOptions(KMeansOptions):
         lowest_note: MIDI number of the lowest note that counts.
         highest_note: MIDI number of the highest note that counts.
         chroma: ``split`` in bass and treble, or one of all notes that is ``centred``: less the mean
-            of its classes, so that what sounds everywhere tells nothing. The latter tells more of
+            of its classes, so that what sounds everywhere tells little. The latter tells more of
             the pitch classes, the former of octaves.
-        split_note: notes below it make the bass chroma, the others the treble chroma.
+        split_note: notes below it make the bass chroma, the others the treble chroma, if split.
         onset_weight: how much onset strength counts, where each pitch class counts 1.
         loudness_weight: how much loudness counts.
         height_weight: how much the mean pitch counts, which tells octaves apart.
@@ -41,6 +41,8 @@ class ChromaKMeansOptions(KMeansOptions):
     def _shapes_fit(self) -> ChromaKMeansOptions:
         check_window("pitch_window", self.pitch_window, self.hop)
         check_window("onset_window", self.onset_window, self.hop)
+        if self.chroma == "centred" and self.lowest_note < self.highest_note:
+            return self
         if not self.lowest_note < self.split_note <= self.highest_note:
             raise ValueError(
                 f"split_note ({self.split_note}) must lie above lowest_note ({self.lowest_note})"
@@ -49,9 +51,9 @@ class ChromaKMeansOptions(KMeansOptions):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Chroma are split unless it is said."""
-        found = super().identity()
-        return found if self.chroma == "centred" else {k: found[k] for k in found if k != "chroma"}
+        """Chroma are split unless it is said; centred ones are not split."""
+        unsaid = "chroma" if self.chroma == "split" else "split_note"
+        return {key: value for key, value in super().identity().items() if key != unsaid}
 
     @property
     def num_classes(self) -> int:

@@ -19,6 +19,7 @@ from segue.plugins.tokenizers.common.notes import PITCH_CLASSES, note_filters
 
 COMPRESSION = 1000.0  # of magnitudes: 60 dB below a full-scale sine begins to count
 FLOOR = 1e-4
+FLAT = 0.5  # the same for centred ones: of a note it is .96, of noise less than .4
 QUIET = 0.1  # a chroma vector shorter than this is not stretched to unit length
 BAND_BINS = 16  # bins pooled before their growth counts as an onset
 
@@ -73,9 +74,9 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         spectrum = self.pitch_framing.analyse(wave).abs() @ self.filters.to(wave.dtype)
         strength = torch.log1p(COMPRESSION * spectrum)
         folded = strength @ self.folding.to(wave.dtype)
-        chroma = _unit(folded.unflatten(2, (-1, PITCH_CLASSES)))
+        chroma = _unit(folded.unflatten(2, (-1, PITCH_CLASSES)), QUIET)
         if self.config.chroma == "centred":
-            chroma = _unit(chroma - chroma.mean(3, keepdim=True))
+            chroma = _unit(chroma - chroma.mean(3, keepdim=True), FLAT)
         # Squared, so that partials weigh less than the notes they belong to.
         share = strength.square()
         share = share / share.sum(2, keepdim=True).clamp(min=QUIET)
@@ -93,10 +94,10 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         return torch.cat([growth.mean(2, keepdim=True), energy], dim=2)
 
 
-def _unit(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-    """Of at most unit length."""
+def _unit(x: Float[Tensor, "... D"], least: float) -> Float[Tensor, "... D"]:
+    """Of at most unit length; what is shorter than ``least`` is not stretched to that."""
     length: Tensor = x.norm(dim=-1, keepdim=True)
-    return x / length.clamp(min=QUIET)
+    return x / length.clamp(min=least)
 
 
 def _folding(notes: Tensor, split: int | None) -> Float[Tensor, "M C"]:

@@ -36,6 +36,8 @@ class ChromaRegression(nn.Module):
         self.subframes, self.seen_weight = config.subframes, config.seen_weight
         classes = (config.lowest_note + torch.arange(config.num_mels)) % PITCH_CLASSES
         folding = functional.one_hot(classes, PITCH_CLASSES).float()
+        # No class is stronger for having more bands.
+        folding = folding / folding.sum(0) * (config.num_mels / PITCH_CLASSES)
         self.register_buffer("folding", folding, persistent=False)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, PITCH_CLASSES)
@@ -60,7 +62,7 @@ class ChromaRegression(nn.Module):
 
     def targets(self, mel: Mel, valid: Mask) -> Float[Tensor, "B N 12"]:
         """Strength of each class less that of all on average, of at most unit length: what sounds
-        everywhere, such as noise, tells nothing."""
+        everywhere, such as noise, tells little."""
         magnitudes = (mel.exp() - FLOOR).clamp(min=0)
         inside = valid.repeat_interleave(self.subframes, dim=1)[..., None]
         count = (inside.sum((1, 2), keepdim=True) * mel.shape[2]).clamp(min=1)
@@ -70,9 +72,8 @@ class ChromaRegression(nn.Module):
         strength = strength / strength.norm(dim=2, keepdim=True).clamp(min=LEAST_NORM)
         contrast = strength - strength.mean(2, keepdim=True)
         contrast = contrast / contrast.norm(dim=2, keepdim=True).clamp(min=LEAST_CONTRAST)
-        return functional.avg_pool1d(
-            contrast.transpose(1, 2), REACH, 1, REACH // 2, count_include_pad=False
-        ).transpose(1, 2)
+        there = valid[..., None].to(contrast)
+        return _around(contrast * there) / _around(there).clamp(min=1 / REACH) * there
 
     def _told(
         self, batch: Masked, chosen: Mask, targets: Float[Tensor, "B N 12"]
@@ -81,3 +82,8 @@ class ChromaRegression(nn.Module):
         found = self.head(self.norm(batch.states[-1][chosen]))
         errors = (found - targets[chosen]).square().sum() / max(1, len(found))
         return errors, found
+
+
+def _around(x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    """Means over ``REACH`` frames, 0 beyond the ends."""
+    return functional.avg_pool1d(x.transpose(1, 2), REACH, 1, REACH // 2).transpose(1, 2)

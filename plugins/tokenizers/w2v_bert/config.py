@@ -10,8 +10,8 @@ from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
 
 class W2vBertOptions(KMeansOptions):
-    """Options of ``w2v_bert``. Defaults are what did best on seven hours of speech and half an hour
-    of one CPU core, which is far from the papers' setting.
+    """Options of ``w2v_bert``. Defaults are what did best for ``hubert`` on seven hours of speech
+    and half an hour of one CPU core, which is far from the papers' setting.
 
     Attributes:
         window: samples of the spectra's window.
@@ -31,26 +31,31 @@ class W2vBertOptions(KMeansOptions):
         layer: whose activations are clustered, 1 being the lowest.
         window_seconds: longer audio is encoded in windows of this length.
         margin_seconds: of what a window has in common with its neighbours, which is dropped.
-        objective: what the encoder learns from: ``w2v_bert`` (Chung et al., arXiv 2108.06209),
-            ``best_rq`` (Chiu et al., arXiv 2202.01855), ``hubert`` (Hsu et al., arXiv
-            2106.07447), whose first targets are cepstra, or with bands of notes chroma, or ``swap``
-            (Chang et al., arXiv 2305.11072), which tells what a slow copy of the encoder says of
-            another disturbance of the row, best begun from an encoder that is trained, or with
-            bands of notes ``chroma``, how strong the twelve pitch classes are in the row as it is.
+        objective: what the encoder learns from:
+            ``w2v_bert``: a contrastive loss below, codes of a learnt quantizer above (Chung et al.,
+            arXiv 2108.06209);
+            ``best_rq``: codes of a fixed random quantizer (Chiu et al., arXiv 2202.01855);
+            ``hubert``: clusters of cepstra, with bands of notes of chroma, later of its own layer
+            (Hsu et al., arXiv 2106.07447);
+            ``swap``: what a slow copy of the encoder says of the row, otherwise disturbed (Chang et
+            al., arXiv 2305.11072); best begun from an encoder that is trained;
+            ``chroma``: with bands of notes, how strong the twelve pitch classes are.
         mask_share: of the frames that are hidden from the encoder, on average.
         mask_seconds: length of one hidden span.
-        mask_fill: what stands in a span: noise or zeros (each band's mean).
+        mask_fill: what stands in a span: noise or zeros (the mean of what is normalised).
         warp: largest factor, less 1, by which the frequencies of a row that the encoder sees are
-            stretched or squeezed in training (Jaitly and Hinton, 2013), while ids are those of the
-            row as it is: voices differ by such factors, words do not. For music take 0.
+            stretched or squeezed in training (Jaitly and Hinton, 2013), while what is to be told is
+            of the row as it is: voices differ by such factors, words do not. For music take 0.
         noise: share of the rows that the encoder hears in stationary noise in training.
+        equalise: standard deviation, in nats, of smooth gains over frequencies in training. With
+            bands that are normalised it matters beside ``noise`` only, which covers more or less.
         transpose: semitones by which bands of notes are moved up or down at most, in training.
-        equalise: standard deviation, in nats, of smooth gains over frequencies in training; what
-            is constant over a row is taken out of it anyway, but not what noise leaves of it.
         seen_weight: of the loss on frames that are not hidden, beside 1 for hidden ones.
-        num_codebooks: G, ids per frame to predict; 1 for ``hubert`` and ``swap``.
-        target_codes: entries of each codebook.
-        code_width: channels of a codebook's entries and of a projection (not for ``hubert``).
+        num_codebooks: G, ids per frame to predict; 1 for ``hubert`` and ``swap``, none for
+            ``chroma``.
+        target_codes: entries of each codebook (not for ``chroma``).
+        code_width: channels of a codebook's entries and of a projection (not for ``hubert`` and
+            ``chroma``).
         contrastive_depth: layers of the contrastive module; those above it predict ids.
         temperature: of the contrastive loss and of ``swap``.
         diversity: weight of the loss that asks for all codes alike.

@@ -10,7 +10,7 @@ from torch.nn import functional
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.encoder import Frames, Mask, Mel
 
-NOISE = 0.3  # standard deviation; a band's is 1
+NOISE = 0.3  # standard deviation; that of what is normalised is 1
 
 
 @dataclass(frozen=True)

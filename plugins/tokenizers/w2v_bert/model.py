@@ -112,3 +112,7 @@ class W2vBertTokenizer(KMeansTokenizer):
         blocks = (f"encoder.conformer.blocks.{number}." for number in above)
         unused = ("objective.", "encoder.conformer.norm.", *blocks)
         return {k: v for k, v in self.state_dict().items() if not k.startswith(unused)}
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        needed = self.token_state()
+        return {k: v for k, v in self.state_dict().items() if k not in needed}

@@ -42,7 +42,7 @@ class Swap(nn.Module):
     the other one is seen, whole, by a slow copy of the encoder and of the head; prototypes are
     given alike in each batch, so not all frames can go to one."""
 
-    updates: Tensor
+    followed: Tensor
 
     def __init__(self, config: W2vBertOptions, encoder: Encoder) -> None:
         super().__init__()
@@ -51,15 +51,16 @@ class Swap(nn.Module):
         self.head = PrototypeHead(config)
         self.encoder_copy = copy.deepcopy(encoder).requires_grad_(False)
         self.head_copy = copy.deepcopy(self.head).requires_grad_(False)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.register_buffer("followed", torch.tensor(False))
 
     def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
         """``loss``; of hidden frames ``masked`` (nats), ``accuracy`` of the likeliest prototype and
         ``perplexity`` of these; of the others ``seen``, if it counts."""
         if self.training:
             self._follow(encoder)
-        targets = torch.zeros(*batch.valid.shape, len(self.head.prototypes)).to(batch.mel)
-        targets[batch.valid] = self._targets(batch)
+        found = self._targets(batch)
+        targets = found.new_zeros(*batch.valid.shape, found.shape[1])
+        targets[batch.valid] = found
         masked, accuracy = self._nats(batch, batch.hidden, targets)
         ids = targets[batch.hidden].argmax(1, keepdim=True)
         figures = {"accuracy": accuracy, "perplexity": perplexity(ids, targets.shape[2])}
@@ -80,24 +81,27 @@ class Swap(nn.Module):
     @torch.no_grad()
     def _targets(self, batch: Masked) -> Float[Tensor, "M V"]:
         """Of all valid frames."""
-        states = self.encoder_copy.eval()(batch.mel, batch.valid, self.layer)[-1]
-        return given_alike(self.head_copy(states[batch.valid]))
+        states = self.encoder_copy.eval()(batch.mel, batch.valid, self.layer)[-1][batch.valid]
+        # Differences between cosines are magnified here: not in half precision.
+        with torch.autocast(states.device.type, enabled=False):
+            cosines = self.head_copy(states.to(self.head.prototypes.dtype))
+            return given_alike(cosines.float())
 
     @torch.no_grad()
     def _follow(self, encoder: Encoder) -> None:
         """Move the slow copies; at first they are what they are copies of."""
-        decay = self.decay if int(self.updates) else 0.0
+        decay = self.decay if self.followed else 0.0
         for slow, fast in ((self.encoder_copy, encoder), (self.head_copy, self.head)):
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
                 old.lerp_(new, 1 - decay)
-        self.updates.add_(1)
+        self.followed.fill_(True)
 
 
 def given_alike(cosines: Float[Tensor, "M V"]) -> Float[Tensor, "M V"]:
     """Shares of prototypes for each frame such that all prototypes get as much (Sinkhorn and Knopp;
-    Caron et al., SwAV, arXiv 2006.09882, section 3.1). In single precision, whatever is given."""
-    weights = ((cosines.float() - 1) / SHARPNESS).exp()
+    Caron et al., SwAV, arXiv 2006.09882, section 3.1)."""
+    weights = ((cosines - 1) / SHARPNESS).exp()
     for _ in range(SINKHORN_ROUNDS):
         weights = weights / weights.sum(0, keepdim=True).clamp_min(TINY)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(TINY)
-    return weights.to(cosines)
+    return weights

@@ -128,15 +128,18 @@ def test_centred_chroma_ignore_what_sounds_everywhere() -> None:
     plain = ChromaKMeansOptions()
     centred = ChromaKMeansOptions(chroma="centred")
     assert "chroma" not in plain.identity() and centred.identity()["chroma"] == "centred"
+    assert centred.model_copy(update={"split_note": 48}).identity() == centred.identity()
+    assert plain.model_copy(update={"split_note": 48}).identity() != plain.identity()
     tokenizer = ChromaKMeansTokenizer(centred)
     time = torch.arange(16_000) / 16_000
     tone = 0.05 * (torch.sin(math.tau * 440.0 * time) + torch.sin(math.tau * 659.3 * time))
     noise = 0.003 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([16_000])
-    clear, noisy = (
-        tokenizer.features(wave[None].double(), lengths)[0, 12, :12]
-        for wave in (tone, tone + noise)
+    clear, noisy, hiss = (
+        tokenizer.features(wave[None].double(), lengths)[0, :, :12].mean(0)
+        for wave in (tone, tone + noise, 10 * noise)
     )
+    assert hiss.norm() < 0.5 * clear.norm()
     assert clear.topk(2).indices.sort().values.tolist() == [4, 9]  # E and A
     assert abs(float(clear.sum())) < 1e-6 and clear.norm() <= 1 + 1e-6
     assert torch.nn.functional.cosine_similarity(clear, noisy, dim=0) > 0.8

@@ -14,7 +14,7 @@ from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.w2v_bert.chroma import ChromaRegression
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.disturbing import transposed, warp
-from segue.plugins.tokenizers.w2v_bert.encoder import FLOOR, LogMel
+from segue.plugins.tokenizers.w2v_bert.encoder import FLOOR, LogMel, valid_mask
 from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.targets import ChromaClusters
 
@@ -98,6 +98,25 @@ def test_strong_classes_are_told_from_what_sounds_everywhere(options: W2vBertOpt
     assert (plain - noisy).norm(dim=1).mean() < 0.35
     silent = ChromaRegression(chosen).targets(LogMel(chosen).raw(0 * wave), valid)
     assert silent.norm() < 1e-3
+
+
+def test_targets_of_a_row_do_not_depend_on_longer_ones(options: W2vBertOptions) -> None:
+    chosen = W2vBertOptions(**(options.model_dump() | CHROMA))
+    wave = notes(60, 64, 67)
+    raw = LogMel(chosen).raw(torch.stack([wave, torch.cat([wave[:16_000], 0 * wave[16_000:]])]))
+    valid = valid_mask(torch.tensor([raw.shape[1] // 4, 25]), raw.shape[1] // 4)
+    regression = ChromaRegression(chosen)
+    padded = regression.targets(raw, valid)[1]
+    alone = regression.targets(raw[1:, :100], valid[1:, :25])[0]
+    torch.testing.assert_close(padded[:25], alone)
+    assert not padded[25:].any()
+
+
+def test_no_class_is_stronger_for_having_more_bands(options: W2vBertOptions) -> None:
+    uneven = options.model_dump() | CHROMA | {"num_mels": 80}
+    regression = ChromaRegression(W2vBertOptions(**uneven))
+    found = regression.targets(torch.zeros(1, 40, 80), torch.ones(1, 10, dtype=torch.bool))
+    assert found.abs().max() < 1e-5
 
 
 def test_harmony_can_be_learnt_though_spans_are_hidden(options: W2vBertOptions) -> None:

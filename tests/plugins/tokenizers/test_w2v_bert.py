@@ -20,7 +20,7 @@ from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.disturbing import disturb, in_noise, warp, warped_bands
 from segue.plugins.tokenizers.w2v_bert.encoder import valid_mask
-from segue.plugins.tokenizers.w2v_bert.masking import draw_spans, hide
+from segue.plugins.tokenizers.w2v_bert.masking import Masked, draw_spans, hide
 from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.objectives import GumbelQuantizer, Hubert
 from segue.plugins.tokenizers.w2v_bert.swap import Swap, given_alike
@@ -265,7 +265,9 @@ def test_what_only_training_needs_may_be_left_out(options: dict[str, Any], tmp_p
 def test_swapping_begins_where_another_objective_ended(tmp_path: Path) -> None:
     """Though the copies of the encoder are in no checkpoint of tokens."""
     first = build(depth=3, layer=2)
-    fit_on_synthetic(first)
+    for _ in range(2):
+        first.train().training_step(speech())
+    fit_on_synthetic(first.eval())
     first.seal("x.v1")
     save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {})
     second = build(seed=1, **SWAP)
@@ -276,6 +278,25 @@ def test_swapping_begins_where_another_objective_ended(tmp_path: Path) -> None:
     block = "conformer.blocks.1.attention.out.weight"
     taken = first.state_dict()[f"encoder.{block}"]
     assert torch.equal(second.objective.encoder_copy.state_dict()[block], taken)
+
+
+def test_targets_of_swapping_are_of_single_precision() -> None:
+    """Though spectra are, and activations are not, as under autocast on a GPU."""
+    model = build(**SWAP).train()
+    assert isinstance(model.objective, Swap)
+    mel, valid = torch.randn(2, 80, 20), torch.ones(2, 20, dtype=torch.bool)
+    hidden = torch.zeros_like(valid)
+    hidden[:, 4:9] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model.encoder(mel, valid, 2)
+        batch = Masked(mel, valid, hidden, states)
+        assert model.objective.head(states[-1][valid]).dtype == torch.bfloat16
+        shares = model.objective._targets(batch)
+        loss = model.objective(batch, model.encoder)["loss"]
+    assert shares.dtype == torch.float32
+    torch.testing.assert_close(shares.sum(1), torch.ones(40))
+    loss.backward()
+    assert model.objective.head.prototypes.grad is not None and loss.isfinite()
 
 
 def test_a_random_quantizer_is_fixed_and_uses_many_codes() -> None:
