@@ -6,8 +6,8 @@ SOURCE is what `segue prepare DOMAIN` takes. KEY=VALUE overrides the config of t
 stage that it names: semantic, acoustic or one of the paper's cascade, such as coarse. Hours on a
 CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside it
 lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
-OUTPUT/tokenizers/rounded holds the tokenizers, of speech also a second semantic one that no stage
-is trained on; KEY of it begins with swapped_tokenizer.
+OUTPUT/tokenizers/rounded holds the tokenizers, also a second semantic one that no stage is trained
+on; KEY of it begins with swapped_tokenizer (speech) or harmony_tokenizer (piano).
 """
 
 from __future__ import annotations
@@ -36,25 +36,56 @@ TOKENIZERS = {
     ],
     "piano": ["codec.options.num_levels=8", "codec.training.steps=4500"],
 }
-#: The second semantic tokenizer, which begins where the first one ended.
-SWAPPED = "swapped_tokenizer"
-SWAPPING = {
-    "speech": [
-        "semantic_tokenizer.use=w2v_bert.v1",
-        "semantic_tokenizer.options.objective=swap",
-        "semantic_tokenizer.options.depth=5",
-        "semantic_tokenizer.options.target_codes=256",
-        "semantic_tokenizer.options.code_width=64",
-        "semantic_tokenizer.options.noise=0.7",
-        "semantic_tokenizer.options.equalise=0.5",
-        "semantic_tokenizer.options.num_clusters=512",
-        "semantic_tokenizer.training.steps=3600",
-        "semantic_tokenizer.training.batch_size=10",
-        "semantic_tokenizer.training.crop_seconds=3",
-        "semantic_tokenizer.training.learning_rate=5.0e-4",
-        "semantic_tokenizer.training.ema=0.998",
-    ],
-    "piano": [],
+#: A second semantic tokenizer, which no stage is trained on: its name, whether it begins where the
+#: first one ended, and what is asked of it.
+SECOND = {
+    "speech": (
+        "swapped_tokenizer",
+        True,
+        [
+            "semantic_tokenizer.use=w2v_bert.v1",
+            "semantic_tokenizer.options.objective=swap",
+            "semantic_tokenizer.options.depth=5",
+            "semantic_tokenizer.options.target_codes=256",
+            "semantic_tokenizer.options.code_width=64",
+            "semantic_tokenizer.options.noise=0.7",
+            "semantic_tokenizer.options.equalise=0.5",
+            "semantic_tokenizer.options.num_clusters=512",
+            "semantic_tokenizer.training.steps=3600",
+            "semantic_tokenizer.training.batch_size=10",
+            "semantic_tokenizer.training.crop_seconds=3",
+            "semantic_tokenizer.training.learning_rate=5.0e-4",
+            "semantic_tokenizer.training.ema=0.998",
+        ],
+    ),
+    "piano": (
+        "harmony_tokenizer",
+        False,
+        [
+            "semantic_tokenizer.use=w2v_bert.v1",
+            "semantic_tokenizer.options.objective=chroma",
+            "semantic_tokenizer.options.bands=note",
+            "semantic_tokenizer.options.normalise=row",
+            "semantic_tokenizer.options.window=4096",
+            "semantic_tokenizer.options.num_mels=84",
+            "semantic_tokenizer.options.subframes=2",
+            "semantic_tokenizer.options.depth=4",
+            "semantic_tokenizer.options.layer=4",
+            "semantic_tokenizer.options.warp=0",
+            "semantic_tokenizer.options.transpose=5",
+            "semantic_tokenizer.options.noise=0.3",
+            "semantic_tokenizer.options.equalise=0.4",
+            "semantic_tokenizer.options.mask_share=0.15",
+            "semantic_tokenizer.options.mask_seconds=0.2",
+            "semantic_tokenizer.options.num_clusters=512",
+            "semantic_tokenizer.training.steps=1600",
+            "semantic_tokenizer.training.batch_size=8",
+            "semantic_tokenizer.training.crop_seconds=4",
+            "semantic_tokenizer.training.learning_rate=1.0e-3",
+            "semantic_tokenizer.training.warmup_steps=60",
+            "semantic_tokenizer.training.ema=0.995",
+        ],
+    ),
 }
 #: Manifests that tokenizers are trained on: single words, too, for the semantic one of speech.
 MANIFESTS = {
@@ -96,24 +127,23 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
     return chosen
 
 
-def train_swapped(domain: str, data: Path, output: Path, more: Sequence[str]) -> None:
+def train_second(domain: str, data: Path, output: Path, more: Sequence[str]) -> None:
     """The second semantic tokenizer, rounded, beside the others."""
-    part = "semantic_tokenizer"
-    rounded = output / "rounded" / SWAPPED
-    if not SWAPPING[domain] or rounded.exists():
+    part, (name, goes_on, values) = "semantic_tokenizer", SECOND[domain]
+    rounded = output / "rounded" / name
+    if rounded.exists():
         return
-    places = ("--domain", domain, "--data", data / MANIFESTS[domain][part])
+    places = ("--domain", domain, "--data", data / MANIFESTS[domain][part], "-o", output / name)
     first = f"{part}.training.start_from={(output / 'rounded' / part).resolve()}"
-    own = [value.replace(SWAPPED, part, 1) for value in more]
-    values = settings([*SWAPPING[domain], first, *own])
-    segue("train", part, *places, "-o", output / "swapped", *values)
-    run(SHIP, part, output / "swapped" / part, rounded)
+    own = [value.replace(name, part, 1) for value in more]
+    segue("train", part, *places, *settings([*values, *([first] if goes_on else []), *own]))
+    run(SHIP, part, output / name / part, rounded)
 
 
 def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
     """KEY=VALUE of each tokenizer and each stage; what is for none of them ends this program."""
     stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
-    tokenizers = [*MANIFESTS[domain], *([SWAPPED] if SWAPPING[domain] else [])]
+    tokenizers = [*MANIFESTS[domain], SECOND[domain][0]]
     found: dict[str, list[str]] = {part: [] for part in (*tokenizers, *stages)}
     for value in values:
         part = next((part for part in found if value.startswith(f"{part}.")), None)
@@ -132,7 +162,7 @@ def main(arguments: Sequence[str]) -> None:
     segue("prepare", domain, "--source", source, "-o", data)
     tokenizers = [value for part in MANIFESTS[domain] for value in more[part]]
     chosen = train_tokenizers(domain, data, output / "tokenizers", tokenizers)
-    train_swapped(domain, data, output / "tokenizers", more.get(SWAPPED, []))
+    train_second(domain, data, output / "tokenizers", more[SECOND[domain][0]])
 
     def train(config: str, directory: Path, values: Sequence[str]) -> Path:
         if directory != stages:

@@ -52,6 +52,24 @@ def test_semantic_tokens_change_with_what_is_said(prompt: torch.Tensor, config: 
     assert tokens.unique().numel() > 0.4 * tokens.shape[1]
 
 
+def test_learnt_tokens_of_harmony_follow_chords() -> None:
+    """A chord that comes again has tokens of its first time, another one has none of them."""
+    tokenizer = shipped("semantic_tokenizer", "piano/harmony_tokens")
+    time = torch.arange(16_000) / 16_000
+
+    def chord(*notes: int) -> torch.Tensor:
+        hertz = [440.0 * 2 ** ((note - 69) / 12) for note in notes]
+        partials = [torch.sin(6.2832 * f * k * time) / k for f in hertz for k in (1, 2, 3)]
+        return 0.003 * torch.stack(partials).sum(0) * torch.exp(-1.5 * time)
+
+    played = [chord(48, 55, 64), chord(50, 57, 65), chord(48, 55, 64)]
+    found = ids(tokenizer, torch.cat(played))[0].unflatten(0, (3, 25))[:, 4:20]
+    first, other, again = (set(part.tolist()) for part in found)
+    assert not first & other and first & again
+    kept = (found[0][:, None] == found[2][None]).any(1).float().mean()
+    assert kept > 0.5 and len(first) < 12
+
+
 def test_what_was_trained_in_noise_hears_less_of_it(prompt: torch.Tensor) -> None:
     noise = torch.randn(len(prompt), generator=torch.Generator().manual_seed(0))
     noisy = prompt + 10 ** (-10 / 20) * prompt.square().mean().sqrt() * noise  # 10 dB below
