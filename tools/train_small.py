@@ -45,6 +45,7 @@ SECOND = {
         [
             "semantic_tokenizer.use=w2v_bert.v1",
             "semantic_tokenizer.options.objective=swap",
+            "semantic_tokenizer.options.fresh_copy=true",
             "semantic_tokenizer.options.depth=5",
             "semantic_tokenizer.options.target_codes=256",
             "semantic_tokenizer.options.code_width=64",

@@ -65,13 +65,15 @@ class W2vBertOptions(KMeansOptions):
             ``layer``, as it is then, in place of cepstra; None keeps the cepstra. With 0 and a
             checkpoint, a trained encoder is its own teacher from the start.
         copy_decay: for ``swap``: share of the slow copy that a step leaves as it was.
+        fresh_copy: for ``swap``: whether the slow copy has random weights at first, whatever the
+            encoder begins with, in place of the encoder's.
     """
 
     of_training = frozenset(
         {"dropout", "objective", "mask_share", "mask_seconds", "mask_fill", "warp", "noise",
          "equalise", "transpose", "seen_weight", "num_codebooks", "target_codes", "code_width",
          "contrastive_depth", "temperature", "diversity", "gumbel", "gumbel_decay", "refine_at",
-         "copy_decay", "fit_frames", "seed"}
+         "copy_decay", "fresh_copy", "fit_frames", "seed"}
     )  # fmt: skip
 
     num_clusters: int = Field(default=1024, ge=2)
@@ -109,6 +111,7 @@ class W2vBertOptions(KMeansOptions):
     gumbel_decay: float = Field(default=0.999, gt=0.0, le=1.0)
     refine_at: int | None = Field(default=None, ge=0)
     copy_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
+    fresh_copy: bool = False
 
     @field_validator("gumbel")
     @classmethod

@@ -48,6 +48,7 @@ class Swap(nn.Module):
         super().__init__()
         self.temperature, self.seen_weight = config.temperature, config.seen_weight
         self.decay, self.layer = config.copy_decay, config.layer
+        self.fresh = config.fresh_copy
         self.head = PrototypeHead(config)
         self.encoder_copy = copy.deepcopy(encoder).requires_grad_(False)
         self.head_copy = copy.deepcopy(self.head).requires_grad_(False)
@@ -89,8 +90,9 @@ class Swap(nn.Module):
 
     @torch.no_grad()
     def _follow(self, encoder: Encoder) -> None:
-        """Move the slow copies; at first they are what they are copies of."""
-        decay = self.decay if self.followed else 0.0
+        """Move the slow copies; at first they become what they are copies of, unless they are to
+        begin with weights of their own."""
+        decay = self.decay if self.followed or self.fresh else 0.0
         for slow, fast in ((self.encoder_copy, encoder), (self.head_copy, self.head)):
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
                 old.lerp_(new, 1 - decay)

@@ -243,6 +243,13 @@ def test_the_slow_copy_follows() -> None:
         model.encoder.subsampling.out.weight.add_(0.4)
     model.training_step(speech())
     torch.testing.assert_close(objective.encoder_copy.subsampling.out.weight, first + 0.1)
+    fresh = build(**SWAP, copy_decay=0.75, fresh_copy=True).train()
+    assert isinstance(fresh.objective, Swap)
+    before = fresh.objective.encoder_copy.subsampling.out.weight.clone()
+    with torch.no_grad():
+        fresh.encoder.subsampling.out.weight.add_(0.4)
+    fresh.training_step(speech())
+    torch.testing.assert_close(fresh.objective.encoder_copy.subsampling.out.weight, before + 0.1)
     copies = [*objective.encoder_copy.parameters(), *objective.head_copy.parameters()]
     assert not any(p.requires_grad for p in copies)
 
