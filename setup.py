@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-ROOTS = {"core": "segue.core", "plugins": "segue.plugins", "apps": "segue.apps"}
+FOLDERS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
+ROOTS = {folder: f"segue.{folder}" for folder in FOLDERS}
 
 
 class BuildWithRegistry(build_py):

@@ -59,9 +59,9 @@ def run(
 def default_prompt(domain: str) -> Path:
     """A real recording of a held-out speaker if there is one at hand, else the shipped prompt."""
     from segue.core.config.load import find_domain
-    from segue.core.data.recordings import Recording
-    from segue.core.data.sources import load_recordings
     from segue.core.manager import default_host
+    from segue.data.recordings import Recording
+    from segue.data.sources import load_recordings
 
     if domain == "speech" and (RECORDINGS / "manifest.csv").is_file():
         held_out: Iterable[Recording] = []

@@ -11,7 +11,7 @@ from typing import Any
 from segue.apps.spectrogram import check_picture
 from segue.core.errors import DataError
 from segue.core.files import atomic_path, check_writable
-from segue.core.training.guard import LOG
+from segue.training.guard import LOG
 
 PANEL = (4.6, 3.8)  # inches
 COLUMNS = 3

@@ -35,8 +35,8 @@ from benchmarks.report import Report
 from benchmarks.timing import machine, median_seconds, seconds
 from segue.core.config.load import find_domain
 from segue.core.manager import default_host
-from segue.core.training.loop import LOG_EVERY
-from segue.plugins.models.common.config import SIZES
+from segue.plugins.layers.config import SIZES
+from segue.training.loop import LOG_EVERY
 
 FILE_SECONDS = 10.0
 CROP_SECONDS, BATCH = 3.0, 2  # of the comparison with audiolm-pytorch

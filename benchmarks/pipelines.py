@@ -20,9 +20,9 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.manager import default_host
 from segue.core.options import Decoding, Sampling
 from segue.core.pipeline import Pipeline
-from segue.plugins.models.common.drawing import Drawer
-from segue.plugins.models.common.quantize import rounded
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.layers.drawing import Drawer
+from segue.plugins.layers.quantize import rounded
+from segue.plugins.layers.stage import TransformerStageLM
 
 DOMAINS = ("speech", "piano")
 STEPWISE = ("speech/three_stage", "piano/two_stage")  # whose stages all draw from left to right

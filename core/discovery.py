@@ -35,7 +35,7 @@ class FoundPlugin:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What of its surroundings a host looks at; ``segue.core.pytest_plugin`` narrows it.
+    """What of its surroundings a host looks at; ``segue.testing.pytest_plugin`` narrows it.
 
     Attributes:
         search_directory: look for a registry file in the working directory.

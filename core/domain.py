@@ -23,7 +23,7 @@ class Domain:
         recipe: ``"module:function"`` that turns source data into a manifest:
             ``function(source: Path, output: Path, progress) -> Path``.
         prompt: an audio file that may be published with the package, for demos.
-        findings: ``"module:attribute"`` of a ``segue.core.findings.suite.Suite``, by which
+        findings: ``"module:attribute"`` of a ``segue.findings.suite.Suite``, by which
             `segue reproduce` measures; empty: it cannot.
     """
 

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segue.core.audio import Audio
-from segue.core.data.audio_crops import pad_waves
-from segue.core.interfaces import Tokens
+from segue.core.interfaces import Tokens, WaveBatch
 from segue.core.options import Sampling
 
 Task = Literal["continue", "generate", "acoustic_generation", "resynthesize"]
@@ -85,7 +84,7 @@ def keep_recording(wave: Tensor, audios: Sequence[Audio], join: int) -> Tensor:
 
 def without_prompt(audio: GeneratedAudio) -> GeneratedAudio:
     rows = [audio.continuation(index) for index in range(audio.wave.shape[0])]
-    batch = pad_waves(rows)
+    batch = WaveBatch.pad(rows)
     audio.wave, audio.lengths = batch.wave, batch.lengths
     audio.prompt_samples = torch.zeros_like(audio.prompt_samples)
     return audio

@@ -1,7 +1,7 @@
 """The contracts: what a semantic tokenizer, an acoustic codec and a stage language model promise.
 
 Shape legend, used everywhere: B batch, T samples, N frames, Q levels, D width, V codebook size.
-``segue.core.conformance`` checks each promise made here for anyone's plugin.
+``segue.testing`` checks each promise made here for anyone's plugin.
 """
 
 from __future__ import annotations
@@ -122,6 +122,15 @@ class WaveBatch:
     wave: Wave
     lengths: Lengths
     origins: Int64[Tensor, "B"] | None = None
+
+    @classmethod
+    def pad(cls, rows: Sequence[Float[Tensor, "T"]]) -> WaveBatch:
+        """Pad rows of unequal length with zeros into one batch."""
+        lengths = torch.tensor([row.shape[0] for row in rows])
+        wave = torch.zeros(len(rows), int(lengths.max()))
+        for index, row in enumerate(rows):
+            wave[index, : row.shape[0]] = row
+        return cls(wave, lengths)
 
     def to(self, device: torch.device | str) -> WaveBatch:
         return WaveBatch(

@@ -140,7 +140,7 @@ def _import_failure(record: PluginRecord, target: str, error: ImportError) -> tu
 def _check_class(record: PluginRecord, target: Any, place: str) -> None:
     """The class has its kind's base and implements all that the base asks for."""
     from segue.core import interfaces
-    from segue.core.evaluation.contract import ContinuationMetric
+    from segue.core.metrics import ContinuationMetric
 
     base = {
         "semantic_tokenizer": interfaces.SemanticTokenizer,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -162,3 +164,9 @@ class StageSpec:
             SliceSpec.from_json(data["target"]),
             tuple(SliceSpec.from_json(given) for given in data["given"]),
         )
+
+
+def common_samples(specs: Sequence[TokenSpec], rate: int) -> int:
+    """Samples at ``rate`` after which every stream has a whole number of frames."""
+    periods = [rate / spec.frame_rate for spec in specs]
+    return math.lcm(*(period.numerator for period in periods))

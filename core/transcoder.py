@@ -11,11 +11,9 @@ from torch import Tensor
 
 from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
 from segue.core.config.schema import PromptConfig
-from segue.core.data.audio_crops import pad_waves
-from segue.core.data.store_writer import common_samples
 from segue.core.errors import AudioError, GenerationError
-from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokens
-from segue.core.spec import ACOUSTIC, TokenSpec
+from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokens, WaveBatch
+from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 
 MAX_GAIN = 100.0  # 40 dB: what is quieter than that is noise
 DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of that length, where the codec can
@@ -111,7 +109,7 @@ class Transcoder:
         waves = [audio.wave * gain for audio, gain in zip(audios, gains, strict=True)]
         if spec.sample_rate != self.sample_rate:
             waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
-        batch = pad_waves(waves)
+        batch = WaveBatch.pad(waves)
         tokens = tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device))
         frames = [
             min(row.shape[1], math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate))
@@ -129,7 +127,7 @@ class Transcoder:
             decoder = self.codec.streaming_decoder()
             parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
             rows.append(torch.cat([*parts, decoder.finish()], dim=1)[0].float().cpu())
-        return pad_waves(rows).wave
+        return WaveBatch.pad(rows).wave
 
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:

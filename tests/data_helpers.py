@@ -12,14 +12,14 @@ import numpy
 import soundfile
 import torch
 
-from segue.core.data import prepare, scan
-from segue.core.data.recordings import Recording, Split
-from segue.core.data.sources import read_recordings
-from segue.core.data.store_writer import write_store
-from segue.core.data.token_store import TokenStore
 from segue.core.interfaces import Tokenizer, Tokens
 from segue.core.options import TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
+from segue.data import prepare, scan
+from segue.data.recordings import Recording, Split
+from segue.data.sources import read_recordings
+from segue.data.store_writer import write_store
+from segue.data.token_store import TokenStore
 
 RATE = 16_000
 

@@ -20,7 +20,7 @@ from segue.core.component_manifest import WEIGHTS, read_manifest
 from segue.core.files import atomic_directory
 from segue.core.interfaces import Component
 from segue.core.manager import default_host
-from segue.core.training.checkpoints import newest_checkpoint
+from segue.core.training_directory import newest_checkpoint
 
 
 def main(part: str, source: str, target: str, levels: str = "") -> None:

@@ -13,9 +13,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "typing" / "segue"
 LINKS = {
-    "core": ROOT / "core",
-    "plugins": ROOT / "plugins",
-    "apps": ROOT / "apps",
+    **{
+        name: ROOT / name
+        for name in (
+            "core",
+            "data",
+            "training",
+            "evaluation",
+            "findings",
+            "testing",
+            "plugins",
+            "apps",
+        )
+    },
     "__init__.py": ROOT / "src" / "segue" / "__init__.py",
     "py.typed": ROOT / "src" / "segue" / "py.typed",
 }

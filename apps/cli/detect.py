@@ -11,8 +11,8 @@ from segue.apps.cli.options import DeviceOption, JsonOption
 from segue.apps.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from segue.core.detection.verdict import Judgement
     from segue.core.interfaces import Detector
+    from segue.core.verdict import Judgement
 
 MADE = ("generated", "partly generated")
 
@@ -39,10 +39,10 @@ def command(
     """
     from segue.core.audio import read_audio
     from segue.core.building import checked_device
-    from segue.core.detection.shipped import load_detector, shipped
-    from segue.core.detection.verdict import judge
     from segue.core.manager import default_host
     from segue.core.provenance import read_stamp
+    from segue.core.shipped_detectors import load_detector, shipped
+    from segue.core.verdict import judge
 
     host = default_host()
     directory = detector if detector is not None else shipped(domain, host)

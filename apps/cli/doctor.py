@@ -69,7 +69,7 @@ def _devices() -> list[tuple[str, str, str]]:
 
 
 def _kernel() -> list[tuple[str, str, str]]:
-    from segue.plugins.models.common.native.library import KernelError, library
+    from segue.plugins.layers.native.library import KernelError, library
 
     what = "decoding kernel"
     try:

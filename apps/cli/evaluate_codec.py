@@ -51,10 +51,10 @@ def command(
     """Quality, codebook use and speed of a codec; the rest of the pipeline is not loaded."""
     source = chosen_source(domain, pipeline, "--pipeline")
     with written(output) as write:
-        from segue.core.evaluation.codec import evaluate_codec
-        from segue.core.evaluation.parts import config_of, load_tokenizer
         from segue.core.interfaces import AcousticCodec
         from segue.core.manager import default_host
+        from segue.evaluation.codec import evaluate_codec
+        from segue.evaluation.parts import config_of, load_tokenizer
 
         host = default_host()
         config = config_of(source, host, overrides or ())

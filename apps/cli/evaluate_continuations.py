@@ -30,9 +30,9 @@ from segue.apps.cli.reports import held_out, show, written
 from segue.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from segue.core.data.recordings import Recording
     from segue.core.generated import GeneratedAudio
     from segue.core.pipeline import Pipeline
+    from segue.data.recordings import Recording
 
 MOST_LETTERS = 60  # of a recording's name in that of a file
 
@@ -74,7 +74,7 @@ def command(
     places = {"seconds": "--seconds", "seed": "--seed", "prompt": "--prompt-seconds"}
     with written(output) as write, named(places):
         loaded = load_pipeline(domain, pipeline, overrides, device)
-        from segue.core.evaluation.continuations import evaluate_continuations
+        from segue.evaluation.continuations import evaluate_continuations
 
         keep = None if audio is None else _keeper(loaded, audio)
         kind = domain_of(loaded.host, domain or loaded.config.name)

@@ -68,9 +68,9 @@ def command(
     if data is None and pairs is None and shuffled is None:
         raise ConfigError("--data", "nothing to judge", "give --data, --pairs or --shuffled")
     with written(output) as write:
-        from segue.core.evaluation.evaluate import evaluate_likelihood
-        from segue.core.evaluation.minimal_pairs import evaluate_pairs, read_pairs
-        from segue.core.evaluation.order import Order, evaluate_order
+        from segue.evaluation.evaluate import evaluate_likelihood
+        from segue.evaluation.minimal_pairs import evaluate_pairs, read_pairs
+        from segue.evaluation.order import Order, evaluate_order
 
         asked = [] if pairs is None else read_pairs(pairs, audio)
         least = prompt_seconds + seconds

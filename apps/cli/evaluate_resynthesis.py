@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Acoustic generation, semantic tokens alone and the codec: content, voice, sound."""
     with written(output) as write, named({"seed": "--seed"}):
-        from segue.core.evaluation.resynthesis import WAYS, evaluate_resynthesis
+        from segue.evaluation.resynthesis import WAYS, evaluate_resynthesis
 
         wanted = [part.strip() for part in of.split(",")] if of else list(WAYS)
         ways = [way for way in WAYS if way in wanted]

@@ -25,8 +25,8 @@ from segue.core.errors import AssemblyError, CheckpointError, ConfigError, Plugi
 
 if TYPE_CHECKING:
     from segue.core.config.schema import PipelineConfig
-    from segue.core.evaluation.representations import Representation
     from segue.core.manager import PluginHost
+    from segue.evaluation.representations import Representation
 
 PARTS = ("semantic_tokenizer", "codec")
 FEATURES = "features"
@@ -65,13 +65,13 @@ def semantic(
     json: JsonOption = False,
 ) -> None:
     """ABX errors within and across speakers of tokens, of what they stand for, and of MFCC."""
-    from segue.core.evaluation.items import load_items, thinned
+    from segue.evaluation.items import load_items, thinned
 
     source = chosen_source(domain, pipeline, "--pipeline")
     with written(output) as write:
         found = load_items(data, checked_split(split), conditions(where or []))
         config, chosen, left_out = _representations(source, overrides, device, of, levels)
-        from segue.core.evaluation.semantic import evaluate_semantic
+        from segue.evaluation.semantic import evaluate_semantic
 
         with progress_bars(json) as progress:
             figures = evaluate_semantic(thinned(found, per_group), chosen, progress)
@@ -106,8 +106,8 @@ def pitches(
     """How well tokens of rendered scores tell which pitch classes sound."""
     source = chosen_source(domain if pipeline is None else None, pipeline, "--pipeline")
     with written(output) as write:
-        from segue.core.evaluation.midi import find_scores
-        from segue.core.evaluation.pitches import evaluate_pitches
+        from segue.evaluation.midi import find_scores
+        from segue.evaluation.pitches import evaluate_pitches
 
         scores = find_scores(midi)
         recordings = held_out(data, items, split)
@@ -143,9 +143,9 @@ def _representations(
     source: str, overrides: list[str] | None, device: str, of: str | None, levels: str | None
 ) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
     """What is to be measured, and why parts are not."""
-    from segue.core.evaluation.parts import config_of
-    from segue.core.evaluation.representations import plain_features
     from segue.core.manager import default_host
+    from segue.evaluation.parts import config_of
+    from segue.evaluation.representations import plain_features
 
     host = default_host()
     config = config_of(source, host, overrides or ())
@@ -169,8 +169,8 @@ def _representations(
 def _of_part(
     config: PipelineConfig, part: str, host: PluginHost, device: str, levels: str | None
 ) -> list[Representation]:
-    from segue.core.evaluation.parts import load_tokenizer
-    from segue.core.evaluation.representations import of_tokenizer
+    from segue.evaluation.parts import load_tokenizer
+    from segue.evaluation.representations import of_tokenizer
 
     tokenizer = load_tokenizer(config, part, host, device)
     total = tokenizer.spec.num_levels

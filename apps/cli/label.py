@@ -14,7 +14,7 @@ from segue.apps.cli.reports import held_out
 from segue.core.errors import AudioError, DataError
 
 if TYPE_CHECKING:
-    from segue.core.data.recordings import Recording
+    from segue.data.recordings import Recording
     from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
 
 METRIC = "phones.v1"  # whose recogniser this is
@@ -31,9 +31,9 @@ def command(
 
     The recogniser is of the extra 'metrics' and knows English.
     """
-    from segue.core.data.recipe import write_manifest
     from segue.core.files import check_writable
     from segue.core.manager import default_host
+    from segue.data.recipe import write_manifest
 
     check_writable(output)
     host = default_host()
@@ -75,7 +75,7 @@ def command(
 
 
 def _rows(recording: Recording, recogniser: PhoneRecogniser) -> Iterator[dict[str, object]]:
-    from segue.core.data.audio_files import read_recording
+    from segue.data.audio_files import read_recording
     from segue.plugins.metrics.phones.triphones import triphones
 
     path = Path(recording.where)

@@ -11,7 +11,7 @@ from segue.apps.cli.output import console, print_json, print_table
 if TYPE_CHECKING:
     from segue.core.config.schema import PipelineConfig
     from segue.core.manager import PluginHost
-    from segue.core.training.planning import Hardware, PartEstimate
+    from segue.training.planning import Hardware, PartEstimate
 
 
 def show_plan(
@@ -23,7 +23,7 @@ def show_plan(
     json: bool,
 ) -> None:
     """Print the estimate of one part, or of all."""
-    from segue.core.training.planning import estimate
+    from segue.training.planning import estimate
 
     found = estimate(config, host, part, hardware, hours)
     if json:

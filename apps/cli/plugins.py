@@ -53,10 +53,10 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check a component against its contract: shapes, padding, causality, round trips."""
-    from segue.core.conformance.command import check_component
     from segue.core.errors import ConfigError
     from segue.core.manager import default_host
     from segue.core.yaml_files import YAML_ERRORS, parse_yaml
+    from segue.testing.command import check_component
 
     try:
         values = parse_yaml(options)

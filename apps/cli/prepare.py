@@ -55,8 +55,8 @@ def command(
     if recipe != FILES:
         _run_recipe(recipe, source, output, json)
         return
-    from segue.core.data.prepare import PROBLEMS, prepare_files
-    from segue.core.data.sources import Grouping
+    from segue.data.prepare import PROBLEMS, prepare_files
+    from segue.data.sources import Grouping
 
     grouping = Grouping(group_column, group_level, held_out)
     with audio_progress(json) as progress:

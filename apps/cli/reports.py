@@ -11,7 +11,7 @@ from segue.apps.cli.output import print_json, print_table
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.data.recordings import Recording, Split
+    from segue.data.recordings import Recording, Split
 
 SPLITS = ("train", "valid", "all")
 COLUMNS = ("figure", "mean", "95 % interval", "lowest", "highest", "items")
@@ -43,7 +43,7 @@ def held_out(
     data: Path | str, items: int, split: str, least_seconds: float = 0.0
 ) -> list[Recording]:
     """Recordings spread evenly over a split, of those that are not known to be too short."""
-    from segue.core.evaluation.held_out import spread_evenly
+    from segue.evaluation.held_out import spread_evenly
 
     return spread_evenly(data, items, checked_split(split), least_seconds)
 

@@ -78,11 +78,11 @@ def command(
     """Tables of what the paper found, here: JSON of each, and results.md of all."""
     from segue.core.building import checked_device
     from segue.core.files import check_writable
-    from segue.core.findings.code_shape import read_shapes
-    from segue.core.findings.report import RESULTS, VERDICTS
-    from segue.core.findings.reproduce import TABLES, chosen_tables, reproduce
-    from segue.core.findings.study import Settings, Study, suite_of
     from segue.core.manager import default_host
+    from segue.findings.code_shape import read_shapes
+    from segue.findings.report import RESULTS, VERDICTS
+    from segue.findings.reproduce import TABLES, chosen_tables, reproduce
+    from segue.findings.study import Settings, Study, suite_of
 
     conditions(where or [])
     host = default_host()

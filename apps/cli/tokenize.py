@@ -95,7 +95,7 @@ def run_job(job: Job, progress: Progress | None) -> None:
     from segue.core.building import checked_device
     from segue.core.config.load import load_config
     from segue.core.manager import default_host
-    from segue.core.training.parts import Workspace, tokenize
+    from segue.training.parts import Workspace, tokenize
 
     host = default_host()
     config = load_config(job.config, host, job.overrides).config
@@ -147,7 +147,7 @@ def _work(job: Job, told: Any, index: int, threads: int, parent: int) -> None:
     """One process: it leaves word of how far it is, and ends with its parent."""
     import torch
 
-    from segue.core.data.workers import end_with
+    from segue.data.workers import end_with
 
     def progress(name: str, done: int, total: int) -> None:
         told[2 * index], told[2 * index + 1] = done, total
@@ -160,8 +160,8 @@ def _work(job: Job, told: Any, index: int, threads: int, parent: int) -> None:
 
 def _tell(directory: Path, json: bool) -> None:
     """What the store holds by now; other ranks may still be at it."""
-    from segue.core.data.store_writer import PROBLEMS, list_problems
-    from segue.core.data.token_store import TokenStore, missing_shards
+    from segue.data.store_writer import PROBLEMS, list_problems
+    from segue.data.token_store import TokenStore, missing_shards
 
     missing = missing_shards(directory)
     left_out = list_problems(directory)

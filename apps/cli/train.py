@@ -58,12 +58,12 @@ def command(
     from segue.core.config.load import load_config
     from segue.core.files import check_writable
     from segue.core.manager import default_host
-    from segue.core.training.parts import Workspace, train_all, train_part
-    from segue.core.training.ranks import device_of_rank, disconnect, ranks
+    from segue.training.parts import Workspace, train_all, train_part
+    from segue.training.ranks import device_of_rank, disconnect, ranks
 
     if plan:
         from segue.apps.cli.plan import show_plan
-        from segue.core.training.planning import Hardware, hours_of_data
+        from segue.training.planning import Hardware, hours_of_data
 
         hardware = Hardware(num_ranks, gpu, gpu_tflops, mfu)
         host = default_host()

@@ -48,11 +48,11 @@ def command(
     """Train a detector of what a pipeline generates; a run that was stopped goes on."""
     import torch
 
-    from segue.core.data.sources import read_recordings
-    from segue.core.detection.examples import ExamplePlan, make_examples
-    from segue.core.detection.training import (
+    from segue.data.origin_clips import ExamplePlan, make_examples
+    from segue.data.sources import read_recordings
+    from segue.evaluation.detector import evaluate_detector
+    from segue.training.detector import (
         detector_training,
-        evaluate_detector,
         train_detector,
     )
 

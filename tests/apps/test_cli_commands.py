@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from segue.apps.cli import doctor
 from segue.apps.cli.main import app
-from segue.core.conformance import command as conformance
-from segue.core.conformance.command import ComponentResult
 from segue.core.domain import Domain
+from segue.testing import command as conformance
+from segue.testing.command import ComponentResult
 
 
 def test_the_program_without_its_errors_is_a_plain_typer_app() -> None:

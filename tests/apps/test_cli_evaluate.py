@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from tests.apps.conftest import Segue
 
-from segue.core.evaluation.midi import find_scores
+from segue.evaluation.midi import find_scores
 
 QUICK = "log_mel.v1,si_sdr.v1"
 

@@ -16,7 +16,7 @@ from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.manager import PluginHost
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.layers.stage import TransformerStageLM
 
 RATE = 16_000
 

@@ -10,15 +10,15 @@ import pytest
 import segue_toy
 import torch
 
-from segue.core.conformance import (
+from segue.core.interfaces import AcousticCodec, SemanticTokenizer
+from segue.core.manager import PluginHost
+from segue.testing import (
     TINY_STAGES,
     Check,
     Subject,
     parametrize_with_checks,
     ragged_audio,
 )
-from segue.core.interfaces import AcousticCodec, SemanticTokenizer
-from segue.core.manager import PluginHost
 
 pytestmark = pytest.mark.segue_plugins("segue-toy")
 

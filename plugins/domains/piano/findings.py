@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segue.core.findings.suite import Suite
+from segue.findings.suite import Suite
 
 SUITE = Suite(
     prompt_seconds=4.0,

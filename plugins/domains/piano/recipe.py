@@ -15,10 +15,10 @@ from pathlib import Path
 
 import soundfile
 
-from segue.core.data.recipe import read_rows, write_manifest
 from segue.core.errors import DataError
 from segue.core.files import atomic_path
 from segue.core.progress import Progress
+from segue.data.recipe import read_rows, write_manifest
 
 SOUNDFONTS = (
     Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),

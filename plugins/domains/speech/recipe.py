@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segue.core.data.recipe import read_rows, write_manifest
 from segue.core.errors import DataError
 from segue.core.progress import Progress
+from segue.data.recipe import read_rows, write_manifest
 
 #: Corpora of single words: useful to a codec, but no sentence to continue.
 SINGLE_WORDS = ("speech-commands", "fsdd")

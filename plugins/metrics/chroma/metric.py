@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import SILENCE, resample
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.metrics.music.keys import CLASSES, key_figures
 
 RATE, WINDOW, HOP = 8000, 4096, 1024  # bins of 2 Hz: semitones can be told from 65 Hz (C2) on

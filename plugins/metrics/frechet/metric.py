@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.metrics.frechet.config import FrechetOptions
 from segue.plugins.metrics.frechet.embeddings import MelStatistics, Yamnet, pieces
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
 
 CLIPPED, SILENT_RMS = 0.999, 1e-3
 MOST_CLIPPED, MOST_SILENT = 1e-3, 0.8  # shares of a file from which it is called so

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.evaluation.statistics import jensen_shannon
+from segue.plugins.metrics.distances import jensen_shannon
 
 CLASSES = 12
 #: How well each pitch class fits a key on C (Krumhansl & Kessler, Psych. Review 89(4), 1982).

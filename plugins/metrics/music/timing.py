@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.evaluation.statistics import jensen_shannon
+from segue.plugins.metrics.distances import jensen_shannon
 
 CHORD_SECONDS = 0.05  # onsets closer than that are one
 SHORTEST, OCTAVES, BINS_PER_OCTAVE = 0.05, 6, 2  # of times between onsets: 0.05 to 3.2 s

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import SILENCE, resample
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.metrics.packaged import packaged_file
 
 PACKAGE, MODEL = "speechmos", "dnsmos_models/sig_bak_ovr.onnx"

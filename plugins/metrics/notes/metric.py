@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
-from segue.core.evaluation.midi import Note
-from segue.core.evaluation.statistics import jensen_shannon
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, Note
+from segue.plugins.metrics.distances import jensen_shannon
 from segue.plugins.metrics.music.keys import CLASSES, key_figures
 from segue.plugins.metrics.music.timing import CHORD_SECONDS, joined, timing_figures
 from segue.plugins.metrics.notes.config import NotesOptions

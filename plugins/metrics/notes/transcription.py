@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segue.core.audio import SILENCE, resample
 from segue.core.errors import ConfigError
-from segue.core.evaluation.midi import Note
+from segue.core.metrics import Note
 from segue.plugins.metrics.notes.config import NotesOptions
 from segue.plugins.metrics.packaged import packaged_file
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
 from segue.core.audio import SILENCE
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.metrics.music.timing import timing_figures
 
 HOP_SECONDS, WINDOW_SECONDS, BANDS = 0.01, 0.046, 64

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
-from segue.core.evaluation.statistics import jensen_shannon
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.plugins.metrics.distances import jensen_shannon
 from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
 
 Phones = Sequence[Sequence[str]]

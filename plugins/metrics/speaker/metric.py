@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from segue.core.evaluation.continuations import group_numbers
-from segue.core.evaluation.contract import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, group_numbers
 from segue.plugins.metrics.speaker.encoder import SpeakerEncoder
 
 

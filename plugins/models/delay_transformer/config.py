@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from segue.plugins.models.common.config import CausalOptions, GivenOptions
+from segue.plugins.layers.config import CausalOptions, GivenOptions
 
 
 class DelayTransformerOptions(CausalOptions, GivenOptions):

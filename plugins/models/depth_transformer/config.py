@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from segue.plugins.models.common.config import CausalOptions, GivenOptions, TransformerOptions
+from segue.plugins.layers.config import CausalOptions, GivenOptions, TransformerOptions
 
 
 class DepthTransformerOptions(CausalOptions, GivenOptions):

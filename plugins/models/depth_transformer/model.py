@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, HeadProducts, left_padded
-from segue.plugins.models.common.drawing import Drawer
-from segue.plugins.models.common.given import GivenEncoder
-from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
-from segue.plugins.models.common.stage import Endings, Likelihood, TransformerStageLM
-from segue.plugins.models.common.transformer import INIT_STD, Transformer
+from segue.plugins.layers.decoding import Decoder, HeadProducts, left_padded
+from segue.plugins.layers.drawing import Drawer
+from segue.plugins.layers.given import GivenEncoder
+from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
+from segue.plugins.layers.stage import Endings, Likelihood, TransformerStageLM
+from segue.plugins.layers.transformer import INIT_STD, Transformer
 from segue.plugins.models.depth_transformer.config import DepthTransformerOptions
 
 

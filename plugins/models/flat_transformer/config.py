@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from segue.plugins.models.common.config import CausalOptions
+from segue.plugins.layers.config import CausalOptions
 
 
 class FlatTransformerOptions(CausalOptions):

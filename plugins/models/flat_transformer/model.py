@@ -16,12 +16,12 @@ from torch.nn import functional
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import Decoder, pack, take
-from segue.plugins.models.common.drawing import Drawer
-from segue.plugins.models.common.flattened import FlattenedStageLM, Stepper, flattened
-from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads
-from segue.plugins.models.common.stage import Likelihood
-from segue.plugins.models.common.transformer import INIT_STD, Transformer
+from segue.plugins.layers.decoding import Decoder, pack, take
+from segue.plugins.layers.drawing import Drawer
+from segue.plugins.layers.flattened import FlattenedStageLM, Stepper, flattened
+from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
+from segue.plugins.layers.stage import Likelihood
+from segue.plugins.layers.transformer import INIT_STD, Transformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from segue.core.options import Options
-from segue.plugins.models.common.config import SequenceOptions
+from segue.plugins.layers.config import SequenceOptions
 
 
 class LoraOptions(Options):

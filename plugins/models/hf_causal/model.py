@@ -14,10 +14,10 @@ from segue.core.errors import ConfigError
 from segue.core.interfaces import Tokens
 from segue.core.options import Decoding
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.drawing import Drawer
-from segue.plugins.models.common.flattened import FlattenedStageLM, Stepper
-from segue.plugins.models.common.heads import LevelHeads
-from segue.plugins.models.common.stage import Likelihood
+from segue.plugins.layers.drawing import Drawer
+from segue.plugins.layers.flattened import FlattenedStageLM, Stepper
+from segue.plugins.layers.heads import LevelHeads
+from segue.plugins.layers.stage import Likelihood
 from segue.plugins.models.hf_causal.backbone import CachedSequence
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.source import open_backbone

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from segue.core.interfaces import Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.decoding import pack, take
-from segue.plugins.models.common.flattened import flattened
-from segue.plugins.models.common.heads import LevelEmbedding
-from segue.plugins.models.common.transformer import INIT_STD
+from segue.plugins.layers.decoding import pack, take
+from segue.plugins.layers.flattened import flattened
+from segue.plugins.layers.heads import LevelEmbedding
+from segue.plugins.layers.transformer import INIT_STD
 
 
 class AudioTokens(nn.Module):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from segue.plugins.models.common.config import GivenOptions, TransformerOptions
+from segue.plugins.layers.config import GivenOptions, TransformerOptions
 
 
 class MaskedTransformerOptions(TransformerOptions, GivenOptions):

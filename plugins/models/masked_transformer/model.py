@@ -24,13 +24,13 @@ from segue.core.interfaces import Ids, Lengths, StageBatch, StageLoss, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.conformer import Conformer
-from segue.plugins.models.common.decoding import take
-from segue.plugins.models.common.drawing import Drawer
-from segue.plugins.models.common.given import GivenEncoder
-from segue.plugins.models.common.heads import LevelEmbedding, LevelHeads, nats_of
-from segue.plugins.models.common.stage import ConditionedStageLM, evaluating
-from segue.plugins.models.common.transformer import Sight, Transformer
+from segue.plugins.layers.conformer import Conformer
+from segue.plugins.layers.decoding import take
+from segue.plugins.layers.drawing import Drawer
+from segue.plugins.layers.given import GivenEncoder
+from segue.plugins.layers.heads import LevelEmbedding, LevelHeads, nats_of
+from segue.plugins.layers.stage import ConditionedStageLM, evaluating
+from segue.plugins.layers.transformer import Sight, Transformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.masking import (
     Masking,

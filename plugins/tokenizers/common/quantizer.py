@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from segue.core.training.ranks import everywhere, from_first, summed
+from segue.core.collectives import everywhere, from_first, summed
 
 LARGEST_DISTANCES = 1 << 24  # elements of the table of distances held at once
 KMEANS_ITERATIONS = 10

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.interfaces import Lengths, Wave
-from segue.plugins.models.common.config import TransformerOptions
-from segue.plugins.models.common.conformer import Conformer
+from segue.plugins.layers.config import TransformerOptions
+from segue.plugins.layers.conformer import Conformer
 from segue.plugins.tokenizers.common.framing import Framing
 from segue.plugins.tokenizers.common.notes import note_filters
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions

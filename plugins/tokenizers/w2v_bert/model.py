@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from segue.core.interfaces import Lengths, StageBatch, Wave, WaveBatch
-from segue.plugins.models.common.transformer import transformer_blocks
+from segue.plugins.layers.transformer import transformer_blocks
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions

@@ -13,16 +13,17 @@ from pytest import MonkeyPatch
 
 from segue.core.audio import Audio, read_audio
 from segue.core.checkpoint import save_component
-from segue.core.detection.disturbances import DISTURBANCES, disturbances
-from segue.core.detection.examples import Clip
-from segue.core.detection.shipped import load_detector, shipped
-from segue.core.detection.training import detector_training, evaluate_detector, train_detector
-from segue.core.detection.verdict import judge
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.manager import PluginHost
+from segue.core.shipped_detectors import load_detector, shipped
+from segue.core.verdict import judge
+from segue.data.origin_clips import Clip
+from segue.evaluation.detector import evaluate_detector
+from segue.evaluation.disturbances import DISTURBANCES, disturbances
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
+from segue.training.detector import detector_training, train_detector
 
 RATE = 16_000
 TINY = {"channels": (4, 6, 8), "bands": 24}

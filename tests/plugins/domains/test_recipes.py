@@ -12,8 +12,8 @@ import numpy
 import pytest
 import soundfile
 
-from segue.core.data.sources import load_recordings
 from segue.core.errors import DataError
+from segue.data.sources import load_recordings
 from segue.plugins.domains.piano import recipe as piano
 from segue.plugins.domains.speech import recipe as speech
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from segue.core.evaluation.contract import Continuation
+from segue.core.metrics import Continuation
 
 RATE = 16_000
 C_MAJOR = (60, 62, 64, 65, 67, 69, 71, 72)

@@ -13,9 +13,9 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators, sample
 from segue.core.spec import SliceSpec, StageSpec
-from segue.plugins.models.common import drawing
-from segue.plugins.models.common.native.library import available
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.layers import drawing
+from segue.plugins.layers.native.library import available
+from segue.plugins.layers.stage import TransformerStageLM
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.depth_transformer.config import DepthTransformerOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helpers_stage import RELATIVE, SIZE
 
-from segue.core.conformance import TINY_STAGES, Check, Subject, parametrize_with_checks
+from segue.testing import TINY_STAGES, Check, Subject, parametrize_with_checks
 
 VARIANTS = {
     "flat_transformer.v1": ({}, RELATIVE, {"given_repeats": "remove"}),

@@ -20,12 +20,12 @@ from segue.core.generation import run_stage
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
-from segue.plugins.models.common import decoding as engine
-from segue.plugins.models.common.native import library as native_library
-from segue.plugins.models.common.native import step as native_step
-from segue.plugins.models.common.native.library import KernelError
-from segue.plugins.models.common.quantize import rounded
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.layers import decoding as engine
+from segue.plugins.layers.native import library as native_library
+from segue.plugins.layers.native import step as native_step
+from segue.plugins.layers.native.library import KernelError
+from segue.plugins.layers.quantize import rounded
+from segue.plugins.layers.stage import TransformerStageLM
 
 GREEDY = Sampling(temperature=0)
 BACKENDS = ("torch", "native", "fixed")

@@ -17,17 +17,17 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from segue.core.checkpoint import load_component, save_component
-from segue.core.conformance import TINY_STAGES, Check, Subject, parametrize_with_checks
 from segue.core.errors import ConfigError, SegueError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.manager import default_host
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.layers.drawing import Drawer
 from segue.plugins.models.hf_causal import source
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.model import HfCausalLM
+from segue.testing import TINY_STAGES, Check, Subject, parametrize_with_checks
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

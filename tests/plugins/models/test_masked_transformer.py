@@ -10,13 +10,12 @@ import torch
 from helpers_stage import CODES, STAGES, acoustic, alone, batch_for, given_for, semantic, tokens
 from pytest import MonkeyPatch
 
-from segue.core.conformance import TINY_STAGES, Check, Subject, parametrize_with_checks
 from segue.core.errors import GenerationError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.drawing import Drawer
+from segue.plugins.layers.drawing import Drawer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.masking import draw_masking
 from segue.plugins.models.masked_transformer.model import MaskedTransformer
@@ -25,6 +24,7 @@ from segue.plugins.models.masked_transformer.schedule import (
     num_masked,
     passes_by_level,
 )
+from segue.testing import TINY_STAGES, Check, Subject, parametrize_with_checks
 
 GREEDY = Sampling(temperature=0)
 SMALL = {"width": 16, "depth": 1, "heads": 2}

@@ -9,7 +9,7 @@ from pytest import MonkeyPatch
 
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.models.common.stage import TransformerStageLM
+from segue.plugins.layers.stage import TransformerStageLM
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 
 

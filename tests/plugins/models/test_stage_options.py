@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from segue.core.errors import ConfigError
 from segue.core.spec import SliceSpec, StageSpec
-from segue.plugins.models.common.cache import KeyValueCache
-from segue.plugins.models.common.config import TransformerOptions
-from segue.plugins.models.common.heads import LevelEmbedding
-from segue.plugins.models.common.positions import RelativeBias
-from segue.plugins.models.common.transformer import Transformer
+from segue.plugins.layers.cache import KeyValueCache
+from segue.plugins.layers.config import TransformerOptions
+from segue.plugins.layers.heads import LevelEmbedding
+from segue.plugins.layers.positions import RelativeBias
+from segue.plugins.layers.transformer import Transformer
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.delay_transformer.pattern import Pattern

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segue.core.conformance import ragged_audio
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
+from segue.testing import ragged_audio
 
 #: Samples of each row: broken and whole frames, less than a frame.
 LENGTHS = [8000, 5121, 640, 321, 5]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segue.core.conformance import Check, Subject, parametrize_with_checks
+from segue.testing import Check, Subject, parametrize_with_checks
 
 CODEC = {
     "width": 16,

@@ -24,7 +24,6 @@ transformers = pytest.importorskip("transformers")
 from segue.core.assembly import plan
 from segue.core.checkpoint import load_component, save_component
 from segue.core.config.load import load_config
-from segue.core.conformance import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
 from segue.core.manager import default_host
@@ -32,6 +31,7 @@ from segue.core.pipeline import Pipeline
 from segue.plugins.tokenizers.common import hf_source as source
 from segue.plugins.tokenizers.dac.model import decoder_context
 from segue.plugins.tokenizers.hf_codecs.model import HfCodec
+from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 
 ENCODEC: dict[str, Any] = {
     "sampling_rate": 800, "hidden_size": 16, "num_filters": 4, "upsampling_ratios": [5, 4, 2],

@@ -11,7 +11,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from segue.core.conformance import ragged_audio
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.chroma_kmeans.config import ChromaKMeansOptions
@@ -19,6 +18,7 @@ from segue.plugins.tokenizers.chroma_kmeans.model import ChromaKMeansTokenizer
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer, Reservoir
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
+from segue.testing import ragged_audio
 
 BUILDERS = {
     "mel": lambda **options: MelKMeansTokenizer(MelKMeansOptions(**options)),

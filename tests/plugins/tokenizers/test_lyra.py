@@ -15,12 +15,12 @@ import torch
 pytest.importorskip("ai_edge_litert")
 
 from segue.core.checkpoint import load_component, save_component
-from segue.core.conformance import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
 from segue.core.manager import default_host
 from segue.plugins.tokenizers.lyra.config import FILES, LyraOptions
 from segue.plugins.tokenizers.lyra.model import LyraCodec, LyraDecoderStream
+from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 
 _BESIDE = Path(__file__).parents[4] / "shared" / "data" / "models" / "lyra_v2"
 WEIGHTS = Path(os.environ.get("SEGUE_LYRA_WEIGHTS", _BESIDE))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segue.core.conformance import ragged_audio
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.common.adversary import CodecAdversary, collapsed
 from segue.plugins.tokenizers.common.options import AdversaryOptions
 from segue.plugins.tokenizers.common.quantizer import Codebook, ResidualQuantizer
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
+from segue.testing import ragged_audio
 
 
 def test_loss_on_silence_is_finite(codec_options: SpectralCodecOptions) -> None:

@@ -11,11 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segue.core.checkpoint import load_state, save_component
-from segue.core.conformance import Check, Subject, parametrize_with_checks, ragged_audio
-from segue.core.conformance.synthetic import fit_on_synthetic
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import WaveBatch
-from segue.core.training.adaptation import start_from
 from segue.plugins.tokenizers.common.windows import in_windows
 from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
 from segue.plugins.tokenizers.w2v_bert.disturbing import disturb, in_noise, warp, warped_bands
@@ -25,6 +22,9 @@ from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
 from segue.plugins.tokenizers.w2v_bert.objectives import GumbelQuantizer, Hubert
 from segue.plugins.tokenizers.w2v_bert.swap import Swap, given_alike
 from segue.plugins.tokenizers.w2v_bert.targets import OnlineClusters, RandomQuantizer, perplexity
+from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
+from segue.testing.synthetic import fit_on_synthetic
+from segue.training.adaptation import start_from
 
 TINY: dict[str, Any] = {
     "width": 16, "depth": 3, "heads": 2, "layer": 2, "kernel": 5, "num_clusters": 16,

@@ -1,0 +1,38 @@
+"""What the processes of one run compute together; each is the identity in a process alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of all ranks' tensors; ``x`` may be written to."""
+    if not alone():
+        distributed.all_reduce(x)
+    return x
+
+
+def from_first(x: Tensor) -> Tensor:
+    """The tensor of the first rank; others give one of the same shape, which may be written to."""
+    if alone():
+        return x
+    x = x.contiguous()
+    distributed.broadcast(x, src=0)
+    return x
+
+
+def everywhere(holds: bool, device: torch.device) -> bool:
+    """Whether something holds on every rank."""
+    if alone():
+        return holds
+    flag = torch.tensor(int(holds), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def alone() -> bool:
+    """Whether there is one process only, or none has met another yet."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return True
+    return distributed.get_world_size() == 1

@@ -1,1 +1,0 @@
-"""Tell recorded audio from generated audio: examples, training, evaluation, verdicts."""

@@ -1,0 +1,195 @@
+"""Random crops of recordings, for what is trained on raw audio."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from segue.core.errors import AudioError, DataError
+from segue.core.interfaces import WaveBatch
+from segue.data.audio_files import (
+    OpenRecording,
+    decode_recording,
+    open_recording,
+    to_16_bit,
+)
+from segue.data.epochs import Drawn, Epochs, mixed
+from segue.data.recordings import Recording, as_table
+from segue.data.share import WHOLE, Share
+
+MOST_TRIES = 100  # recordings that cannot be read, one after the other
+LEAST_PART = 2  # seconds that are read and kept at once
+
+
+class AudioCrops:
+    """Batches of random crops; batch ``step`` depends on the seed and the step alone.
+
+    An epoch takes as many crops of a recording as are as long as it, one from each stretch of it.
+    Only the parts of files that crops lie in are decoded; parts are kept in memory as 16-bit
+    samples up to ``cache_bytes`` (two hours at 16 kHz take 230 MB). Recordings that cannot be read
+    are listed in ``unreadable`` and skipped; one that could be opened before and cannot any more is
+    an error, as other crops in its place would be learnt from unnoticed.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        sample_rate: int,
+        crop_seconds: float,
+        batch_size: int,
+        seed: int,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        self._recordings = as_table(recordings)
+        self._rate, self._batch_size, self._seed = sample_rate, batch_size, seed
+        self._crop = round(crop_seconds * sample_rate)
+        self._part = max(LEAST_PART, math.ceil(crop_seconds)) * sample_rate
+        self._cache = PartCache(cache_bytes)
+        self._lengths = numpy.zeros(len(self._recordings), numpy.int64)  # where known
+        self.unreadable: dict[str, str] = {}
+        seconds = self._recordings.seconds
+        for index in numpy.nonzero(seconds <= 0)[0]:  # no crop is drawn of it
+            place = self._recordings[int(index)].place
+            self.unreadable[place] = "is missing, empty or no audio"
+        slots = numpy.ceil(seconds.clip(0) * sample_rate / self._crop).astype(numpy.int64)
+        lengths = (seconds * sample_rate).clip(0, self._crop).astype(numpy.int64)
+        weights = self._recordings.weight_of_each()
+        self.epochs = Epochs(slots, lengths, weights, batch_size, seed)
+        if not self.epochs.size:
+            raise DataError("recordings", "cannot be read", self._advice())
+
+    def batch(self, step: int, share: Share = WHOLE) -> WaveBatch:
+        """The crops of one step, each longer recording contributing in proportion.
+
+        Args:
+            step: of the training.
+            share: which rows of the batch are wanted.
+        """
+        drawn = self.epochs.rows(step, share.rows(self._batch_size))
+        return WaveBatch.pad([self._row(row) for row in drawn])
+
+    def _row(self, row: Drawn) -> Tensor:
+        """A crop; of another recording, drawn in the same way, if it cannot be read."""
+        for attempt in range(MOST_TRIES):
+            chance = mixed(self._seed, row.turn, row.unit, row.slot, attempt)
+            wave = self._crop_of(row, chance / 2**64)
+            if wave is not None and wave.numel():
+                return wave.float() / 32767
+            step = chance % (self.epochs.steps * self._batch_size)
+            step, number = divmod(step, self._batch_size)
+            (other,) = self.epochs.rows(step, (number,))
+            row = Drawn(other.unit, other.slot, row.turn)
+        raise DataError("recordings", "cannot be read", self._advice())
+
+    def _advice(self) -> str:
+        name, problem = next(iter(self.unreadable.items()), ("every file", "is empty"))
+        return f"check {name}: {problem}"
+
+    def _crop_of(self, row: Drawn, chance: float) -> Tensor | None:
+        """16-bit samples from the stretch of the recording that the slot stands for."""
+        recording = self._recordings[row.unit]
+        if recording.place in self.unreadable:
+            return None
+        reader = _Reader(recording, self._rate)
+        try:
+            with reader:
+                if not self._lengths[row.unit]:
+                    self._lengths[row.unit] = reader.opened.length_at(self._rate)
+                length = int(self._lengths[row.unit])
+                slots = math.ceil(recording.seconds * self._rate / self._crop)
+                places = max(0, length - self._crop) + 1
+                start = min(int((row.slot + chance) / slots * places), places - 1)
+                return self._samples(row.unit, start, min(start + self._crop, length), reader)
+        except AudioError as error:
+            if self._lengths[row.unit] and not reader.is_open:
+                raise DataError(
+                    recording.place,
+                    f"could be read before and cannot any more ({error.problem})",
+                    "put it back and start again: training goes on from its last checkpoint",
+                ) from error
+            self.unreadable[recording.place] = error.problem
+            return None
+
+    def _samples(self, unit: int, start: int, stop: int, reader: _Reader) -> Tensor:
+        pieces = []
+        for part in range(start // self._part, -(-stop // self._part)):
+            begin = part * self._part
+            wave = self._cache.get((unit, part))
+            if wave is None:
+                wave = to_16_bit(reader.opened.read_at(self._rate, begin, self._part))
+                self._cache.put((unit, part), wave)
+            pieces.append(wave[max(0, start - begin) : stop - begin])
+        return torch.cat(pieces)
+
+
+class _Reader:
+    """Opens a recording when it is first needed: not where all of a crop is in the cache."""
+
+    def __init__(self, recording: Recording, rate: int) -> None:
+        self._context = open_recording(recording)
+        self._opened: OpenRecording | None = None
+
+    @property
+    def opened(self) -> OpenRecording:
+        if self._opened is None:
+            self._opened = self._context.__enter__()
+        return self._opened
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._opened is not None:
+            self._context.__exit__(*error)  # type: ignore[arg-type]  # as it was given
+
+
+class PartCache:
+    """The parts used last, up to some bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._parts: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    def get(self, key: tuple[int, int]) -> Tensor | None:
+        if key in self._parts:
+            self._parts.move_to_end(key)
+        return self._parts.get(key)
+
+    def put(self, key: tuple[int, int], part: Tensor) -> None:
+        self._parts[key] = part
+        self._left -= part.nbytes
+        while self._left < 0:
+            _, oldest = self._parts.popitem(last=False)
+            self._left += oldest.nbytes
+
+
+def whole_recordings(
+    recordings: Sequence[Recording], sample_rate: int, max_seconds: float
+) -> Iterator[WaveBatch]:
+    """Each recording once, cut into pieces of at most ``max_seconds``: one pass, to fit k-means.
+
+    Raises:
+        DataError: if many recordings cannot be read, one after the other, or none can.
+    """
+    failed = 0
+    for recording in recordings:
+        try:
+            wave = decode_recording(recording, sample_rate)
+        except AudioError as error:
+            failed += 1
+            if failed == min(MOST_TRIES, len(recordings)):
+                advice = f"check {error.place}: {error.problem}"
+                raise DataError("recordings", "cannot be read", advice) from error
+            continue
+        failed = 0
+        for piece in wave.float().div(32767).split(round(max_seconds * sample_rate)):
+            yield WaveBatch(piece[None], torch.tensor([piece.shape[0]]))

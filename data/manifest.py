@@ -1,0 +1,161 @@
+"""Lists of recordings: a folder of audio, or a CSV manifest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from segue.core.errors import DataError
+from segue.data.places import PLACE_ERRORS, files_below, is_url, open_bytes
+from segue.data.recordings import UNKNOWN, WHOLE_FILE, Recording, Split
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
+
+#: Columns of a manifest beside ``path``; each may be absent or empty.
+COLUMNS = ("split", "group", "duration_s", "offset", "size", "member", "start_s", "channel")
+
+
+def is_audio(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def list_folder(folder: str, level: int | None = None) -> Iterator[Recording]:
+    """Every audio file below a folder; hidden ones are what a killed run or the system left.
+
+    Args:
+        level: which folder on a file's way is its group: 0 is the first below ``folder``; by
+            default all of them together. In one flat folder every file is a group of its own.
+    """
+    base = folder.rstrip("/")
+    paths = [name for name in files_below(base) if is_audio(name)]
+    flat = len({name.rpartition("/")[0] for name in paths}) < 2
+    for name in paths:
+        *folders, file = name[len(base) + 1 :].split("/")
+        group = "/".join(folders) or "."
+        if level is not None and level < len(folders):
+            group = folders[level]
+        elif flat or level is not None:
+            group = PurePosixPath(file).stem
+        yield Recording(name, UNKNOWN, group, "train")
+
+
+def manifest_columns(manifest: str) -> list[str]:
+    """The header of a CSV manifest.
+
+    Raises:
+        DataError: if it cannot be read or has no column ``path``.
+    """
+    with _reader(manifest) as reader:
+        columns = list(reader.fieldnames or ())
+    if "path" not in columns:
+        raise DataError(manifest, "has no column 'path'", "add a header line with 'path'")
+    return columns
+
+
+def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording]:
+    """The rows of a CSV manifest, one at a time.
+
+    Args:
+        manifest: with a column ``path`` (relative to the manifest, absolute or a URL) and others of
+            ``COLUMNS``; ``speaker`` stands in for ``group``.
+        group: the column to take as group instead.
+
+    Raises:
+        DataError: naming the line that cannot be used.
+    """
+    columns = manifest_columns(manifest)
+    if group is not None and group not in columns:
+        raise DataError(manifest, f"has no column {group!r}", f"use one of {', '.join(columns)}")
+    with _reader(manifest) as reader:
+        for row in reader:
+            yield _from_row(manifest, reader.line_num, row, group)
+
+
+class _reader:  # noqa: N801  # used like a function
+    """A CSV reader over a file or URL, with errors that name it."""
+
+    def __init__(self, manifest: str) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> csv.DictReader[str]:
+        self._open = open_bytes(self._manifest)
+        try:
+            text = io.TextIOWrapper(self._open.__enter__(), encoding="utf-8-sig", newline="")
+        except PLACE_ERRORS as error:
+            raise self._refusal(error) from error
+        return csv.DictReader(text)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._open.__exit__(None, None, None)
+        if isinstance(error, (OSError, UnicodeDecodeError, csv.Error)):
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: BaseException) -> DataError:
+        return DataError(self._manifest, f"cannot be read ({error})", "give a UTF-8 CSV file")
+
+
+def _from_row(
+    manifest: str, line: int, row: Mapping[str, str | None], column: str | None
+) -> Recording:
+    place = f"{manifest}, line {line}"
+    name = row["path"]
+    if not name:
+        raise DataError(place, "names no path", "fill the column 'path' or delete the line")
+    where = _beside(manifest, name)
+    group = row.get(column) if column else row.get("group") or row.get("speaker")
+    member = row.get("member") or ""
+    size = _number(place, row, "size", WHOLE_FILE)
+    if member and size == WHOLE_FILE:
+        raise DataError(place, "names a member but no size", "fill the column 'size'")
+    start = row.get("start_s")
+    channel = row.get("channel")
+    return Recording(
+        where,
+        _seconds(place, "duration_s", row.get("duration_s")),
+        group or PurePosixPath(member or where).stem,
+        _split(place, row.get("split")),
+        _number(place, row, "offset", 0),
+        size,
+        _seconds(place, "start_s", start) if start else None,
+        _number(place, row, "channel", 0) if channel else None,
+        member or (PurePosixPath(where).name if size != WHOLE_FILE else ""),
+    )
+
+
+def _beside(manifest: str, name: str) -> str:
+    """A path that is relative to the manifest."""
+    if is_url(name):
+        return name
+    if is_url(manifest):
+        return f"{manifest.rpartition('/')[0]}/{name}"
+    return str(Path(manifest).parent / name)
+
+
+def _split(place: str, text: str | None) -> Split:
+    if text not in (None, "", "train", "valid"):
+        raise DataError(place, f"split {text!r} is unknown", "write train or valid")
+    return "valid" if text == "valid" else "train"
+
+
+def _seconds(place: str, column: str, text: str | None) -> float:
+    if not text:
+        return UNKNOWN
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise DataError(place, f"{column} {text!r} is no number", "give seconds") from error
+    if not 0 <= seconds < math.inf:
+        raise DataError(place, f"{column} {seconds:g} is no length", "give seconds")
+    return seconds
+
+
+def _number(place: str, row: Mapping[str, str | None], column: str, default: int) -> int:
+    text = row.get(column)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(place, f"{column} {text!r} is no whole number", "write a count from 0 on")
+    return int(text)

@@ -1,0 +1,238 @@
+"""What a detector learns from: real audio, the same through a codec, and generated continuations.
+
+All three are cut from the same place of the same recordings, at one rate, equally long, as 16-bit
+samples: so that nothing but the sound tells them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int16
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from segue.core.audio import SILENCE, Audio, resample
+from segue.core.checkpoint import save_tensors
+from segue.core.errors import AudioError, CheckpointError, DataError
+from segue.core.files import atomic_path, write_json
+from segue.core.interfaces import ORIGINS, add_tensors
+from segue.core.pipeline import Pipeline
+from segue.core.progress import Progress
+from segue.core.yaml_files import parse_yaml
+from segue.data.audio_files import open_recording, to_16_bit
+from segue.data.recordings import UNKNOWN, Recording
+
+PLAN, CLIPS = "examples.json", "clips"
+TESTED_SHARE = 5  # every fifth group of those a pipeline learnt from is kept for the test
+MOST_CROPS = 8  # of one recording
+APART_SECONDS = 10.0  # between the starts of two crops of one recording
+TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
+
+
+@dataclass(frozen=True)
+class ExamplePlan:
+    """How examples are made.
+
+    Attributes:
+        prompt_seconds: of each recording, which a continuation follows; no part of an example.
+        seconds: length of an example.
+        items: examples of each origin, at most.
+        batch: prompts that are continued together.
+        seed: of the first continuation; each has its own.
+    """
+
+    prompt_seconds: float = 1.5
+    seconds: float = 3.5
+    items: int = 400
+    batch: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording's examples.
+
+    Attributes:
+        waves: ``[3, T]``, one row for each of ``ORIGINS``.
+        group: speaker or piece.
+        tested: kept for the test; whole groups are.
+        unseen: the pipeline itself has not learnt from the group.
+    """
+
+    waves: Int16[Tensor, "3 T"]
+    group: str
+    tested: bool
+    unseen: bool
+
+
+def chosen_crops(recordings: Sequence[Recording], plan: ExamplePlan) -> list[Recording]:
+    """Parts of recordings that are long enough, spread evenly; up to a third are held out.
+
+    Raises:
+        DataError: if there is none.
+    """
+    needed = plan.prompt_seconds + plan.seconds
+    crops: list[list[Recording]] = [[], []]
+    for recording in recordings:
+        known = recording.seconds != UNKNOWN
+        for place in range(MOST_CROPS if known else 1):
+            start = place * APART_SECONDS
+            if known and start + needed > recording.seconds:
+                break
+            first = (recording.start or 0.0) + start
+            crop = replace(recording, start=first, seconds=needed)
+            crops[recording.split == "train"].append(crop)
+    held = _spread(crops[0], plan.items // 3)
+    chosen = held + _spread(crops[1], plan.items - len(held))
+    if not chosen:
+        raise DataError("recordings", f"none lasts {needed:g} s", "ask for shorter examples")
+    return chosen
+
+
+def _spread(crops: Sequence[Recording], count: int) -> list[Recording]:
+    count = min(count, len(crops))
+    return [crops[index * len(crops) // count] for index in range(count)]
+
+
+def make_examples(
+    pipeline: Pipeline,
+    recordings: Sequence[Recording],
+    plan: ExamplePlan,
+    directory: Path,
+    progress: Progress | None = None,
+) -> list[Clip]:
+    """Examples of every chosen crop, made once and kept in ``directory``; it goes on where it was
+    stopped.
+
+    Raises:
+        DataError: if the directory holds examples of something else, or no crop can be used.
+    """
+    crops = chosen_crops(recordings, plan)
+    _claim(directory, pipeline, crops, plan)
+    parts = range(0, len(crops), plan.batch)
+    clips: list[Clip] = []
+    for done, start in enumerate(parts, start=1):
+        path = directory / CLIPS / f"{start:06d}.safetensors"
+        if not path.is_file():
+            waves, kept = _made(pipeline, crops[start : start + plan.batch], plan, start)
+            _keep(path, waves, kept)
+        clips += _read(path, crops[start : start + plan.batch])
+        if progress is not None:
+            progress("examples", done, len(parts))
+    if not clips:
+        raise DataError("recordings", "none can be used", "check the data")
+    return clips
+
+
+def _claim(
+    directory: Path, pipeline: Pipeline, crops: Sequence[Recording], plan: ExamplePlan
+) -> None:
+    """Note what the examples are of, or refuse a directory with others."""
+    names = "\n".join(f"{crop.group}/{crop.name}" for crop in crops)
+    description = {
+        "pipeline": pipeline.config.name,
+        "weights": _fingerprint(pipeline),
+        "sampling": {s.name: s.sampling.model_dump(mode="json") for s in pipeline.config.stages},
+        "crops": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        **plan.__dict__,
+    }
+    path = directory / PLAN
+    if path.is_file():
+        if parse_yaml(path.read_text(encoding="utf-8")) != description:
+            raise DataError(
+                str(directory),
+                "holds examples of another pipeline, other data or other options",
+                "name a new directory",
+            )
+        return
+    write_json(path, description)
+
+
+def _fingerprint(pipeline: Pipeline) -> str:
+    """16 digits that tell a pipeline's weights from others."""
+    digest = hashlib.sha256()
+    for _, part in sorted(pipeline.parts.items()):
+        add_tensors(digest, part.state_dict())
+    return digest.hexdigest()[:16]
+
+
+def _made(
+    pipeline: Pipeline, crops: Sequence[Recording], plan: ExamplePlan, start: int
+) -> tuple[Int16[Tensor, "B 3 T"], list[int]]:
+    """Examples of those crops that can be read, and which ones these are."""
+    read = {i: audio for i, crop in enumerate(crops) if (audio := _audio(pipeline, crop, plan))}
+    length = round(plan.seconds * pipeline.sample_rate)
+    if not read:
+        return torch.zeros(0, len(ORIGINS), length, dtype=torch.int16), []
+    cut = round(plan.prompt_seconds * pipeline.sample_rate)
+    audios = list(read.values())
+    made = pipeline.continue_batch(
+        [Audio(audio.wave[:cut], audio.sample_rate) for audio in audios],
+        seconds=plan.seconds,
+        seed=plan.seed + start,
+        prompt_audio="none",
+    )
+    rows, kept = [], []
+    for row, (index, audio) in enumerate(read.items()):
+        coded = pipeline.resynthesize(audio.wave, audio.sample_rate).row()
+        parts = (audio.wave[cut:], coded[cut:], made.row(row))
+        if min(part.shape[0] for part in parts) >= length and made.row(row).abs().max() > SILENCE:
+            rows.append(torch.stack([to_16_bit(part[:length]) for part in parts]))
+            kept.append(index)
+    empty = torch.zeros(0, len(ORIGINS), length, dtype=torch.int16)
+    return (torch.stack(rows) if rows else empty), kept
+
+
+def _audio(pipeline: Pipeline, crop: Recording, plan: ExamplePlan) -> Audio | None:
+    """The crop at the pipeline's rate; None if it is silent or cannot be read."""
+    try:
+        with open_recording(crop) as opened:
+            wave = opened.read(0, opened.length)
+            rate = opened.rate
+    except AudioError:
+        return None
+    if rate != pipeline.sample_rate:
+        wave = resample(wave, rate, pipeline.sample_rate)
+    wave = wave / wave.abs().max().clamp_min(1.0)
+    cut = round(plan.prompt_seconds * pipeline.sample_rate)
+    audible = min(float(wave[:cut].abs().amax()), float(wave[cut:].abs().amax()))
+    return Audio(wave, pipeline.sample_rate) if audible > SILENCE else None
+
+
+def _keep(path: Path, waves: Int16[Tensor, "B 3 T"], kept: Sequence[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_tensors({"waves": waves, "kept": torch.tensor(kept, dtype=torch.long)}, temporary)
+
+
+def _read(path: Path, crops: Sequence[Recording]) -> Iterator[Clip]:
+    try:
+        stored: Mapping[str, Any] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(str(path), f"cannot be read ({error})", "delete it") from error
+    for waves, index in zip(stored["waves"], stored["kept"].tolist(), strict=True):
+        crop = crops[index]
+        unseen = crop.split != "train"
+        yield Clip(waves, crop.group, unseen or _tested(crop.group), unseen)
+
+
+def _tested(group: str) -> bool:
+    digest = hashlib.blake2b(group.encode("utf-8", "surrogateescape"), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % TESTED_SHARE == 0
+
+
+def as_float(waves: Int16[Tensor, "... T"]) -> Float[Tensor, "... T"]:
+    return waves.float() / 32767
+
+
+def trimmed(wave: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
+    """Without the quiet at both ends, which says where audio was cut rather than what made it."""
+    loud = (wave.abs() > TRIM * wave.abs().max()).nonzero()
+    return wave[int(loud[0]) : int(loud[-1]) + 1] if len(loud) else wave

@@ -1,0 +1,144 @@
+"""Listen to every recording once: which can be used, how long it is, and what sound it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy
+
+from segue.core.audio import SILENCE
+from segue.core.errors import AudioError
+from segue.core.files import write_text
+from segue.data.audio_files import open_recording
+from segue.data.recordings import Recording, Recordings
+from segue.data.workers import in_processes
+
+CHUNK = 256  # recordings that are scanned, and kept, at once
+BLOCK_SECONDS = 10.0  # of audio in memory
+
+#: Kinds of problems; ``duplicate`` is found afterwards, by the hash.
+KINDS = ("missing", "corrupt", "nan", "silent", "too short", "duplicate", "not usable")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What became of one recording.
+
+    Attributes:
+        seconds: its true length.
+        sound: 64 bits of a hash of its sample rate and samples, whatever the file format.
+        kind: of the problem, from ``KINDS``; empty if there is none.
+        problem: in words.
+    """
+
+    seconds: float
+    sound: int
+    kind: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A task for one process: recordings, and the file that keeps what was heard."""
+
+    target: Path
+    recordings: Sequence[Recording]
+    min_seconds: float
+
+
+def scan(
+    recordings: Recordings, directory: Path, min_seconds: float, workers: int
+) -> Iterator[tuple[int, float]]:
+    """Scan what has not been scanned, chunk by chunk.
+
+    Args:
+        directory: keeps what was heard; a run that was killed goes on from it.
+        min_seconds: shorter recordings are too short.
+
+    Yields:
+        Recordings and seconds of audio of each chunk, in the order they are ready.
+    """
+    todo = []
+    for number in range(-(-len(recordings) // CHUNK)):
+        path = chunk_file(directory, recordings, number, min_seconds)
+        heard = read_chunk(path) if path.is_file() else []
+        # What was missing may be there now: a disk that was not mounted.
+        if heard and not any(h.kind == "missing" for h in heard):
+            yield len(heard), sum(h.seconds for h in heard)
+        else:
+            todo.append(number)
+    chunks = (
+        Chunk(
+            chunk_file(directory, recordings, number, min_seconds),
+            list(recordings[number * CHUNK : (number + 1) * CHUNK]),
+            min_seconds,
+        )
+        for number in todo
+    )
+    yield from in_processes(scan_chunk, chunks, workers)
+
+
+def chunk_file(directory: Path, recordings: Recordings, number: int, min_seconds: float) -> Path:
+    """The file of a chunk, named by what it is of."""
+    digest = hashlib.sha256(f"{min_seconds}".encode())
+    for recording in recordings[number * CHUNK : (number + 1) * CHUNK]:
+        digest.update(f"{recording.place}|{recording.size}\n".encode(errors="surrogateescape"))
+    return directory / f"{number:07d}-{digest.hexdigest()[:16]}.json"
+
+
+def scan_chunk(chunk: Chunk) -> tuple[int, float]:
+    heard = [listen(recording, chunk.min_seconds) for recording in chunk.recordings]
+    write_text(chunk.target, json.dumps([list(asdict(h).values()) for h in heard]))
+    return len(heard), sum(h.seconds for h in heard)
+
+
+def read_chunk(path: Path) -> list[Heard]:
+    return [Heard(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def listen(recording: Recording, min_seconds: float) -> Heard:
+    """Decode a recording block by block."""
+    digest, peak, samples = hashlib.blake2b(digest_size=8), 0.0, 0
+    try:
+        with open_recording(recording) as opened:
+            rate = opened.rate
+            digest.update(str(rate).encode())
+            block = round(BLOCK_SECONDS * rate)
+            while samples < opened.length:
+                wave = opened.read(samples, block)
+                if not wave.numel():
+                    return _cut_off(samples / rate, opened.length / rate)
+                digest.update(wave.numpy().tobytes())
+                peak = max(peak, float(wave.abs().max()))
+                samples += wave.numel()
+    except AudioError as error:
+        return Heard(0.0, 0, _kind(error), error.problem)
+    seconds, sound = samples / rate, int.from_bytes(digest.digest(), "little")
+    if seconds < min_seconds:
+        problem = f"lasts {seconds:.3f} s, less than {min_seconds:g} s"
+        return Heard(seconds, sound, "too short", problem)
+    if peak < SILENCE:
+        return Heard(seconds, sound, "silent", f"its loudest sample is {peak:.1e}")
+    return Heard(seconds, sound)
+
+
+def _cut_off(seconds: float, told: float) -> Heard:
+    return Heard(seconds, 0, "corrupt", f"is cut off after {seconds:.3f} of {told:.3f} s")
+
+
+def _kind(error: AudioError) -> str:
+    if "NaN" in error.problem:
+        return "nan"
+    return "missing" if error.problem == "does not exist" else "corrupt"
+
+
+def first_of_each(
+    sounds: numpy.ndarray[tuple[int], numpy.dtype[numpy.uint64]],
+) -> numpy.ndarray[tuple[int], numpy.dtype[numpy.int64]]:
+    """For each sound, the number of the first recording that has it."""
+    _, first, back = numpy.unique(sounds, return_index=True, return_inverse=True)
+    return first[back]

@@ -1,0 +1,176 @@
+"""Write a token store, shard by shard: sharded by rank, resumable, atomic.
+
+A shard is a safetensors file: ids ``[Q, N]`` of each stream one recording after the other (uint16
+where the codebook fits), and for each recording its length, group, source and name. Its bytes
+depend on its recordings and the tokenizers alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.core.audio import resample
+from segue.core.checkpoint import save_tensors
+from segue.core.errors import AudioError
+from segue.core.files import atomic_path, write_text
+from segue.core.interfaces import Tokenizer
+from segue.core.progress import Progress
+from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
+from segue.data.audio_files import decode_recording
+from segue.data.recordings import Recording, Split
+from segue.data.store_file import METADATA, read_shard_header
+from segue.data.store_plan import Shard, plan_store
+
+MAX_PIECE_SECONDS = 30.0
+STALE_SECONDS = 3600.0  # a temporary file as old was left by a run that was killed
+PROBLEMS = "problems.csv"
+
+
+def write_store(
+    directory: Path,
+    tokenizers: Mapping[str, Tokenizer],
+    recordings: Mapping[Split, Sequence[Recording]],
+    progress: Progress | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    shard_seconds: float | None = None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Path:
+    """Tokenize every recording of every split.
+
+    Args:
+        directory: of the store; shards that are complete are kept.
+        tokenizers: by stream (``semantic``, ``acoustic``), sealed.
+        recordings: by split.
+        progress: called with ``tokens``, seconds of audio done and seconds in all, of this rank.
+        rank: number of this process: it writes every ``world``-th shard.
+        world: how many processes write, each with the same recordings.
+        shard_seconds: of audio in a shard of a new store.
+        go_on: asked before each shard.
+
+    Raises:
+        DataError: if the directory holds tokens of other tokenizers or recordings.
+    """
+    shards = plan_store(directory, tokenizers, recordings, shard_seconds)[rank::world]
+    _sweep(directory)
+    total, done = sum(shard.seconds for shard in shards), 0.0
+    for shard in shards:
+        if not go_on():
+            break
+        if not (directory / shard.name).exists():
+            write_shard(directory / shard.name, tokenizers, shard)
+        done += shard.seconds
+        if progress is not None:
+            progress("tokens", round(done), round(total))
+    list_problems(directory)
+    return directory
+
+
+def write_shard(path: Path, tokenizers: Mapping[str, Tokenizer], shard: Shard) -> None:
+    """Write the tokens of some recordings, and why those that cannot be used were left out."""
+    problems: list[tuple[str, str]] = []
+    pieces: dict[str, list[Tensor]] = defaultdict(list)
+    kept: list[Recording] = []
+    for recording in shard.recordings:
+        try:
+            ids = tokenize_recording(recording, tokenizers)
+        except AudioError as error:
+            problems.append((recording.place, error.problem))
+            continue
+        if ids is None:
+            problems.append((recording.place, "shorter than one frame"))
+            continue
+        kept.append(recording)
+        for name, tensor in ids.items():
+            pieces[name].append(tensor)
+    groups = sorted({recording.group for recording in kept})
+    numbers = {group: number for number, group in enumerate(groups)}
+    first = next(iter(tokenizers))
+    tensors = {
+        name: _narrow(torch.cat(parts, dim=1), tokenizers[name].spec)
+        for name, parts in pieces.items()
+    } | {
+        "recording.frames": torch.tensor([p.shape[1] for p in pieces[first]], dtype=torch.int32),
+        "recording.group": torch.tensor([numbers[r.group] for r in kept], dtype=torch.int32),
+        "recording.source": torch.tensor([r.source for r in kept], dtype=torch.int32),
+        "recording.names": _letters([r.name for r in kept]),
+    }
+    described = {"digest": shard.digest, "groups": groups, "problems": problems}
+    with atomic_path(path) as temporary:
+        # One key: several would be written in any order.
+        save_tensors(tensors, temporary, metadata={METADATA: json.dumps(described)})
+
+
+def _narrow(ids: Tensor, spec: TokenSpec) -> Tensor:
+    return ids.to(torch.uint16 if spec.codebook_size <= 2**16 else torch.int32)
+
+
+def _letters(names: Sequence[str]) -> Tensor:
+    """Names as bytes, one after the other, each ended by a zero."""
+    return torch.tensor(list(os.fsencode("".join(f"{n}\0" for n in names))), dtype=torch.uint8)
+
+
+def _sweep(directory: Path) -> None:
+    """Take away what killed runs left; younger files may be another rank's."""
+    for path in directory.glob(".tmp-*"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+        except OSError:
+            continue
+
+
+def list_problems(directory: Path) -> int:
+    """Collect from all shards why recordings were left out, in ``problems.csv``; how many."""
+    rows: list[Any] = []
+    for path in sorted(directory.glob("[!.]*.safetensors")):  # hidden ones are being written
+        rows += read_shard_header(str(path)).problems
+    target = directory / PROBLEMS
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "problem"), *rows])
+    data = text.getvalue().encode("utf-8", "backslashreplace").decode()
+    if rows or target.exists():
+        write_text(target, data)
+    return len(rows)
+
+
+@torch.inference_mode()
+def tokenize_recording(
+    recording: Recording, tokenizers: Mapping[str, Tokenizer]
+) -> dict[str, Tensor] | None:
+    """Ids ``[Q, N]`` by stream, cut to a whole number of frames of each; None if there is none."""
+    specs = [tokenizer.spec for tokenizer in tokenizers.values()]
+    # At the codec's rate, as in a pipeline: a semantic tokenizer's own may be lower.
+    rate = (tokenizers.get(ACOUSTIC) or next(iter(tokenizers.values()))).spec.sample_rate
+    wave = decode_recording(recording, rate).float() / 32767
+    unit = common_samples(specs, rate)
+    wave = wave[: wave.shape[0] // unit * unit]
+    if not wave.numel():
+        return None
+    piece = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
+    found: dict[str, Tensor] = {}
+    for name, tokenizer in tokenizers.items():
+        found[name] = torch.cat([_encode(tokenizer, part, rate) for part in wave.split(piece)], 1)
+    return found
+
+
+def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
+    own_rate = tokenizer.spec.sample_rate
+    own = wave if own_rate == rate else resample(wave, rate, own_rate)
+    tokens = tokenizer.encode(
+        own[None].to(tokenizer.device), torch.tensor([own.shape[0]], device=tokenizer.device)
+    )
+    frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
+    return tokens.ids[0, :, :frames].cpu()

@@ -1,0 +1,221 @@
+"""Audio inside tars, found by one pass over their headers and read by random access after it.
+
+WebDataset shards and lhotse Shar keep recordings in plain tars: members of the same key belong
+together (``a.flac``, ``a.json``). Where each member begins is kept in an index file in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy
+import soundfile
+
+from segue.core.errors import DataError, OutputError
+from segue.core.files import atomic_path
+from segue.data.manifest import is_audio
+from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
+from segue.data.recordings import Recording
+
+Note = Callable[[str, str], None]  # what cannot be used, and why
+
+INDEX_VERSION = 1
+THREADS = 8  # tars that are looked through at a time
+MOST_DESCRIPTION = 1 << 16  # bytes of a JSON member that is read
+GROUP_KEYS = ("group", "speaker", "speaker_id", "spk")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One audio file of a tar; ``group`` is empty if its description names none."""
+
+    name: str
+    offset: int
+    size: int
+    seconds: float
+    group: str
+
+
+def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
+    """The audio in WebDataset shards.
+
+    The group is what ``<key>.json`` calls group or speaker, or the folder part of the key, or the
+    key itself.
+
+    Args:
+        tars: paths or URLs.
+        note: told of members and tars that cannot be used.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        for tar, (members, problems) in zip(tars, pool.map(_index_of, tars), strict=True):
+            for problem in problems:
+                note(*problem)
+            for member in members:
+                path = PurePosixPath(member.name)
+                group = member.group or str(path.parent if path.parent.name else path.stem)
+                yield Recording(tar, member.seconds, group, "train",
+                                member.offset, member.size, None, None, member.name)  # fmt: skip
+
+
+def _index_of(tar: str) -> tuple[list[Member], list[tuple[str, str]]]:
+    """The members of a tar, and what is wrong with it: told in the order of the tars."""
+    problems: list[tuple[str, str]] = []
+    members = tar_index(tar, lambda *problem: problems.append(problem))
+    return members, problems
+
+
+def expand(pattern: str) -> list[str]:
+    """``shards-{000..012}.tar`` and ``{a,b}.tar`` as the names they stand for."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last, choices = match.groups()
+    if choices is not None:
+        parts = choices.split(",")
+    else:
+        parts = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    if not parts:
+        raise DataError(pattern, f"{match[0]} counts backwards", "write the smaller number first")
+    return [name for part in parts for name in expand(before + part + after)]
+
+
+def cache_directory() -> Path:
+    """Where indexes and fetched shards are kept: ``SEGUE_CACHE``, or ``~/.cache/segue``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SEGUE_CACHE") or Path(base) / "segue")
+
+
+def tar_index(tar: str, note: Note) -> list[Member]:
+    """The audio members of a tar, from the cache or by a pass over it."""
+    try:
+        changed = stamp(tar)
+        name = hashlib.sha256(f"{INDEX_VERSION}|{tar}|{changed}".encode()).hexdigest()[:32]
+        cached = cache_directory() / "tars" / f"{name}.npz"
+    except PLACE_ERRORS as error:
+        note(tar, f"cannot be read ({_reason(error)})")
+        return []
+    if cached.is_file():
+        with suppress(zipfile.BadZipFile, KeyError, *PLACE_ERRORS):
+            return _load(cached)
+    problems: list[tuple[str, str]] = []
+    members = _look_through(tar, lambda *problem: problems.append(problem))
+    for problem in problems:
+        note(*problem)
+    if not problems:
+        _save(cached, members)
+    return members
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _look_through(tar: str, note: Note) -> list[Member]:
+    members: list[Member] = []
+    try:
+        with open_bytes(tar) as file:
+            end = file.seek(0, os.SEEK_END)
+            found, described, damage = _headers(file)
+            for info in found:
+                if info.offset_data + info.size > end:
+                    note(f"{tar}!{info.name}", "is cut off: the tar ends before it")
+                    damage = None
+                    continue
+                members.append(_member(file, info, described.get(_key(info.name), {})))
+            if damage is not None:
+                note(tar, damage)
+    except PLACE_ERRORS as error:
+        note(tar, f"cannot be read ({_reason(error)})")
+    return members
+
+
+def _headers(
+    file: IO[bytes],
+) -> tuple[list[tarfile.TarInfo], dict[str, dict[str, Any]], str | None]:
+    """The audio members of a tar, the descriptions by key, and what is wrong with it."""
+    found: list[tarfile.TarInfo] = []
+    described: dict[str, dict[str, Any]] = {}
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every one of them
+                if info.name.endswith(".json") and info.size <= MOST_DESCRIPTION:
+                    described[_key(info.name)] = _description(file, info)
+                elif info.isfile() and is_audio(info.name):
+                    found.append(info)
+    except tarfile.TarError as error:
+        return found, described, f"is damaged ({error})" if found else "is no plain tar; unpack it"
+    return found, described, None
+
+
+def _key(name: str) -> str:
+    """What members of one sample share: the name up to the first dot of its last part."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
+
+
+def _description(file: IO[bytes], info: tarfile.TarInfo) -> dict[str, Any]:
+    at = file.tell()
+    file.seek(info.offset_data)
+    data = file.read(info.size)
+    file.seek(at)
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _member(file: IO[bytes], info: tarfile.TarInfo, described: dict[str, Any]) -> Member:
+    group = next((str(described[key]) for key in GROUP_KEYS if described.get(key)), "")
+    seconds = described.get("duration", described.get("duration_s"))
+    if not isinstance(seconds, (int, float)) or seconds <= 0:
+        seconds = _measured(Section(file, info.offset_data, info.size))
+    return Member(info.name, info.offset_data, info.size, float(seconds), group)
+
+
+def _measured(file: Section) -> float:
+    try:
+        return float(soundfile.info(file).duration)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return 0.0
+
+
+def _save(path: Path, members: list[Member]) -> None:
+    """Keep an index; where the cache cannot be written the next run looks through again."""
+    text = "\0".join(itertools.chain.from_iterable((m.name, m.group) for m in members))
+    numbers: dict[str, Any] = {
+        "offset": numpy.array([m.offset for m in members], numpy.int64),
+        "size": numpy.array([m.size for m in members], numpy.int64),
+        "seconds": numpy.array([m.seconds for m in members], numpy.float64),
+        "text": numpy.frombuffer(os.fsencode(text), numpy.uint8),
+    }
+    try:
+        with atomic_path(path) as temporary:
+            numpy.savez(temporary, **numbers)
+    except OutputError:
+        return
+
+
+def _load(path: Path) -> list[Member]:
+    with numpy.load(path) as data:
+        text = os.fsdecode(data["text"].tobytes()).split("\0")
+        numbers = zip(data["offset"].tolist(), data["size"].tolist(), data["seconds"].tolist(),
+                      strict=True)  # fmt: skip
+        return [Member(text[2 * i], o, s, d, text[2 * i + 1]) for i, (o, s, d) in
+                enumerate(numbers)]  # fmt: skip

@@ -1,0 +1,165 @@
+"""Continue held-out recordings, and hold what comes out against them by any metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from segue.core.audio import Audio, resample
+from segue.core.errors import AudioError, DataError, PluginError
+from segue.core.generated import GeneratedAudio
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, group_numbers
+from segue.core.pipeline import Pipeline
+from segue.core.progress import Progress
+from segue.data.audio_files import read_recording
+from segue.data.recordings import Recording
+from segue.evaluation.statistics import grouped_summary, jackknife_interval
+
+Keep = Callable[[Recording, GeneratedAudio], object]
+
+LEAST_TRUTH_SECONDS = 0.5  # a shorter rest of a recording is nothing to compare with
+
+
+def evaluate_continuations(
+    pipeline: Pipeline,
+    recordings: Sequence[Recording],
+    metrics: Mapping[str, ContinuationMetric],
+    *,
+    prompt_seconds: float,
+    seconds: float,
+    seed: int,
+    progress: Progress | None = None,
+    keep: Keep | None = None,
+) -> dict[str, Any]:
+    """Continue the start of each recording and measure what comes out.
+
+    Args:
+        metrics: by the names that their figures get.
+        keep: gets each recording and its prompt with the continuation, as soon as it is made.
+
+    Returns:
+        ``items``, ``groups`` (speakers, pieces) and ``unusable`` recordings; ``metrics``: by name,
+        every figure as an estimate. Intervals are over groups: drawn anew for means, left out one
+        by one for figures of the whole set.
+
+    Raises:
+        DataError: if no recording can be used.
+    """
+    records = continued(pipeline, recordings, prompt_seconds, seconds, seed, progress, keep)
+    return {
+        "items": len(records),
+        "groups": len({record.group for record in records}),
+        "unusable": len(recordings) - len(records),
+        "metrics": measured(records, metrics, progress),
+    }
+
+
+def continued(
+    pipeline: Pipeline,
+    recordings: Sequence[Recording],
+    prompt_seconds: float,
+    seconds: float,
+    seed: int,
+    progress: Progress | None = None,
+    keep: Keep | None = None,
+) -> list[Continuation]:
+    """What a pipeline makes of the start of each recording that can be used.
+
+    Raises:
+        DataError: if none can.
+    """
+    records = []
+    for done, recording in enumerate(recordings, start=1):
+        audio = _start(recording, prompt_seconds + seconds, pipeline.config.prompt.min_seconds)
+        if audio is not None:
+            cut = round(prompt_seconds * audio.sample_rate)
+            made = pipeline.continue_(
+                audio.wave[:cut], audio.sample_rate, seconds=seconds, seed=seed
+            )
+            if keep is not None:
+                keep(recording, made)
+            records.append(_record(made, audio, cut, recording))
+        if progress is not None:
+            progress("continuations", done, len(recordings))
+    if not records:
+        raise DataError("recordings", "none can be used", "check the data")
+    return records
+
+
+def _start(recording: Recording, seconds: float, least: float) -> Audio | None:
+    try:
+        audio = read_recording(recording, first_seconds=seconds)
+    except AudioError:
+        return None
+    return audio if audio.seconds >= least else None
+
+
+def _record(made: GeneratedAudio, audio: Audio, cut: int, recording: Recording) -> Continuation:
+    """What was made of the first ``cut`` samples of a recording, beside the rest of it."""
+    truth = audio.wave[cut:]
+    if truth.shape[0] < LEAST_TRUTH_SECONDS * audio.sample_rate:
+        truth = truth[:0]
+    elif audio.sample_rate != made.sample_rate:
+        truth = resample(truth, audio.sample_rate, made.sample_rate)
+    return Continuation(
+        prompt=made.row()[: int(made.prompt_samples[0])],
+        continuation=made.continuation(),
+        truth=truth,
+        sample_rate=made.sample_rate,
+        group=recording.group,
+        place=recording.place,
+    )
+
+
+def measured(
+    records: Sequence[Continuation],
+    metrics: Mapping[str, ContinuationMetric],
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The figures of each metric as estimates, with intervals drawn over groups.
+
+    Raises:
+        PluginError: if a metric breaks its contract.
+    """
+    found = {}
+    groups = [record.group for record in records]
+    for done, (name, metric) in enumerate(metrics.items(), start=1):
+        result = metric.measure(records)
+        _check(name, result, len(records))
+        found[name] = grouped_summary(result.rows, groups) | {
+            figure: _overall(function, groups) for figure, function in result.overall.items()
+        }
+        if progress is not None:
+            progress("metrics", done, len(metrics))
+    return found
+
+
+def _check(name: str, result: Measured, count: int) -> None:
+    if len(result.rows) != count or len({tuple(row) for row in result.rows}) > 1:
+        raise PluginError(
+            name,
+            f"gave {len(result.rows)} rows for {count} records, or rows of unlike names",
+            "let it give one row per record, each with the same names",
+        )
+
+
+def _overall(function: Any, groups: Sequence[str]) -> dict[str, Any]:
+    """A figure of the whole set: the extremes of its items are not known."""
+    members = group_numbers(groups)
+    count = int(members.max()) + 1
+    mean = function(torch.ones(len(groups), dtype=torch.float64))
+    low, high = math.nan, math.nan
+    if count > 1 and math.isfinite(mean):
+        low, high = jackknife_interval(lambda weights: function(weights[members]), count)
+    return {
+        "mean": mean if math.isfinite(mean) else None,
+        "low": low if math.isfinite(low) else None,
+        "high": high if math.isfinite(high) else None,
+        "lowest": None,
+        "highest": None,
+        "count": len(groups) if math.isfinite(mean) else 0,
+        "groups": count,
+    }

@@ -1,0 +1,183 @@
+"""What tokens say of the notes that sound: pitch classes, predicted by counting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from segue.core.audio import Audio
+from segue.core.errors import AudioError, DataError
+from segue.core.metrics import Note
+from segue.core.progress import Progress
+from segue.data.audio_files import read_recording
+from segue.data.recordings import Recording
+from segue.evaluation.midi import read_notes
+from segue.evaluation.representations import Representation
+from segue.evaluation.statistics import summarise
+
+CLASSES = 12
+STRENGTHS = (1, 4, 16, 64, 256)  # frames of the prior that each token's counts start with
+
+
+def evaluate_pitches(
+    recordings: Sequence[Recording],
+    scores: Mapping[str, Path],
+    representations: Sequence[Representation],
+    *,
+    seconds: float,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Predict which of the twelve pitch classes sound in a frame from the frame's token alone.
+
+    How often each class sounds with each token is counted on every other piece; the rest is
+    predicted from that, and the other way round. A piece is never predicted from its own counts.
+    Counts start from the prior, at the one of ``STRENGTHS`` that tells most.
+
+    Args:
+        recordings: rendered scores.
+        scores: MIDI files by the stem of the recording.
+        representations: of one level of tokens.
+        seconds: of each recording, from its start.
+
+    Returns:
+        By representation, estimates over pieces: ``bits`` that a token tells of the twelve classes
+        of its frame, taken one by one (how much shorter they can be written than from the prior;
+        of ``prior_bits``), and ``f1`` and ``average_precision`` over all frames and classes.
+        ``unusable`` counts recordings that have no score, or where either cannot be read.
+
+    Raises:
+        DataError: if fewer than two recordings have a score and can be read.
+    """
+    pieces = _pieces(recordings, scores, representations, seconds, progress)
+    if len(pieces) < 2:
+        raise DataError(
+            "recordings",
+            "fewer than two have a MIDI file and can be read",
+            "check --data and --midi",
+        )
+    found: dict[str, Any] = {}
+    for representation in representations:
+        assert representation.vocabulary is not None
+        tokens = [piece[representation.name] for piece in pieces]
+        trials = [_crossed(tokens, representation.vocabulary, strength) for strength in STRENGTHS]
+        figures = max(trials, key=lambda rows: sum(row["bits"] for row in rows))
+        found[representation.name] = {
+            **summarise(figures),
+            "vocabulary": representation.vocabulary,
+            "frame_rate": representation.frame_rate,
+        }
+    return {
+        "pieces": len(pieces),
+        "unusable": len(recordings) - len(pieces),
+        "representations": found,
+    }
+
+
+def _crossed(
+    tokens: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float
+) -> list[dict[str, float]]:
+    """Figures of each piece by the counts of the half that it is not of."""
+    figures: list[dict[str, float]] = [{} for _ in tokens]
+    for fold in (0, 1):
+        known = [pair for index, pair in enumerate(tokens) if index % 2 != fold]
+        chances, prior = fitted(known, vocabulary, strength)
+        for index in range(fold, len(tokens), 2):
+            ids, active = tokens[index]
+            figures[index] = judged(chances[ids], prior, active)
+    return figures
+
+
+def _pieces(
+    recordings: Sequence[Recording],
+    scores: Mapping[str, Path],
+    representations: Sequence[Representation],
+    seconds: float,
+    progress: Progress | None,
+) -> list[dict[str, tuple[Tensor, Tensor]]]:
+    """Of each piece, by representation: the token and the pitch classes of every frame."""
+    pieces = []
+    for done, recording in enumerate(recordings, start=1):
+        score = scores.get(recording.path.stem)
+        if score is not None:
+            try:
+                notes = read_notes(score)
+                audio = read_recording(recording, first_seconds=seconds)
+            except (AudioError, DataError):
+                pass
+            else:
+                pieces.append(_piece(audio, notes, representations))
+        if progress is not None:
+            progress("encode", done, len(recordings))
+    return pieces
+
+
+def _piece(
+    audio: Audio, notes: Sequence[Note], representations: Sequence[Representation]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for representation in representations:
+        ids = representation.frames(audio)[:, 0]
+        found[representation.name] = ids, pitch_classes(notes, len(ids), representation.frame_rate)
+    return found
+
+
+def pitch_classes(notes: Sequence[Note], frames: int, frame_rate: float) -> Bool[Tensor, "N 12"]:
+    """Which pitch classes sound in the middle of each frame."""
+    active = torch.zeros(frames, CLASSES, dtype=torch.bool)
+    for note in notes:
+        first, stop = (math.ceil(time * frame_rate - 0.5) for time in (note.start, note.end))
+        active[max(0, first) : max(0, stop), note.pitch % CLASSES] = True
+    return active
+
+
+def fitted(
+    pieces: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float
+) -> tuple[Float[Tensor, "V 12"], Float[Tensor, "12"]]:
+    """The chance of each class given each token, and without it."""
+    ids = torch.cat([pair[0] for pair in pieces])
+    active = torch.cat([pair[1] for pair in pieces]).double()
+    prior = (active.sum(0) + 0.5) / (len(active) + 1)
+    counts = torch.bincount(ids, minlength=vocabulary).double()[:, None]
+    sounding = torch.zeros(vocabulary, CLASSES, dtype=torch.float64).index_add_(0, ids, active)
+    return (sounding + strength * prior) / (counts + strength), prior
+
+
+def judged(
+    chances: Float[Tensor, "N 12"], prior: Float[Tensor, "12"], active: Bool[Tensor, "N 12"]
+) -> dict[str, float]:
+    """Figures of one piece: predicted chances against what sounds."""
+    without, given = _bits(prior.expand(chances.shape), active), _bits(chances, active)
+    right = float(((chances > 0.5) & active).sum())
+    total = float((chances > 0.5).sum() + active.sum())
+    return {
+        "bits": without - given,
+        "prior_bits": without,
+        "f1": 2 * right / total if total else math.nan,
+        "average_precision": average_precision(chances.flatten(), active.flatten()),
+    }
+
+
+def _bits(chances: Float[Tensor, "N 12"], active: Bool[Tensor, "N 12"]) -> float:
+    """Mean bits that the classes of a frame take when they are written by these chances."""
+    likelihood = torch.where(active, chances, 1 - chances).clamp(min=1e-9)
+    return float(-likelihood.log2().sum(1).mean())
+
+
+def average_precision(scores: Float[Tensor, "M"], truth: Bool[Tensor, "M"]) -> float:
+    """Mean precision at each true entry, entries of equal score taken together; NaN if none is
+    true."""
+    if not truth.any():
+        return math.nan
+    order = scores.argsort(descending=True)
+    scores, truth = scores[order], truth[order].double()
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])
+    found = truth.cumsum(0)[last]
+    precision = found / (last.nonzero()[:, 0] + 1)
+    gained = torch.diff(found, prepend=found.new_zeros(1))
+    return float((precision * gained).sum() / found[-1])

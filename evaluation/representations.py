@@ -1,0 +1,127 @@
+"""What a recording can be turned into: tokens, what tokens stand for, and plain features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torchaudio
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.audio import Audio, resample
+from segue.core.interfaces import Tokenizer
+from segue.core.transcoder import gains_to
+from segue.evaluation.dtw import Distance
+
+FEATURE_RATE, WINDOW, HOP = 16_000, 400, 160  # 25 ms every 10 ms
+MFCC = "MFCC"
+NUM_CEPSTRA, NUM_BANDS = 13, 40
+FEATURE_LEVEL, FLOOR = 0.1, 1e-3  # RMS of the audio, least magnitude
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Audio as a sequence of frames that can be compared.
+
+    Attributes:
+        name: in tables.
+        frame_rate: frames per second.
+        distance: of two frames.
+        frames: of audio ``[N, D]``; ids of D levels for the distance ``hamming``.
+        vocabulary: number of ids, where there is one level of them.
+    """
+
+    name: str
+    frame_rate: float
+    distance: Distance
+    frames: Callable[[Audio], Tensor]
+    vocabulary: int | None = None
+
+
+def of_tokenizer(
+    name: str, tokenizer: Tokenizer, level: float | None, counts: Sequence[int]
+) -> list[Representation]:
+    """Its tokens and, if it shows them, its tokens' vectors, of the first levels.
+
+    Args:
+        name: what they are called.
+        tokenizer: with its weights.
+        level: RMS that audio is brought to, as in a pipeline.
+        counts: numbers of levels.
+    """
+    rate, found = float(tokenizer.spec.frame_rate), []
+    nothing = torch.zeros(1, 1, 1, dtype=torch.long, device=tokenizer.device)
+    for count in counts:
+        label = name if tokenizer.spec.num_levels == 1 else f"{name}[0:{count}]"
+        ids = _Ids(tokenizer, level, count)
+        vocabulary = tokenizer.spec.codebook_size if count == 1 else None
+        found.append(Representation(f"{label} tokens", rate, "hamming", ids, vocabulary))
+        if tokenizer.vectors(nothing) is not None:
+            found.append(Representation(f"{label} vectors", rate, "angular", _Vectors(ids)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Ids:
+    tokenizer: Tokenizer
+    level: float | None
+    count: int
+
+    @torch.inference_mode()
+    def __call__(self, audio: Audio) -> Tensor:
+        wave = resample(audio.wave, audio.sample_rate, self.tokenizer.spec.sample_rate)
+        wave = (wave * gains_to(self.level, [wave]))[None].to(self.tokenizer.device)
+        lengths = torch.tensor([wave.shape[1]], device=wave.device)
+        return self.tokenizer.encode(wave, lengths).row(0)[: self.count].T.cpu()
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    ids: _Ids
+
+    @torch.inference_mode()
+    def __call__(self, audio: Audio) -> Tensor:
+        codes = self.ids(audio).T[None].to(self.ids.tokenizer.device)
+        found = self.ids.tokenizer.vectors(codes)
+        assert found is not None
+        return found[0].float().cpu()
+
+
+def plain_features() -> list[Representation]:
+    """What a tokenizer is to be held against: cepstra and the spectrogram they come from."""
+    rate = FEATURE_RATE / HOP
+    return [
+        Representation(MFCC, rate, "angular", mfcc),
+        Representation("log-mel", rate, "angular", log_mel),
+    ]
+
+
+def mfcc(audio: Audio) -> Float[Tensor, "N 39"]:
+    """13 mel cepstra, their slopes and the slopes' slopes. Taking away means or deviations of the
+    recording made words harder to tell apart."""
+    cosines = torchaudio.functional.create_dct(NUM_CEPSTRA, NUM_BANDS, "ortho")
+    cepstra = (log_mel(audio) @ cosines).T
+    slopes = torchaudio.functional.compute_deltas(cepstra)
+    return torch.cat([cepstra, slopes, torchaudio.functional.compute_deltas(slopes)]).T
+
+
+def log_mel(audio: Audio) -> Float[Tensor, "N 40"]:
+    """Logarithms of 40 mel bands, of audio that is brought to one level."""
+    wave = resample(audio.wave, audio.sample_rate, FEATURE_RATE)
+    wave = wave * gains_to(FEATURE_LEVEL, [wave])
+    mel = torchaudio.transforms.MelSpectrogram(
+        FEATURE_RATE, n_fft=512, win_length=WINDOW, hop_length=HOP, n_mels=NUM_BANDS, power=1
+    )
+    bands: Tensor = mel(wave).clamp(min=FLOOR).log().T
+    return bands
+
+
+def piece(frames: Tensor, frame_rate: float, start: float, end: float) -> Tensor:
+    """The frames whose middle lies between two times; the nearest one if there is none."""
+    last = len(frames) - 1
+    first = min(last, max(0, math.ceil(start * frame_rate - 0.5)))
+    stop = len(frames) if math.isinf(end) else math.ceil(end * frame_rate - 0.5)
+    return frames[first : max(first + 1, min(stop, len(frames)))]

@@ -1,0 +1,164 @@
+"""Means with confidence intervals: a table of figures always says how many items it rests on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of ``count`` items, its 95 % interval (normal), and the extremes a mean would hide."""
+
+    mean: float
+    low: float
+    high: float
+    lowest: float
+    highest: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Summarise at least one value."""
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / len(values) ** 0.5 * 1.96 if len(values) > 1 else 0.0
+    return Estimate(mean, mean - error, mean + error, min(values), max(values), len(values))
+
+
+def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Every column of ``rows`` as an estimate, ready for JSON.
+
+    Values that are not finite are left out; ``left_out`` counts them where there are any. A column
+    of nothing else has no mean.
+    """
+    return {key: _column([row[key] for row in rows]) for key in rows[0]}
+
+
+def grouped_summary(
+    rows: Sequence[Mapping[str, float]], groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Every column of ``rows`` as an estimate whose interval is drawn over groups.
+
+    Args:
+        rows: figures of items, all with the same names.
+        groups: of each row, the speaker or piece: what is drawn anew (see ``bootstrap_interval``).
+
+    Returns:
+        As ``summarise``, with the number of ``groups``. A figure of one group has no interval.
+    """
+    found = summarise(rows)
+    for key, figure in found.items():
+        known = [
+            (row[key], group)
+            for row, group in zip(rows, groups, strict=True)
+            if math.isfinite(row[key])
+        ]
+        names = {name: number for number, name in enumerate({group: 0 for _, group in known})}
+        figure["groups"] = len(names)
+        if len(names) < 2:
+            figure["low"] = figure["high"] = None
+            continue
+        values = torch.tensor([value for value, _ in known], dtype=torch.float64)
+        member = torch.tensor([names[group] for _, group in known])
+        low, high = bootstrap_interval(_mean_of(values, member), len(names))
+        figure["low"], figure["high"] = low, high
+    return found
+
+
+def _mean_of(values: Float[Tensor, "I"], member: Tensor) -> Callable[[Float[Tensor, "G"]], float]:
+    def mean(drawn: Float[Tensor, "G"]) -> float:
+        weights = drawn[member]
+        return float(weights @ values / weights.sum())
+
+    return mean
+
+
+def _column(values: Sequence[float]) -> dict[str, Any]:
+    finite = [value for value in values if math.isfinite(value)]
+    none = {"mean": None, "low": None, "high": None, "lowest": None, "highest": None, "count": 0}
+    found = asdict(estimate(finite)) if finite else none
+    missing = len(values) - len(finite)
+    return found | ({"left_out": missing} if missing else {})
+
+
+def bootstrap_interval(
+    statistic: Callable[[Float[Tensor, "G"]], float], groups: int, draws: int = 500
+) -> tuple[float, float]:
+    """A 95 % interval of a figure that rests on groups of data, such as speakers.
+
+    Groups are drawn anew with replacement (Efron, 1979): items of one speaker are alike, so an
+    interval over items would be too narrow.
+
+    Args:
+        statistic: the figure, given how often each group was drawn; NaN if it cannot be had.
+        groups: their number G.
+        draws: figures that are computed.
+
+    Returns:
+        The 2.5th and the 97.5th percentile, with a fixed seed; NaN if no draw had a figure.
+    """
+    random = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(draws):
+        chosen = torch.randint(groups, (groups,), generator=random)
+        found.append(statistic(torch.bincount(chosen, minlength=groups).double()))
+    finite = torch.tensor([value for value in found if math.isfinite(value)], dtype=torch.float64)
+    if not len(finite):
+        return math.nan, math.nan
+    low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def jackknife_interval(
+    statistic: Callable[[Float[Tensor, "G"]], float], groups: int
+) -> tuple[float, float]:
+    """A 95 % interval of a figure that is biased by the number of groups, such as a divergence.
+
+    Drawing groups anew leaves fewer different ones, so a distance between two sets grows with each
+    draw and its percentiles lie above it. Here each group is left out once instead (Tukey's
+    jackknife; Efron & Tibshirani, An Introduction to the Bootstrap, ch. 11).
+
+    Args:
+        statistic: the figure, given how often each group counts; NaN if it cannot be had.
+        groups: their number G.
+
+    Returns:
+        The figure less and plus 1.96 standard errors; NaN for fewer than two groups, or where a
+        figure cannot be had.
+    """
+    everyone = torch.ones(groups, dtype=torch.float64)
+    found = []
+    for left_out in range(groups):
+        weights = everyone.clone()
+        weights[left_out] = 0
+        found.append(statistic(weights))
+    if groups < 2 or not all(math.isfinite(value) for value in found):
+        return math.nan, math.nan
+    error = statistics.pstdev(found) * math.sqrt(groups - 1) * 1.96
+    return statistic(everyone) - error, statistic(everyone) + error
+
+
+def entropy(counts: Float[Tensor, "..."]) -> float:
+    """Bits of the distribution that ``counts`` make, all together."""
+    shares = counts.double() / counts.sum()
+    return float(-torch.special.xlogy(shares, shares).sum() / math.log(2))
+
+
+def mutual_information(table: Float[Tensor, "A B"]) -> float:
+    """Bits that either variable tells of the other.
+
+    Args:
+        table: how often each value of one met each value of the other. What few counts suggest is
+            too much: the bias is about ``(A - 1) (B - 1) / (2 n ln 2)`` bits.
+    """
+    return entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table)

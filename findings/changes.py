@@ -1,0 +1,105 @@
+"""Overrides of a pipeline's config that make variants of it, as `--set` takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segue.core.component_manifest import read_manifest
+from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
+from segue.core.manager import PluginHost
+from segue.core.spec import SEMANTIC, StreamSlice
+from segue.findings.finding import InapplicableError
+
+WARM_UP = 0.1  # of a short training, at most
+SAVES = 8  # of a training
+
+
+def with_options(ref: ComponentConfig) -> ComponentConfig:
+    """The component with all options of its checkpoint."""
+    if ref.checkpoint is None:
+        return ref
+    return ref.model_copy(update={"options": read_manifest(Path(ref.checkpoint)).options})
+
+
+def semantic_stage(config: PipelineConfig) -> StageConfig:
+    """The stage of the semantic tokens.
+
+    Raises:
+        InapplicableError: if the pipeline has none.
+    """
+    found = next((s for s in config.stages if _stream(s) == SEMANTIC), None)
+    if found is None:
+        raise InapplicableError("the pipeline has no semantic stage")
+    return found
+
+
+def acoustic_stages(config: PipelineConfig) -> list[StageConfig]:
+    return [stage for stage in config.stages if _stream(stage) != SEMANTIC]
+
+
+def _stream(stage: StageConfig) -> str:
+    return StreamSlice.parse(stage.predicts).stream
+
+
+def one_acoustic_stage(config: PipelineConfig) -> list[str]:
+    """The first acoustic stage predicts the levels of all; others are dropped."""
+    first, *others = every = acoustic_stages(config)
+    stops = [StreamSlice.parse(stage.predicts).stop for stage in every]
+    known = [stop for stop in stops if stop is not None]
+    levels = f"[0:{max(known)}]" if len(known) == len(stops) else ""
+    return [
+        f"stages.{first.name}.predicts=acoustic{levels}",
+        *(f"stages.{other.name}.drop=true" for other in others),
+    ]
+
+
+def swapped(
+    host: PluginHost, stage: StageConfig, use: str, sampling: Mapping[str, Any]
+) -> list[str]:
+    """The stage with another model of the same size, and of the options that both have.
+
+    Args:
+        sampling: of the other model.
+    """
+    if stage.lm.use == use:
+        return []
+    place, options = f"stages.{stage.name}", with_options(stage.lm).options
+    known = type(host.options("stage_lm", use, {}, place)).model_fields
+    both = {key: value for key, value in options.items() if key in known}
+    return [
+        f"{place}.lm.use={use}",
+        *assignments(f"{place}.lm.options", both),
+        *assignments(f"{place}.sampling", {"iterations": None} | dict(sampling)),
+    ]
+
+
+def steps_of(config: PipelineConfig, steps: int, stages: Sequence[str]) -> list[str]:
+    """A training of so many steps for each of these stages."""
+    found = []
+    for stage in config.stages:
+        if stage.name in stages:
+            values = short_training(stage.lm.training, steps)
+            found += assignments(f"stages.{stage.name}.lm.training", values)
+    return found
+
+
+def short_training(training: TrainingConfig, steps: int) -> dict[str, int]:
+    """So many steps, saved as often as it takes to lose little when they are killed."""
+    return {
+        "steps": steps,
+        "warmup_steps": min(training.warmup_steps, round(WARM_UP * steps)),
+        "save_every": max(1, steps // SAVES),
+    }
+
+
+def assignments(place: str, values: Mapping[str, Any]) -> list[str]:
+    """``place.key=value`` of each."""
+    return [f"{place}.{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def keeping(stage: StageConfig) -> list[str]:
+    """The stage with the weights that it has."""
+    return assignments(f"stages.{stage.name}.lm", {"checkpoint": stage.lm.checkpoint})

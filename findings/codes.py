@@ -1,0 +1,220 @@
+"""Frame rate, levels and codebook size of a codec: how it sounds, how its tokens are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from segue.core.pipeline import Pipeline
+from segue.data.recordings import Recording
+from segue.evaluation.codec import evaluate_codec, kbit_per_second
+from segue.evaluation.evaluate import evaluate_likelihood
+from segue.evaluation.held_out import spread_evenly
+from segue.findings.changes import (
+    acoustic_stages,
+    assignments,
+    short_training,
+    swapped,
+    with_options,
+)
+from segue.findings.code_shape import CodeShape
+from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
+from segue.findings.measures import FLOPS
+from segue.findings.study import Study
+from segue.findings.suite import Direction
+from segue.findings.variants import Variant, Workshop
+from segue.training.parts import TOKENS
+
+NEEDED = {"sample_rate", "hop", "window", "num_levels", "codebook_size"}
+NO_ADVERSARY: dict[str, list[int]] = {"wave_scales": [], "stft_windows": []}
+RATE, ENTROPY, USED = "kbit/s", "kbit/s by entropy", "least codes used"
+MODELLED, SHARE, PER_TOKEN = "LM kbit/s", "LM share", "LM bits per token"
+COUNTS = ("count", "left_out")  # of an estimate, which have no unit
+
+
+def variants(study: Study) -> dict[str, Variant]:
+    """For each shape a codec and a model of all its levels, both from random weights."""
+    model = _model(study)
+    return {
+        shape.told: Variant(f"codes-{shape}", (*_codec(study, shape), *model), own_tokens=True)
+        for shape in map(CodeShape.parse, study.settings.codes)
+    }
+
+
+def _codec_options(study: Study) -> Mapping[str, Any]:
+    """Those of the pipeline's codec, if it can be trained in any shape."""
+    ref = with_options(study.config.codec)
+    found = study.host.options("codec", ref.use, ref.options, "codec.options").model_dump()
+    if not set(found) >= NEEDED:
+        raise InapplicableError(f"the codec, {ref.use}, is none to be trained at any frame rate")
+    return found
+
+
+def _codec(study: Study, shape: CodeShape) -> list[str]:
+    """The pipeline's codec in another shape, to be trained for reconstruction alone."""
+    own = _codec_options(study)
+    options = shape.options(own) | ({"adversary": NO_ADVERSARY} if "adversary" in own else {})
+    training = short_training(study.config.codec.training, study.settings.codec_steps)
+    return [
+        *assignments("codec", {"checkpoint": None}),
+        *assignments("codec.options", options),
+        *assignments("codec.training", {"start_from": None, **training}),
+    ]
+
+
+def _model(study: Study) -> list[str]:
+    """One small stage, of all acoustic levels given nothing."""
+    config, asked = study.config, study.settings
+    first = acoustic_stages(config)[0]
+    place = f"stages.{first.name}"
+    return [
+        *(f"stages.{stage.name}.drop=true" for stage in config.stages if stage is not first),
+        "semantic_tokenizer=null",
+        f"{place}.predicts=acoustic",
+        f"{place}.given=[]",
+        *swapped(study.host, first, study.suite.autoregressive, {}),
+        *assignments(f"{place}.lm.options", {"width": asked.lm_width, "depth": asked.lm_depth}),
+        *assignments(f"{place}.lm.training", short_training(first.lm.training, asked.steps)),
+    ]
+
+
+def make(study: Study) -> Finding:
+    """Each shape is trained and measured once."""
+    made, pairs = variants(study), list(study.metrics("metric", study.suite.pairs))
+    shown = (RATE, *pairs, USED, ENTROPY, MODELLED, SHARE, PER_TOKEN, FLOPS)
+    shop, found = Workshop(study), Finding(shown=shown)
+    for name, variant in made.items():
+        settings = study.asked(()) | {"variant": list(variant.overrides), "metrics": pairs}
+        measure = partial(_measured, study, shop, variant, pairs)
+        found.rows[name] = study.row(name, settings, measure)
+        found.commands += _commands(study, shop, variant, pairs)
+    judged: dict[str, Direction] = {pairs[0]: study.suite.pairs[pairs[0]], MODELLED: "low"}
+    _judge(study, found, judged)
+    return found
+
+
+def _measured(study: Study, shop: Workshop, variant: Variant, pairs: Sequence[str]) -> Figures:
+    pipeline = study.load(shop.trained(variant))
+    return {
+        FLOPS: shop.flops(variant.overrides) / 1e12,
+        **_of_sound(study, pipeline, pairs),
+        **_of_model(study, pipeline, shop.directory(variant) / TOKENS),
+    }
+
+
+def _of_sound(study: Study, pipeline: Pipeline, pairs: Sequence[str]) -> Figures:
+    """Of held-out recordings that went through all levels of the codec."""
+    codec, metrics = pipeline.codec, study.metrics("metric", pairs)
+    heard = _recordings(study)
+    levels = codec.spec.num_levels
+    found = evaluate_codec(codec, pipeline.config.prompt, heard, metrics, [levels], study.progress)
+    figures, books = found["levels"][str(levels)], found["codebooks"]
+    return {
+        RATE: figures["kbit_per_second"],
+        **{name: figures[name] for name in pairs},
+        USED: min(book["used"] for book in books),
+        ENTROPY: sum(book["entropy_kbit_per_second"] for book in books),
+    }
+
+
+def _of_model(study: Study, pipeline: Pipeline, tokens: Path) -> Figures:
+    """Cross entropy of held-out tokens, over all levels."""
+    found = evaluate_likelihood(pipeline, tokens, study.settings.items, study.progress)
+    (figures,) = found.values()
+    spec = pipeline.codec.spec
+    bits, rate = figures.pop("bits_per_second"), kbit_per_second(spec, spec.num_levels)
+    return {
+        MODELLED: _times(bits, 1e-3),
+        SHARE: _times(bits, 1e-3 / rate),
+        PER_TOKEN: _times(bits, 1 / float(spec.num_levels * spec.frame_rate)),
+        **{f"LM nats of {level}": figure for level, figure in figures.items()},
+    }
+
+
+def _times(figure: Figures, factor: float) -> Figures:
+    """An estimate in another unit."""
+    return {k: v if k in COUNTS or v is None else v * factor for k, v in figure.items()}
+
+
+def _recordings(study: Study) -> Sequence[Recording]:
+    """Those that `segue evaluate codec` takes."""
+    return spread_evenly(study.settings.data, study.settings.items, "valid")
+
+
+def _commands(study: Study, shop: Workshop, variant: Variant, pairs: Sequence[str]) -> list[str]:
+    asked, trained = study.settings, shop.directory(variant)
+    levels = shop.config(variant.overrides).codec.options["num_levels"]
+    return [
+        *shop.commands(variant),
+        study.command(
+            "evaluate codec", trained / "pipeline", data=asked.data, items=asked.items,
+            levels=levels, metrics=",".join(pairs),
+        ),
+        study.command(
+            "evaluate likelihood", trained / "pipeline", data=trained / TOKENS, items=asked.items
+        ),
+    ]  # fmt: skip
+
+
+def _judge(study: Study, found: Finding, judged: Mapping[str, Direction]) -> None:
+    """Claims for the pipeline's own shape, or else the first; which shapes none is better than."""
+    own = _codec_options(study)
+    rate = Fraction(own["sample_rate"], own["hop"])
+    name = CodeShape(rate, own["num_levels"], own["codebook_size"]).told
+    name = name if name in found.rows else next(iter(found.rows))
+    learnt = {other: row[MODELLED]["mean"] < row[ENTROPY] for other, row in found.rows.items()}
+    found.claims = [
+        better(
+            f"{name} is better than {other} by {figure}",
+            found.rows[name][figure] if figure != MODELLED or learnt[name] else None,
+            row[figure] if figure != MODELLED or learnt[other] else None,
+            direction,
+        )
+        for other, row in found.rows.items()
+        for figure, direction in judged.items()
+        if other != name
+    ]  # fmt: skip
+    asked, (sound, modelled) = study.settings, judged
+    found.notes += [
+        f"No other shape is as good by both {sound} and {modelled} as: "
+        f"**{'; '.join(unbeaten(found.rows, judged))}**.",
+        f"Each codec is trained for {asked.codec_steps} steps for reconstruction alone, each model "
+        f"(width {asked.lm_width}, depth {asked.lm_depth}) for {asked.steps} steps of as many "
+        "seconds of audio. So a higher frame rate takes more arithmetic, and its codebooks see "
+        "more frames.",
+        f"`{MODELLED}` is the cross entropy of held-out tokens, all levels together; `{SHARE}` is "
+        "what it is of the tokens' own rate.",
+        "Intervals are over recordings and batches, not over trainings.",
+    ]
+    if idle := [other for other, there in learnt.items() if not there]:
+        found.notes.append(
+            f"The model of {'; '.join(idle)} has not learnt more than how often each code occurs: "
+            f"its `{MODELLED}` decides nothing."
+        )
+
+
+def unbeaten(rows: Mapping[str, Figures], judged: Mapping[str, Direction]) -> list[str]:
+    """The rows that no other one is at least as good as by every figure, means taken."""
+    costs = {
+        name: [row[key]["mean"] * (1 if way == "low" else -1) for key, way in judged.items()]
+        for name, row in rows.items()
+    }
+    return [
+        name
+        for name, own in costs.items()
+        if not any(
+            cost != own and all(a <= b for a, b in zip(cost, own, strict=True))
+            for cost in costs.values()
+        )
+    ]
+
+
+TABLE = Table(
+    "Frame rate, levels and codes per level of a codec, at about the same rate: what its sound "
+    "loses, and how well a language model predicts its tokens.",
+    ("codes", "codec_steps", "steps", "lm_width", "lm_depth"),
+    make,
+)

@@ -1,0 +1,269 @@
+"""What all tables are made from: a pipeline, held-out recordings, metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segue.core.component_manifest import WEIGHTS
+from segue.core.config.load import find_domain
+from segue.core.config.schema import PipelineConfig
+from segue.core.errors import ConfigError, PluginError, SegueError
+from segue.core.files import as_json, write_json
+from segue.core.loading import import_target
+from segue.core.manager import PluginHost
+from segue.core.pipeline import Pipeline
+from segue.core.progress import Progress
+from segue.data.recordings import Recording
+from segue.evaluation.continuations import continued, measured
+from segue.evaluation.held_out import spread_evenly
+from segue.evaluation.parts import config_of
+from segue.evaluation.resynthesis import Way, evaluate_resynthesis
+from segue.findings.finding import Figures
+from segue.findings.suite import Suite
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for.
+
+    Attributes:
+        domain: whose suite measures.
+        source: a pipeline's directory or a domain that ships one.
+        data: recordings, of which only the held-out ones are measured.
+        items: most recordings.
+        prompt_seconds: of each, to continue from.
+        seconds: that are added.
+        seed: of what is drawn.
+        overrides: of the pipeline's config.
+        temperatures: of each stage in turn.
+        piece_seconds: pieces that change places in a shuffled continuation.
+        labels: CSV of labelled pieces of recordings; None: ``data``.
+        where: columns of it, and the values that they must have.
+        per_group: most items of one label, speaker and context.
+        scores: folder of MIDI files that recordings were rendered from.
+        tokens: a token store of the pipeline's tokenizers; None: one is made.
+        steps: that the stages of a variant are trained for.
+        clusters: numbers of semantic clusters.
+        levels: numbers of levels that are drawn given the semantic tokens.
+        codes: shapes of acoustic tokens, as ``read_shapes`` makes them.
+        codec_steps: that the codec of each shape is trained for.
+        lm_width: channels of the model of each shape's tokens.
+        lm_depth: its layers.
+    """
+
+    domain: str
+    source: str
+    data: str
+    prompt_seconds: float
+    seconds: float
+    items: int = 20
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)
+    piece_seconds: float = 0.5
+    labels: str | None = None
+    where: tuple[str, ...] = ()
+    per_group: int = 10
+    scores: str | None = None
+    tokens: str | None = None
+    steps: int = 400
+    clusters: tuple[int, ...] = (128, 512)
+    levels: tuple[int, ...] = (2, 4, 8)
+    codes: tuple[str, ...] = ("25x16x1024", "50x8x1024", "100x4x1024", "50x10x256", "50x7x4096")
+    codec_steps: int = 1500
+    lm_width: int = 192
+    lm_depth: int = 4
+
+
+TRUTH = "true continuation"  # name of a row
+COMMON = ("domain", "source", "data", "items", "seed", "overrides")
+
+
+def plain_command(words: str, **options: Any) -> str:
+    """What a user types: ``segue <words>`` with options, several of a name for a list."""
+    parts = ["segue", *words.split()]
+    for key, value in options.items():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            parts.append(f"--{key.replace('_', '-')}")
+            parts += [] if one is True else [f"{one:g}" if isinstance(one, float) else str(one)]
+    return shlex.join(parts)
+
+
+def of_truth(figures: Figures) -> Figures:
+    """Those of the recordings' own continuations, named as those of what a pipeline made."""
+    return {k.replace(" truth_", " "): v for k, v in figures.items() if " truth_" in k}
+
+
+def suite_of(domain: str, host: PluginHost) -> Suite:
+    """What a domain is measured by.
+
+    Raises:
+        PluginError: if there is no such domain or it has no suite.
+    """
+    found = find_domain(domain, host).findings
+    if not found:
+        raise PluginError(domain, "has no suite of findings", "name another domain")
+    suite = import_target(found)
+    assert isinstance(suite, Suite)
+    return suite
+
+
+@dataclass
+class Study:
+    """The tables of one directory.
+
+    Attributes:
+        directory: holds tables, tokens and the training directories of variants.
+        table: that is being made.
+        missing: metrics that it does without, and why.
+    """
+
+    settings: Settings
+    directory: Path
+    host: PluginHost
+    device: torch.device | str = "cpu"
+    progress: Progress | None = None
+    table: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+    _metrics: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @cached_property
+    def suite(self) -> Suite:
+        return suite_of(self.settings.domain, self.host)
+
+    @cached_property
+    def config(self) -> PipelineConfig:
+        """Of the pipeline."""
+        return config_of(self.settings.source, self.host, self.settings.overrides)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        return self.load()
+
+    @cached_property
+    def recordings(self) -> Sequence[Recording]:
+        """Held-out ones that last for a prompt and its true continuation."""
+        asked = self.settings
+        least = asked.prompt_seconds + asked.seconds
+        return spread_evenly(asked.data, asked.items, "valid", least)
+
+    @cached_property
+    def weights(self) -> str:
+        """Tells the pipeline's weights from others."""
+        digest = hashlib.sha256()
+        for part in self.config.parts.values():
+            path = Path(part.checkpoint or "") / WEIGHTS
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        return digest.hexdigest()[:16]
+
+    def asked(self, uses: Iterable[str]) -> dict[str, Any]:
+        """The settings that a table depends on, as JSON holds them."""
+        every = asdict(self.settings)
+        found = {name: every[name] for name in (*COMMON, *uses)}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in found.items()
+        } | {"weights": self.weights}
+
+    def load(self, source: str | Path | None = None, overrides: Sequence[str] = ()) -> Pipeline:
+        """The pipeline with further overrides, or another one as it is."""
+        if source is None:
+            source, overrides = self.settings.source, (*self.settings.overrides, *overrides)
+        return Pipeline.from_pretrained(
+            source, overrides=overrides, device=self.device, host=self.host
+        )
+
+    def metrics(self, kind: Any, names: Iterable[str]) -> dict[str, Any]:
+        """Those that are installed; why others are not is kept in ``missing``."""
+        found = {}
+        for name in names:
+            if (kind, name) not in self._metrics:
+                try:
+                    self._metrics[kind, name] = self.host.create(kind, name, {}, place=name)
+                except (PluginError, ConfigError) as error:
+                    self._metrics[kind, name] = error
+            metric = self._metrics[kind, name]
+            if isinstance(metric, SegueError):
+                self.missing[name] = f"{metric.problem}; {metric.fix}"
+            else:
+                found[name] = metric
+        return found
+
+    def continuations(self, pipeline: Pipeline, names: Iterable[str]) -> Figures:
+        """Figures of continuations of the held-out recordings."""
+        asked, metrics = self.settings, self.metrics("continuation_metric", names)
+        records = continued(
+            pipeline, self.recordings, asked.prompt_seconds, asked.seconds, asked.seed,
+            self.progress,
+        )  # fmt: skip
+        found = measured(records, metrics, self.progress)
+        return {f"{name} {key}": v for name, row in found.items() for key, v in row.items()}
+
+    def resynthesis(
+        self, pipeline: Pipeline, ways: Sequence[Way], pairs: Iterable[str], sets: Iterable[str]
+    ) -> dict[str, Figures]:
+        """Figures, by way, of the held-out recordings after they went through tokens."""
+        found: dict[str, Figures] = evaluate_resynthesis(
+            pipeline,
+            self.recordings,
+            ways,
+            self.metrics("metric", pairs),
+            self.metrics("continuation_metric", sets),
+            seed=self.settings.seed,
+            progress=self.progress,
+        )["ways"]
+        return found
+
+    def row(self, name: str, settings: Mapping[str, Any], make: Callable[[], Figures]) -> Figures:
+        """Figures that take long: kept in a file, so that a run that was killed goes on after them.
+
+        Args:
+            name: of the row; each of a table has its own.
+            settings: that they depend on, as JSON holds them.
+            make: computes them.
+        """
+        from segue.findings.report import read_report
+
+        path = self.directory / "rows" / self.table / f"{re.sub(r'[^a-z0-9.]+', '_', name)}.json"
+        kept = read_report(path, settings)
+        if kept is None:
+            kept = as_json({"settings": settings, "figures": make()})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, kept)
+        figures: Figures = kept["figures"]
+        return figures
+
+    def command(self, words: str, source: Path | None = None, **options: Any) -> str:
+        """A plain `segue` command on the pipeline, or on another one as it is."""
+        if source is not None:
+            return plain_command(words, pipeline=source, **options)
+        asked = self.settings
+        which = "domain" if asked.source == asked.domain else "pipeline"
+        changes = (*asked.overrides, *options.pop("set", ()))
+        return plain_command(words, **{which: asked.source}, **options, set=changes)
+
+    @property
+    def of_continuations(self) -> dict[str, Any]:
+        """Options of `segue evaluate continuations` for what ``continuations`` does."""
+        asked = self.settings
+        return {
+            "data": asked.data, "items": asked.items, "prompt_seconds": asked.prompt_seconds,
+            "seconds": asked.seconds, "complete": True, "seed": asked.seed,
+        }  # fmt: skip
+
+    @property
+    def of_resynthesis(self) -> dict[str, Any]:
+        """Options of `segue evaluate resynthesis` for what ``resynthesis`` does."""
+        asked = self.settings
+        least = asked.prompt_seconds + asked.seconds
+        return {
+            "data": asked.data, "items": asked.items, "least_seconds": least, "seed": asked.seed,
+        }  # fmt: skip

@@ -1,0 +1,166 @@
+"""Semantic tokens tell words apart; acoustic tokens bring back the sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segue.core.errors import DataError
+from segue.core.pipeline import Pipeline
+from segue.evaluation.held_out import spread_evenly
+from segue.evaluation.items import Item, load_items, thinned
+from segue.evaluation.midi import find_scores
+from segue.evaluation.pitches import evaluate_pitches
+from segue.evaluation.representations import Representation, of_tokenizer
+from segue.evaluation.resynthesis import Way
+from segue.evaluation.semantic import evaluate_semantic
+from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
+from segue.findings.study import Study
+
+WAYS: tuple[Way, ...] = ("codec", "acoustic_generation", "semantic")
+SCORE_SECONDS = 120.0
+SEMANTIC = "semantic tokens"
+ABX = {"within": "ABX within", "across": "ABX across"}  # speakers
+
+
+def make(study: Study) -> Finding:
+    """What tokens say of the content, and how well audio is brought back from them."""
+    if study.pipeline.semantic_tokenizer is None:
+        raise InapplicableError("the pipeline has no semantic tokenizer")
+    found = Finding()
+    for part in (_words, _pitches, _reconstruction):
+        part(study, found)
+    return found
+
+
+def representations(
+    pipeline: Pipeline, of: Iterable[str] = ("semantic", "codec")
+) -> list[Representation]:
+    """Tokens and what they stand for: semantic ones, the first acoustic level, all levels."""
+    level, total = pipeline.config.prompt.level, pipeline.codec.spec.num_levels
+    found: list[Representation] = []
+    if "semantic" in of and pipeline.semantic_tokenizer is not None:
+        found += of_tokenizer("semantic", pipeline.semantic_tokenizer, level, [1])
+    if "codec" in of:
+        found += of_tokenizer("codec", pipeline.codec, level, sorted({1, total}))
+    return found
+
+
+def labelled(study: Study) -> list[Item]:
+    """Labelled pieces of held-out recordings; none where no labels were named and the data has
+    none.
+
+    Raises:
+        DataError: if labels were named and there are none.
+    """
+    asked = study.settings
+    where = dict(text.split("=", 1) for text in asked.where)
+    try:
+        items = load_items(Path(asked.labels or asked.data), "valid", where)
+    except DataError:
+        if asked.labels is None:
+            return []
+        raise
+    return thinned(items, asked.per_group)
+
+
+def discrimination(
+    study: Study, items: Sequence[Item], chosen: Sequence[Representation]
+) -> dict[str, Figures]:
+    """ABX errors within and across speakers, by representation."""
+    found = evaluate_semantic(items, chosen, study.progress)["representations"]
+    return {
+        name: {label: row[kind] for kind, label in ABX.items() if kind in row}
+        for name, row in found.items()
+    }
+
+
+def _words(study: Study, found: Finding) -> None:
+    """ABX errors, where the data has labels."""
+    asked, items = study.settings, labelled(study)
+    if not items:
+        found.notes.append(f"{asked.data} has no labels, so that there is no ABX.")
+        return
+    errors = discrimination(study, items, representations(study.pipeline))
+    found.rows |= errors
+    found.shown += tuple(ABX.values())
+    found.claims += [
+        better(
+            f"semantic tokens have a lower ABX error {kind} speakers than acoustic tokens",
+            errors[SEMANTIC].get(label), _first_level(errors).get(label), "low",
+        )
+        for kind, label in ABX.items()
+    ]  # fmt: skip
+    found.commands.append(
+        study.command(
+            "evaluate semantic", data=asked.labels or asked.data, where=asked.where,
+            per_group=asked.per_group, of="semantic_tokenizer,codec",
+        )
+    )  # fmt: skip
+
+
+def _pitches(study: Study, found: Finding) -> None:
+    """What tokens tell of the pitch classes that sound, where there are scores."""
+    asked = study.settings
+    if asked.scores is None:
+        return
+    chosen = [one for one in representations(study.pipeline) if one.vocabulary is not None]
+    recordings = spread_evenly(asked.data, asked.items, "valid")
+    figures = evaluate_pitches(
+        recordings, find_scores(Path(asked.scores)), chosen, seconds=SCORE_SECONDS,
+        progress=study.progress,
+    )["representations"]  # fmt: skip
+    names = {"bits": "pitch bits", "f1": "pitch F1", "average_precision": "pitch precision"}
+    for name, row in figures.items():
+        found.rows[name] = {label: row[key] for key, label in names.items()}
+    found.shown += tuple(names.values())
+    found.claims.append(
+        better(
+            "a semantic token tells more of the pitch classes that sound than one of the codec's "
+            "first level",
+            figures[SEMANTIC]["average_precision"], _first_level(figures)["average_precision"],
+            "high",
+        )
+    )  # fmt: skip
+    found.commands.append(
+        study.command(
+            "evaluate pitches", data=asked.data, midi=asked.scores, items=asked.items,
+            of="semantic_tokenizer,codec",
+        )
+    )  # fmt: skip
+
+
+def _first_level(figures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the codec's first level, which come before those of all levels."""
+    return next(row for name, row in figures.items() if name.startswith("codec"))
+
+
+def _reconstruction(study: Study, found: Finding) -> None:
+    """How close audio comes that is made from all tokens, and from semantic ones alone."""
+    pairs = study.suite.pairs
+    figures = study.resynthesis(study.pipeline, WAYS, pairs, ())
+    found.rows |= {f"audio by {way}": row for way, row in figures.items()}
+    shown = [name for name in pairs if name in figures["codec"]]
+    found.shown += tuple(shown)
+    found.claims += [
+        better(
+            "audio from acoustic tokens is closer to the recording than audio from semantic "
+            f"ones, by {name}",
+            figures["codec"][name], figures["acoustic_generation"][name], pairs[name],
+        )
+        for name in shown
+    ]  # fmt: skip
+    found.commands.append(
+        study.command(
+            "evaluate resynthesis", **study.of_resynthesis, of=",".join(WAYS),
+            metrics=",".join(shown),
+        )
+    )  # fmt: skip
+
+
+TABLE = Table(
+    "Semantic tokens tell what is said or played, acoustic tokens how it sounds.",
+    ("prompt_seconds", "seconds", "labels", "where", "per_group", "scores"),
+    make,
+)

@@ -1,0 +1,125 @@
+"""Pipelines that differ from a given one by overrides of its config, trained on the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segue.core.building import write_pipeline_file
+from segue.core.config.load import load_config, replace_parts
+from segue.core.config.schema import PipelineConfig
+from segue.core.errors import OutputError
+from segue.core.files import link_to
+from segue.findings.changes import steps_of, with_options
+from segue.findings.study import Study, plain_command
+from segue.training.parts import TOKENS, Workspace, export, tokenize, train_all, train_part
+from segue.training.planning import Hardware, estimate
+
+TOKENIZER = "semantic_tokenizer"
+BASE, RUNS = "from_scratch.yaml", "runs"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A pipeline that is to be trained.
+
+    Attributes:
+        name: of its training directory.
+        overrides: of the given pipeline's config, whose stages have no weights.
+        own_tokens: tokenizers without a checkpoint are trained, the semantic one is fitted anew.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    own_tokens: bool = False
+
+
+class Workshop:
+    """Trains variants, each in a directory of its own that training goes on in.
+
+    Args:
+        study: whose pipeline's tokenizers, options and settings of training are taken.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        every = {part: with_options(ref) for part, ref in study.config.parts.items()}
+        stages = {part: ref for part, ref in every.items() if part.startswith("stages.")}
+        bare = {part: ref.model_copy(update={"checkpoint": None}) for part, ref in stages.items()}
+        self.base = study.directory / BASE
+        write_pipeline_file(replace_parts(study.config, every | bare), self.base)
+
+    def config(self, overrides: Sequence[str]) -> PipelineConfig:
+        """The config of a variant."""
+        return load_config(self.base, self.study.host, overrides).config
+
+    def equal_steps(self, overrides: Sequence[str], stages: Sequence[str], flops: float) -> int:
+        """Steps of these stages that take so much arithmetic in all."""
+        once = self.flops([*overrides, *steps_of(self.config(overrides), 1, stages)])
+        return max(1, round(flops / once))
+
+    def flops(self, overrides: Sequence[str]) -> float:
+        """Of training the stages that have no weights."""
+        config, total = self.config(overrides), 0.0
+        for stage in config.stages:
+            if stage.lm.checkpoint is None:
+                (one,) = estimate(config, self.study.host, f"stages.{stage.name}", Hardware())
+                total += one.flops * one.in_all
+        return total
+
+    def trained(self, variant: Variant) -> Path:
+        """Train it, or go on; the directory of the variant's pipeline."""
+        workspace = self._workspace(variant)
+        if variant.own_tokens:
+            if TOKENIZER in workspace.config.parts:
+                train_part(workspace, TOKENIZER)
+            return train_all(workspace)
+        link_to(self._tokens(), workspace.directory / TOKENS)
+        for part, ref in workspace.config.parts.items():
+            if part.startswith("stages.") and ref.checkpoint is None:
+                train_part(workspace, part)
+        return export(workspace)
+
+    def directory(self, variant: Variant) -> Path:
+        return self.study.directory / RUNS / variant.name
+
+    def commands(self, variant: Variant) -> list[str]:
+        """Plain ones that train it."""
+        fitted = variant.own_tokens and TOKENIZER in self.config(variant.overrides).parts
+        return [
+            plain_command(
+                f"train {part}", config=self.base, data=self.study.settings.data,
+                output=self.directory(variant), set=variant.overrides,
+            )
+            for part in ((TOKENIZER, "all") if fitted else ("all",))
+        ]  # fmt: skip
+
+    def _workspace(self, variant: Variant) -> Workspace:
+        study, directory = self.study, self.directory(variant)
+        config = self.config(variant.overrides)
+        kept = directory / "config.yaml"
+        if kept.is_file() and load_config(kept, study.host).config != config:
+            raise OutputError(
+                str(directory), "was trained with other settings", "delete it, or name another -o"
+            )
+
+        def report(part: str, step: int, steps: int, losses: Mapping[str, float]) -> None:
+            if study.progress is not None:
+                study.progress(f"{variant.name} {part}", step, steps)
+
+        return Workspace(
+            config, directory, study.settings.data, study.host, study.device, report, study.progress
+        )
+
+    def _tokens(self) -> Path:
+        """A store of the given pipeline's tokens."""
+        study = self.study
+        if study.settings.tokens is not None:
+            return Path(study.settings.tokens)
+        return tokenize(
+            Workspace(
+                study.config, study.directory, study.settings.data, study.host, study.device,
+                progress=study.progress,
+            )
+        )  # fmt: skip

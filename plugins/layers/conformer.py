@@ -1,0 +1,109 @@
+"""A bidirectional conformer on the attention and feed-forward of the common transformer.
+
+Gulati et al., arXiv 2005.08100, section 2: half a feed-forward, attention, a convolution, half a
+feed-forward. Shape legend: B batch, N frames, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import nn
+from torch.nn import functional
+
+from segue.plugins.layers.cache import KeyValueCache
+from segue.plugins.layers.config import TransformerOptions
+from segue.plugins.layers.positions import Positions
+from segue.plugins.layers.transformer import (
+    Attention,
+    FeedForward,
+    Hidden,
+    Sight,
+    Transformer,
+)
+
+
+@dataclass(frozen=True)
+class FrameSight(Sight):
+    """What convolutions need to know beside what attention does.
+
+    Attributes:
+        valid: ``[B, N, 1]``, False at padding; None where there is none.
+    """
+
+    valid: Bool[torch.Tensor, "B N 1"] | None = None
+
+
+class ConvolutionModule(nn.Module):
+    """Gate, depthwise convolution over time, activation (section 2.2 of the paper).
+
+    Layer normalisation stands in for batch normalisation: a row must not depend on the rows and
+    the padding beside it.
+    """
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.rise = nn.Linear(width, 2 * width, bias=False)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Hidden, sight: Sight) -> Hidden:
+        gated = functional.glu(self.rise(x), dim=-1)
+        if isinstance(sight, FrameSight) and sight.valid is not None:
+            gated = gated * sight.valid
+        mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        return self.out(functional.silu(self.norm(mixed)))  # type: ignore[no-any-return]
+
+
+class ConformerBlock(nn.Module):
+    """One layer.
+
+    Its two feed-forwards together hold as many weights as the one of a transformer layer. The norm
+    that ends a block in the paper is left out: the residual stream stays as it is, and the whole
+    ends with a norm.
+    """
+
+    def __init__(self, options: TransformerOptions, kernel: int, layer: int) -> None:
+        super().__init__()
+        width, hidden = options.width, max(1, options.feed_forward_width // 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(4))
+        self.first = FeedForward(width, hidden)
+        self.attention = Attention(options, layer)
+        self.convolution = ConvolutionModule(width, kernel)
+        self.second = FeedForward(width, hidden)
+        self.dropout = options.dropout
+
+    def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None) -> Hidden:
+        before_first, before_attention, before_convolution, before_second = self.norms
+        x = x + 0.5 * self._drop(self.first(before_first(x)))
+        x = x + self._drop(self.attention(before_attention(x), sight, cache))
+        x = x + self._drop(self.convolution(before_convolution(x), sight))
+        return x + 0.5 * self._drop(self.second(before_second(x)))
+
+    def _drop(self, x: Hidden) -> Hidden:
+        return functional.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Conformer(Transformer):
+    """Conformer layers in place of transformer layers.
+
+    Args:
+        options: the size, and how positions are told.
+        kernel: frames that each convolution spans; odd.
+    """
+
+    def __init__(self, options: TransformerOptions, kernel: int) -> None:
+        super().__init__(
+            options, causal=False, block=lambda own, layer: ConformerBlock(own, kernel, layer)
+        )
+
+    def sight(
+        self, positions: Positions, valid: Bool[torch.Tensor, "B N"] | None = None
+    ) -> FrameSight:
+        plain = super().sight(positions, valid)
+        # Not where all is valid: a multiplication by one per layer.
+        padded = None if valid is None or bool(valid.all()) else valid[:, :, None]
+        return FrameSight(plain.rotary, plain.mask, plain.causal, padded)

@@ -1,0 +1,114 @@
+"""Given slices, seen from every target frame: embedded, resampled and mixed over time."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segue.core.errors import ConfigError
+from segue.core.interfaces import Lengths, Tokens
+from segue.core.spec import StageSpec
+from segue.plugins.layers.decoding import take
+from segue.plugins.layers.heads import LevelEmbedding
+
+Frames = Float[Tensor, "B N D"]
+
+
+class FrameOptions(Protocol):
+    """What the encoder reads of a model's options."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def given_kernel(self) -> int: ...
+    @property
+    def given_blocks(self) -> int: ...
+
+
+class ConvolutionBlock(nn.Module):
+    """A residual depthwise convolution that looks both ways and never past a row's end."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.out = nn.Linear(width, width)
+        # Starts as the identity, so that the transformer first learns from the frame itself.
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Frames, mask: Bool[Tensor, "B N 1"]) -> Frames:
+        mixed = self.depthwise((self.norm(x) * mask).transpose(1, 2)).transpose(1, 2)
+        return x + self.out(functional.silu(mixed))  # type: ignore[no-any-return]
+
+
+class GivenEncoder(nn.Module):
+    """One vector per target frame from all given slices."""
+
+    @classmethod
+    def of(cls, stage: StageSpec, options: FrameOptions) -> GivenEncoder | None:
+        """The encoder of a stage; None if it is given nothing."""
+        if not stage.given:
+            return None
+        return cls(stage, options.width, options.given_kernel, options.given_blocks)
+
+    def __init__(self, stage: StageSpec, width: int, kernel: int, blocks: int) -> None:
+        super().__init__()
+        self.rates = [stage.frames_per_target_frame(i) for i in range(len(stage.given))]
+        for spec, rate in zip(stage.given, self.rates, strict=True):
+            if rate.numerator != 1 and rate.denominator != 1:
+                raise ConfigError(
+                    f"stage {stage.name!r}",
+                    f"{rate} frames of {spec} pass in one frame of {stage.target}",
+                    "choose frame rates of which one is a whole multiple of the other",
+                )
+        self.sizes = [spec.codebook_size for spec in stage.given]
+        # One extra row per table stands for "no token here".
+        self.embeddings = nn.ModuleList(
+            LevelEmbedding(spec.num_levels * rate.numerator, spec.codebook_size + 1, width)
+            for spec, rate in zip(stage.given, self.rates, strict=True)
+        )
+        self.blocks = nn.ModuleList(ConvolutionBlock(width, kernel) for _ in range(blocks))
+
+    @staticmethod
+    def _resample(
+        tokens: Tokens, rate: Fraction, count: int, absent: int
+    ) -> Int64[Tensor, "B N q"]:
+        """The ids that sound during each of ``count`` target frames.
+
+        A slower slice repeats its frames; of a faster one, all frames that pass during a target
+        frame stand side by side, as further levels.
+        """
+        ids = tokens.ids.masked_fill(~tokens.mask[:, None], absent)
+        if rate.denominator > 1:
+            ids = ids.repeat_interleave(rate.denominator, dim=2)
+        width = count * rate.numerator
+        ids = functional.pad(ids[:, :, :width], (0, max(0, width - ids.shape[2])), value=absent)
+        side_by_side = ids.reshape(*ids.shape[:2], count, rate.numerator).permute(0, 2, 1, 3)
+        return side_by_side.flatten(2)
+
+    def forward(self, given: tuple[Tokens, ...], lengths: Lengths, count: int) -> Frames:
+        """Context ``[B, count, D]`` of every target frame; zero from ``lengths`` on.
+
+        Masked before every convolution, so that a row sees the same alone and in a batch.
+        """
+        mask = (torch.arange(count, device=lengths.device) < lengths[:, None])[:, :, None]
+        parts = []
+        for index, tokens in enumerate(given):
+            ids = self._resample(tokens, self.rates[index], count, self.sizes[index])
+            parts.append(self.embeddings[index](ids).sum(dim=2))
+        x = torch.stack(parts).sum(dim=0)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x * mask
+
+    def at(
+        self, given: tuple[Tokens, ...], lengths: Lengths, frame: Int64[Tensor, "B N"]
+    ) -> Frames:
+        """Context of rows of ``lengths`` frames at ``frame``, as ``left_padded`` gives it."""
+        return take(self(given, lengths, frame.shape[1]), frame.clamp_min(0))

@@ -1,0 +1,61 @@
+"""Embedding tables and output heads, one of each per level."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segue.plugins.layers.transformer import INIT_STD
+
+
+def nats_of(logits: Float[Tensor, "M V"], ids: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """Negative log-likelihood of every id; halves would round it to steps of .03."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return functional.cross_entropy(logits, ids, reduction="none")
+
+
+class LevelEmbedding(nn.Module):
+    """One table per level, stored as one.
+
+    Each level has ``rows`` entries: V codes and any extra ones, so that no two levels and no
+    special token ever share a row.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, num_levels: int, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_levels * rows, width)
+        nn.init.normal_(self.table.weight, std=INIT_STD)
+        self.register_buffer("offsets", torch.arange(num_levels) * rows, persistent=False)
+
+    def forward(self, ids: Int64[Tensor, "B N Q"]) -> Float[Tensor, "B N Q D"]:
+        return self.table(ids + self.offsets)  # type: ignore[no-any-return]
+
+    def level(self, ids: Int64[Tensor, " B"], level: int) -> Float[Tensor, "B D"]:
+        """Embeddings of one level's ids; -1 is the last level."""
+        levels = self.offsets.shape[0]
+        rows = self.table.num_embeddings // levels
+        return self.table(ids + level % levels * rows)  # type: ignore[no-any-return]
+
+
+class LevelHeads(nn.Module):
+    """One linear head per level over exactly that level's V codes: no other can be drawn."""
+
+    def __init__(self, num_levels: int, width: int, codebook_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_levels, width, codebook_size))
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+    def nll(
+        self, hidden: Float[Tensor, "B N Q D"], ids: Int64[Tensor, "B Q N"]
+    ) -> Float[Tensor, "B Q N"]:
+        """Negative log-likelihood in nats of every id under its own level's head."""
+        batch, frames, levels, width = hidden.shape
+        by_level = hidden.permute(2, 0, 1, 3).reshape(levels, batch * frames, width)
+        logits = torch.bmm(by_level, self.weight).flatten(0, 1)
+        losses = nats_of(logits, ids.transpose(0, 1).flatten())
+        return losses.view(levels, batch, frames).transpose(0, 1)

@@ -1,0 +1,97 @@
+"""What a check is, how it fails and how it is run."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from segue.core.records import Kind
+from segue.testing.subject import Subject
+
+Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
+
+
+class ConformanceError(AssertionError):
+    """A promise of the contract that the component does not keep."""
+
+
+class NotApplicable(unittest.SkipTest):
+    """The check says nothing about this component; pytest and unittest report it as skipped."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of a contract, and the function that puts it to the test.
+
+    Attributes:
+        name: unique within its kind; what ``expected_failures`` refers to.
+        kind: of the components it is for.
+        function: raises if the subject breaks the promise.
+        description: the promise, in one sentence.
+    """
+
+    name: str
+    kind: Kind
+    function: Callable[[Subject], None]
+    description: str
+
+    def __call__(self, subject: Subject) -> None:
+        """Put a subject to the test; leaves the global random state as it was.
+
+        Raises:
+            ConformanceError: if the promise is broken; or whatever the component raised.
+            NotApplicable: if the check says nothing about this subject.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.function(subject)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What became of one check."""
+
+    check: Check
+    outcome: Outcome
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome in ("passed", "skipped", "failed as expected")
+
+    def __str__(self) -> str:
+        return f"{self.outcome:>19}  {self.check}" + (f": {self.message}" if self.message else "")
+
+
+def run_check(
+    check: Check, subject: Subject, expected_failures: Mapping[str, str] | None = None
+) -> CheckResult:
+    """Run one check and report what became of it; nothing but an interrupt is raised.
+
+    Args:
+        expected_failures: name of a check → why the subject may fail it.
+    """
+    reason = (expected_failures or {}).get(check.name)
+    try:
+        check(subject)
+    except NotApplicable as skip:
+        return CheckResult(check, "skipped", str(skip))
+    except Exception as error:
+        if reason is not None:
+            return CheckResult(check, "failed as expected", reason)
+        kind = "" if isinstance(error, ConformanceError) else f"{type(error).__name__}: "
+        return CheckResult(check, "failed", f"{kind}{error}")
+    return CheckResult(check, "passed" if reason is None else "passed unexpectedly")
+
+
+def require(holds: bool, problem: str) -> None:
+    """Fail the running check, saying what is wrong, unless ``holds``."""
+    if not holds:
+        raise ConformanceError(problem)

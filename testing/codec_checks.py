@@ -1,0 +1,174 @@
+"""Promises of every acoustic codec about decoding."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from segue.core.interfaces import AcousticCodec, Tokens, WaveBatch
+from segue.core.spec import TokenSpec
+from segue.testing.check import NotApplicable, require
+from segue.testing.compare import (
+    any_device,
+    require_close,
+    require_finite,
+    require_same_tokens,
+    unchanged,
+)
+from segue.testing.subject import Subject
+from segue.testing.tokenizer_checks import audio_for, encode, tokenizer_of
+
+_FRAMES = (23, 9, 4, 1)
+_ROW_FRAMES = 64
+
+
+def codec_of(subject: Subject) -> AcousticCodec:
+    codec = tokenizer_of(subject)
+    assert isinstance(codec, AcousticCodec)
+    return codec
+
+
+def codes_for(spec: TokenSpec) -> Tokens:
+    """A ragged batch of random codes of all levels; padding holds codes as well."""
+    shape = (len(_FRAMES), spec.num_levels, max(_FRAMES))
+    return Tokens(torch.randint(spec.codebook_size, shape), torch.tensor(_FRAMES))
+
+
+@torch.no_grad()
+def decode(codec: AcousticCodec, codes: Tokens) -> Tensor:
+    return codec.decode(codes.ids, codes.lengths)
+
+
+def check_decodes_any_number_of_levels(subject: Subject) -> None:
+    """The first q levels, for every q, decode to N frames of finite audio."""
+    codec = codec_of(subject)
+    spec, codes = codec.spec, codes_for(codec.spec)
+    for count in range(1, spec.num_levels + 1):
+        with unchanged(codes=codes):
+            wave = decode(codec, codes.levels(0, count))
+        wanted = (len(_FRAMES), max(_FRAMES) * spec.frame_size)
+        shape = tuple(wave.shape)
+        require(shape == wanted, f"{count} levels decode to {shape} instead of {wanted}")
+        require(wave.is_floating_point(), f"decoded audio is {wave.dtype}")
+        require_finite(wave, f"audio of {count} levels")
+
+
+def check_decoded_batch_equals_rows(subject: Subject) -> None:
+    """Each row of a ragged batch is decoded as it would be alone, whatever its padding holds."""
+    codec = codec_of(subject)
+    codes = codes_for(codec.spec)
+    together = decode(codec, codes)
+    for row, ids in enumerate(codes.rows()):
+        alone = decode(codec, Tokens.full(ids[None]))[0]
+        batch = together[row, : len(alone)]
+        require_close(batch, alone, f"row {row} decoded in a batch", subject.atol)
+
+
+def check_decoded_audio_ends_in_zeros(subject: Subject) -> None:
+    """Decoded audio is zero beyond a row's length."""
+    codec = codec_of(subject)
+    codes = codes_for(codec.spec)
+    wave = decode(codec, codes)
+    for row, length in enumerate((codes.lengths * codec.spec.frame_size).tolist()):
+        rest = wave[row, length:]
+        require(not bool(rest.any()), f"row {row} goes on beyond its {length} samples")
+
+
+def check_every_code_decodes(subject: Subject) -> None:
+    """Every legal code of every level decodes to finite audio."""
+    codec = codec_of(subject)
+    spec = codec.spec
+    rows = -(-spec.codebook_size // _ROW_FRAMES)
+    frames = torch.arange(rows * _ROW_FRAMES)
+    # Each level runs through all codes; the steps between levels vary what is beside what.
+    levels = [(frames * (2 * q + 1) + q) % spec.codebook_size for q in range(spec.num_levels)]
+    ladder = [frames % spec.codebook_size] * spec.num_levels
+    for ids in (torch.stack(levels), torch.stack(ladder)):
+        batch = ids.view(spec.num_levels, rows, _ROW_FRAMES).transpose(0, 1)
+        require_finite(decode(codec, Tokens.full(batch)), "audio of all codes")
+
+
+def check_streamed_equals_offline(subject: Subject) -> None:
+    """Codes pushed in chunks of any size decode to the samples that ``decode`` gives at once."""
+    codec = codec_of(subject)
+    if not codec.can_stream:
+        raise NotApplicable("it says that it cannot stream: it declares no decode_context")
+    spec = codec.spec
+    codes = torch.randint(spec.codebook_size, (2, spec.num_levels, 60))
+    offline = decode(codec, Tokens.full(codes))
+    decoder = codec.streaming_decoder()
+    for longest in (1, 5, 40):  # the decoder is reset by finish() and used again
+        with torch.no_grad():
+            pieces = [decoder.push(part) for part in _chunks(codes, longest)]
+            pieces.append(decoder.finish())
+        streamed = torch.cat(pieces, dim=1)
+        what = f"streamed in chunks of up to {longest} frames"
+        require_close(streamed, offline, what, subject.atol)
+
+
+def check_streamed_encoding_equals_offline(subject: Subject) -> None:
+    """Audio pushed in chunks of any size has the codes that ``encode`` gives at once."""
+    codec = codec_of(subject)
+    encoder = codec.streaming_encoder()
+    if encoder is None:
+        raise NotApplicable("it has no streaming_encoder")
+    size = codec.spec.frame_size
+    audio = audio_for(codec.spec).wave
+    # Another end and another number of rows each time: finish() must leave no state behind.
+    for longest, rows in ((size // 2, 2), (3 * size, 1), (audio.shape[1], 2)):
+        wave = audio[:rows, : audio.shape[1] - rows * size // 3]
+        lengths = torch.full((rows,), wave.shape[1])
+        offline = encode(codec, WaveBatch(wave, lengths))
+        with torch.no_grad():
+            pieces = [encoder.push(part) for part in _chunks(wave, max(1, longest))]
+            pieces.append(encoder.finish())
+        what = f"encoded in chunks of up to {longest} samples"
+        streamed = Tokens.full(torch.cat(pieces, dim=2))
+        require_same_tokens(streamed, offline, what, subject.mismatches)
+
+
+def _chunks(stream: Tensor, longest: int) -> list[Tensor]:
+    """The stream cut along its last axis into pieces of random size, the same each time."""
+    drawn, sizes, left = random.Random(0), [], stream.shape[-1]
+    while left:
+        sizes.append(min(left, drawn.randint(1, longest)))
+        left -= sizes[-1]
+    return list(stream.split(sizes, dim=-1))
+
+
+def check_round_trip_is_finite(subject: Subject) -> None:
+    """Encoded audio decodes to finite audio of as many frames, the same each time."""
+    codec = codec_of(subject)
+    audio = audio_for(codec.spec)
+    tokens = encode(codec, audio)
+    wave = decode(codec, tokens)
+    wanted = (tokens.ids.shape[0], tokens.ids.shape[2] * codec.spec.frame_size)
+    require(tuple(wave.shape) == wanted, f"{tuple(wave.shape)} samples instead of {wanted}")
+    require_finite(wave, "encoded and decoded audio")
+    torch.manual_seed(123)
+    require_close(decode(codec, tokens), wave, "decoded a second time", 0.0)
+
+
+def check_decoding_respects_the_device(subject: Subject) -> None:
+    """Decoded audio is on the device of the codes, in the precision of the codec."""
+    codec, device = codec_of(subject), any_device()
+    wave = decode(codec.to(device), codes_for(codec.spec).to(device))
+    same = wave.device.type == device.type
+    require(same, f"audio is on {wave.device}, the codes are on {device}")
+    if any(tensor.is_floating_point() for tensor in (*codec.parameters(), *codec.buffers())):
+        exact = decode(codec.cpu().double(), codes_for(codec.spec))
+        require(exact.dtype == torch.float64, f"a codec in float64 decodes to {exact.dtype}")
+
+
+CHECKS = (
+    check_decodes_any_number_of_levels,
+    check_decoded_batch_equals_rows,
+    check_decoded_audio_ends_in_zeros,
+    check_every_code_decodes,
+    check_streamed_equals_offline,
+    check_streamed_encoding_equals_offline,
+    check_round_trip_is_finite,
+    check_decoding_respects_the_device,
+)

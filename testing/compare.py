@@ -1,0 +1,113 @@
+"""How checks compare: each comparison fails the running check and says where things differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from segue.core.interfaces import Tokens
+from segue.testing.check import require
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def require_same_tokens(found: Tokens, wanted: Tokens, what: str, mismatches: float = 0.0) -> None:
+    """Equal lengths and equal valid frames, but for a share of ``mismatches``."""
+    counts = found.lengths.tolist(), wanted.lengths.tolist()
+    require(counts[0] == counts[1], f"{what}: {counts[0]} frames instead of {counts[1]}")
+    for row, (have, want) in enumerate(zip(found.rows(), wanted.rows(), strict=True)):
+        different = have != want
+        if different.float().mean() > mismatches:
+            level, frame = (int(i) for i in different.nonzero()[0])
+            require(
+                False,
+                f"{what}: {int(different.sum())} of {different.numel()} tokens of row {row} "
+                f"differ, first at level {level}, frame {frame}: "
+                f"{int(have[level, frame])} instead of {int(want[level, frame])}",
+            )
+
+
+def require_close(found: Tensor, wanted: Tensor, what: str, atol: float) -> None:
+    """Equal shapes, and nowhere further apart than ``atol``; NaN equals nothing."""
+    shapes = tuple(found.shape), tuple(wanted.shape)
+    require(shapes[0] == shapes[1], f"{what}: shape {shapes[0]} instead of {shapes[1]}")
+    if found.numel() == 0:
+        return
+    gap = (found.detach().double() - wanted.detach().double()).abs()
+    largest = float(gap.nan_to_num(torch.inf).max())
+    if not largest <= atol:
+        place = tuple((~(gap <= atol)).nonzero()[0].tolist())
+        require(False, f"{what}: off by up to {largest:.2g}, first at {place}")
+
+
+def require_finite(tensor: Tensor, what: str) -> None:
+    count = int((~torch.isfinite(tensor)).sum())
+    require(count == 0, f"{what}: {count} of {tensor.numel()} values are NaN or infinite")
+
+
+def require_legal(tokens: Tokens, codebook_size: int, what: str) -> None:
+    """Ids are int64 and lie in ``[0, V)`` wherever a frame is valid."""
+    ids, lengths = tokens.ids, tokens.lengths
+    require(ids.dtype == torch.int64, f"{what}: ids are {ids.dtype}, not int64")
+    require(lengths.dtype == torch.int64, f"{what}: lengths are {lengths.dtype}, not int64")
+    for row in tokens.rows():
+        if row.numel():
+            low, high = int(row.min()), int(row.max())
+            legal = low >= 0 and high < codebook_size
+            require(
+                legal, f"{what}: ids from {low} to {high}, allowed are 0 to {codebook_size - 1}"
+            )
+
+
+@contextmanager
+def unchanged(**inputs: object) -> Iterator[None]:
+    """Fail if the block writes to these tensors, or to those in these batches."""
+    before = {name: [t.clone() for t in _tensors(value)] for name, value in inputs.items()}
+    yield
+    for name, copies in before.items():
+        for old, new in zip(copies, _tensors(inputs[name]), strict=True):
+            require(torch.equal(old, new), f"{name} is written to")
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """All tensors in nested tuples and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors(item)]
+    if is_dataclass(value):
+        return [t for field in fields(value) for t in _tensors(getattr(value, field.name))]
+    return []
+
+
+def scrambled(module: M, scale: float = 0.05) -> M:
+    """A copy with noise on every parameter: layers that start as zero would hide faults."""
+    module = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((scale * noise).to(parameter))
+    return module
+
+
+def through_safetensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it comes back from a checkpoint."""
+    # Cloned, since safetensors refuses tensors that share storage.
+    stored = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    return load(save(stored))
+
+
+def any_device() -> torch.device:
+    """An accelerator if there is one: on the CPU alone a hard-coded device cannot show."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,367 @@
+"""Each check of stage language models passes a good one and catches a broken one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import pytest
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.options import Options, Sampling
+from segue.core.sampling import sample
+from segue.core.spec import SliceSpec, StageSpec
+from segue.testing import (
+    TINY_STAGES,
+    Check,
+    Subject,
+    checks_for,
+    parametrize_with_checks,
+    run_check,
+)
+
+
+class TinyOptions(Options):
+    width: int = 8
+
+
+# Where the options' module must be importable without torch, this one, a test, is no example.
+TinyOptions.__module__ = "__main__"
+
+
+class TinyLM(StageLM):
+    """Each token from the one before it and the given frames under it; uncached."""
+
+    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        target, width = stage.target, config.width
+        size = target.codebook_size
+        self.previous = nn.Embedding(target.num_levels * size + 1, width)
+        self.given = nn.ModuleList(
+            nn.Embedding(g.num_levels * g.codebook_size, width) for g in stage.given
+        )
+        self.heads = nn.Parameter(torch.randn(target.num_levels, width, size) / 4)
+
+    def under(self, given: tuple[Tokens, ...], frames: int) -> Tensor:
+        """[B, N, 1, D] what is given under each target frame."""
+        total = torch.zeros(())
+        for index, (tokens, spec) in enumerate(zip(given, self.stage.given, strict=True)):
+            rate = self.stage.frames_per_target_frame(index)
+            at = torch.tensor([int(frame * rate) for frame in range(frames)])
+            at = at.clamp_max(tokens.ids.shape[2] - 1)
+            offsets = spec.codebook_size * torch.arange(spec.num_levels)[:, None]
+            embedded = self.given[index](tokens.ids[:, :, at] + offsets)
+            total = total + embedded.sum(dim=1)[:, :, None]
+        return total
+
+    def inputs(self, ids: Tensor) -> Tensor:
+        """[B, Q, N] ids → [B, N, Q] ids of the tokens before, a range of ids for each level."""
+        size, (batch, levels, frames) = self.stage.target.codebook_size, ids.shape
+        flat = (ids + size * torch.arange(levels)[:, None]).transpose(1, 2).flatten(1)
+        start = torch.full((batch, 1), levels * size)
+        return torch.cat([start, flat], dim=1)[:, :-1].view(batch, frames, levels)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[B, N, Q, D] what the tokens before each token say."""
+        hidden: Tensor = self.previous(self.inputs(ids))
+        return hidden
+
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        """[B, Q, N, V]."""
+        hidden = self.hidden(ids) + self.under(given, ids.shape[2])
+        return torch.einsum("bnqd,qdv->bqnv", hidden, self.heads)
+
+    def nll(self, batch: StageBatch) -> Tensor:
+        ids = batch.target.ids
+        told = self.logits(batch.given, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return -told.masked_fill(~batch.target.mask[:, None], 0.0)
+
+    def loss(self, batch: StageBatch) -> StageLoss:
+        per_level = self.nll(batch).sum(dim=(0, 2)) / batch.target.lengths.sum()
+        return StageLoss(per_level.mean(), per_level)
+
+    @torch.no_grad()
+    def score(self, batch: StageBatch) -> Tensor:
+        return -self.nll(batch)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        rows = torch.arange(len(prompt.lengths))
+        ids = torch.cat(
+            [prompt.ids, prompt.ids.new_zeros(len(rows), prompt.num_levels, num_frames)], 2
+        )
+        for step in range(num_frames):
+            for level in range(prompt.num_levels):
+                at = prompt.lengths + step
+                logits = self.logits(given, ids)[rows, level, at]
+                ids[rows, level, at] = sample(logits, sampling, generators)
+        new = prompt.lengths[:, None] + torch.arange(num_frames)
+        return Tokens.full(ids.gather(2, new[:, None].expand(-1, prompt.num_levels, -1)))
+
+
+class TakesAnyOption(TinyLM):
+    class Config(TinyOptions):
+        model_config = ConfigDict(extra="ignore")
+
+    config_class = Config
+
+
+class HasLooseOptions(TinyLM):
+    class Config(TinyOptions):
+        model_config = ConfigDict(frozen=False)
+
+    config_class = Config
+
+
+class LosesNaN(TinyLM):
+    def loss(self, batch: StageBatch) -> StageLoss:
+        loss = super().loss(batch)
+        return StageLoss(loss.total * torch.nan, loss.per_level)
+
+
+class LosesTheSum(TinyLM):
+    def loss(self, batch: StageBatch) -> StageLoss:
+        per_level = self.nll(batch).sum(dim=(0, 2))
+        return StageLoss(per_level.mean(), per_level)
+
+
+class ScoresPadding(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        return super().score(batch) - 1e-3
+
+
+class CountsPadding(TinyLM):
+    def loss(self, batch: StageBatch) -> StageLoss:
+        per_level = self.nll(batch).mean(dim=(0, 2))
+        return StageLoss(per_level.mean(), per_level)
+
+
+class NormalisesTheBatch(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        score = super().score(batch)
+        return score * (1 + 0.1 * score.shape[0] * batch.target.mask[:, None])
+
+
+class SeesTheFuture(TinyLM):
+    def hidden(self, ids: Tensor) -> Tensor:
+        hidden = super().hidden(ids)
+        return hidden + hidden.roll(-1, dims=1)
+
+
+class SeesItself(TinyLM):
+    def hidden(self, ids: Tensor) -> Tensor:
+        hidden = super().hidden(ids)
+        return hidden + hidden.roll(-1, dims=2)
+
+
+class IgnoresWhatIsGiven(TinyLM):
+    def under(self, given: tuple[Tokens, ...], frames: int) -> Tensor:
+        return torch.zeros(())
+
+
+class HasAnUnusedLayer(TinyLM):
+    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        self.unused = nn.Linear(2, 2)
+
+
+class StaysInEvalMode(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        self.eval()
+        return super().score(batch)
+
+
+class DropsOutWhileGenerating(TinyLM):
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        return nn.functional.dropout(super().logits(given, ids), 0.5, self.training)
+
+
+class GeneratesInferenceTensors(TinyLM):
+    def generate(self, *arguments: object) -> Tokens:  # type: ignore[override]
+        with torch.inference_mode():
+            return super().generate(*arguments)  # type: ignore[arg-type]
+
+
+class ForgetsAPart(TinyLM):
+    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        self.hidden_bias = torch.randn(stage.target.codebook_size)
+
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        return super().logits(given, ids) + self.hidden_bias
+
+
+class ScoresInSinglePrecision(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        return super().score(batch).float()
+
+
+class ScoresElsewhere(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        return super().score(batch).to("meta")
+
+
+class AddsAFrame(TinyLM):
+    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
+        new = super().generate(given, prompt, num_frames, sampling, generators)
+        return new.append(new.levels(0, 99)) if num_frames > 1 else new
+
+
+class DrawsIllegalCodes(TinyLM):
+    def generate(self, *arguments):  # type: ignore[no-untyped-def]
+        return Tokens.full(super().generate(*arguments).ids + 1)
+
+
+class WritesToThePrompt(TinyLM):
+    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
+        prompt.ids.clamp_(max=0)
+        return super().generate(given, prompt, *rest)
+
+
+class NeedsAPrompt(TinyLM):
+    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
+        prompt.ids[:, :, -1]
+        return super().generate(given, prompt, *rest)
+
+
+class DrawsWithOneGenerator(TinyLM):
+    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
+        shared = [generators[-1]] * len(generators)
+        return super().generate(given, prompt, num_frames, sampling, shared)
+
+
+class DrawsFromTheGlobalState(TinyLM):
+    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
+        seeds = torch.randint(1 << 30, (len(generators),)).tolist()
+        mine = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return super().generate(given, prompt, num_frames, sampling, mine)
+
+
+class ContinuesPadding(TinyLM):
+    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
+        new, size = super().generate(given, prompt, *rest), self.stage.target.codebook_size
+        last = prompt.ids[:, :, -1:] if prompt.ids.shape[2] else 0
+        return Tokens.full((new.ids + last) % size)
+
+
+class HasAStaleCache(TinyLM):
+    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
+        forgotten = Tokens(torch.zeros_like(prompt.ids), prompt.lengths)
+        return super().generate(given, forgotten, *rest)
+
+
+class DrawsTooBoldly(TinyLM):
+    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
+        bold = sampling.model_copy(update={"temperature": 4 * sampling.temperature})
+        return super().generate(given, prompt, num_frames, bold, generators)
+
+
+class BansACode(TinyLM):
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        logits = super().logits(given, ids)
+        return torch.cat([logits[..., :-1], logits[..., -1:] - 1e4], dim=-1)
+
+
+class StreamsTheLastFrameTwice(TinyLM):
+    def stream(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        new = self.generate(given, prompt, num_frames, sampling, generators)
+        yield new
+        yield Tokens.full(new.ids[:, :, -1:])
+
+
+class FillsMasks(TinyLM):
+    """Promises of models that draw each token from its score are none of its."""
+
+    autoregressive = False
+
+    def loss(self, batch: StageBatch) -> StageLoss:
+        loss = super().loss(batch)
+        return StageLoss(loss.total / 2, loss.per_level / 2)
+
+
+BROKEN = [
+    ("unknown_options_are_refused", TakesAnyOption, "unknown key"),
+    ("options_are_frozen", HasLooseOptions, "can be assigned"),
+    ("loss_is_finite", LosesNaN, "NaN"),
+    ("score_agrees_with_loss", LosesTheSum, "off by"),
+    ("score_is_zero_at_padding", ScoresPadding, "not 0"),
+    ("padding_has_no_influence", CountsPadding, "loss with other padding"),
+    ("scored_batch_equals_rows", NormalisesTheBatch, "in a batch"),
+    ("score_is_a_likelihood", SeesTheFuture, "sum to"),
+    ("given_frames_matter", IgnoresWhatIsGiven, "whatever the given slice"),
+    ("gradients_reach_every_parameter", HasAnUnusedLayer, "unused.bias, unused.weight"),
+    ("generating_restores_the_mode", StaysInEvalMode, "training mode is off"),
+    ("generating_restores_the_mode", DropsOutWhileGenerating, "in training mode"),
+    ("can_be_trained_after_generating", GeneratesInferenceTensors, "[Ii]nference"),
+    ("state_round_trip", ForgetsAPart, "after loading"),
+    ("works_in_double_precision", ScoresInSinglePrecision, "float32"),
+    ("respects_the_device", ScoresElsewhere, "scores are on meta"),
+    ("generates_what_is_asked_for", AddsAFrame, "new frames instead of"),
+    ("generates_what_is_asked_for", DrawsIllegalCodes, "allowed are"),
+    ("generates_what_is_asked_for", WritesToThePrompt, "prompt is written to"),
+    ("generates_from_nothing", NeedsAPrompt, "IndexError"),
+    ("generated_batch_equals_rows", DrawsWithOneGenerator, "in a batch"),
+    ("rows_do_not_depend_on_each_other", DrawsWithOneGenerator, "beside another row"),
+    ("is_deterministic", DrawsFromTheGlobalState, "second time"),
+    ("padding_does_not_change_generation", ContinuesPadding, "other padding"),
+    ("greedy_tokens_score_best", HasAStaleCache, "the greedy token"),
+    ("draws_follow_the_scores", DrawsTooBoldly, "shares of drawn frames"),
+    ("every_code_can_be_drawn", BansACode, "never draws"),
+    ("streamed_equals_generated", StreamsTheLastFrameTwice, "tokens of row 0|streamed"),
+]
+CHECKS = {check.name: check for check in checks_for("stage_lm")}
+
+
+def subject_of(lm: type[TinyLM], stage: str = "second") -> Subject:
+    options = getattr(lm, "config_class", TinyOptions)()
+    return Subject("stage_lm", lm, options, TINY_STAGES[stage])
+
+
+@parametrize_with_checks([subject_of(TinyLM, name) for name in TINY_STAGES])
+def test_a_good_one_passes(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+@pytest.mark.parametrize(("name", "broken", "problem"), BROKEN)
+def test_a_broken_one_is_caught(name: str, broken: type[TinyLM], problem: str) -> None:
+    result = run_check(CHECKS[name], subject_of(broken))
+    assert result.outcome == "failed"
+    assert re.search(problem, result.message), result.message
+
+
+@pytest.mark.parametrize(
+    "name", ["score_agrees_with_loss", "greedy_tokens_score_best", "draws_follow_the_scores"]
+)
+def test_models_that_fill_masks_are_not_held_to_their_scores(name: str) -> None:
+    assert run_check(CHECKS[name], subject_of(FillsMasks)).outcome == "skipped"
+
+
+def test_every_check_can_fail() -> None:
+    of_options = {"options_survive_json", "options_import_no_torch"}  # broken with tokenizers
+    assert {name for name, *_ in BROKEN} | of_options == set(CHECKS)
+
+
+def test_large_codebooks_are_checked_token_by_token() -> None:
+    stage = StageSpec("large", SliceSpec("acoustic", 0, 3, 99, Fraction(50)))
+    check = CHECKS["score_is_a_likelihood"]
+    assert run_check(check, Subject("stage_lm", TinyLM, TinyOptions(), stage)).outcome == "passed"
+    seer = Subject("stage_lm", SeesItself, TinyOptions(), stage)
+    assert "of one token at level" in run_check(check, seer).message

@@ -1,0 +1,453 @@
+"""Each check of tokenizers passes a good semantic tokenizer and codec, and catches broken ones."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+from segue.core.interfaces import (
+    AcousticCodec,
+    SemanticTokenizer,
+    StageBatch,
+    StreamingDecoder,
+    StreamingEncoder,
+    Tokens,
+    WaveBatch,
+    WindowedDecoder,
+)
+from segue.core.options import TokenizerOptions
+from segue.core.records import Kind
+from segue.core.spec import TokenSpec
+from segue.testing import (
+    Check,
+    Subject,
+    checks_for,
+    parametrize_with_checks,
+    run_check,
+)
+
+
+class TinyOptions(TokenizerOptions):
+    hop: int = 40
+    num_levels: int = 2
+    codebook_size: int = 8
+
+    def spec(self) -> TokenSpec:
+        rate = Fraction(8000, self.hop)
+        return TokenSpec(8000, rate, self.num_levels, self.codebook_size)
+
+
+# Where the options' module must be importable without torch, this one, a test, is no example.
+TinyOptions.__module__ = "__main__"
+
+
+class TinyCodec(AcousticCodec):
+    """Residual vector quantisation of the samples of each frame; a frame rings on into the next."""
+
+    decode_context: tuple[int, int] | None = (1, 0)
+
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        self.codes = nn.Parameter(
+            0.3 * torch.randn(config.num_levels, config.codebook_size, config.hop)
+        )
+
+    def frames(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        """[B, T] → [B, N, hop], silent beyond the lengths."""
+        wave = wave.masked_fill(torch.arange(wave.shape[1]) >= lengths[:, None], 0.0)
+        hop = self.spec.frame_size
+        padded = nn.functional.pad(wave, (0, -wave.shape[1] % hop))
+        return padded.view(len(wave), -1, hop)
+
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        residual = self.frames(wave, lengths)
+        levels = []
+        for codes in self.codes:
+            nearest = torch.cdist(residual, codes.expand(len(wave), -1, -1)).argmin(dim=-1)
+            levels.append(nearest)
+            residual = residual - codes[nearest]
+        frames = -(-lengths // self.spec.frame_size)
+        return Tokens(torch.stack(levels, dim=1), frames)
+
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        levels = [table[ids] for table, ids in zip(self.codes, codes.unbind(1), strict=False)]
+        frames = torch.stack(levels).sum(dim=0)
+        frames = frames + 0.5 * nn.functional.pad(frames, (0, 0, 1, 0))[:, :-1]
+        return frames.masked_fill(~Tokens(codes, lengths).mask[..., None], 0.0).flatten(1)
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        tokens = self.encode(batch.wave, batch.lengths)
+        decoded = self.decode(tokens.ids, tokens.lengths)
+        return {"loss": (decoded[:, : batch.wave.shape[1]] - batch.wave).square().mean()}
+
+
+class TinySemantic(SemanticTokenizer):
+    """Loudness of each frame in steps; nothing is learnt."""
+
+    needs = "none"
+
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        steps = torch.linspace(0, 1, config.codebook_size + 1)[1:-1]
+        self.register_buffer("steps", steps, persistent=False)
+
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        wave = wave.masked_fill(torch.arange(wave.shape[1]) >= lengths[:, None], 0.0)
+        hop = self.spec.frame_size
+        loud = nn.functional.pad(wave, (0, -wave.shape[1] % hop)).view(len(wave), -1, hop)
+        ids = torch.bucketize(loud.abs().amax(dim=-1), self.get_buffer("steps"))
+        return Tokens(ids[:, None], -(-lengths // hop))
+
+
+class BrokenOptions:
+    class Unknown(TinyOptions):
+        model_config = ConfigDict(extra="ignore")
+
+    class Loose(TinyOptions):
+        model_config = ConfigDict(frozen=False)
+
+    class Unsaved(TinyOptions):
+        gain: float = Field(default=1.0, exclude=True)
+
+    class TwoRates(TinyOptions):
+        def spec(self) -> TokenSpec:
+            return super().spec().with_fingerprint("early")
+
+
+class EmitsHalfTheFrames(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        return Tokens(tokens.ids[:, :, ::2], -(-tokens.lengths // 2))
+
+
+class EmitsIllegalIds(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        return Tokens(tokens.ids + 1, tokens.lengths)
+
+
+class EmitsShortIntegers(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        return Tokens(tokens.ids.to(torch.int32), tokens.lengths)
+
+
+class WritesToTheWave(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        return super().encode(wave.mul_(2), lengths)
+
+
+class NormalisesTheBatch(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        return super().encode(wave - wave.mean(dim=1, keepdim=True), lengths)
+
+
+class HearsBeyondTheEnd(TinyCodec):
+    def frames(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        return super().frames(wave, torch.full_like(lengths, wave.shape[1]))
+
+
+class FailsOnSilence(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        quiet = wave.abs().amax(dim=1)[:, None, None] == 0
+        return Tokens(tokens.ids.masked_fill(quiet, -1), tokens.lengths)
+
+
+class NeedsTwoFrames(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        wave[:, self.spec.frame_size]
+        return super().encode(wave, lengths)
+
+
+class Dithers(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        return super().encode(wave + torch.rand_like(wave), lengths)
+
+
+class EmitsElsewhere(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        return Tokens(tokens.ids, tokens.lengths.to("meta"))
+
+
+class KnowsSinglePrecisionOnly(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        return super().encode(wave @ torch.eye(wave.shape[1]), lengths)
+
+
+class LosesNothing(TinyCodec):
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        return {"loss": 0 * self.codes.sum()}
+
+
+class ForgetsAPart(TinyCodec):
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        self.offset = torch.randn(config.hop)
+
+    def frames(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        return super().frames(wave, lengths) + self.offset
+
+
+class SealsAtRandom(TinyCodec):
+    def seal(self, name: str) -> str:
+        self._fingerprint = str(torch.rand(()).item())
+        return self._fingerprint
+
+
+class SealsTheNameOnly(TinyCodec):
+    def seal(self, name: str) -> str:
+        self._fingerprint = name
+        return name
+
+
+class SealsTheWeightsOnly(TinyCodec):
+    def seal(self, name: str) -> str:
+        self._fingerprint = str(self.codes.sum().item())
+        return self._fingerprint
+
+
+class KeepsItsTable(TinySemantic):
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        self.register_buffer("table", torch.ones(3))
+
+
+class DecodesAllLevelsOnly(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes[:, [0, 1]], lengths)
+
+
+class DecodesShort(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths)[:, :-1]
+
+
+class FadesTheBatch(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        wave = super().decode(codes, lengths)
+        return wave * torch.linspace(1, 0, wave.shape[1])
+
+
+class RingsOn(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, torch.full_like(lengths, codes.shape[2]))
+
+
+class OneBadCode(TinyCodec):
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        with torch.no_grad():
+            self.codes[1, 5] = torch.inf
+
+
+class ForgetsItsContext(TinyCodec):
+    decode_context = (0, 0)
+
+
+class StreamsAnotherWay(TinyCodec):
+    def streaming_decoder(self) -> StreamingDecoder:
+        decoder = super().streaming_decoder()
+        assert isinstance(decoder, WindowedDecoder)
+        decoder.finish = lambda: torch.zeros(2, 0)  # type: ignore[method-assign]
+        decoder._right = 1
+        return decoder
+
+
+class FramesOnceFull(StreamingEncoder):
+    """Encodes each frame once it is full."""
+
+    def __init__(self, codec: AcousticCodec) -> None:
+        self.codec, self.waiting = codec, torch.zeros(0, 0)
+
+    def push(self, wave: Tensor) -> Tensor:
+        known = torch.cat([self.waiting, wave], dim=1) if self.waiting.numel() else wave
+        full = known.shape[1] // self.codec.spec.frame_size * self.codec.spec.frame_size
+        self.waiting = known[:, full:]
+        return self.codec.encode(known[:, :full], torch.full((len(known),), full)).ids
+
+    def finish(self) -> Tensor:
+        rest, self.waiting = self.waiting, torch.zeros(0, 0)
+        return self.codec.encode(rest, torch.full((len(rest),), rest.shape[1])).ids
+
+
+class EncodesInChunks(TinyCodec):
+    """A codec that streams both ways, whose decoder keeps a state of its own."""
+
+    decode_context = None
+    can_stream = True  # type: ignore[assignment]
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        return WindowedDecoder(self, 1, 0)
+
+    def streaming_encoder(self) -> StreamingEncoder:
+        return FramesOnceFull(self)
+
+
+class LeavesAStateBehind(EncodesInChunks):
+    def streaming_encoder(self) -> StreamingEncoder:
+        class Stale(FramesOnceFull):
+            def finish(self) -> Tensor:
+                return self.codec.encode(
+                    self.waiting, torch.full((len(self.waiting),), self.waiting.shape[1])
+                ).ids
+
+        return Stale(self)
+
+
+class DropsThePartialFrame(EncodesInChunks):
+    def streaming_encoder(self) -> StreamingEncoder:
+        class Drops(FramesOnceFull):
+            def finish(self) -> Tensor:
+                self.waiting = self.waiting[:, :0]
+                return super().finish()
+
+        return Drops(self)
+
+
+class DecodesAtRandom(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        wave = super().decode(codes, lengths)
+        return wave * (1 + 0.1 * torch.rand(()))
+
+
+class DecodesInSinglePrecision(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths).float()
+
+
+Broken = tuple[str, type[AcousticCodec] | type[SemanticTokenizer], type[TinyOptions], str]
+BROKEN: list[Broken] = [
+    ("unknown_options_are_refused", TinyCodec, BrokenOptions.Unknown, "unknown key"),
+    ("options_are_frozen", TinyCodec, BrokenOptions.Loose, "can be assigned"),
+    ("options_survive_json", TinyCodec, BrokenOptions.Unsaved, "became"),
+    ("spec_is_that_of_the_options", TinyCodec, BrokenOptions.TwoRates, "carries a fingerprint"),
+    ("emits_what_its_spec_declares", EmitsHalfTheFrames, TinyOptions, "frames are emitted"),
+    ("emits_what_its_spec_declares", EmitsIllegalIds, TinyOptions, "allowed are 0 to 7"),
+    ("emits_what_its_spec_declares", EmitsShortIntegers, TinyOptions, "int32, not int64"),
+    ("emits_what_its_spec_declares", WritesToTheWave, TinyOptions, "wave is written to"),
+    ("emits_what_its_spec_declares", TinySemantic, TinyOptions, "is no AcousticCodec"),
+    ("batch_equals_rows", NormalisesTheBatch, TinyOptions, "in a batch"),
+    ("ignores_what_lies_beyond", HearsBeyondTheEnd, TinyOptions, "noise beyond the end"),
+    ("encodes_silence", FailsOnSilence, TinyOptions, "tokens of silence"),
+    ("encodes_one_frame", NeedsTwoFrames, TinyOptions, "IndexError"),
+    ("is_deterministic", Dithers, TinyOptions, "the second time"),
+    ("respects_the_device", EmitsElsewhere, TinyOptions, "lengths are on meta"),
+    ("works_in_double_precision", KnowsSinglePrecisionOnly, TinyOptions, "RuntimeError"),
+    ("training_step_can_be_learnt_from", LosesNothing, TinyOptions, "reaches no parameter"),
+    ("state_round_trip", ForgetsAPart, TinyOptions, "after loading"),
+    ("seal_fills_the_fingerprint", SealsAtRandom, TinyOptions, "second seal"),
+    ("fingerprint_follows_weights", SealsTheNameOnly, TinyOptions, "all weights change"),
+    ("fingerprint_follows_options", SealsTheNameOnly, TinyOptions, "option hop changes"),
+    ("fingerprint_follows_options", SealsTheWeightsOnly, TinyOptions, "under another name"),
+    ("fingerprint_without_weights_is_known_early", KeepsItsTable, TinyOptions, "persistent=False"),
+    ("has_one_level", TinySemantic, TinyOptions, "2 levels"),
+    ("decodes_any_number_of_levels", DecodesAllLevelsOnly, TinyOptions, "IndexError"),
+    ("decodes_any_number_of_levels", DecodesShort, TinyOptions, "decode to"),
+    ("decoded_batch_equals_rows", FadesTheBatch, TinyOptions, "decoded in a batch"),
+    ("decoded_audio_ends_in_zeros", RingsOn, TinyOptions, "goes on beyond"),
+    ("every_code_decodes", OneBadCode, TinyOptions, "infinite"),
+    ("streamed_equals_offline", ForgetsItsContext, TinyOptions, "off by"),
+    ("streamed_equals_offline", StreamsAnotherWay, TinyOptions, "shape"),
+    ("streamed_encoding_equals_offline", LeavesAStateBehind, TinyOptions, "RuntimeError"),
+    ("streamed_encoding_equals_offline", DropsThePartialFrame, TinyOptions, "frames instead"),
+    ("round_trip_is_finite", DecodesAtRandom, TinyOptions, "decoded a second time"),
+    ("decoding_respects_the_device", DecodesInSinglePrecision, TinyOptions, "float32"),
+]
+ONE_LEVEL = TinyOptions(num_levels=1)
+CHECKS = {
+    check.name: check for kind in ("semantic_tokenizer", "codec") for check in checks_for(kind)
+}
+
+
+def subject_of(component: type[Any], options: TinyOptions) -> Subject:
+    kind: Kind = "codec" if issubclass(component, AcousticCodec) else "semantic_tokenizer"
+    return Subject(kind, component, options)
+
+
+@parametrize_with_checks(
+    [
+        subject_of(TinyCodec, TinyOptions()),
+        subject_of(EncodesInChunks, TinyOptions()),
+        subject_of(TinySemantic, ONE_LEVEL),
+    ]
+)
+def test_a_good_one_passes(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+@pytest.mark.parametrize(("name", "broken", "options", "problem"), BROKEN)
+def test_a_broken_one_is_caught(
+    name: str, broken: type[Any], options: type[TinyOptions], problem: str
+) -> None:
+    values: dict[str, Any] = {"gain": 2.0} if options is BrokenOptions.Unsaved else {}
+    subject = subject_of(broken, options(**values))
+    if "is no AcousticCodec" in problem:
+        subject.kind = "codec"
+    result = run_check(CHECKS[name], subject)
+    assert result.outcome == "failed"
+    assert re.search(problem, result.message), result.message
+
+
+def test_every_check_can_fail() -> None:
+    assert {name for name, *_ in BROKEN} | {"options_import_no_torch"} == set(CHECKS)
+
+
+@pytest.mark.parametrize("imports", ["torch", "fractions"])
+def test_options_that_import_torch_are_caught(
+    imports: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"options_with_{imports}"
+    source = f"import {imports}\nfrom segue.core.options import Options\nclass Own(Options): ...\n"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module(module).Own
+    monkeypatch.delitem(sys.modules, module)
+
+    def build(_: object) -> TinySemantic:
+        component = TinySemantic(ONE_LEVEL)
+        component.config = own()
+        return component
+
+    subject = Subject("semantic_tokenizer", build)
+    result = run_check(CHECKS["options_import_no_torch"], subject)
+    assert result.outcome == ("failed" if imports == "torch" else "passed"), result.message
+    assert result.message == (f"importing {module}: imports torch" if imports == "torch" else "")
+
+
+def test_a_codec_that_cannot_stream_is_not_asked_to() -> None:
+    class Offline(TinyCodec):
+        decode_context = None
+
+    result = run_check(CHECKS["streamed_equals_offline"], subject_of(Offline, TinyOptions()))
+    assert result.outcome == "skipped"
+    result = run_check(
+        CHECKS["streamed_encoding_equals_offline"], subject_of(TinyCodec, TinyOptions())
+    )
+    assert result.outcome == "skipped"
+
+
+def test_a_share_of_mismatches_can_be_allowed() -> None:
+    class Ties(TinyCodec):
+        def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+            tokens = super().encode(wave, lengths)
+            if len(wave) > 1:
+                tokens.ids[0, 0, 0] = (tokens.ids[0, 0, 0] + 1) % 8
+            return tokens
+
+    check = CHECKS["batch_equals_rows"]
+    assert run_check(check, Subject("codec", Ties, TinyOptions())).outcome == "failed"
+    lenient = Subject("codec", Ties, TinyOptions(), mismatches=0.05)
+    assert run_check(check, lenient).outcome == "passed"

@@ -1,0 +1,289 @@
+"""Training a pipeline part by part: workspaces, order, resumption, refusals."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.conftest import TINY
+
+from segue.core.config.load import load_config
+from segue.core.errors import DataError, SegueError, TrainingError
+from segue.core.hookspecs import hookimpl
+from segue.core.manager import PluginHost
+from segue.core.pipeline import Pipeline
+from segue.core.training_directory import newest_checkpoint
+from segue.data.audio_crops import PartCache
+from segue.training.checkpoints import STATE
+from segue.training.parts import Workspace, tokenize, train_all, train_part
+
+
+def fresh_host() -> PluginHost:
+    return PluginHost.discover(entry_points=False)
+
+
+@pytest.fixture
+def host() -> PluginHost:
+    return fresh_host()
+
+
+def workspace(directory: Path, data: Path | None, host: PluginHost, *overrides: str) -> Workspace:
+    config = load_config("speech", host, [*TINY, *overrides]).config
+    return Workspace(config, directory, data, host)
+
+
+def test_part_by_part_equals_all_at_once(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    together = workspace(tmp_path / "a", recordings_folder, host)
+    apart = workspace(tmp_path / "b", recordings_folder, host)
+    pipeline = train_all(together)
+    train_part(apart, "codec")
+    train_part(apart, "semantic_tokenizer")
+    tokenize(apart)
+    train_part(apart, "stages.acoustic")
+    train_part(apart, "stages.semantic")
+    for part in together.config.parts:
+        ours, theirs = (
+            newest_checkpoint(space.part_directory(part)) for space in (together, apart)
+        )
+        assert ours is not None and theirs is not None
+        a, b = (load_file(directory / "model.safetensors") for directory in (ours, theirs))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), part
+    assert Pipeline.from_pretrained(pipeline, host=host).config.name == "speech"
+
+
+def test_a_finished_run_is_left_as_it_is(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    space = workspace(tmp_path, recordings_folder, host)
+    train_all(space)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/step-*/model.safetensors")}
+    tokens = {p: p.stat().st_mtime_ns for p in tmp_path.glob("tokens/*.safetensors")}
+    train_all(space)
+    assert before and tokens
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert tokens == {p: p.stat().st_mtime_ns for p in tokens}
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_part(workspace(tmp_path, recordings_folder, host), "codec")
+    longer = workspace(tmp_path, recordings_folder, host, "codec.training.steps=5")
+    assert train_part(longer, "codec").name == "step-00000005"
+
+
+def test_a_workspace_keeps_the_resolved_config(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_part(workspace(tmp_path, recordings_folder, host), "semantic_tokenizer")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["semantic_tokenizer"]["options"]["num_clusters"] == 16
+
+
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [("stages.corse", "stages.acoustic"), ("", "no part"), ("tokens", "no part")],
+)
+def test_an_unknown_part_is_refused(
+    part: str, word: str, tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    with pytest.raises(TrainingError, match=word):
+        train_part(workspace(tmp_path, recordings_folder, host), part)
+
+
+def test_a_stage_without_tokens_is_refused(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    with pytest.raises(DataError, match="segue tokenize"):
+        train_part(workspace(tmp_path, recordings_folder, host), "stages.semantic")
+
+
+def test_tokenizing_with_untrained_tokenizers_is_refused(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    with pytest.raises(SegueError, match="must be trained"):
+        tokenize(workspace(tmp_path, recordings_folder, host))
+
+
+def test_a_stage_refuses_tokens_that_another_codec_made(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_all(workspace(tmp_path, recordings_folder, host))
+    retrained = workspace(tmp_path, recordings_folder, host, "codec.training.steps=6")
+    train_part(retrained, "codec")
+    with pytest.raises(DataError, match="tokens are of tokenizer"):
+        train_part(
+            workspace(tmp_path, None, host, "stages.acoustic.lm.training.steps=9"),
+            "stages.acoustic",
+        )
+
+
+def test_missing_and_unusable_data_are_refused(tmp_path: Path, host: PluginHost) -> None:
+    with pytest.raises(DataError, match="--data"):
+        train_part(workspace(tmp_path / "a", None, host), "codec")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no recording"):
+        train_part(workspace(tmp_path / "b", tmp_path / "empty", host), "codec")
+
+
+def test_audio_that_vanishes_ends_a_training_that_goes_on_once_it_is_back(
+    tmp_path: Path, recordings_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Thief:
+        @hookimpl
+        def segue_train_step(self, part: str, step: int, losses: dict[str, float]) -> None:
+            if step == 3:
+                audio.rename(tmp_path / "away")
+
+    monkeypatch.setattr(PartCache, "put", lambda *part: None)  # what is kept is not missed
+    audio = shutil.copytree(recordings_folder, tmp_path / "audio")
+    steps = ("codec.training.steps=8", "codec.training.save_every=2")
+    whole = train_part(workspace(tmp_path / "whole", audio, fresh_host(), *steps), "codec")
+    host = fresh_host()
+    host.register(Thief())
+    with pytest.raises(DataError) as caught:
+        train_part(workspace(tmp_path / "run", audio, host, *steps), "codec")
+    assert caught.value.place.startswith(f"{audio}/group")
+    assert "cannot any more (does not exist)" in caught.value.problem
+    (tmp_path / "away").rename(audio)
+    last = train_part(workspace(tmp_path / "run", audio, fresh_host(), *steps), "codec")
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_too_little_audio_for_the_clusters_is_refused(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    space = workspace(
+        tmp_path, recordings_folder, host, "semantic_tokenizer.options.num_clusters=100000"
+    )
+    with pytest.raises(TrainingError, match="num_clusters"):
+        train_part(space, "semantic_tokenizer")
+
+
+def test_lifecycle_hooks_are_called_while_training(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    class Logger:
+        def __init__(self) -> None:
+            self.steps: list[tuple[str, int]] = []
+            self.saved: list[tuple[str, str]] = []
+
+        @hookimpl
+        def segue_train_step(self, part: str, step: int, losses: dict[str, float]) -> None:
+            assert losses["loss"] > 0
+            self.steps.append((part, step))
+
+        @hookimpl
+        def segue_checkpoint_saved(self, part: str, directory: Path, step: int) -> None:
+            assert (directory / "model.safetensors").is_file()
+            self.saved.append((part, directory.name))
+
+    logger = Logger()
+    host.register(logger)
+    train_part(workspace(tmp_path, recordings_folder, host), "codec")
+    assert logger.steps == [("codec", 1), ("codec", 2), ("codec", 3)]
+    assert logger.saved == [("codec", "step-00000003")]
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int, int, dict[str, torch.Tensor]]] = []
+
+    @hookimpl
+    def segue_validation_audio(
+        self, part: str, step: int, directory: Path, sample_rate: int, audio: dict[str, Any]
+    ) -> None:
+        self.heard.append((part, step, sample_rate, audio))
+
+
+def test_whoever_listens_hears_what_a_stage_makes_of_a_crop(
+    tmp_path: Path, tiny_pipelines: dict[str, Path]
+) -> None:
+    """And changes nothing of what is learnt."""
+    changes = ("validate_every=2", "ema=0.5", "steps=4")
+    settings = [
+        f"stages.{name}.lm.training.{c}" for name in ("acoustic", "semantic") for c in changes
+    ]
+    ear, ends = Ear(), []
+    for listener in (None, ear):
+        directory = tmp_path / str(listener is ear)
+        shutil.copytree(tiny_pipelines["speech"].parent, directory)
+        shutil.rmtree(directory / "stages")
+        host = fresh_host()
+        if listener is not None:
+            host.register(listener)
+        space = workspace(directory, None, host, *settings)
+        train_part(space, "stages.semantic")
+        last = train_part(space, "stages.acoustic")
+        ends.append([(last / file).read_bytes() for file in ("model.safetensors", STATE)])
+    assert ends[0] == ends[1]
+    assert [heard[:3] for heard in ear.heard] == [("stages.acoustic", n, 16_000) for n in (2, 4)]
+    audio = ear.heard[-1][3]
+    held_out, made = audio["reconstruction"], audio["continuation"]
+    assert held_out.shape == made.shape == (2, 32_000)
+    assert torch.allclose(held_out[:, :8000], made[:, :8000], atol=1e-5)
+    assert not torch.allclose(held_out[:, 16_000:], made[:, 16_000:], atol=1e-3)
+
+
+def test_training_starts_from_a_checkpoint_that_the_config_names(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    first = train_part(workspace(tmp_path / "a", recordings_folder, host), "codec")
+    tuned = workspace(
+        tmp_path / "b", recordings_folder, host, f"codec.checkpoint={first}",
+        "codec.training.learning_rate=1e-12", "codec.training.weight_decay=0",
+    )  # fmt: skip
+    second = train_part(tuned, "codec")
+    a, b = (
+        load_file(d / "model.safetensors")["encoder.enter.conv.weight"] for d in (first, second)
+    )
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_training_starts_from_the_tensors_of_another_component(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_all(workspace(tmp_path / "a", recordings_folder, host))
+    source = newest_checkpoint(tmp_path / "a" / "stages" / "acoustic")
+    place = "stages.acoustic.lm"
+    masked = (
+        f"codec.checkpoint={newest_checkpoint(tmp_path / 'a' / 'codec')}",
+        f"semantic_tokenizer.checkpoint={newest_checkpoint(tmp_path / 'a' / 'semantic_tokenizer')}",
+        f"{place}.use=masked_transformer.v1", f"{place}.options.blocks=transformer",
+        f"{place}.training.start_from={source}", f"{place}.training.learning_rate=1e-12",
+        f"{place}.training.weight_decay=0",
+    )  # fmt: skip
+    pipeline = train_all(workspace(tmp_path / "b", recordings_folder, host, *masked, *TINY[-6:]))
+    a = load_file(source / "model.safetensors")
+    b = load_file(pipeline / "stages" / "acoustic" / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in a)
+    # Where it started from is no longer said: it may not lie where the pipeline goes.
+    assert str(source) not in (pipeline / "pipeline.yaml").read_text()
+    both = (masked[0], f"codec.training.start_from={source}")
+    with pytest.raises(TrainingError, match=r"start_from.*so is checkpoint"):
+        train_part(workspace(tmp_path / "c", recordings_folder, host, *both), "codec")
+    fitted = f"semantic_tokenizer.training.start_from={source}"
+    with pytest.raises(TrainingError, match=r"start_from: is set, but .* is not trained"):
+        train_part(workspace(tmp_path / "d", recordings_folder, host, fitted), "semantic_tokenizer")
+
+
+def test_training_that_cannot_start_keeps_the_config_of_the_run(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    train_part(workspace(tmp_path, recordings_folder, host), "codec")
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(DataError):
+        train_part(
+            workspace(tmp_path, tmp_path / "nowhere", host, "codec.training.steps=9"), "codec"
+        )
+    assert (tmp_path / "config.yaml").read_text() == before

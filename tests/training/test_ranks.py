@@ -1,0 +1,411 @@
+"""Ranks that train together learn what one process would have learnt."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.adversarial_helpers import Critic
+from tests.data_helpers import clocks, stage, timed
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from segue.apps.cli.output import one_sentence
+from segue.core.config.schema import TrainingConfig
+from segue.core.errors import DataError, TrainingError
+from segue.core.hookspecs import hookimpl
+from segue.core.interfaces import Adversary, Component, StageBatch, Tokens, WaveBatch
+from segue.core.manager import PluginHost
+from segue.core.options import Options
+from segue.core.spec import SliceSpec, StageSpec
+from segue.core.training_directory import newest_checkpoint
+from segue.data.share import Share
+from segue.data.store_writer import write_store
+from segue.data.token_crops import TokenCrops
+from segue.data.token_store import TokenStore
+from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
+from segue.plugins.models.flat_transformer.model import FlatTransformer
+from segue.training.checkpoints import STATE
+from segue.training.guard import LOG
+from segue.training.loop import TrainingRun, train
+from segue.training.prefetch import Batches
+from segue.training.ranks import disconnect, ranks
+
+# --- what the ranks run -----------------------------------------------------------------------
+
+STAGE = StageSpec(
+    "fine",
+    SliceSpec("acoustic", 0, 2, 7, Fraction(50), "aaaa"),
+    (SliceSpec("semantic", 0, 1, 7, Fraction(25), "bbbb"),),
+)
+ROWS = 8
+STORED_SECONDS = 0.4  # of each recording in a store, and of a crop
+
+
+class Painter(Component):
+    """Is trained against a critic; one of its weights is never used."""
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+        torch.manual_seed(0)
+        self.paint = nn.Linear(8, 8)
+        self.idle = nn.Linear(2, 2)
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        return {"loss": (self.paint(batch.wave) - batch.wave).square().mean()}
+
+    def adversary(self) -> Adversary:
+        return Critic()
+
+    def adversarial_step(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary
+    ) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        made = self.paint(batch.wave)
+        figures = dict(adversary(batch.wave, made))
+        loss = (made - batch.wave).square().mean() + figures.pop("adversarial")
+        return {"loss": loss, **figures}
+
+
+class Host:
+    def call_hook(self, name: str, **arguments: Any) -> None: ...
+
+
+def waves(step: int, share: Share) -> WaveBatch:
+    wave = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(step))
+    return WaveBatch(wave[list(share.rows(ROWS))], torch.full((ROWS // share.count,), 8))
+
+
+class Faulty:
+    """Fails with something of its own, on the one rank that calls hooks."""
+
+    @hookimpl
+    def segue_train_step(self, part: str, step: int, losses: Mapping[str, float]) -> None:
+        if step == 3:
+            raise ValueError("no such server")
+
+
+def faulty() -> PluginHost:
+    host = PluginHost()
+    host.register(Faulty())
+    return host
+
+
+def lost(step: int, share: Share) -> StageBatch:
+    """From the fourth step on, what the second rank draws is not there."""
+    if share.index == 1 and step >= 3:
+        raise DataError("shard 7", "is missing", "put it back")
+    return tokens(step, share)
+
+
+def waiting(step: int, share: Share) -> StageBatch:
+    """From the eleventh step on nothing more is drawn: who trains waits to be killed."""
+    if step >= 10:
+        time.sleep(600)
+    return tokens(step, share)
+
+
+def stored(directory: Path, away: bool) -> tuple[StageSpec, Batches]:
+    """Batches of a real store, each recording a shard; the shards may go as they are read."""
+    store = TokenStore(directory, "train")
+    known = stage(store, "acoustic 0 1", "semantic")
+    crops = TokenCrops(store, known, STORED_SECONDS, ROWS, 0)
+
+    def batches(step: int, share: Share) -> StageBatch:
+        if away and step == 3 and share.index == 0:
+            directory.rename(directory.with_name("away"))
+        return crops.batch(step, share)
+
+    return known, batches
+
+
+def tokens(step: int, share: Share) -> StageBatch:
+    """Ragged: what ranks learn from does not weigh the same."""
+    generator = torch.Generator().manual_seed(step)
+    rows = list(share.rows(ROWS))
+    target = torch.randint(0, 7, (ROWS, 2, 8), generator=generator)
+    lengths = torch.randint(1, 9, (ROWS,), generator=generator)
+    given = torch.randint(0, 7, (ROWS, 1, 4), generator=generator)
+    aligned = Tokens(given[rows], (lengths[rows] + 1) // 2)
+    return StageBatch(Tokens(target[rows], lengths[rows]), (aligned,))
+
+
+def settings(directory: Path, what: str, **changes: Any) -> TrainingRun:
+    values = {"steps": 8, "batch_size": ROWS, "learning_rate": 1e-3, "warmup_steps": 2,
+              "save_every": 2, "validate_every": 4, "validation_batches": 2, "seed": 3,
+              "best": 0}  # fmt: skip
+    config = TrainingConfig(**(values | changes))
+    what, _, harm = what.partition(", ")
+    host: Any = faulty() if harm == "hook fails" else Host()
+    if what == "codec":
+        return TrainingRun(
+            "part", "codec", "it.v1", Painter(), config, directory, waves, waves, host
+        )
+    spec, batches = STAGE, {"lost": lost, "waits": waiting}.get(harm, tokens)
+    if what == "store":
+        spec, batches = stored(directory.with_name("tokens"), harm == "lost")
+    torch.manual_seed(0)
+    component = FlatTransformer(FlatTransformerOptions(width=16, depth=2, heads=2, dropout=0), spec)
+    valid = lost if harm == "held out lost" else tokens if what == "stage" else None
+    return TrainingRun(
+        "part", "stage_lm", "it.v1", component, config, directory, batches, valid, host
+    )
+
+
+# --- running them -----------------------------------------------------------------------------
+
+
+def start(count: int, directory: Path, what: str, **changes: Any) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        # As torchrun sets it: Fabric then knows who started the processes.
+        "TORCHELASTIC_RUN_ID": "none",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, __file__, str(directory), what, json.dumps(changes)]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def trained(count: int, directory: Path, what: str, **changes: Any) -> Path:
+    """Train in processes of their own; the last checkpoint."""
+    processes = start(count, directory, what, **changes)
+    stories = [process.communicate(timeout=240)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(stories)
+    newest = newest_checkpoint(directory)
+    assert newest is not None
+    return newest
+
+
+def alone(directory: Path, what: str, **changes: Any) -> Path:
+    return train(settings(directory, what, **changes))
+
+
+def figures(directory: Path) -> dict[str, float]:
+    """The last line of the log, without what it took."""
+    last = json.loads((directory / LOG).read_text().splitlines()[-1])
+    return {k: v for k, v in last.items() if "second" not in k and "memory" not in k}
+
+
+def check_alike(one: Path, other: Path) -> None:
+    for file in ("model.safetensors", STATE):
+        ours, theirs = load_file(one / file), load_file(other / file)
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.allclose(value, theirs[key], rtol=1e-3, atol=2e-5), (file, key)
+    assert figures(one.parent) == pytest.approx(figures(other.parent), rel=1e-4, abs=1e-6)
+
+
+# --- tests ------------------------------------------------------------------------------------
+
+WAYS: list[Any] = [
+    ("stage", {"strategy": "ddp"}),
+    ("stage", {"strategy": "fsdp", "ema": 0.5}),
+    pytest.param(
+        "stage",
+        {"strategy": "fsdp", "accumulate": 2, "activation_checkpointing": True},
+        marks=pytest.mark.slow,
+    ),
+    ("codec", {"accumulate": 2, "adversary_from": 3}),
+    pytest.param("stage", {"compile": True}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("what", "changes"), WAYS)
+def test_two_ranks_learn_what_one_process_does(
+    tmp_path: Path, what: str, changes: dict[str, Any]
+) -> None:
+    together = trained(2, tmp_path / "two", what, **changes)
+    check_alike(alone(tmp_path / "one", what, **changes), together)
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> None:
+    """Two sharded ranks, then one process, then two ranks: as one process all the way."""
+    whole = alone(tmp_path / "whole", "stage", steps=8, schedule="constant")
+    parts = tmp_path / "parts"
+    trained(2, parts, "stage", steps=3, schedule="constant", strategy="fsdp")
+    alone(parts, "stage", steps=6, schedule="constant")
+    check_alike(whole, trained(2, parts, "stage", steps=8, schedule="constant", strategy="fsdp"))
+
+
+COMPILED: list[Any] = [
+    ("stage", {}),
+    ("stage", {"activation_checkpointing": True}),
+    ("codec", {"adversary_from": 1}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "changes"), COMPILED)
+def test_what_is_compiled_learns_the_same(
+    tmp_path: Path, what: str, changes: dict[str, Any]
+) -> None:
+    """Two steps, and two of a run that is taken up: as without, and checkpoints tell nothing."""
+    changes = {"schedule": "constant", **changes}
+    torch._dynamo.reset()
+    counters.clear()
+    first = alone(tmp_path / "compiled", what, steps=2, compile=True, **changes)
+    assert counters["stats"]["unique_graphs"]
+    plain = alone(tmp_path / "plain", what, steps=2, **changes)
+    check_alike(plain, first)
+    check_alike(
+        alone(plain.parent, what, steps=4, **changes),
+        alone(first.parent, what, steps=4, compile=True, **changes),
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    changes = {"steps": 12, "save_every": 1, "ema": 0.9}
+    whole = trained(2, tmp_path / "whole", "stage", **changes)
+    parts, kills = tmp_path / "parts", 0
+    for wanted in sorted(random.sample(range(10), 3)):
+        processes = start(2, parts, "stage, waits", **changes)
+        deadline = time.monotonic() + 120
+        while saved(parts) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        kills += sum(process.wait() == -signal.SIGKILL for process in processes)
+        for process in processes:
+            process.communicate()
+    assert kills == 6
+    last = trained(2, parts, "stage", **changes)
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
+
+
+def saved(directory: Path) -> int:
+    newest = newest_checkpoint(directory)
+    return -1 if newest is None else int(newest.name.removeprefix("step-"))
+
+
+def test_what_goes_wrong_on_the_first_rank_ends_the_others(tmp_path: Path) -> None:
+    """The place is a file: the first rank says so, the other only ends."""
+    place = tmp_path / "taken"
+    place.write_text("in the way")
+    processes = start(2, place, "stage", steps=1)
+    stories = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode != 0 for process in processes] == [True, True]
+    assert str(place) in stories[0] and "Traceback" not in stories[1]
+
+
+def test_sharded_weights_are_not_trained_in_half_precision(tmp_path: Path) -> None:
+    processes = start(2, tmp_path, "stage", strategy="fsdp", precision="16-mixed")
+    for process in processes:
+        story = process.communicate(timeout=120)[0]
+        assert process.returncode != 0
+        assert story.startswith("error: part.training.precision: 16-mixed cannot be had with fsdp")
+
+
+def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
+    """Train in two processes that must end by themselves; the lines that each wrote, but for
+    PyTorch's warnings."""
+    processes = start(2, directory, what, **changes)
+    stories = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], "\n".join(stories)
+    assert not any("Traceback" in story for story in stories)
+    return [[line for line in story.splitlines() if "Warning" not in line] for story in stories]
+
+
+@pytest.mark.parametrize(
+    ("harm", "speaker", "sentence"),
+    [
+        ("hook fails", 0, "error: segue_train_step: plugin registered:Faulty failed: ValueError"),
+        ("lost", 1, "error: shard 7: is missing; put it back"),
+        ("held out lost", 1, "error: shard 7: is missing; put it back"),
+    ],
+)
+def test_what_fails_on_one_rank_ends_all_with_one_sentence(
+    tmp_path: Path, harm: str, speaker: int, sentence: str
+) -> None:
+    stories = ended(tmp_path, f"stage, {harm}", validation_batches=4)
+    (said,) = stories[speaker]
+    assert said.startswith(sentence) and stories[1 - speaker] == []
+
+
+@pytest.mark.slow
+def test_tokens_that_vanish_end_a_training_that_goes_on_once_they_are_back(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "audio").mkdir()
+    recordings = [timed(tmp_path / "audio", n % 8, f"{n}", n, 20) for n in range(48)]
+    directory = tmp_path / "tokens"
+    write_store(directory, clocks(), {"train": recordings}, shard_seconds=STORED_SECONDS)
+    whole = trained(2, tmp_path / "whole", "store")
+    sentence = rf"{directory}/train-000\d\d\.safetensors: is missing; put it back, or run `segue"
+    one, other = ended(tmp_path / "two", "store, lost")
+    (said,) = one + other
+    assert re.match(f"error: {sentence}", said)
+    (tmp_path / "away").rename(directory)
+    with pytest.raises(DataError, match=sentence):
+        alone(tmp_path / "one", "store, lost")
+    (tmp_path / "away").rename(directory)
+    last = trained(2, tmp_path / "two", "store")
+    for file in ("model.safetensors", STATE):
+        assert (last / file).read_bytes() == (whole / file).read_bytes()
+    check_alike(whole, alone(tmp_path / "one", "store"))
+
+
+@pytest.mark.parametrize(
+    ("what", "changes", "place"),
+    [
+        ("codec", {"precision": "16-mixed"}, "part.training.precision"),
+        ("codec", {"precision": "bf16-true"}, "part.training.precision"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused(
+    tmp_path: Path, what: str, changes: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        alone(tmp_path, what, **changes)
+    assert caught.value.place == place and caught.value.fix
+
+
+def test_half_of_torchruns_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks().size == 1 and ranks().first
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(TrainingError, match="torchrun"):
+        ranks()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with one_sentence():
+        try:
+            train(settings(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])))
+        finally:
+            disconnect()
