@@ -1,4 +1,4 @@
-"""Continue a speech prompt and a piano prompt: what `make demo` runs."""
+"""Continue a speech prompt and a piano prompt: the program behind `make demo`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from segue.apps.cli.output import (
-    check_outputs,
+    clear_errors,
     console,
-    metadata_path,
-    named,
     note,
-    one_sentence,
     print_table,
-    progress_bars,
-    save_audio,
+    renamed,
 )
+from segue.apps.cli.progress import progress_bars
+from segue.apps.cli.saving import check_outputs, metadata_path, save_audio
 from segue.core.errors import DataError
+from segue.core.threads import prepare_threads
 
 #: Where a collection of real recordings may lie beside a checkout; used if it is there.
 RECORDINGS = Path("../shared/data/speech")
@@ -57,7 +56,7 @@ def run(
 
 
 def default_prompt(domain: str) -> Path:
-    """A real recording of a held-out speaker if there is one at hand, else the shipped prompt."""
+    """Return a real recording of a held-out speaker if there is one, else the shipped prompt."""
     from segue.core.config.load import find_domain
     from segue.core.manager import default_host
     from segue.data.recordings import Recording
@@ -75,7 +74,7 @@ def default_prompt(domain: str) -> Path:
 
 
 def _short(cell: object) -> str:
-    """The last two parts of a path, so that a table holds it; demo.json has the whole."""
+    """Shorten a path to its last two parts for the table; demo.json has it whole."""
     return "/".join(str(cell).split("/")[-2:])
 
 
@@ -93,7 +92,7 @@ def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) 
     pipeline = Pipeline.from_pretrained(name)
     started = time.perf_counter()
     places = {"prompt": prompt, "seconds": "--seconds", "seed": "--seed"}
-    with named(places), progress_bars(quiet=False) as progress:
+    with renamed(places), progress_bars(quiet=False) as progress:
         result = pipeline.continue_batch([audio], seconds=seconds, seed=seed, progress=progress)
     elapsed = time.perf_counter() - started
     target, picture = _target(output, name), output / f"{name}.png"
@@ -118,8 +117,9 @@ def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) 
 
 
 def main() -> None:
-    """Run the demo; what a user can mend ends in one sentence and exit code 2."""
-    with one_sentence():
+    """Run the demo; errors that the user can fix end in one sentence and exit code 2."""
+    with clear_errors():
+        prepare_threads()
         typer.run(run)
 
 

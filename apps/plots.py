@@ -1,4 +1,4 @@
-"""Pictures of reports and logs: quality against bit rate, use of codebooks, curves of training."""
+"""Draw reports and logs: quality over bit rate, use of codebooks, curves of training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from segue.training.guard import LOG
 
 PANEL = (4.6, 3.8)  # inches
 COLUMNS = 3
-SMOOTHING = 0.1  # weight of each new value in a course's running mean
+SMOOTHING = 0.1  # weight of each new value in a running mean
 
 
 def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
-    """Codec reports under the stems of their files.
+    """Read codec reports, by the stems of their files.
 
     Raises:
-        DataError: if one is none, or two have the same stem.
+        DataError: if one is not a codec report, or two have the same stem.
     """
     reports: dict[str, Any] = {}
     for path in paths:
@@ -31,7 +31,7 @@ def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
             assert report["levels"] and report["codebooks"] and report["metrics"]
         except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
             raise DataError(
-                str(path), "is no report on a codec", "make one: segue evaluate codec -o FILE"
+                str(path), "is not a report on a codec", "make one: segue evaluate codec -o FILE"
             ) from error
         if path.stem in reports:
             raise DataError(str(path), "has the name of another report", "rename one of them")
@@ -42,7 +42,7 @@ def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
 def draw_rate_distortion(
     paths: Sequence[Path], output: Path, metrics: Sequence[str] | None = None
 ) -> None:
-    """One panel a metric: its mean and 95 % interval at the bit rate of each number of levels.
+    """Draw each metric's mean and 95 % interval over the bit rates of the numbers of levels.
 
     Raises:
         DataError: if a report cannot be used, or lacks a metric.
@@ -59,9 +59,9 @@ def draw_rate_distortion(
         raise DataError("the reports", "share no metric", "name what all of them have: --metrics")
     rates = {stem: report.get("sample_rate") for stem, report in reports.items()}
     if len(set(rates.values()) - {None}) > 1:
-        told = ", ".join(f"{stem} at {rate}" for stem, rate in rates.items() if rate)
+        listed = ", ".join(f"{stem} at {rate}" for stem, rate in rates.items() if rate)
         raise DataError(
-            "the reports", f"listened at several sample rates ({told})",
+            "the reports", f"listened at several sample rates ({listed})",
             "measure all at the lowest: segue evaluate codec --sample-rate",
         )  # fmt: skip
     with _panels(output, len(names)) as panels:
@@ -98,7 +98,7 @@ def _rate_line(panel: Any, stem: str, report: dict[str, Any], name: str) -> None
 
 
 def draw_codebooks(paths: Sequence[Path], output: Path) -> None:
-    """Shares of codes used and of perplexity at each level.
+    """Draw the shares of codes used and of perplexity at each level.
 
     Raises:
         DataError: if a report cannot be used.
@@ -119,7 +119,7 @@ def draw_codebooks(paths: Sequence[Path], output: Path) -> None:
 
 
 def draw_training(paths: Sequence[Path], output: Path, figures: Sequence[str]) -> None:
-    """One panel a figure: its course over the steps, in training (smoothed) and in validation.
+    """Draw each figure over the steps, in training and in validation.
 
     Args:
         paths: a part's folders in training directories, or their ``log.jsonl``.
@@ -138,7 +138,7 @@ def draw_training(paths: Sequence[Path], output: Path, figures: Sequence[str]) -
     with _panels(output, len(figures)) as panels:
         for panel, name in zip(panels, figures, strict=True):
             for label, log in logs.items():
-                _course(panel, log, name, label)
+                _draw_course(panel, log, name, label)
             panel.set_ylabel(name, parse_math=False)
             panel.set_xlabel("step")
             panel.grid(alpha=0.3)
@@ -155,27 +155,33 @@ def _read_log(path: Path) -> list[dict[str, float]]:
         assert entries and all("step" in entry for entry in entries)
     except (OSError, ValueError, TypeError, AssertionError) as error:
         raise DataError(
-            str(file), "is no log of a training", "name a part's folder, such as runs/mine/codec"
+            str(file), "is not a training log", "name a part's folder, such as runs/mine/codec"
         ) from error
-    # A run that was resumed repeats steps: what came last counts.
+    # A resumed run repeats steps: the last entry of each counts.
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
 
 
-def _course(panel: Any, log: list[dict[str, float]], name: str, label: str) -> None:
+def _draw_course(panel: Any, log: list[dict[str, float]], name: str, label: str) -> None:
+    """Draw a figure as logged (faint), its running mean, and its held-out values."""
     color = None
-    for key, style in ((name, "-"), (f"valid_{name}", "--")):
+    for key in (name, f"valid_{name}"):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if not points:
             continue
         steps, values = zip(*points, strict=True)
-        if key == name:
-            values = tuple(_smoothed(values))
-        called = _plain(label) + (", held out" if key != name else "")
-        (line,) = panel.plot(steps, values, style, color=color, label=called)
+        if key != name:
+            panel.plot(
+                steps, values, "--", marker="o", markersize=3, color=color,
+                label=f"{_plain(label)}, held out",
+            )  # fmt: skip
+            continue
+        means = tuple(_running_mean(values))
+        (line,) = panel.plot(steps, means, label=f"{_plain(label)}, running mean")
         color = line.get_color()
+        panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
 
 
-def _smoothed(values: Sequence[float]) -> Iterator[float]:
+def _running_mean(values: Sequence[float]) -> Iterator[float]:
     mean = values[0]
     for value in values:
         mean += SMOOTHING * (value - mean)
@@ -184,7 +190,7 @@ def _smoothed(values: Sequence[float]) -> Iterator[float]:
 
 @contextmanager
 def _panels(output: Path, count: int) -> Iterator[list[Any]]:
-    """Empty panels of a picture, which is written when they are drawn."""
+    """Yield empty panels; write the picture when they are drawn."""
     check_picture(output)
     check_writable(output)
     import matplotlib
@@ -211,5 +217,5 @@ def _panels(output: Path, count: int) -> Iterator[list[Any]]:
 
 
 def _plain(text: str) -> str:
-    """No mathematics, no private label."""
+    """Escape what matplotlib would read as mathematics or as a private label."""
     return text.replace("$", r"\$").lstrip("_") or "report"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segue.core.generated import GeneratedAudio
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
-ROW_INCHES, MOST_FILES = 1.7, 100  # of one file among others, and how many these may be
+ROW_INCHES, MOST_FILES = 1.7, 100  # height of each row, and most rows
 
 
 def check_picture(path: Path) -> None:
@@ -27,7 +27,7 @@ def check_picture(path: Path) -> None:
 
 
 def draw_spectrogram(audio: GeneratedAudio, path: Path, title: str, row: int = 0) -> None:
-    """Write a PNG of one row, with a line where the prompt ends.
+    """Draw one row as a PNG, with a line where the prompt ends.
 
     Raises:
         OutputError: if matplotlib is missing or the file cannot be written.
@@ -56,7 +56,7 @@ def draw_spectrogram(audio: GeneratedAudio, path: Path, title: str, row: int = 0
 def draw_spectrograms(
     files: Sequence[Path], output: Path, marks: Sequence[float] = (), seconds: float | None = None
 ) -> None:
-    """Write a PNG with the spectrograms of audio files, one below the other on one scale of time.
+    """Draw audio files as a PNG, one spectrogram below the other on one time scale.
 
     Args:
         marks: seconds at which to draw a line, such as where prompts end.
@@ -106,7 +106,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
-    """The waveform above its spectrogram."""
+    """Draw the waveform above its spectrogram."""
     top.plot([index / rate for index in range(len(wave))], wave, linewidth=0.4, color="black")
     top.set_ylim(-1, 1)
     top.set_ylabel("amplitude")

@@ -66,7 +66,7 @@ def test_hooks_that_are_named_exist(page: Path) -> None:
 
 
 def test_names_of_the_pytest_plugin_that_the_docs_use_exist() -> None:
-    source = (ROOT / "core" / "pytest_plugin.py").read_text(encoding="utf-8")
+    source = (ROOT / "testing" / "pytest_plugin.py").read_text(encoding="utf-8")
     assert all(name in source for name in PYTEST_NAMES)
 
 

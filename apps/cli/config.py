@@ -60,7 +60,7 @@ def explain(
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say where each value comes from: a file, --set, or a default."""
+    """Show where each value comes from: a file, --set, or a default."""
     from segue.core.config.merge import leaves
     from segue.core.errors import ConfigError
 
@@ -73,7 +73,7 @@ def explain(
     }
     if not chosen:
         tops = sorted({key.split(".")[0] for key in values})
-        raise ConfigError(path, "is nothing in this config", f"start with one of {', '.join(tops)}")
+        raise ConfigError(path, "is not in this config", f"start with one of {', '.join(tops)}")
     if json:
         print_json(chosen)
         return

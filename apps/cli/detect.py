@@ -1,4 +1,4 @@
-"""`segue detect`: whether files hold recordings or what Segue made."""
+"""`segue detect`: judge whether files were recorded or generated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(
 
 
 def _report(path: Path, judgement: Judgement, stamp: dict[str, Any] | None) -> dict[str, Any]:
-    """What is known of one file, ready for JSON: a second that is silent has no probability."""
+    """Return what is known of one file, for JSON; a silent second has no probability."""
     from segue.core.interfaces import ORIGINS
 
     made = judgement.seconds[:, ORIGINS.index("generated")].tolist()

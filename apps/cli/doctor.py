@@ -1,4 +1,4 @@
-"""`segue doctor`: what this installation can do, and what is wrong with it."""
+"""`segue doctor`: report what this installation can do, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segue.apps.cli.options import JsonOption
 from segue.apps.cli.output import print_json, print_table
 from segue.core.errors import SegueError
 
-Look = Callable[[], list[tuple[str, str, str]]]
+Check = Callable[[], list[tuple[str, str, str]]]
 
 PACKAGES = {
     "torch": "",
@@ -28,8 +28,8 @@ PACKAGES = {
 
 def command(json: JsonOption = False) -> None:
     """Look for what would stop work: packages, devices, formats, plugins, weights."""
-    looks = (_packages, _devices, _kernel, _formats, _plugins, _weights)
-    findings = [finding for look in looks for finding in _tried(look)]
+    checks = (_packages, _devices, _kernel, _formats, _plugins, _weights)
+    findings = [finding for check in checks for finding in _tried(check)]
     if json:
         print_json([dict(zip(("what", "state", "detail"), row, strict=True)) for row in findings])
     else:
@@ -38,12 +38,12 @@ def command(json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _tried(look: Look) -> list[tuple[str, str, str]]:
-    """What a look found; that it cannot even be taken is a finding too."""
+def _tried(check: Check) -> list[tuple[str, str, str]]:
+    """Return what a check found; its own failure is a finding too."""
     try:
-        return look()
+        return check()
     except (SegueError, ImportError, OSError) as error:
-        what = look.__name__.strip("_")
+        what = check.__name__.strip("_")
         return [(what, "broken", " ".join(str(error).split()))]
 
 
@@ -80,7 +80,7 @@ def _kernel() -> list[tuple[str, str, str]]:
 
 def _formats() -> list[tuple[str, str, str]]:
     import soundfile
-    import torchaudio  # noqa: F401  # it must load beside this torch
+    import torchaudio  # noqa: F401  # check that it loads beside this torch
 
     return [("audio formats", "ok", ", ".join(sorted(soundfile.available_formats())))]
 
@@ -106,6 +106,6 @@ def _weights() -> list[tuple[str, str, str]]:
             rows.append((f"domain {record.name}", "broken", str(error)))
             continue
         names = ", ".join(domain.pretrained_names)
-        detail = f"{names} in {domain.pretrained}" if names else "ships no weights here"
+        detail = f"{names} in {domain.pretrained}" if names else "has no weights here"
         rows.append((f"domain {record.name}", "ok" if names else "missing", detail))
     return rows

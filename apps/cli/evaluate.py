@@ -2,20 +2,359 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from segue.apps.cli import (
-    evaluate_codec,
-    evaluate_continuations,
-    evaluate_likelihood,
-    evaluate_resynthesis,
-    evaluate_semantic,
+from segue.apps.cli import evaluate_semantic
+from segue.apps.cli.options import (
+    DATA_HELP,
+    DeviceOption,
+    DomainOption,
+    HeldOutOption,
+    ItemsOption,
+    JsonOption,
+    PipelineOption,
+    ReportOption,
+    SeedOption,
+    SetOption,
+    SplitOption,
+    chosen_source,
+    listed,
+    load_pipeline,
+    whole_numbers,
 )
+from segue.apps.cli.output import note, print_table, renamed
+from segue.apps.cli.progress import progress_bars
+from segue.apps.cli.reports import (
+    check_report,
+    chosen_metrics,
+    domain_of,
+    finish,
+    held_out,
+    metrics_of_both_kinds,
+)
+from segue.apps.cli.saving import save_audio
+from segue.core.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from segue.core.generated import GeneratedAudio
+    from segue.core.pipeline import Pipeline
+    from segue.data.recordings import Recording
+
+MOST_LETTERS = 60  # of a recording's name in that of a file
 
 app = typer.Typer(no_args_is_help=True, help="Measure tokenizers and pipelines on recordings.")
-app.command("codec")(evaluate_codec.command)
 app.command("semantic")(evaluate_semantic.semantic)
 app.command("pitches")(evaluate_semantic.pitches)
-app.command("continuations")(evaluate_continuations.command)
-app.command("resynthesis")(evaluate_resynthesis.command)
-app.command("likelihood")(evaluate_likelihood.command)
+
+
+@app.command()
+def codec(
+    data: HeldOutOption,
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    items: ItemsOption = 50,
+    split: SplitOption = "valid",
+    levels: Annotated[
+        str | None,
+        typer.Option(help="Numbers of levels, such as 1,2,4,8. Default: 1, 2, 4 ... all."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as pesq.v1,visqol.v1:mode=audio. Default: all that are installed and quick."
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(min=8000, help="Sample rate for metrics. Default: the codec's own."),
+    ] = None,
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Measure a codec's quality, codebook use and speed; the stages are not loaded."""
+    check_report(output)
+    source = chosen_source(domain, pipeline, "--pipeline")
+    from segue.core.interfaces import AcousticCodec
+    from segue.core.manager import default_host
+    from segue.evaluation.codec import evaluate_codec
+    from segue.evaluation.parts import config_of, load_tokenizer
+
+    host = default_host()
+    config = config_of(source, host, overrides or ())
+    loaded = load_tokenizer(config, "codec", host, device)
+    assert isinstance(loaded, AcousticCodec)
+    total = loaded.spec.num_levels
+    counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
+    chosen, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
+    recordings = held_out(data, items, split)
+    places = {"levels": "--levels", "sample_rate": "--sample-rate"}
+    with renamed(places), progress_bars(json) as progress:
+        figures = evaluate_codec(
+            loaded, config.prompt, recordings, chosen, counts, progress, sample_rate
+        )
+    report = {
+        "subject": "codec",
+        "pipeline": config.name,
+        "codec": config.codec.use,
+        "spec": loaded.spec.to_json(),
+        "data": str(data),
+        "split": split,
+        "sample_rate": sample_rate or loaded.spec.sample_rate,
+        **figures,
+        "left_out": left_out,
+    }
+    finish(report, "levels", figures["levels"], output, json)
+    if not json:
+        _show_codebooks(report)
+
+
+def _powers(total: int) -> list[int]:
+    """Return 1, 2, 4, ... and the total."""
+    return sorted({2**power for power in range(total.bit_length()) if 2**power < total} | {total})
+
+
+def _show_codebooks(report: Mapping[str, Any]) -> None:
+    encode = f"{report['encode_speed']:g}"
+    speeds = [
+        (name, f"{row['kbit_per_second']:g}", encode, f"{row['decode_speed']:g}")
+        for name, row in report["levels"].items()
+    ]
+    print_table(("levels", "kbit/s", "encode x real time", "decode x real time"), speeds)
+    books = [
+        (
+            book["level"],
+            f"{book['used']:.1%}",
+            f"{book['perplexity']:.1%}",
+            f"{book['entropy_kbit_per_second']:.3f}",
+            book["frames"],
+        )
+        for book in report["codebooks"]
+    ]
+    columns = ("codebook", "codes used", "perplexity / codes", "kbit/s by entropy", "frames")
+    print_table(columns, books)
+
+
+@app.command()
+def continuations(
+    data: HeldOutOption,
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    items: ItemsOption = 50,
+    split: SplitOption = "valid",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as health.v1,speaker.v1. Default: all for the domain that are installed."
+        ),
+    ] = None,
+    prompt_seconds: Annotated[
+        float, typer.Option(min=0.5, max=3600, help="Prompt from the start of each recording.")
+    ] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.5, max=3600, help="Audio to add.")] = 5.0,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Only recordings that last for both.")
+    ] = False,
+    seed: SeedOption = 0,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the measured audio, prompts included, as WAV files."),
+    ] = None,
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Continue held-out recordings and measure health, voice, phones, key and rhythm."""
+    check_report(output)
+    if math.isnan(prompt_seconds):
+        raise ConfigError("--prompt-seconds", "is not a number", "give seconds")
+    places = {"seconds": "--seconds", "seed": "--seed", "prompt": "--prompt-seconds"}
+    with renamed(places):
+        loaded = load_pipeline(domain, pipeline, overrides, device)
+        from segue.evaluation.continuations import evaluate_continuations
+
+        keep = None if audio is None else _keeper(loaded, audio)
+        kind = domain_of(loaded.host, domain or loaded.config.name)
+        chosen, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
+        least = prompt_seconds + seconds if complete else 0.0
+        recordings = held_out(data, items, split, least)
+        with progress_bars(json) as progress:
+            figures = evaluate_continuations(
+                loaded,
+                recordings,
+                chosen,
+                prompt_seconds=prompt_seconds,
+                seconds=seconds,
+                seed=seed,
+                progress=progress,
+                keep=keep,
+            )
+    report = {
+        "subject": "continuations",
+        "pipeline": loaded.config.name,
+        "data": str(data),
+        "split": split,
+        "prompt_seconds": prompt_seconds,
+        "seconds": seconds,
+        "seed": seed,
+        **figures,
+        "left_out": left_out,
+    }
+    finish(report, "metric", figures["metrics"], output, json)
+
+
+def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedAudio], None]:
+    """Return a function that writes audio as numbered files, as `segue continue` does.
+
+    Raises:
+        OutputError: if the folder cannot be written, or has such files of another evaluation.
+    """
+    from segue.core.files import check_writable
+
+    if any(folder.glob("[0-9][0-9][0-9]-*.wav")):
+        raise OutputError(str(folder), "holds audio of another evaluation", "name a new folder")
+    check_writable(folder / "001.wav")
+    numbers = count(1)
+
+    def keep(recording: Recording, made: GeneratedAudio) -> None:
+        start = "" if recording.start is None else f"-{recording.start:g}s"
+        name = re.sub(r"[^\w.-]+", "_", recording.path.stem[:MOST_LETTERS] + start)
+        save_audio(pipeline, made, [folder / f"{next(numbers):03d}-{name}.wav"])
+
+    return keep
+
+
+@app.command()
+def resynthesis(
+    data: HeldOutOption,
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            help="acoustic_generation, semantic, codec, recording, foreign. Default: all."
+        ),
+    ] = None,
+    items: ItemsOption = 50,
+    split: SplitOption = "valid",
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Of pairs or of continuations: phone_error.v1,speaker.v1. Default: all."),
+    ] = None,
+    least_seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="Leave shorter recordings out.")
+    ] = 0.0,
+    seed: SeedOption = 0,
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Measure what acoustic generation, semantic tokens alone and the codec keep."""
+    check_report(output)
+    with renamed({"seed": "--seed"}):
+        from segue.evaluation.resynthesis import WAYS, evaluate_resynthesis
+
+        wanted = listed(of) if of else list(WAYS)
+        ways = [way for way in WAYS if way in wanted]
+        if len(ways) != len(set(wanted)):
+            raise ConfigError("--of", f"{of!r} names something else", f"use {', '.join(WAYS)}")
+        loaded = load_pipeline(domain, pipeline, overrides, device)
+        kind = domain_of(loaded.host, domain or loaded.config.name)
+        pairs, sets, left_out = metrics_of_both_kinds(loaded.host, metrics, kind)
+        recordings = held_out(data, items, split, least_seconds)
+        with progress_bars(json) as progress:
+            figures = evaluate_resynthesis(
+                loaded, recordings, ways, pairs, sets, seed=seed, progress=progress
+            )
+    report = {
+        "subject": "resynthesis",
+        "pipeline": loaded.config.name,
+        "data": str(data),
+        "split": split,
+        "seed": seed,
+        **figures,
+        "left_out": left_out,
+    }
+    finish(report, "way", figures["ways"], output, json)
+
+
+@app.command()
+def likelihood(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A token store (`segue tokenize`): nats per token of it."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="CSV of minimal pairs, as sWUGGY's and sBLIMP's gold.csv."),
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="Folder that paths in --pairs start from. Default: its own."),
+    ] = None,
+    shuffled: Annotated[
+        str | None,
+        typer.Option(help=f"Recordings: their true continuation against others. {DATA_HELP}"),
+    ] = None,
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    items: Annotated[
+        int, typer.Option(min=1, help="Most batches of each stage; most recordings.")
+    ] = 50,
+    split: SplitOption = "valid",
+    prompt_seconds: Annotated[
+        float, typer.Option(min=0.5, max=60, help="With --shuffled: what stays in order.")
+    ] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, max=60, help="With --shuffled: what is judged.")
+    ] = 5.0,
+    piece_seconds: Annotated[
+        float, typer.Option(min=0.02, max=10, help="With --shuffled: pieces that change places.")
+    ] = 0.5,
+    seed: SeedOption = 0,
+    output: ReportOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Measure nats per token, minimal pairs, and true against shuffled continuations."""
+    check_report(output)
+    if data is None and pairs is None and shuffled is None:
+        raise ConfigError("--data", "nothing to judge", "give --data, --pairs or --shuffled")
+    from segue.evaluation.evaluate import evaluate_likelihood
+    from segue.evaluation.minimal_pairs import evaluate_pairs, read_pairs
+    from segue.evaluation.order import Order, evaluate_order
+
+    asked = [] if pairs is None else read_pairs(pairs, audio)
+    least = prompt_seconds + seconds
+    recordings = [] if shuffled is None else held_out(shuffled, items, split, least)
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    groups: dict[str, Any] = {}
+    with progress_bars(json) as progress, renamed({"piece_seconds": "--piece-seconds"}):
+        if data is not None:
+            groups |= evaluate_likelihood(loaded, data, items, progress)
+        if asked:
+            groups |= evaluate_pairs(loaded, asked, progress)
+        if recordings:
+            order = Order(prompt_seconds, seconds, piece_seconds, seed)
+            groups |= evaluate_order(loaded, recordings, order, progress)
+    report = {
+        "subject": "likelihood",
+        "pipeline": loaded.config.name,
+        "data": str(data or pairs or shuffled),
+        **groups,
+    }
+    finish(report, "likelihood", groups, output, json)
+    for name, figures in groups.items():
+        if figures.get("unusable") and not json:
+            note(f"{name}: {figures['unusable']} recordings or pairs cannot be used")

@@ -1,4 +1,4 @@
-"""`segue evaluate semantic` and `segue evaluate pitches`: what tokens say of the content."""
+"""`segue evaluate semantic` and `segue evaluate pitches`: what tokens reveal of the content."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from segue.apps.cli.options import (
     SetOption,
     SplitOption,
     chosen_source,
+    conditions,
+    listed,
+    whole_numbers,
 )
-from segue.apps.cli.output import note, progress_bars
-from segue.apps.cli.reports import checked_split, held_out, show, whole_numbers, written
+from segue.apps.cli.progress import progress_bars
+from segue.apps.cli.reports import check_report, checked_split, finish, held_out
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -32,13 +35,11 @@ PARTS = ("semantic_tokenizer", "codec")
 FEATURES = "features"
 OfOption = Annotated[
     str | None,
-    typer.Option(
-        "--of", help="semantic_tokenizer, codec, features, or several. Default: all there are."
-    ),
+    typer.Option(help="semantic_tokenizer, codec, features, or several. Default: all there are."),
 ]
 LevelsOption = Annotated[
     str | None,
-    typer.Option("--levels", help="Of the codec, the first so many: 1,2. Default: 1 and all."),
+    typer.Option(help="Numbers of codec levels, such as 1,2. Default: 1 and all."),
 ]
 
 
@@ -64,27 +65,23 @@ def semantic(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """ABX errors within and across speakers of tokens, of what they stand for, and of MFCC."""
-    from segue.evaluation.items import load_items, thinned
-
+    """Measure ABX errors within and across speakers of tokens, their vectors, and MFCC."""
+    check_report(output)
     source = chosen_source(domain, pipeline, "--pipeline")
-    with written(output) as write:
-        found = load_items(data, checked_split(split), conditions(where or []))
-        config, chosen, left_out = _representations(source, overrides, device, of, levels)
-        from segue.evaluation.semantic import evaluate_semantic
+    from segue.evaluation.items import load_items, thinned
+    from segue.evaluation.semantic import evaluate_semantic
 
-        with progress_bars(json) as progress:
-            figures = evaluate_semantic(thinned(found, per_group), chosen, progress)
-        report = {
-            "subject": "semantic",
-            **_described(config, data, split, left_out),
-            "where": where or [],
-            **figures,
-        }
-        write(report)
-    show(report, "representation", figures["representations"], json)
-    if not json:
-        _tell_left_out(left_out)
+    found = load_items(data, checked_split(split), conditions(where or []))
+    config, chosen, left_out = _representations(source, overrides, device, of, levels)
+    with progress_bars(json) as progress:
+        figures = evaluate_semantic(thinned(found, per_group), chosen, progress)
+    report = {
+        "subject": "semantic",
+        **_described(config, data, split, left_out),
+        "where": where or [],
+        **figures,
+    }
+    finish(report, "representation", figures["representations"], output, json)
 
 
 def pitches(
@@ -103,53 +100,36 @@ def pitches(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """How well tokens of rendered scores tell which pitch classes sound."""
+    """Measure how well tokens of rendered scores reveal which pitch classes sound."""
+    check_report(output)
     source = chosen_source(domain if pipeline is None else None, pipeline, "--pipeline")
-    with written(output) as write:
-        from segue.evaluation.midi import find_scores
-        from segue.evaluation.pitches import evaluate_pitches
+    from segue.evaluation.midi import find_scores
+    from segue.evaluation.pitches import evaluate_pitches
 
-        scores = find_scores(midi)
-        recordings = held_out(data, items, split)
-        config, chosen, left_out = _representations(source, overrides, device, of, "1")
-        chosen = [one for one in chosen if one.vocabulary is not None]
-        if not chosen:
-            raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")
-        with progress_bars(json) as progress:
-            figures = evaluate_pitches(
-                recordings, scores, chosen, seconds=seconds, progress=progress
-            )
-        report = {"subject": "pitches", **_described(config, data, split, left_out), **figures}
-        write(report)
-    show(report, "representation", figures["representations"], json)
-    if not json:
-        _tell_left_out(left_out)
-        if figures["unusable"]:
-            note(f"{figures['unusable']} recordings have no MIDI file, or cannot be read with it")
-
-
-def conditions(where: list[str]) -> dict[str, str]:
-    """Columns and the values that they must have, of ``column=value``."""
-    conditions = {}
-    for text in where:
-        column, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError("--where", f"{text!r} is no condition", "write --where column=value")
-        conditions[column] = value
-    return conditions
+    scores = find_scores(midi)
+    recordings = held_out(data, items, split)
+    config, chosen, left_out = _representations(source, overrides, device, of, "1")
+    chosen = [one for one in chosen if one.vocabulary is not None]
+    if not chosen:
+        raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")
+    with progress_bars(json) as progress:
+        figures = evaluate_pitches(recordings, scores, chosen, seconds=seconds, progress=progress)
+    report = {"subject": "pitches", **_described(config, data, split, left_out), **figures}
+    reason = "they have no MIDI file, or cannot be read with it"
+    finish(report, "representation", figures["representations"], output, json, reason)
 
 
 def _representations(
     source: str, overrides: list[str] | None, device: str, of: str | None, levels: str | None
 ) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
-    """What is to be measured, and why parts are not."""
+    """Build what is to be measured, and say why parts are left out."""
     from segue.core.manager import default_host
     from segue.evaluation.parts import config_of
     from segue.evaluation.representations import plain_features
 
     host = default_host()
     config = config_of(source, host, overrides or ())
-    wanted = [name.strip() for name in of.split(",")] if of else [*config.parts, FEATURES]
+    wanted = listed(of) if of else [*config.parts, FEATURES]
     for name in wanted if of else ():
         if name not in (*PARTS, FEATURES):
             known = ", ".join((*PARTS, FEATURES))
@@ -193,8 +173,3 @@ def _described(
         "split": split,
         "left_out": left_out,
     }
-
-
-def _tell_left_out(left_out: dict[str, str]) -> None:
-    for part, reason in left_out.items():
-        note(f"{part} was left out: {reason}")

@@ -1,4 +1,4 @@
-"""`segue label`: find the phones of recordings, to measure discrimination by."""
+"""`segue label`: find the phones of recordings, for ABX errors of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segue.apps.cli.options import HeldOutOption, ItemsOption, JsonOption, SplitOption
-from segue.apps.cli.output import console, note, print_json, progress_bars
+from segue.apps.cli.output import console, note, print_json
+from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import held_out
 from segue.core.errors import AudioError, DataError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from segue.data.recordings import Recording
     from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
 
-METRIC = "phones.v1"  # whose recogniser this is
+METRIC = "phones.v1"  # the metric that brings the recogniser
 
 
 def command(
@@ -27,9 +28,10 @@ def command(
     split: SplitOption = "valid",
     json: JsonOption = False,
 ) -> None:
-    """Phones between their neighbours, as a recogniser hears them, for `segue evaluate semantic`.
+    """Write the phones that a recogniser hears, with their neighbours.
 
-    The recogniser is of the extra 'metrics' and knows English.
+    The table serves `segue evaluate semantic`. The recogniser belongs to the extra 'metrics' and
+    knows English.
     """
     from segue.core.files import check_writable
     from segue.core.manager import default_host
@@ -37,7 +39,7 @@ def command(
 
     check_writable(output)
     host = default_host()
-    host.load(host.find("continuation_metric", METRIC, METRIC), METRIC)  # or says what is missing
+    host.load(host.find("continuation_metric", METRIC, METRIC), METRIC)  # reports what is missing
     from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
 
     recordings, unusable = held_out(data, items, split), 0
@@ -71,7 +73,7 @@ def command(
     kinds, speakers = report["labels"], report["speakers"]
     console.print(f"{output}: {len(rows)} phones of {kinds} kinds by {speakers} speakers")
     if unusable:
-        note(f"{unusable} recordings cannot be read, or are no files of their own")
+        note(f"{unusable} recordings cannot be read, or are not files of their own")
 
 
 def _rows(recording: Recording, recogniser: PhoneRecogniser) -> Iterator[dict[str, object]]:
@@ -81,7 +83,7 @@ def _rows(recording: Recording, recogniser: PhoneRecogniser) -> Iterator[dict[st
     path = Path(recording.where)
     part = recording.start is not None or recording.channel is not None
     if recording.member or part or not path.is_file():
-        raise AudioError(recording.place, "is no file of its own", "name files")
+        raise AudioError(recording.place, "is not a file of its own", "name files")
     audio = read_recording(recording)
     for phone, context in triphones(recogniser.spans(audio.wave, audio.sample_rate)):
         yield {

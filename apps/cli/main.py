@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from segue.apps.cli import (
     config,
-    continue_,
     detect,
     doctor,
     evaluate,
-    generate,
+    generation,
     label,
     plot,
     plugins,
     prepare,
     reproduce,
-    resynthesize,
-    stream,
     tokenize,
     train,
     train_detector,
 )
-from segue.apps.cli.output import one_sentence
+from segue.apps.cli.output import DEBUG, clear_errors
+from segue.core.threads import prepare_threads
 
 app = typer.Typer(
     name="segue",
@@ -35,10 +34,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-app.command("continue")(continue_.command)
-app.command("stream")(stream.command)
-app.command("generate")(generate.command)
-app.command("resynthesize")(resynthesize.command)
+app.command("continue")(generation.continue_)
+app.command("stream")(generation.stream)
+app.command("generate")(generation.generate)
+app.command("resynthesize")(generation.resynthesize)
 app.command("prepare")(prepare.command)
 app.command("label")(label.command)
 app.command("train")(train.command)
@@ -64,15 +63,28 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads. Default: SEGUE_THREADS, or the cores there are."),
+    ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where errors come from, as SEGUE_DEBUG=1.")
     ] = False,
 ) -> None:
     """Continue, generate and study audio with token language models."""
+    if traceback:
+        os.environ[DEBUG] = "1"
+    prepare_threads(threads)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend ends in one sentence and exit code 2."""
-    with one_sentence():
+    """Run the command line; errors that the user can fix end in one sentence and exit code 2."""
+    with clear_errors():
         app(prog_name="segue")
 
 

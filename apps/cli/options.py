@@ -28,16 +28,13 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one value: path.to.key=value. May be repeated."),
 ]
+SecondsOption = Annotated[float, typer.Option("--seconds", help="Audio to make.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same audio.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-ChunkOption = Annotated[
-    float | None,
-    typer.Option(
-        "--chunk-seconds", help="Most new audio of one window of a stage; as in `segue stream`."
-    ),
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Audio file to write; - for standard output.")
 ]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Audio file to write.")]
 DATA_HELP = (
     "A folder of audio, a CSV manifest, a lhotse CutSet or Shar, WebDataset tars, a URL of one of"
     " these, or a YAML file of several."
@@ -46,7 +43,7 @@ DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 HeldOutOption = Annotated[
     str, typer.Option("--data", help="Recordings: a folder, a CSV manifest, or another source.")
 ]
-ItemsOption = Annotated[int, typer.Option("--items", min=1, help="Recordings used, at most.")]
+ItemsOption = Annotated[int, typer.Option("--items", min=1, help="Most recordings to use.")]
 SplitOption = Annotated[str, typer.Option("--split", help="valid (held out), train or all.")]
 ReportOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")
@@ -54,7 +51,11 @@ ReportOption = Annotated[
 
 
 def chosen_source(domain: str | None, other: str | None, option: str) -> str:
-    """The one thing the user named; the default domain if they named none."""
+    """Return the one pipeline that the user named, or the default domain.
+
+    Raises:
+        ConfigError: if both are given.
+    """
     if domain is not None and other is not None:
         raise ConfigError(
             f"--domain {domain} and {option} {other}", "name two pipelines", "leave one out"
@@ -65,8 +66,41 @@ def chosen_source(domain: str | None, other: str | None, option: str) -> str:
 def load_pipeline(
     domain: str | None, pipeline: str | None, overrides: list[str] | None, device: str
 ) -> Pipeline:
-    """The pipeline that ``--domain``, ``--pipeline``, ``--set`` and ``--device`` ask for."""
+    """Load the pipeline that ``--domain``, ``--pipeline``, ``--set`` and ``--device`` ask for."""
     source = chosen_source(domain, pipeline, "--pipeline")
     from segue.core.pipeline import Pipeline
 
     return Pipeline.from_pretrained(source, overrides=overrides or (), device=device)
+
+
+def listed(text: str) -> list[str]:
+    """Return the names in a comma-separated list."""
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Return the numbers in a comma-separated list, sorted, each once.
+
+    Raises:
+        ConfigError: if one is not a whole number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(option, f"{text!r} is not a list of numbers", f"write {option} 1,2,4")
+    return sorted({int(part) for part in parts})
+
+
+def conditions(where: list[str]) -> dict[str, str]:
+    """Return columns and the values that they must have, from ``column=value``.
+
+    Raises:
+        ConfigError: if one has no ``=``.
+    """
+    found = {}
+    for text in where:
+        column, equals, value = text.partition("=")
+        if not equals:
+            problem = f"{text!r} is not a condition"
+            raise ConfigError("--where", problem, "write --where column=value")
+        found[column] = value
+    return found

@@ -1,4 +1,4 @@
-"""`segue train --plan`: what a training would take, as a table or JSON. Writes nothing."""
+"""`segue train --plan`: print what a training would take, as a table or JSON."""
 
 from __future__ import annotations
 

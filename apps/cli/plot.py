@@ -1,4 +1,4 @@
-"""`segue plot`: pictures of audio, and of what `segue evaluate` and `segue train` wrote."""
+"""`segue plot`: pictures of audio, of reports of `segue evaluate` and of training logs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from segue.apps.cli.options import listed
 from segue.apps.cli.output import console
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ def audio(
         float | None, typer.Option(min=0.1, help="From the start of each. Default: all.")
     ] = None,
 ) -> None:
-    """Spectrograms, one below the other."""
+    """Draw spectrograms, one below the other."""
     from segue.apps.spectrogram import draw_spectrograms
 
     draw_spectrograms(files, output, marks or (), seconds)
@@ -48,17 +49,17 @@ def codec(
         typer.Option(help="Such as pesq.v1,stoi.v1. Default: all that are in every report."),
     ] = None,
 ) -> None:
-    """Quality against bit rate, one line a report, one point each number of levels."""
+    """Draw quality over bit rate: one line per report, one point per number of levels."""
     from segue.apps.plots import draw_rate_distortion
 
-    wanted = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    wanted = None if metrics is None else listed(metrics)
     draw_rate_distortion(reports, output, wanted)
     console.print(f"{output}")
 
 
 @app.command("codebooks")
 def codebooks(reports: ReportsArgument, output: PictureOption = Path("codebooks.png")) -> None:
-    """Codes used and perplexity at each level, one line a report."""
+    """Draw codes used and perplexity at each level, one line per report."""
     from segue.apps.plots import draw_codebooks
 
     draw_codebooks(reports, output)
@@ -73,8 +74,8 @@ def training(
     output: PictureOption = Path("training.png"),
     figures: Annotated[str, typer.Option(help="Figures of the log, separated by commas.")] = "loss",
 ) -> None:
-    """Figures over the steps of a training, and of its validations."""
+    """Draw figures over the steps of a training and of its validations."""
     from segue.apps.plots import draw_training
 
-    draw_training(parts, output, [name.strip() for name in figures.split(",")])
+    draw_training(parts, output, listed(figures))
     console.print(f"{output}")

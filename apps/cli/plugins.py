@@ -61,9 +61,10 @@ def check(
     try:
         values = parse_yaml(options)
     except YAML_ERRORS as error:
-        raise ConfigError("--options", f"{options!r} is no YAML", "write '{key: value}'") from error
+        problem = f"{options!r} is not YAML"
+        raise ConfigError("--options", problem, "write '{key: value}'") from error
     if not isinstance(values, dict):
-        raise ConfigError("--options", f"{options!r} is no mapping", "write '{key: value}'")
+        raise ConfigError("--options", f"{options!r} is not a mapping", "write '{key: value}'")
     results = check_component(default_host(), name, values)
     failed = [result for result in results if result.problem]
     if json:

@@ -1,4 +1,4 @@
-"""`segue prepare`: run a domain's data recipe, or look through any source of audio."""
+"""`segue prepare`: run a domain's data recipe, or check any source of audio."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import JsonOption
-from segue.apps.cli.output import console, print_json, progress_bars
-from segue.apps.cli.throughput import audio_progress
+from segue.apps.cli.output import console, print_json
+from segue.apps.cli.progress import audio_progress, progress_bars
 from segue.core.errors import ConfigError
 
 FILES = "files"

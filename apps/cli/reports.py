@@ -1,39 +1,33 @@
-"""What the `segue evaluate` commands share: which recordings, and how figures are told."""
+"""What the `segue evaluate` commands share: recordings, metrics, and how figures are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from segue.apps.cli.output import print_json, print_table
-from segue.core.errors import ConfigError
+from segue.apps.cli.options import listed
+from segue.apps.cli.output import note, print_json, print_table
+from segue.core.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
+    from segue.core.manager import PluginHost
     from segue.data.recordings import Recording, Split
 
 SPLITS = ("train", "valid", "all")
 COLUMNS = ("figure", "mean", "95 % interval", "lowest", "highest", "items")
+MetricKind = Literal["metric", "continuation_metric"]
 
 
-@contextmanager
-def written(output: Path | None) -> Iterator[Callable[[Any], None]]:
-    """What writes a report, if one is wanted; refused before any work if it cannot be."""
-    from segue.core.files import as_json, check_writable, write_json
-
-    if output is not None:
-        check_writable(output)
-
-    def write(report: Any) -> None:
-        if output is not None:
-            write_json(output, as_json(report))
-
-    yield write
+# --- recordings and reports -------------------------------------------------------------------
 
 
 def checked_split(split: str) -> Split | None:
-    """None where all are meant."""
+    """Return the split, or None for all.
+
+    Raises:
+        ConfigError: if there is no such split.
+    """
     if split not in SPLITS:
         raise ConfigError("--split", f"{split!r} is unknown", f"use one of {', '.join(SPLITS)}")
     return None if split == "all" else cast("Split", split)
@@ -42,26 +36,42 @@ def checked_split(split: str) -> Split | None:
 def held_out(
     data: Path | str, items: int, split: str, least_seconds: float = 0.0
 ) -> list[Recording]:
-    """Recordings spread evenly over a split, of those that are not known to be too short."""
+    """Return recordings spread evenly over a split, without those known to be too short."""
     from segue.evaluation.held_out import spread_evenly
 
     return spread_evenly(data, items, checked_split(split), least_seconds)
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """Numbers that are separated by commas."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(option, f"{text!r} is no list of numbers", f"write {option} 1,2,4")
-    return sorted({int(part) for part in parts})
+def check_report(output: Path | None) -> None:
+    """Refuse a report that cannot be written before any work is done."""
+    from segue.core.files import check_writable
+
+    if output is not None:
+        check_writable(output)
 
 
-def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], json: bool) -> None:
-    """JSON for a machine, or a table of every estimate in ``groups``."""
-    from segue.core.files import as_json
+def finish(
+    report: Mapping[str, Any],
+    subject: str,
+    groups: Mapping[str, Any],
+    output: Path | None,
+    json: bool,
+    unusable: str = "too short, or they cannot be read",
+) -> None:
+    """Write a report, then print it: JSON for a machine, or a table and remarks.
 
+    Args:
+        subject: heading of the table's first column.
+        groups: figures by the rows of that column.
+        output: a JSON file, or None.
+        unusable: why recordings may be left out.
+    """
+    from segue.core.files import as_json, write_json
+
+    if output is not None:
+        write_json(output, as_json(report))
     if json:
-        print_json(as_json(report))
+        print_json(report)
         return
     rows = [
         (group, name, *_cells(figure))
@@ -70,16 +80,20 @@ def show(report: Mapping[str, Any], subject: str, groups: Mapping[str, Any], jso
         if isinstance(figure, dict) and "mean" in figure
     ]
     print_table((subject, *COLUMNS), rows)
+    for name, reason in report.get("left_out", {}).items():
+        note(f"{name} was left out: {reason}")
+    if report.get("unusable"):
+        note(f"{report['unusable']} recordings were left out: {unusable}")
 
 
 def _cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
     if figure["mean"] is None:
         return ("–", "–", "–", "–", "0")
+    low, high = _number(figure["low"]), _number(figure["high"])
     left_out = f" ({figure['left_out']} left out)" if figure.get("left_out") else ""
-    known = figure["low"] is not None and figure["high"] is not None
     return (
         _number(figure["mean"]),
-        f"[{_number(figure['low'])}, {_number(figure['high'])}]" if known else "–",
+        "–" if "–" in (low, high) else f"[{low}, {high}]",
         _number(figure["lowest"]),
         _number(figure["highest"]),
         f"{figure['count']}{left_out}",
@@ -88,3 +102,88 @@ def _cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+def chosen_metrics(
+    host: PluginHost, kind: MetricKind, wanted: str | None, domain: str | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Build the metrics to compute, and say why others are left out.
+
+    Args:
+        wanted: names with options, such as ``pesq.v1,visqol.v1:mode=audio``; None takes all that
+            are installed, quick and for the domain.
+        domain: of the audio, if it is known.
+
+    Raises:
+        SegueError: if a metric that is named cannot be built.
+    """
+    if wanted is not None:
+        settings = [(text, *_with_options(text)) for text in listed(wanted)]
+        if not settings:
+            example = "log_mel.v1,pesq.v1" if kind == "metric" else "health.v1,speaker.v1"
+            raise ConfigError("--metrics", "names none", f"write --metrics {example}")
+        return {
+            text: host.create(kind, name, options, place="--metrics")
+            for text, name, options in settings
+        }, {}
+    chosen: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys(record.name for record in host.records(kind)):
+        try:
+            # The class first: a metric for another domain need not be built.
+            domains = host.load(host.find(kind, name, name), name).domains
+            if domain is not None and domains and domain not in domains:
+                continue
+            metric = host.create(kind, name, {}, place=name)
+        except (PluginError, ConfigError) as error:
+            left_out[name] = f"{error.problem}; {error.fix}"
+            continue
+        if metric.costly:
+            left_out[name] = "is slow; name it in --metrics"
+        else:
+            chosen[name] = metric
+    return chosen, left_out
+
+
+def metrics_of_both_kinds(
+    host: PluginHost, wanted: str | None, domain: str | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Build metrics of pairs and metrics of continuations, and say why others are left out."""
+    if wanted is None:
+        pairs, first = chosen_metrics(host, "metric", None, domain)
+        sets, second = chosen_metrics(host, "continuation_metric", None, domain)
+        return pairs, sets, first | second
+    known = {record.name for record in host.records("continuation_metric")}
+    texts = listed(wanted)
+    of_sets = [text for text in texts if text.partition(":")[0] in known]
+    of_pairs = [text for text in texts if text not in of_sets]
+    sets = chosen_metrics(host, "continuation_metric", ",".join(of_sets))[0] if of_sets else {}
+    if not of_pairs and of_sets:
+        return {}, sets, {}
+    return chosen_metrics(host, "metric", ",".join(of_pairs))[0], sets, {}
+
+
+def domain_of(host: PluginHost, name: str) -> str | None:
+    """Return the domain that a pipeline's name begins with: ``piano`` for ``piano three-stage``."""
+    domains = sorted((r.name for r in host.records("domain")), key=len, reverse=True)
+    return next((domain for domain in domains if name.startswith(domain)), None)
+
+
+def _with_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``visqol.v1:mode=audio:lattice=true`` into a name and options."""
+    from segue.core.yaml_files import YAML_ERRORS, parse_yaml
+
+    name, *settings = text.split(":")
+    options = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError("--metrics", f"{setting!r} sets nothing", "write NAME:option=value")
+        try:
+            options[key] = parse_yaml(value)
+        except YAML_ERRORS as error:
+            raise ConfigError("--metrics", f"{value!r} is not YAML", "quote the value") from error
+    return name, options

@@ -1,4 +1,4 @@
-"""`segue reproduce`: the paper's findings as tables, from a trained pipeline and held-out data."""
+"""`segue reproduce`: the paper's findings as tables, from a pipeline and held-out data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from segue.apps.cli.evaluate_semantic import conditions
 from segue.apps.cli.options import (
     DeviceOption,
     HeldOutOption,
@@ -16,14 +15,17 @@ from segue.apps.cli.options import (
     PipelineOption,
     SeedOption,
     SetOption,
+    conditions,
+    listed,
+    whole_numbers,
 )
-from segue.apps.cli.output import console, named, note, print_json, progress_bars
-from segue.apps.cli.reports import whole_numbers
+from segue.apps.cli.output import console, note, print_json, renamed
+from segue.apps.cli.progress import progress_bars
 from segue.core.errors import ConfigError
 
 
 def command(
-    domain: Annotated[str, typer.Argument(help="Whose metrics are used: speech, piano.")],
+    domain: Annotated[str, typer.Argument(help="Domain whose metrics are used: speech, piano.")],
     data: HeldOutOption,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of tables; goes on with what it holds.")
@@ -32,13 +34,13 @@ def command(
     tables: Annotated[str | None, typer.Option(help="Such as tokens,voice. Default: all.")] = None,
     items: ItemsOption = 20,
     prompt_seconds: Annotated[
-        float | None, typer.Option(min=0.5, max=60, help="Of each recording, to continue from.")
+        float | None, typer.Option(min=0.5, max=60, help="Prompt from the start of each recording.")
     ] = None,
     seconds: Annotated[
         float | None, typer.Option("--seconds", min=0.5, max=600, help="Audio to add.")
     ] = None,
     temperatures: Annotated[
-        str, typer.Option(help="Of each stage in turn.")
+        str, typer.Option(help="Temperatures to try for each stage in turn.")
     ] = "0.6,0.7,0.8,0.9,1.0",
     piece_seconds: Annotated[
         float, typer.Option(min=0.02, max=10, help="Pieces that change places when shuffled.")
@@ -75,7 +77,7 @@ def command(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Tables of what the paper found, here: JSON of each, and results.md of all."""
+    """Measure the paper's findings: one JSON for each table, and results.md for all."""
     from segue.core.building import checked_device
     from segue.core.files import check_writable
     from segue.core.manager import default_host
@@ -87,8 +89,8 @@ def command(
     conditions(where or [])
     host = default_host()
     places = {"tables": "--tables", "piece_seconds": "--piece-seconds", "codes": "--codes"}
-    with named(places):
-        wanted = chosen_tables([n.strip() for n in tables.split(",")] if tables else list(TABLES))
+    with renamed(places):
+        wanted = chosen_tables(listed(tables) if tables else list(TABLES))
         check_writable(output / RESULTS)
         suite = suite_of(domain, host)
         settings = Settings(
@@ -119,8 +121,8 @@ def command(
         with progress_bars(json) as progress:
             study = Study(settings, output, host, checked_device(device), progress)
             for name in wanted:
-                reports[name], told = reproduce(study, name)
-                note(f"{name} {told}")
+                reports[name], outcome = reproduce(study, name)
+                note(f"{name} {outcome}")
     if json:
         print_json(reports)
         return
@@ -134,5 +136,5 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError as error:
-        problem = f"{text!r} is no list of numbers"
+        problem = f"{text!r} is not a list of numbers"
         raise ConfigError("--temperatures", problem, "write --temperatures 0.7,0.8") from error

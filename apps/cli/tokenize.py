@@ -1,4 +1,4 @@
-"""`segue tokenize`: write the tokens that the stages learn from."""
+"""`segue tokenize`: write the tokens that stages are trained on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from segue.apps.cli.options import (
     SetOption,
     chosen_source,
 )
-from segue.apps.cli.output import console, note, one_sentence, print_json
-from segue.apps.cli.throughput import audio_progress
+from segue.apps.cli.output import clear_errors, console, note, print_json
+from segue.apps.cli.progress import audio_progress
 from segue.core.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """What one process needs to write its share of a store; strings, as it may be another's."""
+    """What one process needs to write its share of a store; picklable, to be sent to it."""
 
     config: str
     overrides: tuple[str, ...]
@@ -67,13 +67,13 @@ def command(
 ) -> None:
     """Tokenize recordings once, with the tokenizers trained in OUTPUT or named by the config.
 
-    The same command goes on after a kill. Ranks, as torchrun starts them, need no words with each
-    other: each writes its own shards.
+    The same command goes on after a kill. Ranks, as torchrun starts them, work independently:
+    each writes its own shards.
     """
     from segue.core.files import check_writable
 
     if rank >= world:
-        raise ConfigError("--rank", f"{rank} is none of {world}", f"use 0 to {world - 1}")
+        raise ConfigError("--rank", f"{rank} is not below --world {world}", f"use 0 to {world - 1}")
     check_writable(output / "tokens" / "store.json")
     source = chosen_source(domain, config, "--config")
     local = int(os.environ.get("LOCAL_RANK", "0")) * workers
@@ -87,7 +87,7 @@ def command(
             run_job(jobs[0], progress)
         else:
             _run_side_by_side(jobs, progress)
-    _tell(output / "tokens", json)
+    _report(output / "tokens", json)
 
 
 def run_job(job: Job, progress: Progress | None) -> None:
@@ -105,7 +105,7 @@ def run_job(job: Job, progress: Progress | None) -> None:
 
 
 def _device(device: str, local: int) -> str:
-    """Processes of one machine take turns at its GPUs."""
+    """Spread the processes of one machine over its GPUs."""
     if device != "cuda" or local == 0:
         return device
     import torch
@@ -114,12 +114,12 @@ def _device(device: str, local: int) -> str:
 
 
 def _run_side_by_side(jobs: Sequence[Job], progress: Progress | None) -> None:
-    """Start a process for each job and wait; what any of them refuses ends all."""
+    """Start a process for each job and wait; when one fails, all end."""
     context = multiprocessing.get_context("spawn")
-    told = context.Array("d", 2 * len(jobs))
+    counts = context.Array("d", 2 * len(jobs))
     threads = max(1, (os.cpu_count() or 1) // len(jobs))
     processes = [
-        context.Process(target=_work, args=(job, told, index, threads, os.getpid()), daemon=True)
+        context.Process(target=_work, args=(job, counts, index, threads, os.getpid()), daemon=True)
         for index, job in enumerate(jobs)
     ]
     for process in processes:
@@ -132,9 +132,9 @@ def _run_side_by_side(jobs: Sequence[Job], progress: Progress | None) -> None:
                 raise TrainingError(
                     "--workers",
                     f"a process ended with {failed.exitcode} (its reason is above, if it had one)",
-                    "mend that and run the same command: it goes on",
+                    "fix that and run the same command: it goes on",
                 )
-            done, total = sum(told[0::2]), sum(told[1::2])
+            done, total = sum(counts[0::2]), sum(counts[1::2])
             if progress is not None and total:
                 progress("tokens", round(done), round(total))
     finally:
@@ -143,23 +143,23 @@ def _run_side_by_side(jobs: Sequence[Job], progress: Progress | None) -> None:
             process.join()
 
 
-def _work(job: Job, told: Any, index: int, threads: int, parent: int) -> None:
-    """One process: it leaves word of how far it is, and ends with its parent."""
+def _work(job: Job, counts: Any, index: int, threads: int, parent: int) -> None:
+    """Write one share, count the progress in ``counts``, and end if the parent ends."""
     import torch
 
     from segue.data.workers import end_with
 
     def progress(name: str, done: int, total: int) -> None:
-        told[2 * index], told[2 * index + 1] = done, total
+        counts[2 * index], counts[2 * index + 1] = done, total
 
     end_with(parent)
     torch.set_num_threads(threads)
-    with one_sentence():
+    with clear_errors():
         run_job(job, progress)
 
 
-def _tell(directory: Path, json: bool) -> None:
-    """What the store holds by now; other ranks may still be at it."""
+def _report(directory: Path, json: bool) -> None:
+    """Print what the store holds by now; other ranks may still be writing."""
     from segue.data.store_writer import PROBLEMS, list_problems
     from segue.data.token_store import TokenStore, missing_shards
 

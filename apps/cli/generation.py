@@ -1,0 +1,211 @@
+"""`segue continue`, `generate`, `resynthesize` and `stream`. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segue.apps.cli.options import (
+    DeviceOption,
+    DomainOption,
+    JsonOption,
+    OutputOption,
+    PipelineOption,
+    SecondsOption,
+    SeedOption,
+    SetOption,
+    load_pipeline,
+)
+from segue.apps.cli.output import note, renamed
+from segue.apps.cli.progress import progress_bars
+from segue.apps.cli.saving import check_outputs, read_recording, report_on, save_audio
+from segue.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segue.core.generated import GeneratedAudio
+
+#: What errors of the pipeline name → the option that the user wrote.
+PLACES = {
+    "seconds": "--seconds",
+    "seed": "--seed",
+    "batch": "--count",
+    "prompt_audio": "--prompt-audio",
+    "chunk_seconds": "--chunk-seconds",
+    "levels": "--levels",
+}
+WAYS = ("codec", "semantic", "sampled")
+PROMPT_HELP = "Audio in any format that libsndfile reads; - reads standard input."
+
+PromptArgument = Annotated[Path, typer.Argument(help=PROMPT_HELP)]
+
+
+def continue_(
+    prompt: PromptArgument,
+    output: OutputOption = Path("continuation.wav"),
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    seconds: SecondsOption = 5.0,
+    seed: SeedOption = 0,
+    chunk_seconds: Annotated[
+        float | None,
+        typer.Option(help="Most new audio of one window of a stage; as in `segue stream`."),
+    ] = None,
+    prompt_audio: Annotated[
+        str, typer.Option(help="What the file starts with: original, codec or none.")
+    ] = "original",
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw a spectrogram (PNG; needs segue\\[plot]).")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Continue a recording, keeping its voice or its music."""
+    check_outputs([output], source=prompt, picture=picture)
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    audio = read_recording(prompt, loaded.config.prompt.max_seconds)
+    started = time.perf_counter()
+    with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(json) as progress:
+        result = loaded.continue_batch(
+            [audio],
+            seconds=seconds,
+            seed=seed,
+            prompt_audio=prompt_audio,  # type: ignore[arg-type]  # checked by the pipeline
+            chunk_seconds=chunk_seconds,
+            progress=progress,
+        )
+    elapsed = time.perf_counter() - started
+    save_audio(loaded, result, [output], picture, title=str(prompt))
+    report_on(result, [output], elapsed, json)
+
+
+def generate(
+    output: OutputOption = Path("generated.wav"),
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    seconds: SecondsOption = 5.0,
+    count: Annotated[
+        int, typer.Option(min=1, max=1024, help="Files to make; numbered from the second on.")
+    ] = 1,
+    seed: SeedOption = 0,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Generate audio unconditionally."""
+    names = (f"{output.stem}-{row + 1}{output.suffix}" for row in range(1, count))
+    paths = [output, *(output.with_name(name) for name in names)]
+    check_outputs(paths)
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    started = time.perf_counter()
+    with renamed(PLACES), progress_bars(json) as progress:
+        result = loaded.generate(seconds, batch=count, seed=seed, progress=progress)
+    elapsed = time.perf_counter() - started
+    save_audio(loaded, result, paths)
+    report_on(result, paths, elapsed, json, outputs=[str(path) for path in paths])
+
+
+def resynthesize(
+    source: PromptArgument,
+    output: OutputOption = Path("resynthesis.wav"),
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    through: Annotated[
+        str,
+        typer.Option(
+            help="codec: encode and decode. semantic: most likely sound of the semantic tokens. "
+            "sampled: acoustic generation, another voice each seed."
+        ),
+    ] = "codec",
+    levels: Annotated[
+        int | None,
+        typer.Option(help="With codec: levels to decode. Default: those that stages predict."),
+    ] = None,
+    seed: SeedOption = 0,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Hear what the codec, or the semantic tokens alone, keep of a recording."""
+    if through not in WAYS:
+        raise ConfigError("--through", f"{through!r} is unknown", f"use one of {', '.join(WAYS)}")
+    if levels is not None and through != "codec":
+        raise ConfigError("--levels", "goes with --through codec only", "leave it out")
+    check_outputs([output], source=source)
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    audio = read_recording(source, loaded.config.prompt.max_seconds)
+    wave, rate = audio.wave, audio.sample_rate
+    started = time.perf_counter()
+    with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
+        if through == "sampled":
+            result = loaded.acoustic_generation(wave, rate, seed=seed, progress=progress)
+        else:
+            result = loaded.resynthesize(
+                wave,
+                rate,
+                through=through,  # type: ignore[arg-type]  # one of WAYS
+                levels=levels,
+                progress=progress,
+            )
+    elapsed = time.perf_counter() - started
+    result.notes[0] = (*audio.notes, *result.notes[0])
+    result.metadata["through"] = through
+    save_audio(loaded, result, [output])
+    report_on(result, [output], elapsed, json, f"through {through}", through=through)
+
+
+def stream(
+    prompt: Annotated[
+        Path | None, typer.Argument(help=f"{PROMPT_HELP} Without one, start from nothing.")
+    ] = None,
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    seconds: SecondsOption = 5.0,
+    chunk_seconds: Annotated[
+        float, typer.Option(help="Audio per piece; shorter ones come sooner.")
+    ] = 1.0,
+    seed: SeedOption = 0,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Write the continuation to standard output as it is made: raw 16-bit mono samples.
+
+    segue stream prompt.wav | aplay -f S16_LE -r 16000
+    """
+    if sys.stdout.isatty():
+        note("this writes audio, not text: pipe it to a player or a file")
+        raise typer.Exit(2)
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    audio = None
+    if prompt is not None:
+        audio = read_recording(prompt, loaded.config.prompt.max_seconds)
+    note(f"16-bit little-endian mono samples at {loaded.sample_rate} Hz")
+    with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(False) as progress:
+        chunks = loaded.stream(
+            *(() if audio is None else (audio.wave, audio.sample_rate)),
+            seconds=seconds,
+            chunk_seconds=chunk_seconds,
+            seed=seed,
+            progress=progress,
+        )
+        _write_samples(chunks, seed)
+
+
+def _write_samples(chunks: Iterator[GeneratedAudio], seed: int) -> None:
+    """Write samples as they come; note when the first and the last ones did."""
+    started, made = time.perf_counter(), 0.0
+    for chunk in chunks:
+        length = chunk.row().shape[0] / chunk.sample_rate
+        if not made:
+            elapsed = time.perf_counter() - started
+            note(f"first {length:.2f} s of audio after {elapsed:.2f} s")
+        made += length
+        samples = (chunk.row() * 32767).round().short().numpy()
+        sys.stdout.buffer.write(samples.astype("<i2").tobytes())
+        sys.stdout.buffer.flush()
+    note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")

@@ -1,0 +1,143 @@
+"""Show how far long work is: bars on a terminal, now and then a line elsewhere. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from segue.apps.cli.output import console, errors
+
+AUDIO_LINE_EVERY, TRAINING_LINE_EVERY = 30.0, 5.0  # seconds between lines
+HOUR = 3600
+
+
+class Bars:
+    """One bar for each name; callable as a ``segue.core.progress.Progress``."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Task] = {}
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        task = self._task(name, total, done)
+        self._bars.update(task.id, completed=done, total=total)
+
+    def training_step(self, part: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Advance the bar of a part in training and show its loss beside it."""
+        task = self._task(part, steps, step)
+        text = f"{part}  loss {figures['loss']:.3f}" if "loss" in figures else part
+        self._bars.update(task.id, completed=step, total=steps, description=text)
+
+    def _task(self, name: str, total: int, done: int) -> Task:
+        if name not in self._tasks:
+            # What an earlier run did does not count as speed of this one.
+            number = self._bars.add_task(name, total=total, completed=done)
+            self._tasks[name] = next(task for task in self._bars.tasks if task.id == number)
+        return self._tasks[name]
+
+
+@dataclass
+class Lines:
+    """A short line now and then, for logs of long runs; callable as a ``Progress``."""
+
+    every: float
+    started: dict[str, tuple[float, int]] = field(default_factory=dict)
+    printed: float = field(default_factory=time.monotonic)
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Report seconds of audio."""
+        left = self._left(name, done, total)
+        if left is not None:
+            speed, minutes = left
+            hours = f"{done / HOUR:.2f} of {total / HOUR:.2f} h"
+            errors.print(f"{name}: {hours}, {speed:.1f} s/s, {minutes:.0f} min left")
+
+    def training_step(self, part: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Report a step of training, and always the last one."""
+        left = self._left(part, step, steps, always=step == steps)
+        if left is not None:
+            shown = [
+                f"{name} {figures[name]:.4g}" for name in ("loss", "valid_loss") if name in figures
+            ]
+            speed = f"{left[0]:.2f} steps/s, {left[1]:.0f} min left"
+            console.print("  ".join([f"{part} {step}/{steps}", *shown, speed]))
+
+    def _left(
+        self, name: str, done: int, total: int, always: bool = False
+    ) -> tuple[float, float] | None:
+        """Return speed and minutes left if a line is due, else None."""
+        now = time.monotonic()
+        start, before = self.started.setdefault(name, (now, done))
+        if now - self.printed < self.every and not always:
+            return None
+        self.printed = now
+        speed = (done - before) / max(1e-9, now - start)
+        return speed, (total - done) / speed / 60 if speed > 0 else float("inf")
+
+
+class _Hours(ProgressColumn):
+    """Hours of audio done, of how many, and how many seconds of it a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = "" if task.speed is None else f", {task.speed:.1f} s/s"
+        return Text(f"{task.completed / HOUR:.2f}/{(task.total or 0) / HOUR:.2f} h{speed}")
+
+
+@contextmanager
+def _bars(count: ProgressColumn) -> Iterator[Bars]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, speed_estimate_period=120) as bars:
+        yield Bars(bars)
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Bars | None]:
+    """Show bars on a terminal, and nothing elsewhere or if ``quiet``."""
+    if quiet or not errors.is_terminal:
+        yield None
+        return
+    with _bars(TextColumn("{task.completed}/{task.total}")) as bars:
+        yield bars
+
+
+@contextmanager
+def audio_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
+    """Show work that is counted in seconds of audio."""
+    if quiet:
+        yield None
+    elif not errors.is_terminal:
+        yield Lines(AUDIO_LINE_EVERY)
+    else:
+        with _bars(_Hours()) as bars:
+            yield bars
+
+
+@contextmanager
+def training_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
+    """Show steps of training; the log has all figures."""
+    if quiet:
+        yield None
+    elif not errors.is_terminal:
+        yield Lines(TRAINING_LINE_EVERY)
+    else:
+        with _bars(TextColumn("{task.completed}/{task.total}")) as bars:
+            yield bars

@@ -1,0 +1,178 @@
+"""Write the files that generation makes, and report on them. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segue.apps.cli.output import console, note, print_json, renamed
+from segue.core.errors import OutputError
+
+if TYPE_CHECKING:
+    from segue.core.audio import Audio
+    from segue.core.generated import GeneratedAudio
+    from segue.core.pipeline import Pipeline
+
+STREAM = Path("-")  # standard input or output
+
+
+def read_recording(path: Path, last_seconds: float | None = None) -> Audio:
+    """Read an audio file, or standard input for ``-``.
+
+    Args:
+        last_seconds: read no more than this from its end.
+    """
+    from segue.core.audio import read_audio
+
+    if path != STREAM:
+        return read_audio(path, last_seconds=last_seconds)
+    with tempfile.NamedTemporaryFile() as copy:  # a pipe cannot be searched for its end
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.flush()
+        return read_audio(copy.name, last_seconds=last_seconds, place="standard input")
+
+
+def metadata_path(path: Path) -> Path:
+    """Return where the description of an audio file goes."""
+    return path.with_name(f"{path.name}.json")
+
+
+def check_outputs(
+    outputs: Sequence[Path], *, source: Path | None = None, picture: Path | None = None
+) -> None:
+    """Refuse places and suffixes that cannot be written, before any work is done.
+
+    Args:
+        outputs: audio files.
+        source: the recording that is read; it must not be overwritten.
+        picture: a PNG file, or None.
+
+    Raises:
+        OutputError: if one cannot be written.
+    """
+    from segue.core.audio import check_format
+    from segue.core.files import check_writable
+
+    outputs = [path for path in outputs if path != STREAM]
+    for path in outputs:
+        check_format(path)
+    if picture is not None:
+        from segue.apps.spectrogram import check_picture
+
+        check_picture(picture)
+    pictures = [] if picture is None else [picture]
+    for path in (*outputs, *map(metadata_path, outputs), *pictures):
+        check_writable(path)
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise OutputError(str(path), "is the recording to be read", "name another file")
+
+
+def save_audio(
+    pipeline: Pipeline,
+    audio: GeneratedAudio,
+    paths: Sequence[Path],
+    picture: Path | None = None,
+    title: str = "",
+) -> None:
+    """Write each row as an audio file and, beside it, ``<name>.json`` with all that made it.
+
+    Args:
+        paths: one for each row; ``-`` writes WAV to standard output, without a description.
+        picture: also draw the first row, under ``title``.
+
+    Raises:
+        OutputError: if any of them cannot be written; then none is.
+    """
+    from segue.core.audio import write_audio
+    from segue.core.files import atomic_path, write_json
+
+    rows = [(row, path) for row, path in enumerate(paths) if path != STREAM]
+    with ExitStack() as stack:
+        # Files get their names when all are on disk, an audio file before its description.
+        for row, path in rows:
+            description = stack.enter_context(atomic_path(metadata_path(path)))
+            sound = stack.enter_context(atomic_path(path))
+            with renamed({str(sound): path, str(description): metadata_path(path)}):
+                write_audio(sound, audio.row(row), audio.sample_rate)
+                write_json(description, _metadata(audio, row))
+        if picture is not None:
+            from segue.apps.spectrogram import draw_spectrogram
+
+            drawing = stack.enter_context(atomic_path(picture))
+            with renamed({str(drawing): picture}):
+                draw_spectrogram(audio, drawing, title)
+    for row, path in rows:
+        metadata = _metadata(audio, row)
+        pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
+    if STREAM in paths:
+        _write_stream(audio, paths.index(STREAM))
+
+
+def _write_stream(audio: GeneratedAudio, row: int) -> None:
+    """Write one row as WAV to standard output."""
+    import io
+
+    import soundfile
+
+    file = io.BytesIO()  # a WAV header is completed at the end, which a pipe cannot go back for
+    soundfile.write(file, audio.row(row).numpy(), audio.sample_rate, format="WAV")
+    sys.stdout.buffer.write(file.getvalue())
+    sys.stdout.buffer.flush()
+
+
+def _metadata(audio: GeneratedAudio, row: int) -> dict[str, Any]:
+    return {
+        **audio.metadata,
+        "row": row,
+        "prompt_seconds": int(audio.prompt_samples[row]) / audio.sample_rate,
+        "notes": list(audio.notes[row]),
+    }
+
+
+def report_on(
+    audio: GeneratedAudio,
+    paths: Sequence[Path],
+    elapsed: float,
+    json: bool,
+    verb: str = "generated",
+    **more: Any,
+) -> None:
+    """Print what was made: JSON for a machine, or notes and one line.
+
+    Args:
+        paths: the files that were written.
+        elapsed: seconds that it took.
+        verb: what the line says was done with so many seconds of audio.
+        more: further entries of the JSON.
+    """
+    seconds = int(audio.lengths.sum() - audio.prompt_samples.sum()) / audio.sample_rate
+    notes = audio.notes[0] if len(paths) == 1 else ()
+    speed = round(seconds / elapsed, 3) if elapsed else None
+    report: Mapping[str, Any] = {
+        "output": str(paths[0]),
+        "seconds_generated": round(seconds, 3),
+        "elapsed_seconds": round(elapsed, 3),
+        "real_time_factor": speed,
+        "seed": audio.metadata["seed"],
+        "pipeline": audio.metadata["pipeline"],
+        "sample_rate": audio.sample_rate,
+        "notes": list(notes),
+        **more,
+    }
+    to_stdout = STREAM in paths  # then standard output holds audio
+    if json and not to_stdout:
+        print_json(report)
+        return
+    for text in notes:
+        note(text)
+    names = ", ".join(map(str, paths))
+    line = (
+        f"{names}: {report['seconds_generated']} s {verb} in {elapsed:.1f} s "
+        f"({speed}x real time), seed {report['seed']}"
+    )
+    note(line) if to_stdout else console.print(line)

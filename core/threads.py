@@ -1,0 +1,55 @@
+"""Choose how many threads PyTorch may use, and let idle ones sleep. Imports no torch.
+
+OpenMP threads that spin while they wait make every other process slower, and are made slower
+themselves: up to twenty times on a busy machine. Both settings are read when PyTorch loads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+from segue.core.errors import ConfigError
+
+VARIABLE = "SEGUE_THREADS"
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" of a container, in microseconds
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its affinity, within its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
+
+
+def prepare_threads(count: int | None = None) -> None:
+    """Set the thread count and passive waiting; call it before anything imports torch.
+
+    What the user's environment already says about OpenMP stays as it is.
+
+    Args:
+        count: threads to use; default: ``SEGUE_THREADS``, else the cores that there are.
+
+    Raises:
+        ConfigError: if the count is not a whole number from 1 on.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    text = os.environ.get(VARIABLE, "") if count is None else str(count)
+    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
+        place = "--threads" if count is not None else VARIABLE
+        raise ConfigError(place, f"{text!r} is not a number of threads", "use 1 or more")
+    if text:
+        os.environ["OMP_NUM_THREADS"] = text
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    if text and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(text))
