@@ -106,6 +106,14 @@ def test_a_codec_s_last_levels_may_be_left_out(host: PluginHost) -> None:
             ["stages.a.given", "no earlier stage predicts", "before a"],
         ),
         (
+            [
+                SEMANTIC,
+                {"name": "b", "predicts": "acoustic[4:12]", "given": ["acoustic[0:4]"]},
+                {"name": "a", "predicts": "acoustic[0:4]", "given": ["semantic"]},
+            ],
+            ["stages.b.given", "no earlier stage predicts", "before b"],
+        ),
+        (
             [SEMANTIC, {"name": "a", "predicts": "acoustic[0:15]"}],
             ["stages.a.predicts", "level 15", "codec emits 12", "num_levels=15"],
         ),

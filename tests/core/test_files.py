@@ -221,6 +221,26 @@ def test_killed_at_any_moment_a_directory_is_whole(tmp_path: Path, delay: float)
     assert set(texts.values()) in ({"a" * 50_000}, {"b" * 50_000})
 
 
+def test_the_old_directory_is_kept_until_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the two renames, the old directory stands under ``.old-``, whole."""
+    path, rename = tmp_path / "folder", Path.replace
+    with atomic_directory(path) as temporary:
+        (temporary / "a").write_text(OLD)
+
+    def stopped(self: Path, target: Path) -> Path:
+        if self.name.startswith(".tmp-"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(path) as temporary:
+        (temporary / "a").write_text(NEW)
+    found = path if path.exists() else next(tmp_path.glob(".old-folder-*/folder"))
+    assert (found / "a").read_text() == OLD
+
+
 def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path: Path) -> None:
     """No file may grow beyond 20 kB: what a full disk looks like."""
     path = tmp_path / "file.txt"
