@@ -26,12 +26,12 @@ from segue.core.records import KINDS
 from segue.core.registry import USER_FILES, USER_VARIABLE, read_registry
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def prose(page: Path) -> str:
@@ -54,7 +54,7 @@ def test_the_hook_reference_is_generated_from_the_code() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
     assert text == module.reference(), "run `python tools/hook_reference.py`"
 
 
@@ -167,18 +167,30 @@ def anchors(page: Path) -> set[str]:
 @pages
 def test_modules_and_files_that_are_named_exist(page: Path) -> None:
     for code in CODE.findall(prose(page)):
-        if re.fullmatch(r"(core|plugins|apps|src|tests|examples|tools|docs)/[\w/.]+", code):
+        if re.fullmatch(
+            r"(core|data|training|evaluation|findings|testing|plugins|apps|src|tests|tools|docs)/[\w/.]+",
+            code,
+        ):
             assert (ROOT / code).exists(), code
-        if re.fullmatch(r"segue\.(core|plugins|apps)(\.\w+)*", code):
+        if re.fullmatch(
+            r"segue\.(core|data|training|evaluation|findings|testing|plugins|apps)(\.\w+)*", code
+        ):
             module = ROOT.joinpath(*code.split(".")[1:])
             found = module.is_dir() or module.with_suffix(".py").exists()
             # Or it is something in a module.
             assert found or module.parent.with_suffix(".py").exists(), code
 
 
+@pages
+def test_prose_is_narrow(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    wide = [line for line in text.splitlines() if len(line) > 120 and line[:1] not in "|!"]
+    assert wide == []
+
+
 # --- configuration ----------------------------------------------------------------------------
 
-CONFIGURATION = ROOT / "docs" / "configuration.md"
+CONFIGURATION = ROOT / "docs" / "reference" / "configuration.md"
 
 
 def keys_of(model: type[BaseModel]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Write docs/hooks.md from core/hookspecs.py; `--check` only says whether it is up to date."""
+"""Write docs/reference/hooks.md from core/hookspecs.py; `--check` only says whether it is up to date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segue.core import hookspecs
 
-TARGET = Path(__file__).parent.parent / "docs" / "hooks.md"
+TARGET = Path(__file__).parent.parent / "docs" / "reference" / "hooks.md"
 HEADER = """# Hooks
 
 Every hook that a plugin can implement, in the words of `core/hookspecs.py`: this page is made by
