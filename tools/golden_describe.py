@@ -21,9 +21,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 DOMAINS = ROOT / "plugins" / "domains"
 RATE = 16_000
-#: What a clock or a machine's memory decides.
+#: What a clock or a machine's memory decides; and prose, which may be put better.
 VOLATILE = re.compile(
-    r"(^|_)data_seconds$|^seconds$|(?<!kbit)_per_second$|_speed$|_memory_gib$|^mfu$|real_time"
+    r"(^|_)data_seconds$|^seconds$|(?<!kbit)_per_second$|_speed$|_memory_gib$|^mfu$|real_time|^description$"
 )
 Json = Any
 

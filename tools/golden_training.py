@@ -220,6 +220,7 @@ def families() -> Json:
     common = ("train-detector", "--data", "data", "-o", "detector", "-p", done, "--json")
     sizes = ("--items", 6, "--prompt-seconds", 0.5, "--seconds", 1, "--steps", 20)
     found["detector"] = plain(json.loads(segue(*common, *sizes)))
+    found["detector's losses"] = losses(Path("detector"))
     files = ("detect", "data/group0/0.wav", "--detector", "detector/detector", "--json")
     found["detector's verdict"] = plain(json.loads(segue(*files)))
     return found
