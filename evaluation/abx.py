@@ -1,4 +1,4 @@
-"""ABX discrimination: does a representation tell categories apart? (Schatz et al., 2013)
+"""Measure ABX discrimination: does a representation separate categories? (Schatz et al., 2013)
 
 A and X are of one category, B is of another. It is an error if X lies closer to B than to A, and
 half of one if both are as close: 0 is perfect, 0.5 is chance. *Within* speakers all three are of
@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from segue.core.errors import DataError
-from segue.evaluation.dtw import Distance, pair_distances
-from segue.evaluation.items import Item
 from segue.evaluation.statistics import bootstrap_interval
+from segue.evaluation.subjects import Item
 
-MAX_CELLS = 1 << 20  # triples that are compared at once
+Distance = Literal["angular", "hamming"]
+
+MAX_CELLS = 1 << 20  # triples compared at once
 LEAST_SPEAKERS = 3  # to draw from: draws of two are one of them twice, or the same two
 
 
 def abx(
     items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
 ) -> dict[str, dict[str, Any]]:
-    """``estimate`` of the errors within and across speakers."""
+    """Estimate the errors within and across speakers."""
     return {
         name: errors.estimate() for name, errors in abx_errors(items, sequences, distance).items()
     }
@@ -36,7 +38,7 @@ def abx(
 def abx_errors(
     items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
 ) -> dict[str, Errors]:
-    """Errors within and across speakers.
+    """Compare all triples within and across speakers.
 
     Args:
         items: what is compared.
@@ -47,7 +49,7 @@ def abx_errors(
         ``within`` and ``across``, where there is a triple.
 
     Raises:
-        DataError: if there is no triple at all.
+        DataError: if there are no triples.
     """
     labels, speakers = (_numbered([getattr(i, key) for i in items]) for key in ("label", "speaker"))
     blocks = _blocks(items, labels)
@@ -74,7 +76,7 @@ def _numbered(names: Sequence[str]) -> Int64[Tensor, "I"]:
 
 
 def _blocks(items: Sequence[Item], labels: Tensor) -> list[Int64[Tensor, "I"]]:
-    """Indices of the items of each context that has several labels."""
+    """Return the indices of the items of each context that has several labels."""
     contexts: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         contexts.setdefault(item.context, []).append(index)
@@ -103,7 +105,7 @@ def _score(
 def _cell(
     distances: Float[Tensor, "I J"], ab: Tensor, x: Tensor, num_labels: int, same: bool
 ) -> tuple[Float[Tensor, "L L"], Float[Tensor, "L L"]]:
-    """Errors summed over triples, and their number, for each label of A and X and label of B."""
+    """Sum errors over triples, and count triples, for each label of A and X and label of B."""
     alike = (ab[:, None] == x[None]).float()
     if same:
         alike.fill_diagonal_(0.0)  # X is another item than A
@@ -120,7 +122,7 @@ def _cell(
 
 
 class Errors:
-    """Mean errors of each pair of speakers: of A and B, and of X.
+    """Collect mean errors for each pair of speakers: that of A and B, and that of X.
 
     Triples are averaged in each context and pair of speakers, then over contexts, speakers and
     pairs of labels, in that order, so that what is frequent does not count more (as in Libri-light,
@@ -146,7 +148,7 @@ class Errors:
             self.means[speakers] = [mean, there]
 
     def less(self, other: Errors) -> Errors:
-        """Triple by triple, by how much these are more than the other's for the same items."""
+        """Subtract another representation's errors on the same items, triple by triple."""
         found = Errors(self.num_speakers)
         found.triples = self.triples
         for speakers, (total, contexts) in self.means.items():
@@ -154,15 +156,16 @@ class Errors:
         return found
 
     def estimate(self) -> dict[str, Any]:
-        """The mean, its interval (speakers drawn anew; None of fewer than three), the lowest and
-        the highest of a speaker (of X), and how many speakers and triples there are."""
+        """Return the mean with its interval (by bootstrap over speakers; None for fewer than
+        three), the lowest and highest of a speaker (of X), and the numbers of speakers and triples.
+        """
         speakers = torch.tensor(list(self.means))
         contexts = torch.stack([pair[1].flatten() for pair in self.means.values()]).double()
         totals = torch.stack([pair[0].flatten() for pair in self.means.values()]).double()
         errors, there = totals / contexts.clamp(min=1), (contexts > 0).double()
 
         def mean(weights: Tensor) -> float:
-            """Over speakers, then over pairs of labels."""
+            """Average over speakers, then over pairs of labels."""
             counts = weights @ there
             seen = counts > 0
             return (
@@ -186,3 +189,102 @@ class Errors:
             "count": len(each),
             "triples": self.triples,
         }
+
+
+# --- dynamic time warping of many pairs at once ------------------------------------------------
+
+SAME = 1 - 1e-6  # cosine of frames that are taken for equal
+TABLE_CELLS = 1 << 21  # in one batch: a few diagonals of its tables fit a cache
+
+
+def frame_distances(a: Tensor, b: Tensor, distance: Distance) -> Float[Tensor, "P N M"]:
+    """Return distances in [0, 1] of every frame of one sequence to every frame of another.
+
+    Args:
+        a: ``[P, N, D]``: vectors for ``angular`` (the angle over pi, as in the ABX evaluation of
+            Libri-light, arXiv 1912.07875), ids of D levels for ``hamming`` (the share of levels
+            that differ).
+        b: ``[P, M, D]``.
+        distance: which.
+    """
+    if distance == "hamming":
+        differ = [a[:, :, None, d] != b[:, None, :, d] for d in range(a.shape[2])]
+        return torch.stack(differ).float().mean(0)
+    cosines = nn.functional.normalize(a, dim=2) @ nn.functional.normalize(b, dim=2).transpose(1, 2)
+    # Equal frames are at no distance, whatever rounding says: ties count.
+    return torch.acos(torch.where(cosines > SAME, 1.0, cosines).clamp(min=-1)) / math.pi
+
+
+def warped(
+    costs: Float[Tensor, "P N M"], rows: Int64[Tensor, "P"], columns: Int64[Tensor, "P"]
+) -> Float[Tensor, "P"]:
+    """Return the mean cost along the cheapest path from the first to the last cell (Sakoe & Chiba,
+    1978).
+
+    A path steps down, right or both; of equally cheap ones it prefers both, then right. All pairs
+    advance together, one anti-diagonal at a time.
+
+    Args:
+        costs: of every pair of frames.
+        rows: ``N`` of each pair, at least 1.
+        columns: ``M`` of each pair, at least 1.
+    """
+    pairs, height, width = costs.shape
+    diagonals = height + width - 1
+    # Row i is moved i cells to the right: what was an anti-diagonal becomes a column.
+    skewed = nn.functional.pad(costs, (0, height), value=math.inf).reshape(pairs, -1)
+    skewed = skewed[:, :-height].reshape(pairs, height, diagonals).permute(2, 1, 0).contiguous()
+    # Entry i + 1 belongs to row i; entry 0 lies outside the table.
+    before = costs.new_full((height + 1, pairs), math.inf)
+    last = before.clone()
+    before[0] = 0.0
+    steps_before, steps_last = torch.zeros_like(before), torch.zeros_like(before)
+    ends, means = rows + columns - 2, costs.new_empty(pairs)
+    for index in range(diagonals):
+        best, steps = before[:-1], steps_before[:-1]
+        for cost, length in ((last[1:], steps_last[1:]), (last[:-1], steps_last[:-1])):
+            cheaper = cost < best
+            best, steps = torch.where(cheaper, cost, best), torch.where(cheaper, length, steps)
+        now, steps_now = torch.empty_like(last), torch.empty_like(steps_last)
+        now[0], steps_now[0] = math.inf, 0.0
+        torch.add(best, skewed[index], out=now[1:])
+        torch.add(steps, 1.0, out=steps_now[1:])
+        done = (ends == index).nonzero()[:, 0]
+        means[done] = now[rows[done], done] / steps_now[rows[done], done]
+        before, last, steps_before, steps_last = last, now, steps_last, steps_now
+    return means
+
+
+def pair_distances(
+    sequences: Sequence[Tensor], pairs: Int64[Tensor, "P 2"], distance: Distance
+) -> Float[Tensor, "P"]:
+    """Return the distance of each pair of sequences after warping.
+
+    Args:
+        sequences: ``[N, D]`` each, of at least one frame; see ``frame_distances``.
+        pairs: indices of sequences.
+        distance: of frames.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    first, second = lengths[pairs].unbind(1)
+    order = torch.argsort(torch.maximum(first, second) * 100_000 + torch.minimum(first, second))
+    found = torch.empty(len(pairs))
+    start = 0
+    while start < len(order):
+        # The longest of a batch is its last: a guess from the first is made good by halving.
+        size = max(1, TABLE_CELLS // int((first * second)[order[start]].clamp(min=1)))
+        while size > 1 and _cells(first, second, order[start : start + size]) > 2 * TABLE_CELLS:
+            size //= 2
+        chosen = order[start : start + size]
+        a, b = ([sequences[i] for i in pairs[chosen, side].tolist()] for side in (0, 1))
+        costs = frame_distances(
+            pad_sequence(a, batch_first=True), pad_sequence(b, batch_first=True), distance
+        )
+        found[chosen] = warped(costs, first[chosen], second[chosen])
+        start += size
+    return found
+
+
+def _cells(first: Tensor, second: Tensor, chosen: Tensor) -> int:
+    """Count the cells of a batch's tables, padding included."""
+    return int(first[chosen].max()) * int(second[chosen].max()) * len(chosen)

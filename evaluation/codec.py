@@ -1,4 +1,4 @@
-"""Evaluate a codec on recordings: quality at each number of levels, use of its codes, speed."""
+"""Measure a codec on recordings: quality at each number of levels, use of its codes, speed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from segue.core.audio import Audio, resample
 from segue.core.config.schema import PromptConfig
@@ -17,9 +19,8 @@ from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, TokenSpec
 from segue.core.transcoder import Transcoder
 from segue.data.recordings import Recording
-from segue.evaluation.codebooks import CodebookUse
-from segue.evaluation.evaluate import usable
-from segue.evaluation.statistics import summarise
+from segue.evaluation.statistics import entropy, summarise
+from segue.evaluation.subjects import usable
 
 
 def evaluate_codec(
@@ -74,7 +75,7 @@ def evaluate_codec(
 
 @dataclass
 class _Passage:
-    """Recordings on their way through the codec, and what is measured on it."""
+    """Take recordings through the codec and measure on the way."""
 
     audio: Transcoder
     metrics: Mapping[str, Metric]
@@ -165,6 +166,51 @@ class _Passage:
 
 
 def kbit_per_second(spec: TokenSpec, levels: int) -> float:
-    """Whole bits per code, as many as the codebook needs."""
+    """Return the bit rate with whole bits per code, as many as the codebook needs."""
     bits = float(spec.frame_rate) * (spec.codebook_size - 1).bit_length() / 1000
     return round(bits * levels, 3)
+
+
+@dataclass
+class CodebookUse:
+    """Count every code of every level.
+
+    Attributes:
+        counts: ``[Q, V]``.
+        frame_rate: frames per second.
+    """
+
+    counts: Int64[Tensor, "Q V"]
+    frame_rate: float
+
+    @classmethod
+    def of(cls, spec: TokenSpec) -> CodebookUse:
+        """Start with nothing counted."""
+        counts = torch.zeros(spec.num_levels, spec.codebook_size, dtype=torch.long)
+        return cls(counts, float(spec.frame_rate))
+
+    def add(self, tokens: Tokens) -> None:
+        for row in tokens.rows():
+            for level, ids in enumerate(row.cpu()):
+                self.counts[level] += torch.bincount(ids, minlength=self.counts.shape[1])
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Return, per level, the share of codes that occurred, perplexity as a share of the
+        codebook size, and the kbit/s by entropy: what is left when codes are coded by their
+        frequency.
+
+        With few frames there can be no high share: at most ``frames / V`` codes occurred.
+        """
+        found = []
+        for level, counts in enumerate(self.counts):
+            bits = entropy(counts) if counts.any() else 0.0
+            found.append(
+                {
+                    "level": level,
+                    "used": int((counts > 0).sum()) / len(counts),
+                    "perplexity": 2**bits / len(counts),
+                    "entropy_kbit_per_second": bits * self.frame_rate / 1000,
+                    "frames": int(counts.sum()),
+                }
+            )
+        return found

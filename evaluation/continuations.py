@@ -1,4 +1,4 @@
-"""Continue held-out recordings, and hold what comes out against them by any metrics."""
+"""Continue held-out recordings and measure the continuations with any metrics."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def continued(
     progress: Progress | None = None,
     keep: Keep | None = None,
 ) -> list[Continuation]:
-    """What a pipeline makes of the start of each recording that can be used.
+    """Continue the start of each recording that can be used.
 
     Raises:
         DataError: if none can.
@@ -98,7 +98,7 @@ def _start(recording: Recording, seconds: float, least: float) -> Audio | None:
 
 
 def _record(made: GeneratedAudio, audio: Audio, cut: int, recording: Recording) -> Continuation:
-    """What was made of the first ``cut`` samples of a recording, beside the rest of it."""
+    """Pair what was made of the first ``cut`` samples of a recording with the rest of it."""
     truth = audio.wave[cut:]
     if truth.shape[0] < LEAST_TRUTH_SECONDS * audio.sample_rate:
         truth = truth[:0]
@@ -119,7 +119,7 @@ def measured(
     metrics: Mapping[str, ContinuationMetric],
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each metric as estimates, with intervals drawn over groups.
+    """Compute each metric's figures as estimates, with intervals over groups.
 
     Raises:
         PluginError: if a metric breaks its contract.
@@ -147,7 +147,7 @@ def _check(name: str, result: Measured, count: int) -> None:
 
 
 def _overall(function: Any, groups: Sequence[str]) -> dict[str, Any]:
-    """A figure of the whole set: the extremes of its items are not known."""
+    """Estimate a figure of the whole set; it has no extremes of items."""
     members = group_numbers(groups)
     count = int(members.max()) + 1
     mean = function(torch.ones(len(groups), dtype=torch.float64))

@@ -1,25 +1,34 @@
-"""How often a detector of generated audio is right."""
+"""Measure how often a detector of generated audio is right."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from segue.core.audio import Audio
+import soundfile
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.audio import Audio, resample
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import ORIGINS, Detector
 from segue.core.progress import Progress
 from segue.core.verdict import judge
 from segue.data.origin_clips import Clip, as_float, trimmed
-from segue.evaluation.disturbances import Disturbance, disturbances
 from segue.evaluation.statistics import grouped_summary
+
+Wave = Float[Tensor, "T"]
+Disturbance = Callable[[Wave, int], Wave]  # of a wave at a sample rate
 
 
 def evaluate_detector(
     detector: Detector, clips: Sequence[Clip], progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Accuracy on the clips that are kept for the test, by pairs of origins.
+    """Measure accuracy on the clips kept for the test, by pairs of origins.
 
     An item is right if the likeliest of all three origins is its own, in each pair as well; 95 %
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
@@ -48,8 +57,8 @@ def evaluate_detector(
 
 
 def _summary(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
-    """Estimates; an interval that was drawn over groups without a mistake would have no width, so
-    its low end is no higher than Wilson's (1927) for as many trials as there are groups."""
+    """Summarise with an interval of some width. A bootstrap over groups without a mistake would
+    have none, so the low end is at most that of Wilson (1927) for as many trials as groups."""
     found = grouped_summary(rows, groups)
     for figure in found.values():
         if figure["low"] is not None:
@@ -81,3 +90,52 @@ def _right(
         "coded against real": (right["coded"] + right["real"]) / 2,
         **{f"{origin} told as such": value for origin, value in right.items()},
     }
+
+
+# --- disturbances that a detector is tried on ---------------------------------------------------
+
+BAND = 8000  # samples a second of a telephone
+NOISE_DB = -20.0  # against the signal
+
+
+def _coded(wave: Wave, sample_rate: int, container: str, subtype: str) -> Wave:
+    """Write and read in a lossy format, and keep the length."""
+    file = io.BytesIO()
+    soundfile.write(file, wave.numpy(), sample_rate, format=container, subtype=subtype)
+    file.seek(0)
+    read = torch.from_numpy(soundfile.read(file, dtype="float32")[0])[: len(wave)]
+    return torch.nn.functional.pad(read, (0, len(wave) - len(read)))
+
+
+def _narrow(wave: Wave, sample_rate: int) -> Wave:
+    return resample(resample(wave, sample_rate, BAND), BAND, sample_rate)[: len(wave)]
+
+
+def _noisy(wave: Wave, sample_rate: int) -> Wave:
+    """Add noise that depends on the wave's length alone."""
+    noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(len(wave)))
+    return wave + noise * wave.square().mean().sqrt() * 10 ** (NOISE_DB / 20)
+
+
+def disturbances(sample_rate: int) -> tuple[dict[str, Disturbance], dict[str, str]]:
+    """Return the ``DISTURBANCES`` available here, and why others are not: an old libsndfile cannot
+    write MP3, and no format takes every sample rate."""
+    probe, found, lacking = torch.zeros(sample_rate // 2), {}, {}
+    for name, disturb in DISTURBANCES.items():
+        try:
+            disturb(probe, sample_rate)
+        except (soundfile.LibsndfileError, ValueError) as error:  # libsndfile's, or soundfile's
+            lacking[name] = f"libsndfile cannot write it at {sample_rate} Hz ({error})"
+        else:
+            found[name] = disturb
+    return found, lacking
+
+
+#: By the names that reports call them.
+DISTURBANCES: dict[str, Disturbance] = {
+    "MP3": partial(_coded, container="MP3", subtype="MPEG_LAYER_III"),
+    "Ogg Vorbis": partial(_coded, container="OGG", subtype="VORBIS"),
+    "4 kHz band": _narrow,
+    "20 dB noise": _noisy,
+    "20 dB quieter": lambda wave, _: wave * 10 ** (-20 / 20),
+}

@@ -1,4 +1,4 @@
-"""Read the notes of a Standard MIDI file (MMA, RP-001): when each key sounds."""
+"""Read the notes of a Standard MIDI file (MMA, RP-001) and when each key sounds."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class _Event:
 
 
 def find_scores(folder: Path) -> dict[str, Path]:
-    """MIDI files below a folder, by stem: what a recording is found by.
+    """Find the MIDI files below a folder, by the stem that recordings share with them.
 
     Raises:
-        DataError: if there is no such folder, or two of them have one stem.
+        DataError: if the folder does not exist, or two files have one stem.
     """
     if not folder.is_dir():
-        raise DataError(str(folder), "is no folder", "name the folder of the MIDI files")
+        raise DataError(str(folder), "is not a folder", "name the folder of the MIDI files")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
@@ -44,10 +44,10 @@ def find_scores(folder: Path) -> dict[str, Path]:
 
 
 def read_notes(path: Path) -> list[Note]:
-    """Every note, held as long as its key or the sustain pedal is down.
+    """Read every note, held as long as its key or the sustain pedal is down.
 
     Raises:
-        DataError: if it is no MIDI file, is cut short, or has time that is not counted in beats.
+        DataError: if it is not a MIDI file, is cut short, or does not count time in beats.
     """
     try:
         data = path.read_bytes()
@@ -67,7 +67,7 @@ def read_notes(path: Path) -> list[Note]:
                 events += list(_events(data[place + 8 : place + 8 + size]))
             place += 8 + size
     except (OSError, ValueError, IndexError, struct.error) as error:
-        raise DataError(str(path), f"is no MIDI file ({error})", "check the file") from error
+        raise DataError(str(path), f"is not a MIDI file ({error})", "check the file") from error
     # What ends at a time comes before what starts there; a note-on of velocity 0 is an end.
     events.sort(key=lambda event: (event.tick, event.status >> 4 == 0x9 and event.data[1] > 0))
     return _sounding(events, division)
@@ -101,7 +101,7 @@ def _data(track: bytes, place: int, size: int) -> bytes:
 
 
 def _number(track: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits per byte, and where it ends."""
+    """Read a number of seven bits per byte; return it and where it ends."""
     value = 0
     while True:
         byte = track[place]

@@ -1,4 +1,4 @@
-"""What tokens say of the notes that sound: pitch classes, predicted by counting."""
+"""Measure what tokens reveal of the notes that sound: pitch classes, predicted by counting."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluate_pitches(
 
     How often each class sounds with each token is counted on every other piece; the rest is
     predicted from that, and the other way round. A piece is never predicted from its own counts.
-    Counts start from the prior, at the one of ``STRENGTHS`` that tells most.
+    Counts start from the prior, at the one of ``STRENGTHS`` that reveals most.
 
     Args:
         recordings: rendered scores.
@@ -46,7 +46,7 @@ def evaluate_pitches(
         seconds: of each recording, from its start.
 
     Returns:
-        By representation, estimates over pieces: ``bits`` that a token tells of the twelve classes
+        By representation, estimates over pieces: ``bits`` that a token reveals of the 12 classes
         of its frame, taken one by one (how much shorter they can be written than from the prior;
         of ``prior_bits``), and ``f1`` and ``average_precision`` over all frames and classes.
         ``unusable`` counts recordings that have no score, or where either cannot be read.
@@ -82,7 +82,7 @@ def evaluate_pitches(
 def _crossed(
     tokens: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float
 ) -> list[dict[str, float]]:
-    """Figures of each piece by the counts of the half that it is not of."""
+    """Judge each piece by the counts of the half that it does not belong to."""
     figures: list[dict[str, float]] = [{} for _ in tokens]
     for fold in (0, 1):
         known = [pair for index, pair in enumerate(tokens) if index % 2 != fold]
@@ -100,7 +100,7 @@ def _pieces(
     seconds: float,
     progress: Progress | None,
 ) -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """Of each piece, by representation: the token and the pitch classes of every frame."""
+    """Return, for each piece and representation, the token and the pitch classes of every frame."""
     pieces = []
     for done, recording in enumerate(recordings, start=1):
         score = scores.get(recording.path.stem)
@@ -128,7 +128,7 @@ def _piece(
 
 
 def pitch_classes(notes: Sequence[Note], frames: int, frame_rate: float) -> Bool[Tensor, "N 12"]:
-    """Which pitch classes sound in the middle of each frame."""
+    """Return which pitch classes sound in the middle of each frame."""
     active = torch.zeros(frames, CLASSES, dtype=torch.bool)
     for note in notes:
         first, stop = (math.ceil(time * frame_rate - 0.5) for time in (note.start, note.end))
@@ -139,7 +139,7 @@ def pitch_classes(notes: Sequence[Note], frames: int, frame_rate: float) -> Bool
 def fitted(
     pieces: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float
 ) -> tuple[Float[Tensor, "V 12"], Float[Tensor, "12"]]:
-    """The chance of each class given each token, and without it."""
+    """Return the chance of each class given each token, and without it."""
     ids = torch.cat([pair[0] for pair in pieces])
     active = torch.cat([pair[1] for pair in pieces]).double()
     prior = (active.sum(0) + 0.5) / (len(active) + 1)
@@ -151,7 +151,7 @@ def fitted(
 def judged(
     chances: Float[Tensor, "N 12"], prior: Float[Tensor, "12"], active: Bool[Tensor, "N 12"]
 ) -> dict[str, float]:
-    """Figures of one piece: predicted chances against what sounds."""
+    """Compare the predicted chances of one piece with what sounds."""
     without, given = _bits(prior.expand(chances.shape), active), _bits(chances, active)
     right = float(((chances > 0.5) & active).sum())
     total = float((chances > 0.5).sum() + active.sum())
@@ -164,14 +164,13 @@ def judged(
 
 
 def _bits(chances: Float[Tensor, "N 12"], active: Bool[Tensor, "N 12"]) -> float:
-    """Mean bits that the classes of a frame take when they are written by these chances."""
+    """Return the mean bits that a frame's classes take if coded by these chances."""
     likelihood = torch.where(active, chances, 1 - chances).clamp(min=1e-9)
     return float(-likelihood.log2().sum(1).mean())
 
 
 def average_precision(scores: Float[Tensor, "M"], truth: Bool[Tensor, "M"]) -> float:
-    """Mean precision at each true entry, entries of equal score taken together; NaN if none is
-    true."""
+    """Return the mean precision at each true entry, ties taken together; NaN if none is true."""
     if not truth.any():
         return math.nan
     order = scores.argsort(descending=True)

@@ -1,4 +1,4 @@
-"""What a recording can be turned into: tokens, what tokens stand for, and plain features."""
+"""Turn recordings into what is compared: tokens, the vectors they stand for, plain features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from segue.core.audio import Audio, resample
 from segue.core.interfaces import Tokenizer
 from segue.core.transcoder import gains_to
-from segue.evaluation.dtw import Distance
+from segue.evaluation.abx import Distance
 
 FEATURE_RATE, WINDOW, HOP = 16_000, 400, 160  # 25 ms every 10 ms
 MFCC = "MFCC"
@@ -24,7 +24,7 @@ FEATURE_LEVEL, FLOOR = 0.1, 1e-3  # RMS of the audio, least magnitude
 
 @dataclass(frozen=True)
 class Representation:
-    """Audio as a sequence of frames that can be compared.
+    """Describe audio as a sequence of frames that can be compared.
 
     Attributes:
         name: in tables.
@@ -44,7 +44,7 @@ class Representation:
 def of_tokenizer(
     name: str, tokenizer: Tokenizer, level: float | None, counts: Sequence[int]
 ) -> list[Representation]:
-    """Its tokens and, if it shows them, its tokens' vectors, of the first levels.
+    """Return a tokenizer's tokens and, if it offers them, their vectors, for numbers of levels.
 
     Args:
         name: what they are called.
@@ -91,7 +91,7 @@ class _Vectors:
 
 
 def plain_features() -> list[Representation]:
-    """What a tokenizer is to be held against: cepstra and the spectrogram they come from."""
+    """Return the baselines for tokenizers: cepstra, and the spectrogram they come from."""
     rate = FEATURE_RATE / HOP
     return [
         Representation(MFCC, rate, "angular", mfcc),
@@ -100,8 +100,8 @@ def plain_features() -> list[Representation]:
 
 
 def mfcc(audio: Audio) -> Float[Tensor, "N 39"]:
-    """13 mel cepstra, their slopes and the slopes' slopes. Taking away means or deviations of the
-    recording made words harder to tell apart."""
+    """Return 13 mel cepstra, their slopes and the slopes' slopes. They are not normalised per
+    recording, which made words harder to tell apart."""
     cosines = torchaudio.functional.create_dct(NUM_CEPSTRA, NUM_BANDS, "ortho")
     cepstra = (log_mel(audio) @ cosines).T
     slopes = torchaudio.functional.compute_deltas(cepstra)
@@ -109,7 +109,7 @@ def mfcc(audio: Audio) -> Float[Tensor, "N 39"]:
 
 
 def log_mel(audio: Audio) -> Float[Tensor, "N 40"]:
-    """Logarithms of 40 mel bands, of audio that is brought to one level."""
+    """Return the logarithms of 40 mel bands of audio that is brought to one level."""
     wave = resample(audio.wave, audio.sample_rate, FEATURE_RATE)
     wave = wave * gains_to(FEATURE_LEVEL, [wave])
     mel = torchaudio.transforms.MelSpectrogram(
@@ -120,7 +120,7 @@ def log_mel(audio: Audio) -> Float[Tensor, "N 40"]:
 
 
 def piece(frames: Tensor, frame_rate: float, start: float, end: float) -> Tensor:
-    """The frames whose middle lies between two times; the nearest one if there is none."""
+    """Return the frames whose middle lies between two times, or the nearest one."""
     last = len(frames) - 1
     first = min(last, max(0, math.ceil(start * frame_rate - 0.5)))
     stop = len(frames) if math.isinf(end) else math.ceil(end * frame_rate - 0.5)

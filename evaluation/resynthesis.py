@@ -1,4 +1,4 @@
-"""What is kept of a recording that goes through tokens: content, voice, sound."""
+"""Measure what recordings keep that go through tokens and back: content, voice, sound."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import measured
-from segue.evaluation.evaluate import usable
 from segue.evaluation.statistics import grouped_summary
+from segue.evaluation.subjects import usable
 
 Way = Literal["acoustic_generation", "semantic", "codec", "recording", "foreign"]
 ABOUT_RECORDINGS = ("truth_", "prompt_")
@@ -34,7 +34,7 @@ def evaluate_resynthesis(
     seed: int,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Take recordings through tokens and back and hold what comes out against them.
+    """Take recordings through tokens and back, and compare the results with them.
 
     Args:
         ways: ``acoustic_generation`` draws acoustic tokens given the recording's semantic ones;
@@ -78,7 +78,7 @@ def evaluate_resynthesis(
 
 
 def _sources(pipeline: Pipeline, recordings: Sequence[Recording]) -> list[tuple[Recording, Audio]]:
-    """The start of each recording, in whole frames of every stream."""
+    """Return the start of each recording, in whole frames of every stream."""
     found = []
     for recording in recordings:
         audio = usable(recording, pipeline.config.prompt)
@@ -97,7 +97,7 @@ def _made(
     way: Way,
     seed: int,
 ) -> Float[Tensor, "T"] | None:
-    """What comes out for one recording; None if nothing can."""
+    """Return the result for one recording, or None if there is none."""
     recording, audio = sources[index]
     if way == "recording":
         return audio.wave

@@ -1,4 +1,4 @@
-"""What tokens say of what is spoken: ABX discrimination, and information about labels."""
+"""Measure what tokens reveal of speech: ABX discrimination, and information about labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from segue.core.audio import read_audio
 from segue.core.errors import AudioError, DataError
 from segue.core.progress import Progress
 from segue.evaluation.abx import Errors, abx_errors
-from segue.evaluation.items import Item
 from segue.evaluation.representations import MFCC, Representation, piece
 from segue.evaluation.statistics import entropy, mutual_information, summarise
+from segue.evaluation.subjects import Item
 
 STRENGTHS = (1, 4, 16, 64, 256)
 
@@ -26,17 +26,17 @@ def evaluate_semantic(
     representations: Sequence[Representation],
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Tell labelled pieces apart in each representation.
+    """Measure how well each representation separates labelled pieces.
 
     Args:
         items: labelled pieces; those whose recordings cannot be read are counted and left out.
-        representations: each is held against the same items.
+        representations: all are measured on the same items.
 
     Returns:
         ``representations``: by name, ``within`` and ``across`` (see ``Errors``), each also less
         that of MFCC on the same triples, the ``distance`` of frames and the ``frame_rate``; for one
-        level of tokens also ``label_bits``, what a frame's token tells of the label that it lies in
-        (an estimate over speakers, see ``told``), of ``label_entropy`` bits. ``mutual_information``
+        level of tokens also ``label_bits``, what a frame's token reveals of its label
+        (an estimate over speakers), of ``label_entropy`` bits. ``mutual_information``
         is the same by all counts at once, too much by what chance suggests; its share of the
         entropy is the phone-normalised mutual information of HuBERT (arXiv 2106.07447) where labels
         are phones.
@@ -75,7 +75,7 @@ def evaluate_semantic(
 def _pieces(
     items: Sequence[Item], representations: Sequence[Representation], progress: Progress | None
 ) -> tuple[list[Item], dict[str, list[Tensor]]]:
-    """The items that can be had, and each one's frames in each representation."""
+    """Return the items that can be read, and their frames in each representation."""
     usable: list[Item] = []
     pieces: dict[str, list[Tensor]] = {r.name: [] for r in representations}
     by_path: dict[Path, list[Item]] = {}
@@ -101,7 +101,7 @@ def _pieces(
 def _information(
     items: Sequence[Item], sequences: Sequence[Tensor], vocabulary: int | None
 ) -> dict[str, Any]:
-    """What one level of tokens tells of labels, and how much there is to tell."""
+    """Return what one level of tokens reveals of labels, and how much there is to reveal."""
     if vocabulary is None:
         return {}
     names = sorted({item.label for item in items})
@@ -116,15 +116,17 @@ def _information(
         "frames": int(total.sum()),
     }
     if len(tables) > 1:
-        found["label_bits"] = summarise([{"": bits} for bits in told(list(tables.values()))])[""]
+        rows = [{"bits": bits} for bits in label_bits(list(tables.values()))]
+        found["label_bits"] = summarise(rows)["bits"]
     return found
 
 
-def told(tables: Sequence[Float[Tensor, "L V"]]) -> list[float]:
-    """Bits per frame that tokens tell of the labels of each speaker, by the counts of all others.
+def label_bits(tables: Sequence[Float[Tensor, "L V"]]) -> list[float]:
+    """Return the bits per frame that tokens reveal of each speaker's labels, by the counts of all
+    others.
 
     Counts start from the labels' own shares, as if so many frames (``STRENGTHS``) had been seen of
-    each token; of these the number that tells most is taken. Frames of one word are alike, so that
+    each token; the best of these numbers is taken. Frames of one word are alike, so that
     counts look surer than they are.
     """
     total = torch.stack(list(tables)).sum(0).double()

@@ -1,4 +1,4 @@
-"""Means with confidence intervals: a table of figures always says how many items it rests on."""
+"""Compute means with confidence intervals and the number of items that they rest on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of ``count`` items, its 95 % interval (normal), and the extremes a mean would hide."""
+    """Hold the mean of ``count`` items, its 95 % interval (normal), and the extremes that a mean
+    hides."""
 
     mean: float
     low: float
@@ -36,7 +37,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Every column of ``rows`` as an estimate, ready for JSON.
+    """Estimate every column of ``rows``, ready for JSON.
 
     Values that are not finite are left out; ``left_out`` counts them where there are any. A column
     of nothing else has no mean.
@@ -47,7 +48,7 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 def grouped_summary(
     rows: Sequence[Mapping[str, float]], groups: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Every column of ``rows`` as an estimate whose interval is drawn over groups.
+    """Estimate every column of ``rows`` with intervals over groups.
 
     Args:
         rows: figures of items, all with the same names.
@@ -94,7 +95,7 @@ def _column(values: Sequence[float]) -> dict[str, Any]:
 def bootstrap_interval(
     statistic: Callable[[Float[Tensor, "G"]], float], groups: int, draws: int = 500
 ) -> tuple[float, float]:
-    """A 95 % interval of a figure that rests on groups of data, such as speakers.
+    """Return a 95 % interval of a figure that rests on groups of data, such as speakers.
 
     Groups are drawn anew with replacement (Efron, 1979): items of one speaker are alike, so an
     interval over items would be too narrow.
@@ -122,7 +123,8 @@ def bootstrap_interval(
 def jackknife_interval(
     statistic: Callable[[Float[Tensor, "G"]], float], groups: int
 ) -> tuple[float, float]:
-    """A 95 % interval of a figure that is biased by the number of groups, such as a divergence.
+    """Return a 95 % interval of a figure that is biased by the number of groups, such as a
+    divergence.
 
     Drawing groups anew leaves fewer different ones, so a distance between two sets grows with each
     draw and its percentiles lie above it. Here each group is left out once instead (Tukey's
@@ -149,13 +151,13 @@ def jackknife_interval(
 
 
 def entropy(counts: Float[Tensor, "..."]) -> float:
-    """Bits of the distribution that ``counts`` make, all together."""
+    """Return the entropy in bits of the distribution that all ``counts`` make together."""
     shares = counts.double() / counts.sum()
     return float(-torch.special.xlogy(shares, shares).sum() / math.log(2))
 
 
 def mutual_information(table: Float[Tensor, "A B"]) -> float:
-    """Bits that either variable tells of the other.
+    """Return the bits that either variable reveals of the other.
 
     Args:
         table: how often each value of one met each value of the other. What few counts suggest is

@@ -1,4 +1,4 @@
-"""How many semantic clusters, and how many acoustic levels are drawn given them."""
+"""Try numbers of semantic clusters, and numbers of acoustic levels drawn given them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ REST = "rest"  # name of the stage of the levels that are not given semantic tok
 
 
 def cluster_variants(study: Study) -> dict[str, Variant]:
-    """Clusters of the same features and all stages anew, for each number of clusters."""
+    """Return a variant with new clusters of the same features and new stages for each number of
+    clusters."""
     config, asked, found = study.config, study.settings, {}
     semantic_stage(config)
     for count in asked.clusters:
@@ -41,8 +42,8 @@ def cluster_variants(study: Study) -> dict[str, Variant]:
 
 
 def make_clusters(study: Study) -> Finding:
-    """What is told of words, what is kept of recordings, and how they are continued."""
-    labelled(study)  # what is wrong with them is told before anything is trained
+    """Measure word discrimination, what recordings keep, and continuations."""
+    labelled(study)  # errors in them must show before anything is trained
     found = measures.measure_variants(
         study, Workshop(study), cluster_variants(study), (*USES, *OF_LABELS),
         measures.discrimination_of_words, measures.content,
@@ -52,7 +53,8 @@ def make_clusters(study: Study) -> Finding:
 
 
 def level_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
-    """The acoustic stage cut in two, for the FLOPs of a whole one; the semantic one is kept."""
+    """Return variants with the acoustic stage cut in two, for the FLOPs of a whole one; the
+    semantic stage stays."""
     config, asked, found = study.config, study.settings, {}
     name, total = acoustic_stages(config)[0].name, _num_levels(study)
     common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
@@ -68,7 +70,7 @@ def level_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
 
 
 def make_levels(study: Study) -> Finding:
-    """What is kept of recordings, and how they are continued."""
+    """Measure what recordings keep, and continuations."""
     shop = Workshop(study)
     made = level_variants(study, shop)
     found = measures.measure_variants(study, shop, made, USES, measures.content)
@@ -77,7 +79,7 @@ def make_levels(study: Study) -> Finding:
 
 
 def _cut(shop: Workshop, overrides: Sequence[str], name: str, count: int) -> list[str]:
-    """Leave ``count`` levels to a stage; one like it draws the rest given these."""
+    """Leave ``count`` levels to a stage; a second one like it draws the rest given these."""
     stage = shop.config(overrides).stage(name)
     assert stage is not None
     total, passes = _num_levels(shop.study), stage.sampling.iterations
@@ -95,7 +97,7 @@ def _cut(shop: Workshop, overrides: Sequence[str], name: str, count: int) -> lis
 
 
 def _num_levels(study: Study) -> int:
-    """Acoustic ones that the pipeline's stages predict."""
+    """Count the acoustic levels that the pipeline's stages predict."""
     return plan(study.config, study.host).streams[ACOUSTIC].num_levels
 
 

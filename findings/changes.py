@@ -1,4 +1,4 @@
-"""Overrides of a pipeline's config that make variants of it, as `--set` takes them."""
+"""Make overrides of a pipeline's config, in the form of `--set`, that turn it into variants."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SAVES = 8  # of a training
 
 
 def with_options(ref: ComponentConfig) -> ComponentConfig:
-    """The component with all options of its checkpoint."""
+    """Give the component all options of its checkpoint."""
     if ref.checkpoint is None:
         return ref
     return ref.model_copy(update={"options": read_manifest(Path(ref.checkpoint)).options})
 
 
 def semantic_stage(config: PipelineConfig) -> StageConfig:
-    """The stage of the semantic tokens.
+    """Return the stage that predicts semantic tokens.
 
     Raises:
         InapplicableError: if the pipeline has none.
@@ -45,7 +45,7 @@ def _stream(stage: StageConfig) -> str:
 
 
 def one_acoustic_stage(config: PipelineConfig) -> list[str]:
-    """The first acoustic stage predicts the levels of all; others are dropped."""
+    """Let the first acoustic stage predict the levels of all; drop the others."""
     first, *others = every = acoustic_stages(config)
     stops = [StreamSlice.parse(stage.predicts).stop for stage in every]
     known = [stop for stop in stops if stop is not None]
@@ -59,7 +59,7 @@ def one_acoustic_stage(config: PipelineConfig) -> list[str]:
 def swapped(
     host: PluginHost, stage: StageConfig, use: str, sampling: Mapping[str, Any]
 ) -> list[str]:
-    """The stage with another model of the same size, and of the options that both have.
+    """Give the stage another model of the same size, with the options that both have.
 
     Args:
         sampling: of the other model.
@@ -77,7 +77,7 @@ def swapped(
 
 
 def steps_of(config: PipelineConfig, steps: int, stages: Sequence[str]) -> list[str]:
-    """A training of so many steps for each of these stages."""
+    """Train each of these stages for so many steps."""
     found = []
     for stage in config.stages:
         if stage.name in stages:
@@ -87,7 +87,7 @@ def steps_of(config: PipelineConfig, steps: int, stages: Sequence[str]) -> list[
 
 
 def short_training(training: TrainingConfig, steps: int) -> dict[str, int]:
-    """So many steps, saved as often as it takes to lose little when they are killed."""
+    """Train for so many steps, and save often enough to lose little when killed."""
     return {
         "steps": steps,
         "warmup_steps": min(training.warmup_steps, round(WARM_UP * steps)),
@@ -96,10 +96,10 @@ def short_training(training: TrainingConfig, steps: int) -> dict[str, int]:
 
 
 def assignments(place: str, values: Mapping[str, Any]) -> list[str]:
-    """``place.key=value`` of each."""
+    """Write each value as ``place.key=value``."""
     return [f"{place}.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def keeping(stage: StageConfig) -> list[str]:
-    """The stage with the weights that it has."""
+    """Keep the stage with its present weights."""
     return assignments(f"stages.{stage.name}.lm", {"checkpoint": stage.lm.checkpoint})

@@ -1,4 +1,5 @@
-"""What shape acoustic tokens have: frames per second, levels, codes per level. Imports no torch."""
+"""Describe the shape of acoustic tokens: frames per second, levels, codes per level. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ WINDOW_HOPS = 2  # least samples of a codec's window, in frames
 
 @dataclass(frozen=True)
 class CodeShape:
-    """A candidate.
+    """One candidate.
 
     Attributes:
         frame_rate: frames per second.
@@ -31,14 +32,14 @@ class CodeShape:
 
     @classmethod
     def parse(cls, text: str) -> CodeShape:
-        """Of ``50x8x1024``.
+        """Read a shape such as ``50x8x1024``.
 
         Raises:
-            ConfigError: if it is no such thing, or of no frames, levels or choice of codes.
+            ConfigError: if it is not a shape, or has no frames, levels or choice of codes.
         """
         found = PATTERN.fullmatch(text)
         if found is None:
-            raise ConfigError("codes", f"{text!r} is no shape of codes", EXAMPLE)
+            raise ConfigError("codes", f"{text!r} is not a shape of codes", EXAMPLE)
         shape = cls(Fraction(found[1]), int(found[2]), int(found[3]))
         if not shape.frame_rate or not shape.num_levels or shape.codebook_size < 2:
             problem = f"{text!r} has no frames, no levels or fewer than 2 codes"
@@ -49,11 +50,11 @@ class CodeShape:
         return f"{float(self.frame_rate):.15g}x{self.num_levels}x{self.codebook_size}"
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         return f"{float(self.frame_rate):g} Hz, {self.num_levels} levels of {self.codebook_size}"
 
     def options(self, codec: Mapping[str, Any]) -> dict[str, int]:
-        """Those of a codec's options that give its tokens this shape.
+        """Return the codec options that give its tokens this shape.
 
         The window is the codec's own, or two frames if that is longer.
 
@@ -61,7 +62,7 @@ class CodeShape:
             codec: its options, with ``sample_rate`` and ``window``.
 
         Raises:
-            ConfigError: if a frame is no even number of samples.
+            ConfigError: if a frame is not an even number of samples.
         """
         hop = codec["sample_rate"] / self.frame_rate
         if hop.denominator != 1 or hop.numerator % 2:
@@ -77,9 +78,9 @@ class CodeShape:
 
 
 def read_shapes(text: str) -> tuple[str, ...]:
-    """Candidates that are separated by commas, each in its plain form, none twice.
+    """Read comma-separated candidates, each once.
 
     Raises:
-        ConfigError: if one is no shape of codes.
+        ConfigError: if one is not a shape of codes.
     """
     return tuple(dict.fromkeys(str(CodeShape.parse(part.strip())) for part in text.split(",")))

@@ -1,4 +1,5 @@
-"""Frame rate, levels and codebook size of a codec: how it sounds, how its tokens are predicted."""
+"""Compare frame rates, levels and codebook sizes of a codec by sound and by how predictable its
+tokens are."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from typing import Any
 from segue.core.pipeline import Pipeline
 from segue.data.recordings import Recording
 from segue.evaluation.codec import evaluate_codec, kbit_per_second
-from segue.evaluation.evaluate import evaluate_likelihood
-from segue.evaluation.held_out import spread_evenly
+from segue.evaluation.likelihood import evaluate_likelihood
+from segue.evaluation.subjects import spread_evenly
 from segue.findings.changes import (
     acoustic_stages,
     assignments,
@@ -36,16 +37,16 @@ COUNTS = ("count", "left_out")  # of an estimate, which have no unit
 
 
 def variants(study: Study) -> dict[str, Variant]:
-    """For each shape a codec and a model of all its levels, both from random weights."""
+    """Return, for each shape, a codec and a model of all its levels, both from random weights."""
     model = _model(study)
     return {
-        shape.told: Variant(f"codes-{shape}", (*_codec(study, shape), *model), own_tokens=True)
+        shape.label: Variant(f"codes-{shape}", (*_codec(study, shape), *model), own_tokens=True)
         for shape in map(CodeShape.parse, study.settings.codes)
     }
 
 
 def _codec_options(study: Study) -> Mapping[str, Any]:
-    """Those of the pipeline's codec, if it can be trained in any shape."""
+    """Return the options of the pipeline's codec if it can be trained in any shape."""
     ref = with_options(study.config.codec)
     found = study.host.options("codec", ref.use, ref.options, "codec.options").model_dump()
     if not set(found) >= NEEDED:
@@ -54,7 +55,7 @@ def _codec_options(study: Study) -> Mapping[str, Any]:
 
 
 def _codec(study: Study, shape: CodeShape) -> list[str]:
-    """The pipeline's codec in another shape, to be trained for reconstruction alone."""
+    """Give the pipeline's codec another shape, to be trained for reconstruction alone."""
     own = _codec_options(study)
     options = shape.options(own) | ({"adversary": NO_ADVERSARY} if "adversary" in own else {})
     training = short_training(study.config.codec.training, study.settings.codec_steps)
@@ -66,7 +67,7 @@ def _codec(study: Study, shape: CodeShape) -> list[str]:
 
 
 def _model(study: Study) -> list[str]:
-    """One small stage, of all acoustic levels given nothing."""
+    """Replace the stages by a small one that predicts all acoustic levels, given nothing."""
     config, asked = study.config, study.settings
     first = acoustic_stages(config)[0]
     place = f"stages.{first.name}"
@@ -82,7 +83,7 @@ def _model(study: Study) -> list[str]:
 
 
 def make(study: Study) -> Finding:
-    """Each shape is trained and measured once."""
+    """Train and measure each shape once."""
     made, pairs = variants(study), list(study.metrics("metric", study.suite.pairs))
     shown = (RATE, *pairs, USED, ENTROPY, MODELLED, SHARE, PER_TOKEN, FLOPS)
     shop, found = Workshop(study), Finding(shown=shown)
@@ -106,7 +107,7 @@ def _measured(study: Study, shop: Workshop, variant: Variant, pairs: Sequence[st
 
 
 def _of_sound(study: Study, pipeline: Pipeline, pairs: Sequence[str]) -> Figures:
-    """Of held-out recordings that went through all levels of the codec."""
+    """Measure held-out recordings that went through all levels of the codec."""
     codec, metrics = pipeline.codec, study.metrics("metric", pairs)
     heard = _recordings(study)
     levels = codec.spec.num_levels
@@ -121,7 +122,7 @@ def _of_sound(study: Study, pipeline: Pipeline, pairs: Sequence[str]) -> Figures
 
 
 def _of_model(study: Study, pipeline: Pipeline, tokens: Path) -> Figures:
-    """Cross entropy of held-out tokens, over all levels."""
+    """Return the cross entropy of held-out tokens over all levels."""
     found = evaluate_likelihood(pipeline, tokens, study.settings.items, study.progress)
     (figures,) = found.values()
     spec = pipeline.codec.spec
@@ -135,12 +136,12 @@ def _of_model(study: Study, pipeline: Pipeline, tokens: Path) -> Figures:
 
 
 def _times(figure: Figures, factor: float) -> Figures:
-    """An estimate in another unit."""
+    """Scale an estimate to another unit."""
     return {k: v if k in COUNTS or v is None else v * factor for k, v in figure.items()}
 
 
 def _recordings(study: Study) -> Sequence[Recording]:
-    """Those that `segue evaluate codec` takes."""
+    """Return the recordings that `segue evaluate codec` takes."""
     return spread_evenly(study.settings.data, study.settings.items, "valid")
 
 
@@ -160,10 +161,11 @@ def _commands(study: Study, shop: Workshop, variant: Variant, pairs: Sequence[st
 
 
 def _judge(study: Study, found: Finding, judged: Mapping[str, Direction]) -> None:
-    """Claims for the pipeline's own shape, or else the first; which shapes none is better than."""
+    """Compare the pipeline's own shape, or else the first, with each other; name the unbeaten
+    shapes."""
     own = _codec_options(study)
     rate = Fraction(own["sample_rate"], own["hop"])
-    name = CodeShape(rate, own["num_levels"], own["codebook_size"]).told
+    name = CodeShape(rate, own["num_levels"], own["codebook_size"]).label
     name = name if name in found.rows else next(iter(found.rows))
     learnt = {other: row[MODELLED]["mean"] < row[ENTROPY] for other, row in found.rows.items()}
     found.claims = [
@@ -197,7 +199,7 @@ def _judge(study: Study, found: Finding, judged: Mapping[str, Direction]) -> Non
 
 
 def unbeaten(rows: Mapping[str, Figures], judged: Mapping[str, Direction]) -> list[str]:
-    """The rows that no other one is at least as good as by every figure, means taken."""
+    """Return the rows that no other row equals or beats by every figure's mean."""
     costs = {
         name: [row[key]["mean"] * (1 if way == "low" else -1) for key, way in judged.items()]
         for name, row in rows.items()

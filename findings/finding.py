@@ -1,4 +1,4 @@
-"""What a table holds: figures by row, what they say of the paper's claims, how to make them."""
+"""Describe tables: figures by row, the paper's claims, and commands that make them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAST_GROUPS = 5
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says, and whether it holds here.
+    """A claim of the paper, and whether it holds here.
 
     Attributes:
         text: what is said.
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Table:
-    """How one finding is made.
+    """The recipe of one finding.
 
     Attributes:
         about: one sentence: what is shown.
@@ -67,11 +67,11 @@ class Table:
 
 
 class InapplicableError(Exception):
-    """A table cannot be made of this domain or this data; says why."""
+    """Say why a table cannot be made for this domain or this data."""
 
 
 def better(text: str, good: Figures | None, bad: Figures | None, direction: Direction) -> Claim:
-    """Whether one estimate is better than another: their intervals do not overlap.
+    """Return whether one estimate is better than another: their intervals do not overlap.
 
     Args:
         text: the claim.
@@ -88,7 +88,7 @@ def better(text: str, good: Figures | None, bad: Figures | None, direction: Dire
 
 
 def _interval(figure: Figures | None) -> tuple[float, float] | None:
-    """None where there is none, or too few groups for one to mean anything."""
+    """Return the interval, or None if there is none or it rests on too few groups."""
     if figure is None or figure["low"] is None or figure["high"] is None:
         return None
     groups = figure.get("groups", figure.get("count", LEAST_GROUPS))  # or each item is one
@@ -96,5 +96,5 @@ def _interval(figure: Figures | None) -> tuple[float, float] | None:
 
 
 def above(text: str, figure: Figures | None, value: float) -> Claim:
-    """Whether an estimate lies above a number."""
+    """Return whether an estimate lies above a number."""
     return better(text, figure, {"low": value, "high": value}, "high")

@@ -1,4 +1,4 @@
-"""Masked decoding of acoustic tokens against drawing them from left to right."""
+"""Compare masked decoding of acoustic tokens with drawing them from left to right."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MASKED, CAUSAL = "masked", "autoregressive"
 
 
 def variants(study: Study, shop: Workshop) -> dict[str, Variant]:
-    """Either acoustic stage, trained for equal FLOPs, after the pipeline's semantic stage."""
+    """Return both acoustic stages, trained for equal FLOPs, after the pipeline's semantic stage."""
     config, suite, steps = study.config, study.suite, study.settings.steps
     acoustic = acoustic_stages(config)[0]
     common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
@@ -33,7 +33,7 @@ def variants(study: Study, shop: Workshop) -> dict[str, Variant]:
 
 
 def make(study: Study) -> Finding:
-    """Quality and speed of continuations by either."""
+    """Measure quality and speed of continuations by both."""
     shop = Workshop(study)
     found = measures.measure_variants(study, shop, variants(study, shop), USES, measures.speed)
     found.shown = (measures.SPEED, *found.shown)

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from segue.core.pipeline import Pipeline
-from segue.evaluation.evaluate import usable
 from segue.evaluation.statistics import grouped_summary
+from segue.evaluation.subjects import usable
 from segue.findings.finding import Figures, Finding
 from segue.findings.preference import preferences
 from segue.findings.study import TRUTH, Study, of_truth
@@ -29,7 +29,7 @@ def measure_variants(
     uses: Sequence[str],
     *measures: Measure,
 ) -> Finding:
-    """A row for each variant and one for the truth; shown are figures of continuations.
+    """Make a row for each variant and one for the truth; shown figures are of continuations.
 
     Args:
         variants: by the names of their rows.
@@ -65,24 +65,24 @@ def _measured(
 
 
 def continuations(study: Study, pipeline: Pipeline) -> Figures:
-    """What is measured of continuations."""
+    """Measure continuations."""
     return study.continuations(pipeline, study.suite.continuations)
 
 
 def preference(study: Study, pipeline: Pipeline) -> Figures:
-    """How often the first stage finds true continuations likelier than shuffled ones."""
+    """Measure how often the first stage finds true continuations likelier than shuffled ones."""
     return {PREFERRED: preferences(study, pipeline)["shuffled"]}
 
 
 def content(study: Study, pipeline: Pipeline) -> Figures:
-    """What acoustic generation keeps of recordings."""
+    """Measure what acoustic generation keeps of recordings."""
     pairs = filter(None, (study.suite.content, *study.suite.pairs))
     found = study.resynthesis(pipeline, ["acoustic_generation"], pairs, ())
     return {f"{GENERATED} {key}": v for key, v in found["acoustic_generation"].items()}
 
 
 def discrimination_of_words(study: Study, pipeline: Pipeline) -> Figures:
-    """ABX errors of the semantic tokens; none where the data has no labels."""
+    """Return ABX errors of the semantic tokens; none if the data has no labels."""
     items = labelled(study)
     if not items:
         return {}
@@ -91,7 +91,7 @@ def discrimination_of_words(study: Study, pipeline: Pipeline) -> Figures:
 
 
 def speed(study: Study, pipeline: Pipeline) -> Figures:
-    """Seconds of computing per second of audio that is added."""
+    """Return seconds of computing per second of added audio."""
     asked, rows, groups = study.settings, [], []
     for index, recording in enumerate(study.recordings[: TIMED + 1]):
         audio = usable(recording, pipeline.config.prompt)

@@ -1,11 +1,11 @@
-"""True continuations are likelier than spoiled ones."""
+"""Test whether true continuations are likelier than spoiled ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from segue.core.pipeline import Pipeline
-from segue.evaluation.order import Order, evaluate_order
+from segue.evaluation.likelihood import Order, evaluate_order
 from segue.findings.finding import Figures, Finding, Table, above
 from segue.findings.study import Study
 
@@ -14,7 +14,7 @@ CHANCE = 0.5
 
 
 def preferences(study: Study, pipeline: Pipeline) -> dict[str, Any]:
-    """How often a pipeline's first stage finds the true continuation likelier."""
+    """Measure how often a pipeline's first stage finds the true continuation likelier."""
     asked = study.settings
     order = Order(asked.prompt_seconds, asked.seconds, asked.piece_seconds, asked.seed)
     found: dict[str, Any] = evaluate_order(pipeline, study.recordings, order, study.progress)[
@@ -25,7 +25,7 @@ def preferences(study: Study, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def make(study: Study) -> Finding:
-    """True against shuffled, reversed and foreign continuations."""
+    """Compare true with shuffled, reversed and foreign continuations."""
     asked, figures = study.settings, preferences(study, study.pipeline)
     rows: dict[str, Figures] = {
         name: {"preferred": figures[name], "nats per frame": figures[f"{name}_margin"]}

@@ -1,4 +1,4 @@
-"""Tables as files: JSON of each, and all of them as one page."""
+"""Write tables as files: JSON of each, and one page for all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERDICTS = {True: "holds", False: "does not hold", None: "not decided"}
 
 
 def read_report(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was made before with the same settings; None if there is no such file."""
+    """Return a report made earlier with the same settings, or None."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         same = report["settings"] == settings
@@ -24,7 +24,7 @@ def read_report(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 def write_results(directory: Path, names: Iterable[str]) -> Path:
-    """Write ``results.md`` of those tables that the directory holds."""
+    """Write ``results.md`` with the tables that the directory holds."""
     reports = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in (directory / f"{name}.json" for name in names)
@@ -37,10 +37,11 @@ def write_results(directory: Path, names: Iterable[str]) -> Path:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """One table with its claims, notes and commands."""
+    """Format one table with its claims, notes and commands."""
     asked = report["settings"]
-    told = ", ".join(f"{key} {value}" for key, value in asked.items() if key in TOLD and value)
-    lines = [f"## {report['table']}", "", report["about"], "", f"{report['pipeline']}: {told}.", ""]
+    chosen = ", ".join(f"{key} {value}" for key, value in asked.items() if key in SHOWN and value)
+    made_by = f"{report['pipeline']}: {chosen}."
+    lines = [f"## {report['table']}", "", report["about"], "", made_by, ""]
     shown = [key for key in report["shown"] if any(key in row for row in report["rows"].values())]
     lines += [_line(["", *shown, "items (groups)"]), _line(["---"] * (len(shown) + 2))]
     for name, row in report["rows"].items():
@@ -51,7 +52,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "```console", *(f"$ {c}" for c in report["commands"]), "```", ""])
 
 
-TOLD = (
+SHOWN = (
     "data", "items", "prompt_seconds", "seconds", "seed", "codec_steps", "steps", "overrides",
     "weights",
 )  # fmt: skip
@@ -62,7 +63,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(figure: Any) -> str:
-    """A mean with its interval, or a plain number."""
+    """Format a mean with its interval, or a plain number."""
     if isinstance(figure, (int, float)):
         return f"{figure:.4g}"
     if not figure or figure["mean"] is None:
@@ -72,10 +73,11 @@ def _cell(figure: Any) -> str:
 
 
 def _counts(row: Mapping[str, Any], shown: Iterable[str]) -> str:
-    """How many items the figures rest on, and how many groups, the least and the most."""
+    """Format the least and the most items and groups that the figures rest on."""
     found = [row[key] for key in shown if isinstance(row.get(key), dict) and row[key]["count"]]
-    told = [_range(figure[key] for figure in found if key in figure) for key in ("count", "groups")]
-    return told[0] + (f" ({told[1]})" if told[1] else "")
+    keys = ("count", "groups")
+    ranges = [_range(figure[key] for figure in found if key in figure) for key in keys]
+    return ranges[0] + (f" ({ranges[1]})" if ranges[1] else "")
 
 
 def _range(values: Iterable[int]) -> str:

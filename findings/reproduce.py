@@ -1,4 +1,4 @@
-"""Make the tables that are asked for, each once."""
+"""Make the tables that the user asks for, each once."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ TABLES: dict[str, Table] = {
 
 
 def chosen_tables(names: Sequence[str]) -> list[str]:
-    """The tables of those names, in the paper's order.
+    """Return the tables of those names, in the paper's order.
 
     Raises:
-        ConfigError: if there is no such table.
+        ConfigError: if a table does not exist.
     """
     for name in names:
         if name not in TABLES:
@@ -48,14 +48,14 @@ def chosen_tables(names: Sequence[str]) -> list[str]:
 
 
 def reproduce(study: Study, name: str) -> tuple[dict[str, Any] | None, str]:
-    """Make one table, unless it is there with the same settings, and write ``results.md`` anew.
+    """Make one table, unless it exists with the same settings, and write ``results.md`` anew.
 
     Returns:
         The table as JSON holds it, and what is to be said of it; None where it does not apply.
     """
     table, path = TABLES[name], study.directory / f"{name}.json"
     settings = study.asked(table.uses)
-    report, told = read_report(path, settings), "was made before"
+    report, outcome = read_report(path, settings), "was made before"
     if report is None:
         study.table, study.missing, started = name, {}, time.perf_counter()
         try:
@@ -65,9 +65,9 @@ def reproduce(study: Study, name: str) -> tuple[dict[str, Any] | None, str]:
         report = as_json(_report(study, name, settings, finding))
         report["elapsed_seconds"] = round(time.perf_counter() - started, 1)
         write_json(path, report)
-        told = "is made"
+        outcome = "is made"
     write_results(study.directory, TABLES)
-    return report, told
+    return report, outcome
 
 
 def _report(study: Study, name: str, settings: Any, finding: Finding) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Semantic tokens give structure: hybrid against acoustic-only, for equal arithmetic."""
+"""Test whether semantic tokens give structure: hybrid against acoustic-only, equal FLOPs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HYBRID, ALONE = "hybrid", "acoustic only"
 
 
 def variants(study: Study, shop: Workshop) -> dict[str, Variant]:
-    """Both with the same acoustic model, and steps such that the FLOPs are equal."""
+    """Return both with the same acoustic model, and steps chosen for equal FLOPs."""
     config, steps = study.config, study.settings.steps
     semantic, acoustic = semantic_stage(config).name, acoustic_stages(config)[0]
     given = f"stages.{acoustic.name}.given"
@@ -38,7 +38,7 @@ def variants(study: Study, shop: Workshop) -> dict[str, Variant]:
 
 
 def make(study: Study) -> Finding:
-    """Either is trained from scratch, on the same tokens."""
+    """Train both from scratch on the same tokens and compare them."""
     shop = Workshop(study)
     made = variants(study, shop)
     found = measures.measure_variants(study, shop, made, USES, measures.preference)
@@ -51,7 +51,7 @@ def make(study: Study) -> Finding:
 
 
 def _judge(study: Study, found: Finding) -> None:
-    """Claims, and the figures that they are about in front."""
+    """Judge the claims, and put the figures they rest on in front."""
     judged = {measures.PREFERRED: "high", **study.suite.structure}
     found.shown = tuple(dict.fromkeys((*judged, *found.shown)))
     ours, theirs = found.rows[HYBRID], found.rows[ALONE]

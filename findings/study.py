@@ -1,4 +1,4 @@
-"""What all tables are made from: a pipeline, held-out recordings, metrics."""
+"""Hold what all tables are made from: a pipeline, held-out recordings, metrics."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import continued, measured
-from segue.evaluation.held_out import spread_evenly
-from segue.evaluation.parts import config_of
 from segue.evaluation.resynthesis import Way, evaluate_resynthesis
+from segue.evaluation.subjects import config_of, spread_evenly
 from segue.findings.finding import Figures
 from segue.findings.suite import Suite
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for.
+    """The user's choices.
 
     Attributes:
         domain: whose suite measures.
-        source: a pipeline's directory or a domain that ships one.
+        source: a pipeline's directory or a domain with shipped weights.
         data: recordings, of which only the held-out ones are measured.
         items: most recordings.
         prompt_seconds: of each, to continue from.
@@ -89,7 +88,7 @@ COMMON = ("domain", "source", "data", "items", "seed", "overrides")
 
 
 def plain_command(words: str, **options: Any) -> str:
-    """What a user types: ``segue <words>`` with options, several of a name for a list."""
+    """Format ``segue <words>`` with options as a user would type it; a list repeats its option."""
     parts = ["segue", *words.split()]
     for key, value in options.items():
         for one in value if isinstance(value, (tuple, list)) else (value,):
@@ -99,15 +98,15 @@ def plain_command(words: str, **options: Any) -> str:
 
 
 def of_truth(figures: Figures) -> Figures:
-    """Those of the recordings' own continuations, named as those of what a pipeline made."""
+    """Return figures of the recordings' own continuations, under the names of the pipeline's."""
     return {k.replace(" truth_", " "): v for k, v in figures.items() if " truth_" in k}
 
 
 def suite_of(domain: str, host: PluginHost) -> Suite:
-    """What a domain is measured by.
+    """Return the metrics and models that a domain is measured by.
 
     Raises:
-        PluginError: if there is no such domain or it has no suite.
+        PluginError: if the domain does not exist or has no suite.
     """
     found = find_domain(domain, host).findings
     if not found:
@@ -142,7 +141,7 @@ class Study:
 
     @cached_property
     def config(self) -> PipelineConfig:
-        """Of the pipeline."""
+        """Return the pipeline's config."""
         return config_of(self.settings.source, self.host, self.settings.overrides)
 
     @cached_property
@@ -151,14 +150,14 @@ class Study:
 
     @cached_property
     def recordings(self) -> Sequence[Recording]:
-        """Held-out ones that last for a prompt and its true continuation."""
+        """Return held-out recordings that last for a prompt and its true continuation."""
         asked = self.settings
         least = asked.prompt_seconds + asked.seconds
         return spread_evenly(asked.data, asked.items, "valid", least)
 
     @cached_property
     def weights(self) -> str:
-        """Tells the pipeline's weights from others."""
+        """Return a hash of the pipeline's weights."""
         digest = hashlib.sha256()
         for part in self.config.parts.values():
             path = Path(part.checkpoint or "") / WEIGHTS
@@ -166,7 +165,7 @@ class Study:
         return digest.hexdigest()[:16]
 
     def asked(self, uses: Iterable[str]) -> dict[str, Any]:
-        """The settings that a table depends on, as JSON holds them."""
+        """Return the settings that a table depends on, for JSON."""
         every = asdict(self.settings)
         found = {name: every[name] for name in (*COMMON, *uses)}
         return {
@@ -174,7 +173,7 @@ class Study:
         } | {"weights": self.weights}
 
     def load(self, source: str | Path | None = None, overrides: Sequence[str] = ()) -> Pipeline:
-        """The pipeline with further overrides, or another one as it is."""
+        """Load the pipeline with further overrides, or another one as it is."""
         if source is None:
             source, overrides = self.settings.source, (*self.settings.overrides, *overrides)
         return Pipeline.from_pretrained(
@@ -182,7 +181,7 @@ class Study:
         )
 
     def metrics(self, kind: Any, names: Iterable[str]) -> dict[str, Any]:
-        """Those that are installed; why others are not is kept in ``missing``."""
+        """Return the installed metrics; ``missing`` keeps why others are not available."""
         found = {}
         for name in names:
             if (kind, name) not in self._metrics:
@@ -198,7 +197,7 @@ class Study:
         return found
 
     def continuations(self, pipeline: Pipeline, names: Iterable[str]) -> Figures:
-        """Figures of continuations of the held-out recordings."""
+        """Measure continuations of the held-out recordings."""
         asked, metrics = self.settings, self.metrics("continuation_metric", names)
         records = continued(
             pipeline, self.recordings, asked.prompt_seconds, asked.seconds, asked.seed,
@@ -210,7 +209,7 @@ class Study:
     def resynthesis(
         self, pipeline: Pipeline, ways: Sequence[Way], pairs: Iterable[str], sets: Iterable[str]
     ) -> dict[str, Figures]:
-        """Figures, by way, of the held-out recordings after they went through tokens."""
+        """Measure, by way, the held-out recordings after they went through tokens."""
         found: dict[str, Figures] = evaluate_resynthesis(
             pipeline,
             self.recordings,
@@ -223,7 +222,7 @@ class Study:
         return found
 
     def row(self, name: str, settings: Mapping[str, Any], make: Callable[[], Figures]) -> Figures:
-        """Figures that take long: kept in a file, so that a run that was killed goes on after them.
+        """Keep figures that take long in a file, so that a killed run goes on after them.
 
         Args:
             name: of the row; each of a table has its own.
@@ -242,7 +241,7 @@ class Study:
         return figures
 
     def command(self, words: str, source: Path | None = None, **options: Any) -> str:
-        """A plain `segue` command on the pipeline, or on another one as it is."""
+        """Format a plain `segue` command on the pipeline, or on another one."""
         if source is not None:
             return plain_command(words, pipeline=source, **options)
         asked = self.settings
@@ -252,7 +251,7 @@ class Study:
 
     @property
     def of_continuations(self) -> dict[str, Any]:
-        """Options of `segue evaluate continuations` for what ``continuations`` does."""
+        """Return the options of `segue evaluate continuations` that match ``continuations``."""
         asked = self.settings
         return {
             "data": asked.data, "items": asked.items, "prompt_seconds": asked.prompt_seconds,
@@ -261,7 +260,7 @@ class Study:
 
     @property
     def of_resynthesis(self) -> dict[str, Any]:
-        """Options of `segue evaluate resynthesis` for what ``resynthesis`` does."""
+        """Return the options of `segue evaluate resynthesis` that match ``resynthesis``."""
         asked = self.settings
         least = asked.prompt_seconds + asked.seconds
         return {

@@ -1,4 +1,4 @@
-"""What a domain is measured by where the paper's findings are reproduced. Imports no torch."""
+"""Name the metrics and models for a domain's reproduction of the paper. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Suite:
         rule: figures that a temperature is chosen by; the others must leave it sound.
         sound: the rate that says so.
         pairs: metrics of a reconstruction against its recording, with their good values.
-        content: the metric of pairs that tells what is kept of the content, if there is one.
-        voice: the metric of continuations that tells whose voice it is, if there is one.
+        content: the metric of pairs that measures kept content, if there is one.
+        voice: the metric of continuations that measures the voice, if there is one.
         autoregressive: a stage model that draws acoustic tokens from left to right.
         masked: one that fills masks, as values of a stage's ``lm`` and ``sampling``.
     """

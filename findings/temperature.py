@@ -1,4 +1,4 @@
-"""How temperatures change continuations, and which are best by a rule."""
+"""Show how temperatures change continuations, and choose the best by a rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPARE = 0.05  # of the rate of sound files that may be lost against the best
 
 
 def make(study: Study) -> Finding:
-    """Continuations at each temperature of each stage, the other stages as they are."""
+    """Measure continuations at each temperature of each stage, the other stages unchanged."""
     suite, own = study.suite, _cell(study, CONFIGURED, [])
     found = Finding({CONFIGURED: own, TRUTH: of_truth(own)}, suite.shown)
     for stage in study.config.stages:
@@ -31,7 +31,7 @@ def make(study: Study) -> Finding:
                 metrics=",".join(_metrics(study)), set=[_change(stage.name, value)],
             )
         )  # fmt: skip
-    found.notes.append(told(suite.rule, suite.sound))
+    found.notes.append(rule_in_words(suite.rule, suite.sound))
     return found
 
 
@@ -53,7 +53,7 @@ def _metrics(study: Study) -> list[str]:
 
 
 def best(cells: Sequence[Figures], rule: Mapping[str, Direction], sound: str) -> int:
-    """Which of the cells has the least mean rank over the figures of the rule.
+    """Return the cell with the least mean rank over the figures of the rule.
 
     Cells whose rate of sound files is ``SPARE`` or more below the best one's are out. Figures that
     a cell lacks are left out for all; of equals the first is taken, which is what is configured.
@@ -73,8 +73,8 @@ def best(cells: Sequence[Figures], rule: Mapping[str, Direction], sound: str) ->
     return min(kept, key=lambda n: ranks[n])
 
 
-def told(rule: Mapping[str, Direction], sound: str) -> str:
-    """The rule in words."""
+def rule_in_words(rule: Mapping[str, Direction], sound: str) -> str:
+    """Put the rule into words."""
     words = {"low": "low", "high": "high", "zero": "near zero"}
     figures = ", ".join(f"{name} ({words[direction]})" for name, direction in rule.items())
     return (

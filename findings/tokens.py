@@ -1,4 +1,4 @@
-"""Semantic tokens tell words apart; acoustic tokens bring back the sound."""
+"""Test whether semantic tokens separate words and acoustic tokens rebuild the sound."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 from segue.core.errors import DataError
 from segue.core.pipeline import Pipeline
-from segue.evaluation.held_out import spread_evenly
-from segue.evaluation.items import Item, load_items, thinned
 from segue.evaluation.midi import find_scores
 from segue.evaluation.pitches import evaluate_pitches
 from segue.evaluation.representations import Representation, of_tokenizer
 from segue.evaluation.resynthesis import Way
 from segue.evaluation.semantic import evaluate_semantic
+from segue.evaluation.subjects import Item, load_items, spread_evenly, thinned
 from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
 from segue.findings.study import Study
 
@@ -25,7 +24,7 @@ ABX = {"within": "ABX within", "across": "ABX across"}  # speakers
 
 
 def make(study: Study) -> Finding:
-    """What tokens say of the content, and how well audio is brought back from them."""
+    """Measure what tokens reveal of the content, and how well audio is rebuilt from them."""
     if study.pipeline.semantic_tokenizer is None:
         raise InapplicableError("the pipeline has no semantic tokenizer")
     found = Finding()
@@ -37,7 +36,7 @@ def make(study: Study) -> Finding:
 def representations(
     pipeline: Pipeline, of: Iterable[str] = ("semantic", "codec")
 ) -> list[Representation]:
-    """Tokens and what they stand for: semantic ones, the first acoustic level, all levels."""
+    """Return tokens and their vectors: semantic, the first acoustic level, all levels."""
     level, total = pipeline.config.prompt.level, pipeline.codec.spec.num_levels
     found: list[Representation] = []
     if "semantic" in of and pipeline.semantic_tokenizer is not None:
@@ -48,8 +47,8 @@ def representations(
 
 
 def labelled(study: Study) -> list[Item]:
-    """Labelled pieces of held-out recordings; none where no labels were named and the data has
-    none.
+    """Return labelled pieces of held-out recordings; none if the data has no labels and none were
+    named.
 
     Raises:
         DataError: if labels were named and there are none.
@@ -68,7 +67,7 @@ def labelled(study: Study) -> list[Item]:
 def discrimination(
     study: Study, items: Sequence[Item], chosen: Sequence[Representation]
 ) -> dict[str, Figures]:
-    """ABX errors within and across speakers, by representation."""
+    """Return ABX errors within and across speakers, by representation."""
     found = evaluate_semantic(items, chosen, study.progress)["representations"]
     return {
         name: {label: row[kind] for kind, label in ABX.items() if kind in row}
@@ -77,10 +76,10 @@ def discrimination(
 
 
 def _words(study: Study, found: Finding) -> None:
-    """ABX errors, where the data has labels."""
+    """Measure ABX errors, if the data has labels."""
     asked, items = study.settings, labelled(study)
     if not items:
-        found.notes.append(f"{asked.data} has no labels, so that there is no ABX.")
+        found.notes.append(f"{asked.data} has no labels, so ABX cannot be measured.")
         return
     errors = discrimination(study, items, representations(study.pipeline))
     found.rows |= errors
@@ -101,7 +100,7 @@ def _words(study: Study, found: Finding) -> None:
 
 
 def _pitches(study: Study, found: Finding) -> None:
-    """What tokens tell of the pitch classes that sound, where there are scores."""
+    """Measure what tokens reveal of the pitch classes that sound, if there are scores."""
     asked = study.settings
     if asked.scores is None:
         return
@@ -117,7 +116,7 @@ def _pitches(study: Study, found: Finding) -> None:
     found.shown += tuple(names.values())
     found.claims.append(
         better(
-            "a semantic token tells more of the pitch classes that sound than one of the codec's "
+            "a semantic token reveals more of the pitch classes that sound than one of the codec's "
             "first level",
             figures[SEMANTIC]["average_precision"], _first_level(figures)["average_precision"],
             "high",
@@ -132,12 +131,13 @@ def _pitches(study: Study, found: Finding) -> None:
 
 
 def _first_level(figures: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Those of the codec's first level, which come before those of all levels."""
+    """Return the figures of the codec's first level, which come before those of all levels."""
     return next(row for name, row in figures.items() if name.startswith("codec"))
 
 
 def _reconstruction(study: Study, found: Finding) -> None:
-    """How close audio comes that is made from all tokens, and from semantic ones alone."""
+    """Measure how close audio from all tokens, and from semantic ones alone, comes to the
+    recording."""
     pairs = study.suite.pairs
     figures = study.resynthesis(study.pipeline, WAYS, pairs, ())
     found.rows |= {f"audio by {way}": row for way, row in figures.items()}

@@ -1,4 +1,4 @@
-"""Pipelines that differ from a given one by overrides of its config, trained on the same tokens."""
+"""Train pipelines that differ from a given one by overrides of its config, on the same tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE, RUNS = "from_scratch.yaml", "runs"
 
 @dataclass(frozen=True)
 class Variant:
-    """A pipeline that is to be trained.
+    """One pipeline to be trained.
 
     Attributes:
         name: of its training directory.
@@ -36,7 +36,7 @@ class Variant:
 
 
 class Workshop:
-    """Trains variants, each in a directory of its own that training goes on in.
+    """Train variants, each in a directory of its own where training can resume.
 
     Args:
         study: whose pipeline's tokenizers, options and settings of training are taken.
@@ -51,16 +51,16 @@ class Workshop:
         write_pipeline_file(replace_parts(study.config, every | bare), self.base)
 
     def config(self, overrides: Sequence[str]) -> PipelineConfig:
-        """The config of a variant."""
+        """Return the config of a variant."""
         return load_config(self.base, self.study.host, overrides).config
 
     def equal_steps(self, overrides: Sequence[str], stages: Sequence[str], flops: float) -> int:
-        """Steps of these stages that take so much arithmetic in all."""
+        """Return the steps of these stages that take so much arithmetic in all."""
         once = self.flops([*overrides, *steps_of(self.config(overrides), 1, stages)])
         return max(1, round(flops / once))
 
     def flops(self, overrides: Sequence[str]) -> float:
-        """Of training the stages that have no weights."""
+        """Return the arithmetic of training the stages that have no weights yet."""
         config, total = self.config(overrides), 0.0
         for stage in config.stages:
             if stage.lm.checkpoint is None:
@@ -69,7 +69,7 @@ class Workshop:
         return total
 
     def trained(self, variant: Variant) -> Path:
-        """Train it, or go on; the directory of the variant's pipeline."""
+        """Train a variant or resume it; return the directory of its pipeline."""
         workspace = self._workspace(variant)
         if variant.own_tokens:
             if TOKENIZER in workspace.config.parts:
@@ -85,7 +85,7 @@ class Workshop:
         return self.study.directory / RUNS / variant.name
 
     def commands(self, variant: Variant) -> list[str]:
-        """Plain ones that train it."""
+        """Return the plain commands that train a variant."""
         fitted = variant.own_tokens and TOKENIZER in self.config(variant.overrides).parts
         return [
             plain_command(
@@ -113,7 +113,7 @@ class Workshop:
         )
 
     def _tokens(self) -> Path:
-        """A store of the given pipeline's tokens."""
+        """Return a store of the given pipeline's tokens."""
         study = self.study
         if study.settings.tokens is not None:
             return Path(study.settings.tokens)

@@ -1,4 +1,4 @@
-"""Acoustic generation keeps what is said and draws the voice; a continuation keeps the voice."""
+"""Test whether acoustic generation keeps the content and a continuation keeps the voice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WAYS: tuple[Way, ...] = ("acoustic_generation", "codec", "recording", "foreign")
 
 
 def make(study: Study) -> Finding:
-    """Content and voice of recordings that go through tokens, and of continuations."""
+    """Measure content and voice of recordings that go through tokens, and of continuations."""
     content, voice = study.suite.content, study.suite.voice
     if content is None or voice is None:
         raise InapplicableError(f"{study.settings.domain} has no words and no speakers")
@@ -36,8 +36,8 @@ def make(study: Study) -> Finding:
                 generated.get(content), rows.get("foreign", {}).get(content), "low",
             ),
         ],
-        ["Content is held against what the recogniser hears in the recording itself. Acoustic "
-         "generation has no prompt: its voice is held against the recording's."],
+        ["Content is compared with what the recogniser hears in the recording itself. Acoustic "
+         "generation has no prompt: its voice is compared with the recording's."],
         [
             study.command(
                 "evaluate resynthesis", **study.of_resynthesis, of=",".join(WAYS),

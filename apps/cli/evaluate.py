@@ -86,7 +86,7 @@ def codec(
     from segue.core.interfaces import AcousticCodec
     from segue.core.manager import default_host
     from segue.evaluation.codec import evaluate_codec
-    from segue.evaluation.parts import config_of, load_tokenizer
+    from segue.evaluation.subjects import config_of, load_tokenizer
 
     host = default_host()
     config = config_of(source, host, overrides or ())
@@ -331,9 +331,13 @@ def likelihood(
     check_report(output)
     if data is None and pairs is None and shuffled is None:
         raise ConfigError("--data", "nothing to judge", "give --data, --pairs or --shuffled")
-    from segue.evaluation.evaluate import evaluate_likelihood
-    from segue.evaluation.minimal_pairs import evaluate_pairs, read_pairs
-    from segue.evaluation.order import Order, evaluate_order
+    from segue.evaluation.likelihood import (
+        Order,
+        evaluate_likelihood,
+        evaluate_order,
+        evaluate_pairs,
+        read_pairs,
+    )
 
     asked = [] if pairs is None else read_pairs(pairs, audio)
     least = prompt_seconds + seconds

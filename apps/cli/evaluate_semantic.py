@@ -68,8 +68,8 @@ def semantic(
     """Measure ABX errors within and across speakers of tokens, their vectors, and MFCC."""
     check_report(output)
     source = chosen_source(domain, pipeline, "--pipeline")
-    from segue.evaluation.items import load_items, thinned
     from segue.evaluation.semantic import evaluate_semantic
+    from segue.evaluation.subjects import load_items, thinned
 
     found = load_items(data, checked_split(split), conditions(where or []))
     config, chosen, left_out = _representations(source, overrides, device, of, levels)
@@ -124,8 +124,8 @@ def _representations(
 ) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
     """Build what is to be measured, and say why parts are left out."""
     from segue.core.manager import default_host
-    from segue.evaluation.parts import config_of
     from segue.evaluation.representations import plain_features
+    from segue.evaluation.subjects import config_of
 
     host = default_host()
     config = config_of(source, host, overrides or ())
@@ -149,8 +149,8 @@ def _representations(
 def _of_part(
     config: PipelineConfig, part: str, host: PluginHost, device: str, levels: str | None
 ) -> list[Representation]:
-    from segue.evaluation.parts import load_tokenizer
     from segue.evaluation.representations import of_tokenizer
+    from segue.evaluation.subjects import load_tokenizer
 
     tokenizer = load_tokenizer(config, part, host, device)
     total = tokenizer.spec.num_levels

@@ -37,7 +37,7 @@ def held_out(
     data: Path | str, items: int, split: str, least_seconds: float = 0.0
 ) -> list[Recording]:
     """Return recordings spread evenly over a split, without those known to be too short."""
-    from segue.evaluation.held_out import spread_evenly
+    from segue.evaluation.subjects import spread_evenly
 
     return spread_evenly(data, items, checked_split(split), least_seconds)
 

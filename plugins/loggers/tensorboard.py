@@ -1,4 +1,4 @@
-"""Figures, audio and spectrograms of trainings for TensorBoard, if it is installed.
+"""Write figures, audio and spectrograms of trainings to TensorBoard, if it is installed.
 
 Each part's folder gets a ``tensorboard`` folder: ``tensorboard --logdir runs`` shows all of them.
 Another logger is a plugin that implements the same two hooks.
@@ -48,7 +48,7 @@ def segue_validation_audio(
 
 
 def _picture(samples: Tensor) -> Tensor:
-    """A spectrogram as an image ``[H, W]`` in [0, 1], low frequencies at the bottom."""
+    """Return a spectrogram as an image ``[H, W]`` in [0, 1], low frequencies at the bottom."""
     import torch
 
     window = torch.hann_window(WINDOW)
@@ -62,8 +62,8 @@ _writers: dict[Path, Any] = {}
 
 
 def _writer(directory: Path, step: int) -> Any:
-    """The part's writer; None if TensorBoard is missing. What a run that was killed wrote about
-    later steps is dropped."""
+    """Return the part's writer, or None without TensorBoard. Entries of a killed run beyond the
+    present step are dropped."""
     if find_spec("tensorboard") is None:
         return None
     folder = directory / FOLDER

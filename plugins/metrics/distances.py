@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def jensen_shannon(a: Float[Tensor, "V"], b: Float[Tensor, "V"]) -> float:
-    """Divergence of two distributions given as counts, in bits: 0 the same, 1 nothing in common
-    (Lin, IEEE Trans. Inf. Theory 37(1), 1991). NaN if either counts nothing."""
+    """Return the divergence in bits of two distributions given as counts: 0 the same, 1 nothing in
+    common (Lin, IEEE Trans. Inf. Theory 37(1), 1991). NaN if either counts nothing."""
     if not a.sum() > 0 or not b.sum() > 0:
         return math.nan
     first, second = a.double() / a.sum(), b.double() / b.sum()

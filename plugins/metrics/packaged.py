@@ -1,4 +1,4 @@
-"""Weights inside installed packages, which are not imported: they may want far more than a file."""
+"""Find weights inside installed packages without importing these, which may need far more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segue.core.errors import PluginError
 
 
 def packaged_file(package: str, inside: str, component: str, fix: str) -> Path:
-    """A file of an installed package.
+    """Return the path of a file of an installed package.
 
     Args:
         package: its import name.
@@ -18,7 +18,7 @@ def packaged_file(package: str, inside: str, component: str, fix: str) -> Path:
         fix: how to install it.
 
     Raises:
-        PluginError: if it is not installed, or has no such file.
+        PluginError: if it is not installed, or lacks this file.
     """
     found = find_spec(package)
     for folder in (found.submodule_search_locations or ()) if found else ():

@@ -1,1 +1,1 @@
-"""Files that say that Segue made them."""
+"""Mark files as made by Segue."""

@@ -1,5 +1,5 @@
-"""A lifecycle plugin: name it under ``hooks:`` in a registry file, and every WAV, FLAC or AIFF file
-that the command line writes says in its comment how it was made. Imports no torch."""
+"""Mark every WAV, FLAC or AIFF file that the command line writes with a comment on how it was made.
+A lifecycle plugin: name it under ``hooks:`` in a registry file. Imports no torch."""
 
 from __future__ import annotations
 

@@ -18,9 +18,8 @@ from segue.core.manager import PluginHost
 from segue.core.options import TokenizerOptions
 from segue.core.spec import TokenSpec
 from segue.data.recordings import Recording
-from segue.evaluation.codebooks import CodebookUse
-from segue.evaluation.codec import evaluate_codec
-from segue.evaluation.parts import config_of, load_tokenizer
+from segue.evaluation.codec import CodebookUse, evaluate_codec
+from segue.evaluation.subjects import config_of, load_tokenizer
 
 RATE, SIZE = 16_000, 320
 LIMITS = PromptConfig(min_seconds=0.5, max_seconds=2.0)

@@ -15,8 +15,14 @@ from segue.core.audio import Audio
 from segue.core.errors import ConfigError, DataError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.data.recordings import Recording
-from segue.evaluation.minimal_pairs import Pair, evaluate_pairs, read_pairs
-from segue.evaluation.order import Order, evaluate_order, shuffled
+from segue.evaluation.likelihood import (
+    Order,
+    Pair,
+    evaluate_order,
+    evaluate_pairs,
+    read_pairs,
+    shuffled,
+)
 
 RATE, FRAME = 1000, 100  # ten frames a second
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from segue.core.interfaces import StageBatch, Tokens
-from segue.evaluation import evaluate
-from segue.evaluation.evaluate import evaluate_likelihood
+from segue.evaluation import likelihood
+from segue.evaluation.likelihood import evaluate_likelihood
 from segue.evaluation.statistics import (
     bootstrap_interval,
     entropy,
@@ -240,8 +240,8 @@ def test_likelihood_is_per_level_and_without_padding(
         def batch(self, index: int) -> StageBatch:
             return StageBatch(Tokens(torch.zeros(2, 3, 8, dtype=torch.long), torch.tensor([8, 3])))
 
-    monkeypatch.setattr(evaluate, "TokenStore", lambda directory, split: (directory, split))
-    monkeypatch.setattr(evaluate, "TokenCrops", Crops)
+    monkeypatch.setattr(likelihood, "TokenStore", lambda directory, split: (directory, split))
+    monkeypatch.setattr(likelihood, "TokenCrops", Crops)
     found = evaluate_likelihood(FakePipeline(), tmp_path, 3)  # type: ignore[arg-type]
     assert {level: e["mean"] for level, e in found["coarse"].items()} == pytest.approx(
         {"level_0": 1.0, "level_1": 2.0, "level_2": 3.0, "bits_per_second": 50 * 6 / math.log(2)}

@@ -262,8 +262,8 @@ def test_shapes_of_codes(study: Make) -> None:
 def test_what_shapes_of_codes_may_be(study: Make) -> None:
     assert read_shapes("25x16x1024, 12.5x8x2,25x16x1024") == ("25x16x1024", "12.5x8x2")
     for wrong, problem in {
-        "50x8": "'50x8' is no shape of codes; write 25x16x1024",
-        "50x8x1024,": "'' is no shape of codes",
+        "50x8": "'50x8' is not a shape",
+        "50x8x1024,": "'' is not a shape",
         "0x8x2": "'0x8x2' has no frames",
         "50x0x2": "no levels",
         "50x1x1": "fewer than 2 codes",

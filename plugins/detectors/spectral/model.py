@@ -1,5 +1,5 @@
-"""A small convolutional classifier of log-mel spectrograms (AudioLM, arXiv 2209.03143, detection of
-synthesised speech)."""
+"""Classify log-mel spectrograms by a small convolutional network (AudioLM, arXiv 2209.03143,
+detection of synthesised speech)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchaudio.functional import melscale_fbanks
 from segue.core.interfaces import ORIGINS, Detector, Lengths, Wave, WaveBatch
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 
-LEVEL = 0.05  # root mean square that every row is brought to: loudness tells nothing
+LEVEL = 0.05  # root mean square that every row is brought to: loudness must not matter
 FLOOR = 1e-4  # of magnitudes, at that level
 
 
@@ -27,7 +27,7 @@ class SpectralDetector(Detector):
         bank = melscale_fbanks(
             config.fft_size // 2 + 1, 0.0, config.sample_rate / 2, config.bands, config.sample_rate
         )
-        # What options alone determine is no part of the weights.
+        # Tensors that follow from the options are not stored with the weights.
         self.bank: Tensor
         self.window: Tensor
         self.register_buffer("bank", bank, persistent=False)
@@ -70,7 +70,7 @@ class SpectralDetector(Detector):
     def features(
         self, wave: Wave, lengths: Lengths
     ) -> tuple[Float[Tensor, "B M N"], Int64[Tensor, "B"]]:
-        """Log-mel bands, zero beyond a row's frames, and how many frames it has."""
+        """Return log-mel bands, zero beyond a row's frames, and each row's number of frames."""
         size, hop = self.config.fft_size, self.config.hop_size
         valid = _mask(lengths, wave.shape[1])
         wave = wave.masked_fill(~valid, 0.0)

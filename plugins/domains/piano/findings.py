@@ -1,4 +1,5 @@
-"""What piano is measured by where the paper's findings are reproduced. Imports no torch."""
+"""Name the metrics that piano is measured by where the paper's findings are reproduced. Imports no
+torch."""
 
 from __future__ import annotations
 

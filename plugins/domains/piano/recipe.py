@@ -1,4 +1,4 @@
-"""From piano scores (MIDI) to rendered recordings and a manifest for training.
+"""Render piano scores (MIDI) to recordings, with a manifest for training.
 
 Rendering needs the programs FluidSynth and a General MIDI soundfont (Debian: ``fluidsynth``,
 ``fluid-soundfont-gm``). A folder of recorded piano needs no recipe: name it as ``--data``.
@@ -66,7 +66,7 @@ def prepare(source: Path, output: Path, progress: Progress | None = None) -> Pat
 
 
 def find_soundfont() -> Path:
-    """The soundfont to render with.
+    """Return the soundfont to render with.
 
     Raises:
         DataError: if FluidSynth or its soundfont is not installed.

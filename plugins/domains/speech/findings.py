@@ -1,4 +1,5 @@
-"""What speech is measured by where the paper's findings are reproduced. Imports no torch."""
+"""Name the metrics that speech is measured by where the paper's findings are reproduced. Imports no
+torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a labelled speech collection to a manifest for training.
+"""Turn a labelled speech collection into a manifest for training.
 
 The source is a folder with ``manifest.csv``: path, corpus, speaker, split, duration_s.
 """

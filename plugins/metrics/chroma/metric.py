@@ -1,4 +1,5 @@
-"""Pitch classes of continuations against their prompt's key, from spectra: no transcription."""
+"""Compare pitch classes of continuations with their prompt's key, from spectra without
+transcription."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from segue.core.audio import SILENCE, resample
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.metrics.music.keys import CLASSES, key_figures
 
-RATE, WINDOW, HOP = 8000, 4096, 1024  # bins of 2 Hz: semitones can be told from 65 Hz (C2) on
+RATE, WINDOW, HOP = 8000, 4096, 1024  # bins of 2 Hz: semitones are distinct from 65 Hz (C2) on
 LOWEST, HIGHEST = 65.0, 1050.0  # Hz, C2 to C6: fundamentals, and few of the overtones
 FLOOR_DB = 30.0  # peaks so far below the loudest of their frame do not count
 
 
 class Chroma(ContinuationMetric):
-    """Shares of spectral peaks by pitch class, weighted by the square root of their power.
+    """Measure spectral peaks by pitch class, weighted by the square root of their power.
 
     Overtones count as notes, so that a single note has its fifth and its third in it; the
     figures of the true continuation and of other pieces tell what that makes of real music.
@@ -48,7 +49,7 @@ class Chroma(ContinuationMetric):
 
 
 def pitch_classes(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "12"]:
-    """Weight of each pitch class, C first; zeros for silence."""
+    """Return the weight of each pitch class, C first; zeros for silence."""
     found = torch.zeros(CLASSES, dtype=torch.float64)
     if not wave.numel() or wave.abs().max() < SILENCE:
         return found
@@ -70,7 +71,8 @@ def pitch_classes(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "
 
 
 def _frequencies(power: Tensor, bins: Tensor, frames: Tensor) -> Tensor:
-    """Where peaks lie between bins, by a parabola through the logarithms of three, in Hz."""
+    """Return the frequencies of peaks in Hz, refined by a parabola through the logarithms of three
+    bins."""
     logs = (power + 1e-12).log()
     left, top, right = (logs[bins + step, frames] for step in (-1, 0, 1))
     shift = 0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)

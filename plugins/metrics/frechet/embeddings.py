@@ -1,4 +1,4 @@
-"""What pieces of audio are described by: log-mel statistics, or YAMNet."""
+"""Describe pieces of audio by log-mel statistics or by YAMNet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ FILE_PLACE = "frechet.v1.options.weights"
 
 
 def pieces(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "P S"]:
-    """Pieces of 0.96 s at 16 kHz, half overlapping; what does not fill one is left out."""
+    """Cut audio into pieces of 0.96 s at 16 kHz that overlap by half; an incomplete last one is
+    left out."""
     wave = resample(wave, sample_rate, RATE) if sample_rate != RATE else wave
     size = round(PIECE_SECONDS * RATE)
     return wave.unfold(0, size, size // 2) if wave.shape[0] >= size else wave.new_zeros(0, size)
@@ -44,7 +45,7 @@ class Yamnet:
     """The layer before the classes of YAMNet, a MobileNet trained on AudioSet.
 
     Raises:
-        ConfigError: if the file is no tflite model with such a layer.
+        ConfigError: if the file is not a tflite model with this layer.
         PluginError: if LiteRT is not installed.
     """
 
@@ -56,7 +57,7 @@ class Yamnet:
                 "frechet.v1", "embedding=yamnet needs LiteRT", "pip install 'segue[lyra]'"
             ) from error
         if not weights.is_file():
-            raise ConfigError(FILE_PLACE, f"there is no file {weights}", "name YAMNet's tflite")
+            raise ConfigError(FILE_PLACE, f"{weights} does not exist", "name YAMNet's tflite")
         try:
             self._interpreter: Any = runtime.Interpreter(
                 str(weights), experimental_preserve_all_tensors=True
@@ -64,11 +65,11 @@ class Yamnet:
             self._interpreter.allocate_tensors()
             self._input = self._interpreter.get_input_details()[0]
         except ValueError as error:
-            raise ConfigError(FILE_PLACE, "is no tflite model", "name YAMNet's") from error
+            raise ConfigError(FILE_PLACE, "is not a tflite model", "name YAMNet's") from error
         self._output = self._embedding()
 
     def _embedding(self) -> int:
-        """The last layer of 1024 numbers in the order of computing."""
+        """Return the last layer of 1024 numbers in the order of computing."""
         wide = [
             tensor["index"]
             for tensor in self._interpreter.get_tensor_details()

@@ -69,7 +69,7 @@ def frechet_distance(
     b: Float[Tensor, "R D"],
     b_weights: Float[Tensor, "R"],
 ) -> float:
-    """Squared distance of means plus tr(A + B - 2 (A B)^½) of covariances.
+    """Return the squared distance of means plus tr(A + B - 2 (A B)^½) of covariances.
 
     With A = X'X and B = Y'Y the last trace is the sum of the singular values of X Y', which needs
     no root of a matrix that has no full rank.
@@ -81,7 +81,7 @@ def frechet_distance(
 
 
 def _root(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean, and X such that X'X is the covariance; no more rows than columns."""
+    """Return the mean, and X such that X'X is the covariance; X has no more rows than columns."""
     total = weights.sum()
     mean = weights @ rows / total
     centred = (rows - mean) * (weights / (total - 1)).sqrt()[:, None]

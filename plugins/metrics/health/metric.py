@@ -1,4 +1,4 @@
-"""Whether a continuation is sound at all: silent, clipped, drifting or looping."""
+"""Detect continuations that are silent, clipped, drifting or looping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAG_SECONDS, SPAN_SECONDS = (0.1, 3.0), 2.0  # periods of a loop; how long it mu
 
 
 class Health(ContinuationMetric):
-    """Figures that show a silent, clipped, drifting or looping continuation.
+    """Measure what shows a silent, clipped, drifting or looping continuation.
 
     ``level_ratio_db`` is the continuation's level against the prompt's, ``clipped`` and ``silent``
     are shares of samples and of pieces of 50 ms, ``spectrum_distance`` compares long-term spectra
@@ -50,7 +50,7 @@ def _row(record: Continuation) -> dict[str, float]:
 
 
 def health(wave: Float[Tensor, "T"], sample_rate: int) -> dict[str, float]:
-    """What of one file is silent, clipped or a repetition, and whether that is too much."""
+    """Return how much of one file is silent, clipped or repeated, and whether that is too much."""
     clipped = float((wave.abs() >= CLIPPED).float().mean())
     silent = float((_loudness(wave, sample_rate) < SILENT_RMS).float().mean())
     repeated = repetition(wave, sample_rate)
@@ -69,7 +69,7 @@ def health(wave: Float[Tensor, "T"], sample_rate: int) -> dict[str, float]:
 
 
 def repetition(wave: Float[Tensor, "T"], sample_rate: int) -> float:
-    """How much any two seconds are like those one period before, for periods of 0.1 to 3 s.
+    """Return how much any two seconds resemble those one period before, for periods of 0.1 to 3 s.
 
     Changes of the log-mel spectrum are correlated, not spectra: a held note or a steady noise is
     no loop. 1 is an exact repetition; 0 where the audio is shorter than span and period.
@@ -80,7 +80,7 @@ def repetition(wave: Float[Tensor, "T"], sample_rate: int) -> float:
     frames = mel(wave)
     spectra = frames.clamp_min(float(frames.max()) * 3e-3 + 1e-5).log10()
     changes = torch.diff(spectra, dim=1)
-    changes = changes - changes.mean(0)  # a steady beat of unlike notes is no loop either
+    changes = changes - changes.mean(0)  # a steady beat of different notes is not a loop
     span = round(SPAN_SECONDS / FRAME_SECONDS)
     best = 0.0
     for lag in range(*(round(seconds / FRAME_SECONDS) for seconds in LAG_SECONDS)):
@@ -91,7 +91,7 @@ def repetition(wave: Float[Tensor, "T"], sample_rate: int) -> float:
 
 
 def _correlation(a: Float[Tensor, "D N"], b: Float[Tensor, "D N"], span: int) -> float:
-    """The largest correlation of any ``span`` frames of both."""
+    """Return the largest correlation of any ``span`` frames of both."""
     sums = [_windowed((x * y).sum(0).double(), span) for x, y in ((a, b), (a, a), (b, b))]
     power = (sums[1] * sums[2]).clamp_min(0).sqrt()
     return float((sums[0] / power.clamp_min(LEAST_CHANGE * span)).max())
@@ -107,7 +107,7 @@ def _power(wave: Tensor) -> float:
 
 
 def _loudness(wave: Tensor, sample_rate: int) -> Tensor:
-    """RMS of pieces of 50 ms."""
+    """Return the RMS of pieces of 50 ms."""
     piece = sample_rate // 20
     count = max(1, wave.shape[0] // piece)
     return wave[: count * piece].reshape(count, -1).square().mean(1).sqrt()

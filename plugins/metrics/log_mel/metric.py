@@ -1,4 +1,4 @@
-"""Log-mel distance: how far two spectrograms lie apart, in decades."""
+"""Measure how far two log-mel spectrograms lie apart, in decades."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the metrics of music share: keys, onsets, chroma and statistics of notes."""
+"""Share keys, onsets, chroma and note statistics among the metrics of music."""

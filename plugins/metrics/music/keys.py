@@ -1,4 +1,4 @@
-"""Musical keys: which one pitch classes suggest, and how much of others lies in it."""
+"""Find the musical key that pitch classes suggest, and how much of others lies in it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Weights = Float[Tensor, "12"]
 
 @dataclass(frozen=True)
 class Key:
-    """``tonic`` as a pitch class, C = 0, and the mode."""
+    """A musical key: ``tonic`` as a pitch class, C = 0, and the mode."""
 
     tonic: int
     minor: bool
 
     def share(self, weights: Weights) -> float:
-        """How much of the weights lies on the key's scale; NaN if there are none."""
+        """Return the share of the weights on the key's scale; NaN if there are none."""
         if not weights.sum() > 0:
             return math.nan
         inside = [(self.tonic + step) % CLASSES for step in SCALES[self.minor]]
@@ -37,8 +37,8 @@ class Key:
 
 
 def key_of(weights: Weights) -> Key | None:
-    """The key whose profile correlates most with the weights (the Krumhansl-Schmuckler algorithm);
-    None where all weights are equal."""
+    """Return the key whose profile correlates most with the weights (Krumhansl-Schmuckler
+    algorithm), or None if all weights are equal."""
     centred = weights.double() - weights.double().mean()
     if float(centred.norm()) < 1e-9:
         return None
@@ -54,7 +54,7 @@ def key_of(weights: Weights) -> Key | None:
 def key_figures(
     prompt: Weights, ours: Weights, truth: Weights, foreign: Sequence[Weights]
 ) -> dict[str, float]:
-    """How a continuation's pitch classes go with its prompt's.
+    """Compare a continuation's pitch classes with its prompt's.
 
     Args:
         prompt, ours, truth: weights of the prompt, the continuation and the true continuation.
@@ -83,6 +83,6 @@ def key_figures(
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """The mean of what is a number; NaN if nothing is."""
+    """Return the mean of the finite values; NaN if there are none."""
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else math.nan

@@ -1,4 +1,4 @@
-"""When notes begin: density and the distribution of the times between onsets."""
+"""Describe when notes begin: density and the distribution of times between onsets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def timing_figures(
     truth: Sequence[float],
     seconds: tuple[float, float, float],
 ) -> dict[str, float]:
-    """How the onsets of a continuation go with its prompt's.
+    """Compare the onsets of a continuation with its prompt's.
 
     Args:
         prompt, ours, truth: onsets in seconds, in order.
@@ -59,7 +59,7 @@ def timing_figures(
 
 
 def joined(onsets: Sequence[float]) -> list[float]:
-    """Onsets in order, those of a chord as one."""
+    """Sort onsets and join those of a chord."""
     kept: list[float] = []
     for onset in sorted(onsets):
         if not kept or onset - kept[-1] >= CHORD_SECONDS:
@@ -68,7 +68,7 @@ def joined(onsets: Sequence[float]) -> list[float]:
 
 
 def interval_table(onsets: Sequence[float]) -> Float[Tensor, "12"]:
-    """How many times between onsets lie in each half octave from 0.05 s on."""
+    """Count the times between onsets in each half octave from 0.05 s on."""
     table = torch.zeros(OCTAVES * BINS_PER_OCTAVE, dtype=torch.float64)
     for interval in _intervals(onsets):
         place = math.floor(BINS_PER_OCTAVE * math.log2(max(interval, SHORTEST) / SHORTEST))

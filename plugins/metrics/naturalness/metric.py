@@ -1,4 +1,5 @@
-"""Predicted opinion of speech: DNSMOS P.835 (Reddy et al., arXiv 2110.01763) by ONNX Runtime."""
+"""Predict the opinion of listeners by DNSMOS P.835 (Reddy et al., arXiv 2110.01763) through ONNX
+Runtime."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ POLYNOMIALS = {
 
 
 class Naturalness(ContinuationMetric):
-    """Opinions, 1 to 5, that listeners would have of the speech ``signal``, of the ``background``
-    and ``overall``, each with that of the recording's own continuation as ``truth_...``.
+    """Predict listeners' opinions, 1 to 5, of the speech ``signal``, of the ``background`` and
+    ``overall``, each with that of the recording's own continuation as ``truth_...``.
 
     The predictor was trained on noisy and denoised speech: it hears noise and distortion, and
     whether it sounds like a voice, not whether words make sense. Silence has none.
@@ -50,7 +51,7 @@ class Naturalness(ContinuationMetric):
         return Measured(rows)
 
     def opinions(self, wave: Float[Tensor, "T"], sample_rate: int) -> dict[str, float]:
-        """Means over windows of 9.01 s; shorter audio is repeated until it fills one."""
+        """Return means over windows of 9.01 s; shorter audio is repeated until it fills one."""
         if not wave.numel() or wave.abs().max() < SILENCE:
             return dict.fromkeys(POLYNOMIALS, math.nan)
         wave = resample(wave, sample_rate, RATE) if sample_rate != RATE else wave

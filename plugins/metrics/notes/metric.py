@@ -1,4 +1,4 @@
-"""Statistics of the notes of continuations, from a transcription."""
+"""Compute statistics of the notes of continuations, from a transcription."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OCTAVE = 12
 
 
 class Notes(ContinuationMetric):
-    """Pitch classes, key, melodic intervals, density and rhythm of transcribed notes.
+    """Measure pitch classes, key, melodic intervals, density and rhythm of transcribed notes.
 
     Every note counts once, however long and loud. See ``key_figures`` and ``timing_figures``;
     ``density`` counts every note of a chord, times between onsets take chords as one. ``leap_...``
@@ -80,7 +80,7 @@ def _row(
 
 
 def class_counts(notes: Sequence[Note]) -> Float[Tensor, "12"]:
-    """Notes of each pitch class, C first."""
+    """Count the notes of each pitch class, C first."""
     counts = torch.zeros(CLASSES, dtype=torch.float64)
     for note in notes:
         counts[note.pitch % CLASSES] += 1
@@ -88,7 +88,7 @@ def class_counts(notes: Sequence[Note]) -> Float[Tensor, "12"]:
 
 
 def leap_counts(notes: Sequence[Note]) -> Float[Tensor, "49"]:
-    """Steps, in semitones, between the highest notes of successive chords."""
+    """Count the steps, in semitones, between the highest notes of successive chords."""
     tops: list[Note] = []
     for note in sorted(notes, key=lambda note: note.start):
         if tops and note.start - tops[-1].start < CHORD_SECONDS:

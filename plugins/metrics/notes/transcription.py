@@ -31,7 +31,7 @@ GAP, SHORTEST = 11, 11  # frames that a note may fade for; of the shortest note
 
 
 class Transcriber:
-    """Notes of a recording.
+    """Transcribe the notes of recordings.
 
     Raises:
         ConfigError: if the model that the options name cannot be read.
@@ -47,13 +47,13 @@ class Transcriber:
         settings.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = onnxruntime.InferenceSession(str(path), settings)
-        except Exception as error:  # the runtime's own classes share no base that it promises
+        except Exception as error:  # the runtime's error classes share no documented base
             raise ConfigError(
-                "notes.v1.options.model", f"{path} is no ONNX model", "name another file"
+                "notes.v1.options.model", f"{path} is not an ONNX model", "name another file"
             ) from error
 
     def __call__(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[Note]:
-        """In order of their beginning; none for silence."""
+        """Return the notes in order of their beginning; none for silence."""
         if not wave.numel() or wave.abs().max() < SILENCE:
             return []
         notes, onsets, times = self._posteriors(resample(wave, sample_rate, RATE))
@@ -68,7 +68,8 @@ class Transcriber:
         return sorted(found, key=lambda note: (note.start, note.pitch))
 
     def _posteriors(self, wave: Float[Tensor, "T"]) -> tuple[Any, Any, Any]:
-        """Probabilities ``[N, 88]`` that a pitch sounds and that it begins; seconds ``[N]``."""
+        """Return probabilities ``[N, 88]`` that a pitch sounds and that it begins, and seconds
+        ``[N]``."""
         count = -(-wave.shape[0] // STEP)
         padded = torch.zeros(count * STEP + WINDOW)
         padded[EDGE * HOP :][: wave.shape[0]] = wave
@@ -93,7 +94,7 @@ def _peaks(column: Any, least: float) -> list[int]:
 
 
 def _end(sounding: Any, onsets: Any, start: int, options: NotesOptions) -> int:
-    """The frame where a note has faded, or the same key is struck again."""
+    """Return the frame where a note has faded or its key is struck again."""
     quiet, last = 0, start + 1
     for frame in range(start + 1, len(sounding)):
         again = onsets[frame] >= options.onset and onsets[frame] > onsets[frame - 1]

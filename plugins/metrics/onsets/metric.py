@@ -1,4 +1,4 @@
-"""Density and rhythm of continuations, from rises of the spectrum: no transcription."""
+"""Measure density and rhythm of continuations from rises of the spectrum, without transcription."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RISE = 0.05  # decades, mean over bands, by which an onset exceeds the local mea
 
 
 class Onsets(ContinuationMetric):
-    """Onsets per second and the times between them; a chord is one onset.
+    """Measure onsets per second and the times between them; a chord is one onset.
 
     See ``timing_figures`` for what is returned.
     """
@@ -38,7 +38,7 @@ class Onsets(ContinuationMetric):
 
 
 def find_onsets(wave: Float[Tensor, "T"], sample_rate: int) -> list[float]:
-    """Seconds at which something begins: peaks of the spectral flux (Dixon, DAFx 2006)."""
+    """Return the seconds of onsets: peaks of the spectral flux (Dixon, DAFx 2006)."""
     if not wave.numel() or wave.abs().max() < SILENCE:
         return []
     hop = round(HOP_SECONDS * sample_rate)

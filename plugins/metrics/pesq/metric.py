@@ -16,7 +16,7 @@ LOWEST = 0.999  # where the mapping of P.862.2 ends
 
 
 class Pesq(Metric):
-    """Mean opinion score that listeners would give, 1 to 4.64; both are compared at 16 kHz."""
+    """Predict the mean opinion score of listeners, 1 to 4.64; both are compared at 16 kHz."""
 
     unit = "MOS"
 

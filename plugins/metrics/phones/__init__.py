@@ -1,1 +1,1 @@
-"""What a phone recogniser hears."""
+"""Metrics of what a phone recogniser hears."""

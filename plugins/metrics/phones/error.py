@@ -1,4 +1,4 @@
-"""Phone error: what of the phones heard in a reference is heard in other audio."""
+"""Measure how many of the phones heard in a reference are heard in other audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segue.plugins.metrics.phones.recogniser import PhoneRecogniser, edits
 
 
 class PhoneError(Metric):
-    """Edits over the number of phones that the recogniser hears in the reference.
+    """Count edits per phone that the recogniser hears in the reference.
 
     The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
     counts as kept. Silence has 1.

@@ -1,4 +1,4 @@
-"""Whether continuations sound like speech to a phone recogniser."""
+"""Measure whether continuations sound like speech to a phone recogniser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Phones = Sequence[Sequence[str]]
 
 
 class PhoneStatistics(ContinuationMetric):
-    """Phones that a recogniser hears in a continuation, against those of real speech.
+    """Compare the phones that a recogniser hears in continuations with those of real speech.
 
     ``phones_per_second`` and ``different`` (different phones over all phones) are figures of a
     file, with those of the recording's own continuation as ``truth_...``. Figures of the set:

@@ -1,4 +1,5 @@
-"""A phone recogniser with weights in its package: ``hama`` (CTC over 16 kHz audio, IPA phones)."""
+"""Recognise phones with ``hama``, whose weights lie in its package (CTC over 16 kHz audio, IPA
+phones)."""
 
 from __future__ import annotations
 
@@ -22,19 +23,19 @@ def _model() -> Any:
 
 
 class PhoneRecogniser:
-    """Phones of a recording; English is what it was measured with."""
+    """Hear the phones of a recording; it was measured with English."""
 
     def __init__(self) -> None:
         self._model = _model()
 
     def __call__(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[str]:
-        """IPA phones in order; none for silence or less than a frame."""
+        """Return IPA phones in order; none for silence or less than a frame."""
         heard = self._heard(wave, sample_rate)
         return [] if heard is None else list(heard.phonemes)
 
     def spans(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[Phone]:
-        """The same phones, and about when each is heard: CTC tells where a phone is recognised,
-        not where it begins."""
+        """Return the same phones and about when each is heard: CTC shows where a phone is
+        recognised, not where it begins."""
         heard = self._heard(wave, sample_rate)
         spans = [] if heard is None else self._model.phoneme_spans(heard)
         return [Phone(s.phoneme, s.start_ms / 1000, s.end_ms / 1000) for s in spans]
@@ -45,7 +46,7 @@ class PhoneRecogniser:
 
 
 def edits(heard: Sequence[str], wanted: Sequence[str]) -> int:
-    """Least number of phones to put in, leave out or exchange (Levenshtein)."""
+    """Return the least number of insertions, deletions and substitutions (Levenshtein)."""
     row = list(range(len(wanted) + 1))
     for count, phone in enumerate(heard, start=1):
         last, row[0] = row[0], count

@@ -1,4 +1,4 @@
-"""Phones between their neighbours, as ABX compares them (Schatz et al., 2013; arXiv 1912.07875)."""
+"""Cut phones with their neighbours for ABX (Schatz et al., 2013; arXiv 1912.07875)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Phone:
 
 
 def triphones(phones: Sequence[Phone]) -> Iterator[tuple[Phone, str]]:
-    """Each phone from the start of the one before it to the end of the one after it, and the
-    context that these two are; none across a gap between words or with a pause in it."""
+    """Yield each phone from the start of the one before to the end of the one after, with these two
+    as its context; none across a gap between words or with a pause in it."""
     for before, here, after in zip(phones, phones[1:], phones[2:], strict=False):
         three = (before, here, after)
         joined = before.end == here.start and here.end == after.start

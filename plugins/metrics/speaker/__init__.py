@@ -1,1 +1,1 @@
-"""Whose voice it is."""
+"""A metric of whose voice is heard."""

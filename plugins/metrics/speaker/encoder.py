@@ -20,7 +20,8 @@ LEVEL_DB = -30.0  # quieter audio is brought to it
 
 
 class SpeakerEncoder(nn.Module):
-    """Three LSTM layers over mel spectra of 1.6 s; parts of an utterance are averaged.
+    """Embed a voice by three LSTM layers over mel spectra of 1.6 s; parts of an utterance are
+    averaged.
 
     The computation is that of Resemblyzer 0.1.4, of which only the weights are used, so that its
     own dependencies need not be installed. Pauses are left in: no voice activity detection.
@@ -46,7 +47,7 @@ class SpeakerEncoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "256"]:
-        """An embedding of length 1; zeros for silence, which is nobody's voice."""
+        """Return an embedding of length 1; zeros for silence, which is nobody's voice."""
         wave = resample(wave, sample_rate, RATE) if sample_rate != RATE else wave
         if not wave.numel() or wave.abs().max() < SILENCE:
             return torch.zeros(WIDTH)
@@ -69,7 +70,7 @@ class SpeakerEncoder(nn.Module):
 
 
 def _starts(samples: int) -> list[int]:
-    """First frames of the parts of an utterance."""
+    """Return the first frames of the parts of an utterance."""
     frames = math.ceil((samples + 1) / HOP)
     starts = list(range(0, max(1, frames - PART + STEP + 1), STEP))
     if len(starts) > 1 and (samples - starts[-1] * HOP) / (PART * HOP) < COVERAGE:

@@ -1,4 +1,4 @@
-"""Speaker similarity and classification of continuations."""
+"""Measure speaker similarity and classification of continuations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from segue.plugins.metrics.speaker.encoder import SpeakerEncoder
 
 
 class Speaker(ContinuationMetric):
-    """Whether a continuation keeps the voice of its prompt.
+    """Measure whether a continuation keeps the voice of its prompt.
 
     ``similarity`` is the cosine to the prompt, ``others`` the mean cosine to prompts of other
-    speakers and ``nearest_other`` the largest. ``above_others`` tells whether the first exceeds the
-    second; ``classified`` whether it exceeds the third, that is whether a classifier that knows
-    each speaker by the prompts names the right one. ``truth_...`` is the same of how the recording
-    goes on: what is the most to be had; ``chance`` is one in the number of speakers.
+    speakers and ``nearest_other`` the largest. ``above_others`` is 1 if the first exceeds the
+    second; ``classified`` is 1 if it exceeds the third: if a classifier that knows each speaker
+    by the prompts names the right one. ``truth_...`` measures the recording's own continuation, the
+    upper limit; ``chance`` is one in the number of speakers.
     """
 
     domains = ("speech",)
@@ -56,8 +56,8 @@ def judged(
     speakers: Int64[Tensor, "B"],
     index: int,
 ) -> dict[str, float]:
-    """Figures of one voice that should be that of prompt ``index``; its own prompt is the only
-    one of its speaker that counts, so that more prompts of a speaker give no advantage."""
+    """Judge one voice that should be that of prompt ``index``. Of that speaker only this prompt
+    counts, so that several prompts of a speaker give no advantage."""
     cosines = prompts @ voice
     similarity, others = float(cosines[index]), cosines[speakers != speakers[index]]
     if not len(others):

@@ -16,7 +16,7 @@ TOO_SHORT = "Not enough STFT frames"  # pystoi warns of it and returns 1e-5
 
 
 class Stoi(Metric):
-    """Correlation of short-time band envelopes, about 0 to 1: how much of speech is understood."""
+    """Correlate short-time band envelopes, about 0 to 1: how much of speech is understood."""
 
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int

@@ -19,7 +19,7 @@ LOWEST = 1.0
 
 
 class Visqol(Metric):
-    """Mean opinion score, 1 to 5, from the similarity of gammatone spectrograms.
+    """Predict the mean opinion score, 1 to 5, from the similarity of gammatone spectrograms.
 
     Args:
         config: options.

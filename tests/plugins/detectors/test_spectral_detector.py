@@ -19,8 +19,7 @@ from segue.core.manager import PluginHost
 from segue.core.shipped_detectors import load_detector, shipped
 from segue.core.verdict import judge
 from segue.data.origin_clips import Clip
-from segue.evaluation.detector import evaluate_detector
-from segue.evaluation.disturbances import DISTURBANCES, disturbances
+from segue.evaluation.detector import DISTURBANCES, disturbances, evaluate_detector
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
 from segue.training.detector import detector_training, train_detector
