@@ -1,4 +1,4 @@
-"""Random crops of recordings, for what is trained on raw audio."""
+"""Draw random crops of recordings, for parts that are trained on audio."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAST_PART = 2  # seconds that are read and kept at once
 
 
 class AudioCrops:
-    """Batches of random crops; batch ``step`` depends on the seed and the step alone.
+    """Draw batches of random crops; batch ``step`` depends on the seed and the step alone.
 
     An epoch takes as many crops of a recording as are as long as it, one from each stretch of it.
     Only the parts of files that crops lie in are decoded; parts are kept in memory as 16-bit
@@ -64,7 +64,7 @@ class AudioCrops:
             raise DataError("recordings", "cannot be read", self._advice())
 
     def batch(self, step: int, share: Share = WHOLE) -> WaveBatch:
-        """The crops of one step, each longer recording contributing in proportion.
+        """Draw the crops of one step; longer recordings contribute in proportion.
 
         Args:
             step: of the training.
@@ -74,7 +74,7 @@ class AudioCrops:
         return WaveBatch.pad([self._row(row) for row in drawn])
 
     def _row(self, row: Drawn) -> Tensor:
-        """A crop; of another recording, drawn in the same way, if it cannot be read."""
+        """Draw one crop; if its recording cannot be read, draw another in the same way."""
         for attempt in range(MOST_TRIES):
             chance = mixed(self._seed, row.turn, row.unit, row.slot, attempt)
             wave = self._crop_of(row, chance / 2**64)
@@ -91,7 +91,7 @@ class AudioCrops:
         return f"check {name}: {problem}"
 
     def _crop_of(self, row: Drawn, chance: float) -> Tensor | None:
-        """16-bit samples from the stretch of the recording that the slot stands for."""
+        """Return 16-bit samples from the stretch of the recording that the slot stands for."""
         recording = self._recordings[row.unit]
         if recording.place in self.unreadable:
             return None
@@ -128,7 +128,7 @@ class AudioCrops:
 
 
 class _Reader:
-    """Opens a recording when it is first needed: not where all of a crop is in the cache."""
+    """Open a recording only when samples are needed that the cache lacks."""
 
     def __init__(self, recording: Recording, rate: int) -> None:
         self._context = open_recording(recording)
@@ -153,7 +153,7 @@ class _Reader:
 
 
 class PartCache:
-    """The parts used last, up to some bytes."""
+    """Keep the parts used last, up to a number of bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
@@ -175,7 +175,7 @@ class PartCache:
 def whole_recordings(
     recordings: Sequence[Recording], sample_rate: int, max_seconds: float
 ) -> Iterator[WaveBatch]:
-    """Each recording once, cut into pieces of at most ``max_seconds``: one pass, to fit k-means.
+    """Yield each recording once, in pieces of at most ``max_seconds``: one pass, to fit k-means.
 
     Raises:
         DataError: if many recordings cannot be read, one after the other, or none can.

@@ -1,4 +1,4 @@
-"""Audio of a recording, wherever its bytes are: whole, or only the part that is needed."""
+"""Read the audio of a recording, wherever its bytes are: whole, or only the part that is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MARGIN_SECONDS = 0.05  # of context on both sides where a part is resampled; the
 
 
 class OpenRecording:
-    """A recording whose samples can be read from any place on.
+    """Read an open recording's samples from any place on.
 
     Attributes:
         rate: samples per second of the file.
@@ -48,7 +48,7 @@ class OpenRecording:
             self.length = max(0, min(self.length - self._first, wanted))
 
     def read(self, first: int, count: int) -> Float[Tensor, "T"]:
-        """Samples ``first .. first + count - 1`` as mono audio, as far as there are any.
+        """Return samples ``first .. first + count - 1`` as mono audio, as far as there are any.
 
         Raises:
             AudioError: if they hold NaN.
@@ -62,11 +62,13 @@ class OpenRecording:
         if channel is not None and data.shape[1] > 1:
             data = data[:, channel : channel + 1]
             if not data.shape[1]:
-                raise AudioError(place, f"has no channel {channel}", "mend the list of recordings")
+                raise AudioError(
+                    place, f"has no channel {channel}", "correct the list of recordings"
+                )
         return to_mono(torch.from_numpy(data.T.copy()), place)[0]
 
     def _samples(self, first: int, count: int) -> numpy.ndarray[Any, Any]:
-        """``[count, C]``; of a format that cannot be sought exactly all is decoded, once."""
+        """Return ``[count, C]`` samples; a format without exact seeking is decoded whole, once."""
         if self._file.format in INEXACT:
             if self._decoded is None:
                 self._decoded = self._file.read(dtype="float32", always_2d=True)
@@ -77,7 +79,7 @@ class OpenRecording:
         return data
 
     def read_at(self, rate: int, first: int, count: int) -> Float[Tensor, "T"]:
-        """The same counted at another sample rate; nearly what is cut out of the whole resampled.
+        """Return samples counted at another rate; nearly equal to a cut from the whole, resampled.
 
         Args:
             first: a multiple of ``rate``, so that the part begins on a sample of both rates.
@@ -95,7 +97,7 @@ class OpenRecording:
         return wave[skipped : skipped + max(0, min(count, left))]
 
     def length_at(self, rate: int) -> int:
-        """Samples of the recording at another rate."""
+        """Return the number of samples of the recording at another rate."""
         return math.ceil(self.length * rate / self.rate)
 
 
@@ -157,7 +159,7 @@ def _check_size(size: int, place: str) -> None:
 
 
 def read_recording(recording: Recording, first_seconds: float | None = None) -> Audio:
-    """A recording at its own sample rate.
+    """Read a recording at its own sample rate.
 
     Args:
         first_seconds: read no more than this.
@@ -173,7 +175,7 @@ def read_recording(recording: Recording, first_seconds: float | None = None) -> 
 
 
 def decode_recording(recording: Recording, sample_rate: int) -> Int16[Tensor, "T"]:
-    """A recording at ``sample_rate`` as 16-bit samples ``[T]``.
+    """Read a recording at ``sample_rate`` as 16-bit samples ``[T]``.
 
     Raises:
         AudioError: if it cannot be read.
@@ -190,7 +192,7 @@ def to_16_bit(wave: Float[Tensor, "T"]) -> Int16[Tensor, "T"]:
 
 
 def seconds_of(recording: Recording) -> float:
-    """The length that its header tells; 0 if it cannot be read."""
+    """Return the length that a recording's header states; 0 if it cannot be read."""
     try:
         with open_recording(recording) as opened:
             return opened.length / opened.rate

@@ -1,4 +1,5 @@
-"""Which crop each row of each step is: epochs without replacement, rows of a batch alike in length.
+"""Choose the crop of each row of each step: epochs without replacement, rows of a batch alike in
+length.
 
 An epoch goes once through all crops of a data set in random order. All of it follows from the seed
 and the number of the step, so that a resumed run goes on in the middle of an epoch, and ranks need
@@ -23,7 +24,7 @@ _MASK = 2**64 - 1
 
 
 def mixed(*numbers: int) -> int:
-    """64 bits that look random, of some numbers (the finaliser of SplitMix64)."""
+    """Mix numbers into 64 bits that look random (the finaliser of SplitMix64)."""
     state = 0
     for number in numbers:
         state = (state + _GOLDEN + number) & _MASK
@@ -34,7 +35,8 @@ def mixed(*numbers: int) -> int:
 
 
 def permuted(positions: Numbers, size: int, seed: int) -> Numbers:
-    """Where a random permutation of ``0 .. size - 1`` takes some positions, without making it.
+    """Return where a random permutation of ``0 .. size - 1`` takes some positions, without making
+    it.
 
     A Feistel network over the next even number of bits; what falls outside is sent through again
     (cycle walking, Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
@@ -78,7 +80,7 @@ class Drawn:
 
 
 class Epochs:
-    """The order in which units (recordings, groups), each of some crops, are gone through.
+    """Order units (recordings, groups), each with some crops, anew in each epoch.
 
     Args:
         slots: ``[U]`` crops of each unit; 0 leaves it out.
@@ -101,7 +103,7 @@ class Epochs:
         self._pool: tuple[tuple[int, int], Numbers] = ((-1, -1), numpy.empty(0, numpy.int64))
 
     def rows(self, step: int, rows: Iterable[int]) -> list[Drawn]:
-        """What some rows of a step's batch are.
+        """Return what some rows of a step's batch are.
 
         The last batch of an epoch is filled up with crops that it had before.
         """
@@ -113,7 +115,7 @@ class Epochs:
         return [self._drawn(int(crops[row]), epoch, int(turns[row])) for row in rows]
 
     def _sorted_pool(self, epoch: int, pool: int) -> Numbers:
-        """``[2, P, B]``: turns and crops of a few batches, those of each batch alike in length."""
+        """Return ``[2, P, B]``: turns and crops of a few batches, alike in length within each."""
         first = pool * POOL_BATCHES
         batches = min(POOL_BATCHES, self.steps - first)
         positions = numpy.arange(first, first + batches)[:, None] * self._batch_size
@@ -128,7 +130,7 @@ class Epochs:
         return sorted_pool
 
     def _place(self, crops: Any, epoch: int) -> Any:
-        """Where crops lie on the line of all weights, from a start that each epoch draws."""
+        """Return where crops lie on the line of all weights, from a start that each epoch draws."""
         start = mixed(self._seed, epoch, 1) / 2**64
         return (crops + start) * self._stride
 
@@ -143,7 +145,7 @@ class Epochs:
         return Drawn(unit, min(slot, int(self._slots[unit]) - 1), turn)
 
     def padding(self, steps: int) -> float:
-        """Share of the first steps' batches that is padding."""
+        """Return the share of the first steps' batches that is padding."""
         padded = full = 0
         for step in range(min(steps, self.steps)):
             lengths = [

@@ -18,7 +18,7 @@ def hold_out(
     share: float = HELD_OUT,
     undecided: numpy.ndarray[Any, Any] | None = None,
 ) -> Recordings:
-    """The recordings with a share of the groups in the split ``valid``.
+    """Put a share of the groups into the split ``valid``.
 
     A group is chosen by a hash of its name alone, so it stays where it is when others are added. If
     a share of few groups is none, the one with the lowest hash is held out, unless it is the only.
@@ -42,5 +42,5 @@ def hold_out(
 
 
 def _rank(group: str) -> float:
-    """A number from 0 to 1 that looks random."""
+    """Return a number from 0 to 1 that looks random."""
     return int(hashlib.sha256(os.fsencode(group)).hexdigest()[:8], 16) / 16**8

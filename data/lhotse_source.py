@@ -1,4 +1,4 @@
-"""Cuts that lhotse describes: a CutSet file, or a Shar directory with the audio in tars.
+"""List the cuts that lhotse describes: a CutSet file, or a Shar directory with audio in tars.
 
 Cuts are deserialised by lhotse (https://github.com/lhotse-speech/lhotse), one line at a time. Its
 dozens of corpus recipes write such files.
@@ -14,27 +14,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segue.core.errors import DataError
+from segue.data.manifest import Note
 from segue.data.places import PLACE_ERRORS, files_below, is_url, open_bytes
 from segue.data.recordings import Recording
-from segue.data.tars import Member, Note, tar_index
+from segue.data.tars import Member, tar_index
 
 SHAR_AUDIO = ("recording", "target_recording", "audio")  # fields that hold what is heard
 SAME_SECONDS = 1e-3
 
 
 def is_shar(names: list[str]) -> bool:
-    """Whether files are those of a Shar directory: ``cuts.000000.jsonl.gz`` beside tars."""
+    """Return whether files form a Shar directory: ``cuts.000000.jsonl.gz`` beside tars."""
     files = {PurePosixPath(name).name for name in names}
     return any(f.startswith("cuts.") for f in files) and any(f.endswith(".tar") for f in files)
 
 
 def list_cuts(where: str, note: Note) -> Iterator[Recording]:
-    """The cuts of a CutSet file (``.jsonl`` or ``.jsonl.gz``) whose audio lies in files.
+    """List the cuts of a CutSet file (``.jsonl`` or ``.jsonl.gz``) whose audio lies in files.
 
     The group is the speaker of the first supervision, or the recording the cut is of.
 
     Args:
-        note: told of cuts that are no stretch of a file, such as mixed ones.
+        note: called with cuts that are not a stretch of a file, such as mixed ones.
     """
     for cut in _cuts(where):
         problem = _problem(cut)
@@ -54,7 +55,7 @@ def list_cuts(where: str, note: Note) -> Iterator[Recording]:
 
 
 def list_shar(folder: str, note: Note) -> Iterator[Recording]:
-    """The cuts of a Shar directory, each with its member of the tar of the same number."""
+    """List the cuts of a Shar directory, each with its member of the tar of the same number."""
     files = files_below(folder)
     by_name = {PurePosixPath(name).name: name for name in files}
     for name in sorted(n for n in by_name if n.startswith("cuts.") and ".jsonl" in n):
@@ -89,7 +90,7 @@ def _inside(tar: str, member: Member, cut: Any) -> Recording:
 
 
 def _cuts(where: str) -> Iterator[Any]:
-    """The items of a file, one line at a time."""
+    """Yield the items of a file, one line at a time."""
     try:
         from lhotse.serialization import deserialize_item
     except ImportError as error:
@@ -109,9 +110,9 @@ def _cuts(where: str) -> Iterator[Any]:
 
 
 def _problem(cut: Any) -> str | None:
-    """Why a cut cannot be used."""
+    """Return why a cut cannot be used, or None."""
     if not hasattr(cut, "recording") or not hasattr(cut, "start"):
-        return f"is a {type(cut).__name__}, no cut of one recording; save its audio first"
+        return f"is a {type(cut).__name__}, not a cut of one recording; save its audio first"
     if cut.recording is None:
         return "has no audio"
     if cut.recording.transforms:
@@ -120,7 +121,7 @@ def _problem(cut: Any) -> str | None:
 
 
 def _file_of(cut: Any) -> tuple[str, int | None] | None:
-    """The file or URL of the cut's channel, and which channel of that file it is."""
+    """Return the file or URL of the cut's channel, and which channel of that file it is."""
     channel = cut.channel if isinstance(cut.channel, int) else None
     for source in cut.recording.sources:
         if source.type not in ("file", "url"):
@@ -134,7 +135,7 @@ def _file_of(cut: Any) -> tuple[str, int | None] | None:
 
 
 def _beside(where: str, path: str) -> str:
-    """A path that is relative to the working directory, as lhotse reads it, or to the file."""
+    """Resolve a path relative to the working directory, as lhotse does, or to the file."""
     if is_url(path) or path.startswith("/"):
         return path
     if is_url(where):

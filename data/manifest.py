@@ -1,36 +1,55 @@
-"""Lists of recordings: a folder of audio, or a CSV manifest."""
+"""List recordings of a folder of audio or of a CSV manifest."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from segue.core.errors import DataError
 from segue.data.places import PLACE_ERRORS, files_below, is_url, open_bytes
 from segue.data.recordings import UNKNOWN, WHOLE_FILE, Recording, Split
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
+Note = Callable[[str, str], None]  # called with what cannot be used, and why
+
+#: Formats that libsndfile reads, by suffix.
+SUFFIXES = {
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",
+    ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc",
+}  # fmt: skip
+
+#: Audio that libsndfile cannot read: reported, so that it does not go missing unnoticed.
+UNREADABLE = {
+    ".m4a", ".mp4", ".aac", ".webm", ".weba", ".mka", ".wma", ".amr", ".ac3", ".ape", ".wv",
+}  # fmt: skip
 
 #: Columns of a manifest beside ``path``; each may be absent or empty.
 COLUMNS = ("split", "group", "duration_s", "offset", "size", "member", "start_s", "channel")
 
 
 def is_audio(name: str) -> bool:
+    """Return whether a name ends as audio that libsndfile reads."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def list_folder(folder: str, level: int | None = None) -> Iterator[Recording]:
-    """Every audio file below a folder; hidden ones are what a killed run or the system left.
+def list_folder(folder: str, note: Note, level: int | None = None) -> Iterator[Recording]:
+    """List every audio file below a folder, without hidden ones, which killed runs and systems
+    leave.
 
     Args:
+        note: called with audio files of formats that libsndfile cannot read.
         level: which folder on a file's way is its group: 0 is the first below ``folder``; by
             default all of them together. In one flat folder every file is a group of its own.
     """
     base = folder.rstrip("/")
-    paths = [name for name in files_below(base) if is_audio(name)]
+    files = files_below(base)
+    for name in files:
+        if PurePosixPath(name).suffix.lower() in UNREADABLE:
+            fix = "convert it to FLAC: ffmpeg -i FILE FILE.flac"
+            note(name, f"is of a format that libsndfile cannot read; {fix}")
+    paths = [name for name in files if is_audio(name)]
     flat = len({name.rpartition("/")[0] for name in paths}) < 2
     for name in paths:
         *folders, file = name[len(base) + 1 :].split("/")
@@ -43,7 +62,7 @@ def list_folder(folder: str, level: int | None = None) -> Iterator[Recording]:
 
 
 def manifest_columns(manifest: str) -> list[str]:
-    """The header of a CSV manifest.
+    """Return the header of a CSV manifest.
 
     Raises:
         DataError: if it cannot be read or has no column ``path``.
@@ -56,7 +75,7 @@ def manifest_columns(manifest: str) -> list[str]:
 
 
 def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording]:
-    """The rows of a CSV manifest, one at a time.
+    """Yield the rows of a CSV manifest as recordings, one at a time.
 
     Args:
         manifest: with a column ``path`` (relative to the manifest, absolute or a URL) and others of
@@ -75,7 +94,7 @@ def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording
 
 
 class _reader:  # noqa: N801  # used like a function
-    """A CSV reader over a file or URL, with errors that name it."""
+    """Open a CSV file or URL, with errors that name it."""
 
     def __init__(self, manifest: str) -> None:
         self._manifest = manifest
@@ -126,7 +145,7 @@ def _from_row(
 
 
 def _beside(manifest: str, name: str) -> str:
-    """A path that is relative to the manifest."""
+    """Resolve a path relative to the manifest."""
     if is_url(name):
         return name
     if is_url(manifest):
@@ -146,9 +165,9 @@ def _seconds(place: str, column: str, text: str | None) -> float:
     try:
         seconds = float(text)
     except ValueError as error:
-        raise DataError(place, f"{column} {text!r} is no number", "give seconds") from error
+        raise DataError(place, f"{column} {text!r} is not a number", "give seconds") from error
     if not 0 <= seconds < math.inf:
-        raise DataError(place, f"{column} {seconds:g} is no length", "give seconds")
+        raise DataError(place, f"{column} {seconds:g} is not a length", "give seconds")
     return seconds
 
 
@@ -157,5 +176,7 @@ def _number(place: str, row: Mapping[str, str | None], column: str, default: int
     if not text:
         return default
     if not (text.isascii() and text.isdigit()):
-        raise DataError(place, f"{column} {text!r} is no whole number", "write a count from 0 on")
+        raise DataError(
+            place, f"{column} {text!r} is not a whole number", "write a count from 0 on"
+        )
     return int(text)

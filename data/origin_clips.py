@@ -1,7 +1,7 @@
-"""What a detector learns from: real audio, the same through a codec, and generated continuations.
+"""Make a detector's examples: real audio, the same through a codec, and generated continuations.
 
 All three are cut from the same place of the same recordings, at one rate, equally long, as 16-bit
-samples: so that nothing but the sound tells them apart.
+samples, so that they differ in nothing but the sound.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Clip:
 
 
 def chosen_crops(recordings: Sequence[Recording], plan: ExamplePlan) -> list[Recording]:
-    """Parts of recordings that are long enough, spread evenly; up to a third are held out.
+    """Choose parts of recordings that are long enough, spread evenly; up to a third are held out.
 
     Raises:
         DataError: if there is none.
@@ -108,8 +108,8 @@ def make_examples(
     directory: Path,
     progress: Progress | None = None,
 ) -> list[Clip]:
-    """Examples of every chosen crop, made once and kept in ``directory``; it goes on where it was
-    stopped.
+    """Make the examples of every chosen crop once and keep them in ``directory``; a stopped run
+    goes on.
 
     Raises:
         DataError: if the directory holds examples of something else, or no crop can be used.
@@ -134,7 +134,7 @@ def make_examples(
 def _claim(
     directory: Path, pipeline: Pipeline, crops: Sequence[Recording], plan: ExamplePlan
 ) -> None:
-    """Note what the examples are of, or refuse a directory with others."""
+    """Note what the examples are made of, or refuse a directory with others."""
     names = "\n".join(f"{crop.group}/{crop.name}" for crop in crops)
     description = {
         "pipeline": pipeline.config.name,
@@ -156,7 +156,7 @@ def _claim(
 
 
 def _fingerprint(pipeline: Pipeline) -> str:
-    """16 digits that tell a pipeline's weights from others."""
+    """Return 16 digits that identify a pipeline's weights."""
     digest = hashlib.sha256()
     for _, part in sorted(pipeline.parts.items()):
         add_tensors(digest, part.state_dict())
@@ -166,7 +166,7 @@ def _fingerprint(pipeline: Pipeline) -> str:
 def _made(
     pipeline: Pipeline, crops: Sequence[Recording], plan: ExamplePlan, start: int
 ) -> tuple[Int16[Tensor, "B 3 T"], list[int]]:
-    """Examples of those crops that can be read, and which ones these are."""
+    """Make the examples of the crops that can be read; return them and their numbers."""
     read = {i: audio for i, crop in enumerate(crops) if (audio := _audio(pipeline, crop, plan))}
     length = round(plan.seconds * pipeline.sample_rate)
     if not read:
@@ -191,7 +191,7 @@ def _made(
 
 
 def _audio(pipeline: Pipeline, crop: Recording, plan: ExamplePlan) -> Audio | None:
-    """The crop at the pipeline's rate; None if it is silent or cannot be read."""
+    """Return the crop at the pipeline's rate, or None if it is silent or cannot be read."""
     try:
         with open_recording(crop) as opened:
             wave = opened.read(0, opened.length)
@@ -233,6 +233,6 @@ def as_float(waves: Int16[Tensor, "... T"]) -> Float[Tensor, "... T"]:
 
 
 def trimmed(wave: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
-    """Without the quiet at both ends, which says where audio was cut rather than what made it."""
+    """Cut the quiet at both ends, which shows where audio was cut rather than what made it."""
     loud = (wave.abs() > TRIM * wave.abs().max()).nonzero()
     return wave[int(loud[0]) : int(loud[-1]) + 1] if len(loud) else wave

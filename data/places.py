@@ -1,4 +1,4 @@
-"""Bytes of local files and of anything that fsspec reaches: ``s3://``, ``https://``, ..."""
+"""Read bytes of local files and of anything that fsspec reaches: ``s3://``, ``https://``, ..."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_url(where: str) -> bool:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL, and what it calls the place.
+    """Return the fsspec filesystem of a URL, and its own name for the place.
 
     Raises:
         DataError: if fsspec, or what it needs for that kind of URL, is not installed.
@@ -38,7 +38,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def open_bytes(where: str) -> Iterator[IO[bytes]]:
-    """A local file or URL, opened for reading at any place in it."""
+    """Open a local file or URL for reading at any place in it."""
     if is_url(where):
         system, path = filesystem(where)
         with system.open(path, "rb") as file:
@@ -49,7 +49,7 @@ def open_bytes(where: str) -> Iterator[IO[bytes]]:
 
 
 def read_range(where: str, offset: int, size: int) -> bytes:
-    """``size`` bytes from ``offset`` on; a remote place is asked for them alone."""
+    """Read ``size`` bytes from ``offset`` on; from a remote place only these."""
     if is_url(where):
         system, path = filesystem(where)
         return bytes(system.cat_file(path, start=offset, end=offset + size))
@@ -59,7 +59,7 @@ def read_range(where: str, offset: int, size: int) -> bytes:
 
 
 def size_of(where: str) -> int:
-    """In bytes."""
+    """Return the size of a file in bytes."""
     if is_url(where):
         system, path = filesystem(where)
         return int(system.size(path))
@@ -67,7 +67,7 @@ def size_of(where: str) -> int:
 
 
 def read_text(where: str) -> str:
-    """A UTF-8 text file, with or without a byte order mark."""
+    """Read a UTF-8 text file, with or without a byte order mark."""
     with open_bytes(where) as file:
         return file.read().decode("utf-8-sig")
 
@@ -87,7 +87,7 @@ def is_folder(where: str) -> bool:
 
 
 def files_below(folder: str) -> list[str]:
-    """Every file below a folder, without hidden ones, in order; URLs of a remote one's."""
+    """List every file below a folder in order, without hidden ones; URLs for a remote folder."""
     if is_url(folder):
         system, path = filesystem(folder)
         base, cut = folder.rstrip("/"), len(path.rstrip("/"))
@@ -105,7 +105,7 @@ def _hidden(below: str) -> bool:
 
 
 def stamp(where: str) -> str:
-    """Changes when a file does: its size and time, or what a store calls its version."""
+    """Return a text that changes when a file does: its size and time, or its store's version."""
     if not is_url(where):
         status = os.stat(os.fsencode(where))  # noqa: PTH116
         return f"{status.st_size}-{status.st_mtime_ns}"
@@ -116,7 +116,7 @@ def stamp(where: str) -> str:
 
 
 class Section(io.RawIOBase):
-    """A stretch of an open file as a file of its own: one member of a tar."""
+    """Present a stretch of an open file as a file of its own: one member of a tar."""
 
     def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
         super().__init__()

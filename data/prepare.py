@@ -77,7 +77,7 @@ def _write(
     listed: list[tuple[str, str]],
     min_seconds: float,
 ) -> dict[str, Any]:
-    """Both lists and the summary, which get their names when all are on disk."""
+    """Write both lists and the summary; they get their names when all are on disk."""
     same = _duplicates(output, recordings, min_seconds)
     counts: Counter[str] = Counter({"not usable": len(listed)} if listed else {})
     splits: Counter[str] = Counter()
@@ -115,7 +115,7 @@ def _write(
 
 
 def _duplicates(output: Path, recordings: Recordings, min_seconds: float) -> Any:
-    """For each recording the first one of the same sound; those with problems are unlike all."""
+    """Return, for each recording, the first one with the same sound; problems equal nothing."""
     sounds = numpy.empty(len(recordings), numpy.uint64)
     usable = numpy.zeros(len(recordings), bool)
     for index, (_, heard) in enumerate(_heard(output, recordings, min_seconds)):
@@ -129,14 +129,14 @@ def _duplicates(output: Path, recordings: Recordings, min_seconds: float) -> Any
 def _heard(
     output: Path, recordings: Recordings, min_seconds: float
 ) -> Iterator[tuple[Recording, Heard]]:
-    """Every recording with what was heard of it, a chunk in memory at a time."""
+    """Yield every recording with its scan, one chunk in memory at a time."""
     for number in range(-(-len(recordings) // CHUNK)):
         heard = read_chunk(chunk_file(output / WORK, recordings, number, min_seconds))
         yield from zip(recordings[number * CHUNK : (number + 1) * CHUNK], heard, strict=True)
 
 
 def _table(stack: ExitStack, path: Path, header: tuple[str, ...]) -> Any:
-    """A CSV writer whose file appears whole."""
+    """Open a CSV writer whose file appears whole or not at all."""
     temporary = stack.enter_context(atomic_path(path))
     file: IO[str] = stack.enter_context(
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape")
@@ -147,7 +147,7 @@ def _table(stack: ExitStack, path: Path, header: tuple[str, ...]) -> Any:
 
 
 def _columns(recordings: Recordings) -> tuple[str, ...]:
-    """The columns that some recording needs."""
+    """Return the columns that some recording needs."""
     table = recordings.columns
     needed = set(_PLAIN)
     if (table["size"] != WHOLE_FILE).any():
@@ -175,7 +175,7 @@ def _cells(recording: Recording, heard: Heard, columns: tuple[str, ...]) -> list
 
 
 def _where(recording: Recording) -> str:
-    """The path, absolute: a manifest is made to be used from anywhere."""
+    """Return the absolute path, so that the manifest can be used from anywhere."""
     return recording.where if is_url(recording.where) else os.path.abspath(recording.where)  # noqa: PTH100
 
 
@@ -184,7 +184,7 @@ def _text(text: str) -> str:
 
 
 def _groups(recordings: Recordings) -> dict[str, int]:
-    """How many groups each split has of what was listed."""
+    """Count the groups of each split."""
     return {
         split: len(numpy.unique(recordings.of_split(split).columns["group"]))
         for split in ("train", "valid")

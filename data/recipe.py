@@ -1,4 +1,4 @@
-"""What data recipes share: a manifest written at the end, files made once each."""
+"""Read tables and write manifests for data recipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segue.core.files import write_text
 
 
 def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file that has the columns ``needs``.
+    """Read the rows of a CSV file that has the columns ``needs``.
 
     Raises:
         DataError: if it is missing or lacks a column.

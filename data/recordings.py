@@ -1,4 +1,4 @@
-"""Recordings, one by one and as a table that holds millions of them in little memory."""
+"""Describe recordings, one by one and as a table that holds millions in little memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ UNKNOWN = -1.0  # as a length in seconds
 
 @dataclass(frozen=True)
 class Recording:
-    """Where a recording's bytes are, how long it is, which group and which split it is of.
+    """One recording: where its bytes are, its length, its group and its split.
 
     Attributes:
         where: local path or URL; a ``Path`` is taken too.
-        seconds: its length; 0 if it is no audio, ``UNKNOWN`` before anyone looked.
+        seconds: its length; 0 if it is not audio, ``UNKNOWN`` before it was measured.
         group: speaker or piece; whole groups are held out.
         split: what it is for.
         offset: in bytes, where it begins inside ``where``, which then is a tar.
@@ -52,23 +52,23 @@ class Recording:
 
     @property
     def path(self) -> Path:
-        """The file, for its name; of a tar, the name inside it."""
+        """Return the file's path, or the name inside a tar."""
         return Path(self.member or self.where)
 
     @property
     def place(self) -> str:
-        """What it is called in errors and lists of problems."""
+        """Return the name for errors and lists of problems."""
         inside = f"{self.where}!{self.member}" if self.member else self.where
         return inside if self.start is None else f"{inside}@{self.start:g}s"
 
     @property
     def name(self) -> str:
-        """What tells it from others of its group, wherever the data set lies."""
+        """Return a name that is unique within the group, wherever the data set lies."""
         return self.path.name if self.start is None else f"{self.path.name}@{self.start:g}"
 
 
 class Recordings(Sequence[Recording]):
-    """A list of recordings as columns: some 80 bytes each, where an object takes ten times that.
+    """A list of recordings as columns: about 80 bytes each, a tenth of an object.
 
     Args:
         columns: arrays of equal length, as ``RecordingsBuilder`` makes them.
@@ -117,12 +117,12 @@ class Recordings(Sequence[Recording]):
         )
 
     def select(self, chosen: numpy.ndarray[Any, Any]) -> Recordings:
-        """Those of some numbers, or of a mask; names are shared."""
+        """Choose recordings by numbers or by a mask; names are shared."""
         columns = {name: column[chosen] for name, column in self.columns.items()}
         return Recordings(columns, self.names, self.folders, self.groups, self.weights)
 
     def replaced(self, **columns: numpy.ndarray[Any, Any]) -> Recordings:
-        """The same with other values in some columns."""
+        """Return the table with other values in some columns."""
         return Recordings(
             self.columns | columns, self.names, self.folders, self.groups, self.weights
         )
@@ -132,7 +132,7 @@ class Recordings(Sequence[Recording]):
 
     @property
     def seconds(self) -> numpy.ndarray[Any, Any]:
-        """The length of each."""
+        """Return the length of each recording in seconds."""
         seconds: numpy.ndarray[Any, Any] = self.columns["seconds"]
         return seconds
 
@@ -142,7 +142,7 @@ class Recordings(Sequence[Recording]):
 
 
 class RecordingsBuilder:
-    """Collects recordings into columns, one after the other."""
+    """Collect recordings into columns, one after the other."""
 
     _TYPES = {  # noqa: RUF012  # array's letters, which are numpy's too
         "seconds": "d", "group": "i", "split": "b", "offset": "q", "size": "q", "start": "d",
@@ -185,7 +185,7 @@ class RecordingsBuilder:
 
 
 def as_table(recordings: Iterable[Recording]) -> Recordings:
-    """Any recordings as a table."""
+    """Put any recordings into a table."""
     if isinstance(recordings, Recordings):
         return recordings
     builder = RecordingsBuilder()
@@ -195,6 +195,6 @@ def as_table(recordings: Iterable[Recording]) -> Recordings:
 
 
 def key(recording: Recording) -> int:
-    """64 bits that tell a recording from others, wherever the data set lies."""
+    """Return 64 bits that identify a recording, wherever the data set lies."""
     text = os.fsencode(f"{recording.group}/{recording.name}")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

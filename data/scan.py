@@ -1,4 +1,4 @@
-"""Listen to every recording once: which can be used, how long it is, and what sound it holds."""
+"""Listen to every recording once: can it be used, how long is it, which sound does it hold?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("missing", "corrupt", "nan", "silent", "too short", "duplicate", "not u
 
 @dataclass(frozen=True)
 class Heard:
-    """What became of one recording.
+    """The outcome of scanning one recording.
 
     Attributes:
         seconds: its true length.
@@ -53,7 +53,7 @@ class Chunk:
 def scan(
     recordings: Recordings, directory: Path, min_seconds: float, workers: int
 ) -> Iterator[tuple[int, float]]:
-    """Scan what has not been scanned, chunk by chunk.
+    """Scan recordings that have not been scanned, chunk by chunk.
 
     Args:
         directory: keeps what was heard; a run that was killed goes on from it.
@@ -83,7 +83,7 @@ def scan(
 
 
 def chunk_file(directory: Path, recordings: Recordings, number: int, min_seconds: float) -> Path:
-    """The file of a chunk, named by what it is of."""
+    """Return the file of a chunk, named by a hash of its recordings."""
     digest = hashlib.sha256(f"{min_seconds}".encode())
     for recording in recordings[number * CHUNK : (number + 1) * CHUNK]:
         digest.update(f"{recording.place}|{recording.size}\n".encode(errors="surrogateescape"))
@@ -126,8 +126,8 @@ def listen(recording: Recording, min_seconds: float) -> Heard:
     return Heard(seconds, sound)
 
 
-def _cut_off(seconds: float, told: float) -> Heard:
-    return Heard(seconds, 0, "corrupt", f"is cut off after {seconds:.3f} of {told:.3f} s")
+def _cut_off(seconds: float, promised: float) -> Heard:
+    return Heard(seconds, 0, "corrupt", f"is cut off after {seconds:.3f} of {promised:.3f} s")
 
 
 def _kind(error: AudioError) -> str:
@@ -139,6 +139,6 @@ def _kind(error: AudioError) -> str:
 def first_of_each(
     sounds: numpy.ndarray[tuple[int], numpy.dtype[numpy.uint64]],
 ) -> numpy.ndarray[tuple[int], numpy.dtype[numpy.int64]]:
-    """For each sound, the number of the first recording that has it."""
+    """Return, for each sound, the number of the first recording that has it."""
     _, first, back = numpy.unique(sounds, return_index=True, return_inverse=True)
     return first[back]

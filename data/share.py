@@ -1,4 +1,4 @@
-"""Which rows of a step's batch are drawn here: a rank's, or a part of a rank's."""
+"""Choose the rows of a step's batch that are drawn here: a rank's, or a part of a rank's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Share:
     count: int = 1
 
     def rows(self, batch_size: int) -> range:
-        """The numbers of the rows.
+        """Return the numbers of the rows.
 
         Raises:
             DataError: if the batch cannot be shared evenly.
@@ -41,7 +41,7 @@ WHOLE = Share()
 
 
 def row_generators(seed: int, step: int, rows: range, batch_size: int) -> list[torch.Generator]:
-    """A source of chance for each row."""
+    """Return a random generator for each row."""
     random = torch.Generator().manual_seed(seed * SEED_STRIDE + step)
     seeds = torch.randint(2**62, (batch_size,), generator=random).tolist()
     return [torch.Generator().manual_seed(seeds[row]) for row in rows]

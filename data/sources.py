@@ -1,4 +1,4 @@
-"""Where recordings come from: a folder, a manifest, lhotse, WebDataset, or several of these."""
+"""List recordings from a folder, a manifest, lhotse, WebDataset, or several of these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segue.core.yaml_files import YAML_ERRORS, parse_yaml
 from segue.data.audio_files import seconds_of
 from segue.data.holding_out import HELD_OUT, hold_out
 from segue.data.lhotse_source import is_shar, list_cuts, list_shar
-from segue.data.manifest import SUFFIXES, list_folder, list_manifest, manifest_columns
+from segue.data.manifest import SUFFIXES, Note, list_folder, list_manifest, manifest_columns
 from segue.data.places import (
     PLACE_ERRORS,
     exists,
@@ -30,7 +30,7 @@ from segue.data.places import (
     read_text,
 )
 from segue.data.recordings import UNKNOWN, Recording, Recordings, RecordingsBuilder, Split
-from segue.data.tars import Note, expand, list_tars
+from segue.data.tars import expand, list_tars
 
 Format = Literal["auto", "folder", "manifest", "lhotse", "shar", "webdataset"]
 
@@ -43,7 +43,7 @@ class SourceConfig(Options):
 
     Attributes:
         source: a path, relative to the file that names it, or a URL.
-        format: ``auto`` tells it by names.
+        format: ``auto`` recognises it by names.
         weight: how often its recordings are drawn in relation to their length.
         split: what all of it is for; by default what it says itself, else whole groups are held
             out.
@@ -77,7 +77,7 @@ class Grouping:
 
 
 def read_recordings(source: Path | str) -> Recordings:
-    """Every recording of a source, of whatever split.
+    """Return every recording of a source, of all splits.
 
     Args:
         source: a folder of audio (the folder a file lies in is its group); a CSV manifest; a lhotse
@@ -85,7 +85,7 @@ def read_recordings(source: Path | str) -> Recordings:
             any of these; or a YAML file of several (``SourcesConfig``).
 
     Raises:
-        DataError: if there is no such source or it cannot be read.
+        DataError: if the source does not exist or cannot be read.
     """
     problems: list[tuple[str, str]] = []
     found = measured(list_recordings(source, lambda *problem: problems.append(problem)))
@@ -99,7 +99,7 @@ def read_recordings(source: Path | str) -> Recordings:
 
 
 def load_recordings(source: Path | str, split: Split) -> Recordings:
-    """The recordings of one split of a source; see ``read_recordings``.
+    """Return the recordings of one split of a source; see ``read_recordings``.
 
     Raises:
         DataError: if the source cannot be read or holds nothing of that split.
@@ -108,7 +108,7 @@ def load_recordings(source: Path | str, split: Split) -> Recordings:
 
 
 def of_split(recordings: Recordings, split: Split, source: Path | str) -> Recordings:
-    """Those of one split.
+    """Return the recordings of one split.
 
     Raises:
         DataError: naming ``source``, if there are none.
@@ -124,10 +124,11 @@ def of_split(recordings: Recordings, split: Split, source: Path | str) -> Record
 
 
 def list_recordings(source: Path | str, note: Note, grouping: Grouping | None = None) -> Recordings:
-    """Recordings without a look into their files: where a source tells no length, it is unknown.
+    """List recordings without opening their files; lengths that a source does not state stay
+    unknown.
 
     Args:
-        note: told what a source lists but cannot be used.
+        note: called with what a source lists but cannot be used.
     """
     grouping = grouping or Grouping()
     configs = _configs(str(source))
@@ -146,7 +147,7 @@ def list_recordings(source: Path | str, note: Note, grouping: Grouping | None = 
 
 
 def measured(recordings: Recordings) -> Recordings:
-    """The recordings with the lengths that were unknown; 0 for those that are no audio."""
+    """Measure the unknown lengths; a file that is not audio gets 0."""
     (unknown,) = numpy.nonzero(recordings.seconds == UNKNOWN)
     if not len(unknown):
         return recordings
@@ -166,13 +167,13 @@ def _configs(source: str) -> list[SourceConfig]:
     except FileNotFoundError as error:
         raise DataError(source, "does not exist", "name a YAML file of sources") from error
     except (*YAML_ERRORS, yaml.YAMLError, *PLACE_ERRORS) as error:
-        raise DataError(source, f"is no valid YAML ({error})", "list sources in it") from error
+        raise DataError(source, f"is not valid YAML ({error})", "list sources in it") from error
     config = validate(SourcesConfig, tree, source)
     return [c.model_copy(update={"source": _relative(source, c.source)}) for c in config.sources]
 
 
 def _relative(file: str, source: str) -> str:
-    """A source that is named relative to the file that lists it."""
+    """Resolve a source relative to the file that lists it."""
     if is_url(source) or source.startswith("/"):
         return source
     if is_url(file):
@@ -211,7 +212,7 @@ def _listed(
 ) -> Iterator[Recording]:
     source = config.source
     if form == "folder":
-        return list_folder(source, grouping.level)
+        return list_folder(source, note, grouping.level)
     if form == "manifest":
         return list_manifest(source, grouping.column)
     if form == "lhotse":
@@ -222,7 +223,7 @@ def _listed(
 
 
 def _tars(source: str) -> list[str]:
-    """The tars that a pattern or folder stands for.
+    """Return the tars that a pattern or folder stands for.
 
     Raises:
         DataError: if one of them does not exist.

@@ -1,4 +1,4 @@
-"""One shard of a token store on disk or in a remote store: its header, and its ids by place."""
+"""Read one shard of a token store, local or remote: its header, and its ids by place."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Block:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Return the size in bytes."""
         return math.prod(self.shape) * numpy.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says of itself.
+    """The header of a shard.
 
     Attributes:
         where: path or URL.
@@ -59,14 +59,14 @@ class ShardHeader:
     digest: str
 
     def small(self, name: str) -> Array:
-        """A short array, read whole."""
+        """Read a short array whole."""
         block = self.blocks[name]
         data = read_range(self.where, block.offset, block.size)
         return numpy.frombuffer(data, block.dtype).reshape(block.shape)
 
 
 def read_shard_header(where: str) -> ShardHeader:
-    """The header of a shard; the format is that of safetensors, whose ids are not read here.
+    """Read the header of a shard in the safetensors format; ids are not read.
 
     Raises:
         DataError: if it is cut off or no shard.
@@ -91,18 +91,18 @@ def unreadable(where: str, error: BaseException) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(where, "is missing", "put it back, or run `segue tokenize` again")
     reason = getattr(error, "strerror", None) or error
-    fix = "mend it, or delete it and run `segue tokenize` again"
+    fix = "repair it, or delete it and run `segue tokenize` again"
     return DataError(where, f"cannot be read ({reason})", fix)
 
 
 class MappedShards:
-    """Arrays of shards, mapped into memory: only what is looked at is read from disk."""
+    """Map arrays of shards into memory; only what is looked at is read from disk."""
 
     def __init__(self) -> None:
         self._maps: OrderedDict[tuple[str, str], Array] = OrderedDict()
 
     def array(self, header: ShardHeader, name: str) -> Array:
-        """An array that lives on disk; a remote shard is fetched once."""
+        """Return an array that lives on disk; a remote shard is fetched once."""
         key = (header.where, name)
         if key not in self._maps:
             block = header.blocks[name]
@@ -118,7 +118,7 @@ class MappedShards:
 
 
 def local_copy(where: str) -> Path:
-    """A file here with the bytes of a path or URL; what was fetched stays in the cache."""
+    """Return a local file with the bytes of a path or URL; fetched files stay in the cache."""
     if not is_url(where):
         return Path(where)
     folder, _, name = where.rpartition("/")

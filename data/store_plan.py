@@ -1,4 +1,4 @@
-"""What a token store is to hold: which recordings are in which shard.
+"""Plan a token store: which recordings go into which shard.
 
 The plan only grows. A recording keeps its shard when others are added, whatever the order they are
 listed in and however many ranks write, so a shard that is complete is never written again.
@@ -25,7 +25,7 @@ from segue.data.recordings import Recording, Recordings, Split, as_table, key
 FORMAT_VERSION = 2
 HEADER = "store.json"
 LEAST_SHARD_SECONDS = 600.0  # so that little work is lost when a run is killed
-MOST_SHARDS = 10_000  # about so many at most, so that a store is no crowd of files
+MOST_SHARDS = 10_000  # at most about so many files
 
 Keys = numpy.ndarray[Any, numpy.dtype[numpy.uint64]]
 
@@ -50,14 +50,14 @@ def plan_store(
     recordings: Mapping[Split, Sequence[Recording]],
     shard_seconds: float | None = None,
 ) -> list[Shard]:
-    """Make a store's plan, or add what is new to the one it has, and keep it in the directory.
+    """Make a store's plan or add new recordings to it, and keep it in the directory.
 
     Args:
         shard_seconds: of audio in a shard, of a new store; by default ten minutes, more for a data
             set that would fill thousands of shards.
 
     Raises:
-        DataError: if the store was made by other tokenizers, or of recordings that are no more.
+        DataError: if the store was made by other tokenizers, or recordings that it holds are gone.
     """
     tables = {split: as_table(items) for split, items in recordings.items()}
     streams = {name: tokenizer.spec.to_json() for name, tokenizer in tokenizers.items()}
@@ -80,19 +80,19 @@ def plan_store(
 
 
 def shard_names(header: Mapping[str, Any], split: str) -> list[str]:
-    """The files that hold a split's tokens once all are written."""
+    """Return the files that hold a split's tokens once all are written."""
     count = len(header["shards"].get(split, ()))
     return [f"{split}-{number:05d}.safetensors" for number in range(count)]
 
 
 def has_split(directory: Path, split: str) -> bool:
-    """Whether a store holds, or is to hold, recordings of a split."""
+    """Return whether a store holds, or will hold, recordings of a split."""
     there = (directory / HEADER).exists()
     return there and bool(read_header(str(directory))["shards"].get(split))
 
 
 def read_header(directory: str) -> dict[str, Any]:
-    """``store.json``.
+    """Read ``store.json``.
 
     Raises:
         DataError: if it cannot be read or is of another version.
@@ -131,7 +131,7 @@ def _check_streams(directory: Path, old: dict[str, Any], new: dict[str, Any]) ->
 def _plan_split(
     directory: Path, header: dict[str, Any], split: Split, table: Recordings
 ) -> list[Shard]:
-    """Shards of one split; those that are new are added to the header."""
+    """Plan the shards of one split; new ones are added to the header."""
     counts: list[int] = header["shards"].setdefault(split, [])
     path = directory / f"{split}-keys.npy"
     old = _load_keys(path, sum(counts))
@@ -164,12 +164,12 @@ def _plan_split(
 
 
 def digest(keys: Keys) -> str:
-    """Tells the recordings of a shard from others."""
+    """Return a digest of the recordings of a shard."""
     return f"{mixed(*keys.tolist()):016x}"
 
 
 def unique_keys(recordings: Recordings) -> Keys:
-    """A key for each; of several with the same group and name, they are numbered."""
+    """Return a key for each recording; those with the same group and name are numbered."""
     keys = numpy.fromiter((key(r) for r in recordings), numpy.uint64, len(recordings))
     order = numpy.argsort(keys, kind="stable")
     ordered = keys[order]
@@ -194,7 +194,7 @@ def _load_keys(path: Path, count: int) -> Keys:
 
 
 def _cut(seconds: numpy.ndarray[Any, Any], most: float) -> list[int]:
-    """How many recordings make up each shard, one after the other."""
+    """Return how many recordings make up each shard, in order."""
     counts, filled = [0], 0.0
     for length in seconds.tolist():
         if counts[-1] and filled + length > most:

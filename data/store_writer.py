@@ -79,7 +79,7 @@ def write_store(
 
 
 def write_shard(path: Path, tokenizers: Mapping[str, Tokenizer], shard: Shard) -> None:
-    """Write the tokens of some recordings, and why those that cannot be used were left out."""
+    """Write the tokens of some recordings, and why others were left out."""
     problems: list[tuple[str, str]] = []
     pieces: dict[str, list[Tensor]] = defaultdict(list)
     kept: list[Recording] = []
@@ -118,12 +118,12 @@ def _narrow(ids: Tensor, spec: TokenSpec) -> Tensor:
 
 
 def _letters(names: Sequence[str]) -> Tensor:
-    """Names as bytes, one after the other, each ended by a zero."""
+    """Join names as bytes, each ended by a zero."""
     return torch.tensor(list(os.fsencode("".join(f"{n}\0" for n in names))), dtype=torch.uint8)
 
 
 def _sweep(directory: Path) -> None:
-    """Take away what killed runs left; younger files may be another rank's."""
+    """Remove what killed runs left; younger files may be another rank's."""
     for path in directory.glob(".tmp-*"):
         try:
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -133,7 +133,7 @@ def _sweep(directory: Path) -> None:
 
 
 def list_problems(directory: Path) -> int:
-    """Collect from all shards why recordings were left out, in ``problems.csv``; how many."""
+    """Write ``problems.csv`` with the recordings that all shards left out; return their number."""
     rows: list[Any] = []
     for path in sorted(directory.glob("[!.]*.safetensors")):  # hidden ones are being written
         rows += read_shard_header(str(path)).problems
@@ -150,7 +150,7 @@ def list_problems(directory: Path) -> int:
 def tokenize_recording(
     recording: Recording, tokenizers: Mapping[str, Tokenizer]
 ) -> dict[str, Tensor] | None:
-    """Ids ``[Q, N]`` by stream, cut to a whole number of frames of each; None if there is none."""
+    """Return ids ``[Q, N]`` by stream, cut to whole frames of each, or None if there are none."""
     specs = [tokenizer.spec for tokenizer in tokenizers.values()]
     # At the codec's rate, as in a pipeline: a semantic tokenizer's own may be lower.
     rate = (tokenizers.get(ACOUSTIC) or next(iter(tokenizers.values()))).spec.sample_rate

@@ -1,4 +1,4 @@
-"""Audio inside tars, found by one pass over their headers and read by random access after it.
+"""Find audio inside tars by one pass over their headers; read it by random access later.
 
 WebDataset shards and lhotse Shar keep recordings in plain tars: members of the same key belong
 together (``a.flac``, ``a.json``). Where each member begins is kept in an index file in the cache.
@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +25,9 @@ import soundfile
 
 from segue.core.errors import DataError, OutputError
 from segue.core.files import atomic_path
-from segue.data.manifest import is_audio
+from segue.data.manifest import Note, is_audio
 from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
 from segue.data.recordings import Recording
-
-Note = Callable[[str, str], None]  # what cannot be used, and why
 
 INDEX_VERSION = 1
 THREADS = 8  # tars that are looked through at a time
@@ -50,14 +48,14 @@ class Member:
 
 
 def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
-    """The audio in WebDataset shards.
+    """List the audio in WebDataset shards.
 
     The group is what ``<key>.json`` calls group or speaker, or the folder part of the key, or the
     key itself.
 
     Args:
         tars: paths or URLs.
-        note: told of members and tars that cannot be used.
+        note: called with members and tars that cannot be used.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         for tar, (members, problems) in zip(tars, pool.map(_index_of, tars), strict=True):
@@ -71,14 +69,14 @@ def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
 
 
 def _index_of(tar: str) -> tuple[list[Member], list[tuple[str, str]]]:
-    """The members of a tar, and what is wrong with it: told in the order of the tars."""
+    """Return the members of a tar and its problems, so that these are reported in order."""
     problems: list[tuple[str, str]] = []
     members = tar_index(tar, lambda *problem: problems.append(problem))
     return members, problems
 
 
 def expand(pattern: str) -> list[str]:
-    """``shards-{000..012}.tar`` and ``{a,b}.tar`` as the names they stand for."""
+    """Expand ``shards-{000..012}.tar`` and ``{a,b}.tar`` into names."""
     match = _RANGE.search(pattern)
     if match is None:
         return [pattern]
@@ -94,13 +92,13 @@ def expand(pattern: str) -> list[str]:
 
 
 def cache_directory() -> Path:
-    """Where indexes and fetched shards are kept: ``SEGUE_CACHE``, or ``~/.cache/segue``."""
+    """Return where indexes and fetched shards are kept: ``SEGUE_CACHE``, or ``~/.cache/segue``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SEGUE_CACHE") or Path(base) / "segue")
 
 
 def tar_index(tar: str, note: Note) -> list[Member]:
-    """The audio members of a tar, from the cache or by a pass over it."""
+    """Return the audio members of a tar, from the cache or by a pass over it."""
     try:
         changed = stamp(tar)
         name = hashlib.sha256(f"{INDEX_VERSION}|{tar}|{changed}".encode()).hexdigest()[:32]
@@ -146,7 +144,7 @@ def _look_through(tar: str, note: Note) -> list[Member]:
 def _headers(
     file: IO[bytes],
 ) -> tuple[list[tarfile.TarInfo], dict[str, dict[str, Any]], str | None]:
-    """The audio members of a tar, the descriptions by key, and what is wrong with it."""
+    """Return the audio members of a tar, the descriptions by key, and the problem if it has one."""
     found: list[tarfile.TarInfo] = []
     described: dict[str, dict[str, Any]] = {}
     file.seek(0)
@@ -159,12 +157,16 @@ def _headers(
                 elif info.isfile() and is_audio(info.name):
                     found.append(info)
     except tarfile.TarError as error:
-        return found, described, f"is damaged ({error})" if found else "is no plain tar; unpack it"
+        return (
+            found,
+            described,
+            f"is damaged ({error})" if found else "is not a plain tar; unpack it",
+        )
     return found, described, None
 
 
 def _key(name: str) -> str:
-    """What members of one sample share: the name up to the first dot of its last part."""
+    """Return what members of one sample share: the name up to the first dot of its last part."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
 
@@ -197,7 +199,7 @@ def _measured(file: Section) -> float:
 
 
 def _save(path: Path, members: list[Member]) -> None:
-    """Keep an index; where the cache cannot be written the next run looks through again."""
+    """Keep an index; if the cache cannot be written, the next run makes it again."""
     text = "\0".join(itertools.chain.from_iterable((m.name, m.group) for m in members))
     numbers: dict[str, Any] = {
         "offset": numpy.array([m.offset for m in members], numpy.int64),

@@ -1,4 +1,4 @@
-"""Batches of aligned crops of a token store, for one stage."""
+"""Draw batches of aligned crops of a token store, for one stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Piece = tuple[int, int, int]  # recording, first frame, frame after the last
 
 
 class TokenCrops:
-    """A whole store once an epoch, in crops that lie within one group (speaker, piece).
+    """Draw a whole store once an epoch, in crops that lie within one group (speaker, piece).
 
     The recordings of a group are joined in an order that each epoch draws. Of the line they make
     up, taken as a circle, as many crops are taken as cover it, evenly from a random place on; they
@@ -55,7 +55,7 @@ class TokenCrops:
         self._orders: OrderedDict[tuple[int, int], tuple[Array, Array]] = OrderedDict()
 
     def batch(self, step: int, share: Share = WHOLE) -> StageBatch:
-        """The crops of one step.
+        """Draw the crops of one step.
 
         Args:
             step: of the training.
@@ -68,7 +68,7 @@ class TokenCrops:
         return StageBatch(target, tuple(given), self._ends(crops, target))
 
     def _pieces(self, row: Drawn) -> Iterator[Piece]:
-        """The pieces of recordings that make up one crop."""
+        """Yield the pieces of recordings that make up one crop."""
         order, ends = self._order(row.unit, row.turn)
         size, slots = int(self._sizes[row.unit]), int(self._slots[row.unit])
         places = size if len(order) > 1 else size - self._crop + 1  # where a crop may begin
@@ -85,7 +85,7 @@ class TokenCrops:
             start += last - inside
 
     def _order(self, group: int, turn: int) -> tuple[Array, Array]:
-        """The recordings of a group as they are joined this time, and where each one ends."""
+        """Return the recordings of a group in this turn's order, and where each one ends."""
         if (group, turn) not in self._orders:
             members = self._members[self._begins[group] : self._begins[group + 1]]
             chance = mixed(self._seed, turn, group)
@@ -97,8 +97,9 @@ class TokenCrops:
         return self._orders[group, turn]
 
     def _ends(self, crops: Sequence[Sequence[Piece]], target: Tokens) -> Bool[Tensor, "B N"]:
-        """Where a frame is the last one of its recording: at joins, and at a crop's end only if
-        the recording ends there too."""
+        """Mark the last frame of each recording: at joins, and at a crop's end only if the
+        recording ends there too. A crop's end that is not a true end must not teach the model to
+        stop."""
         ends = torch.zeros(target.ids.shape[0], target.ids.shape[2], dtype=torch.bool)
         ratio = int(self._stage.target.frame_rate / self._slowest.frame_rate)
         for row, crop in enumerate(crops):

@@ -25,7 +25,7 @@ Array = numpy.ndarray[Any, Any]
 
 
 def missing_shards(directory: Path | str) -> list[str]:
-    """Files that a store lacks, of all splits."""
+    """Return the files that a store lacks, of all splits."""
     header = read_header(str(directory))
     names = [name for split in header["shards"] for name in shard_names(header, split)]
     return _missing(str(directory), names)
@@ -37,7 +37,7 @@ def _missing(directory: str, names: list[str]) -> list[str]:
 
 
 class TokenStore:
-    """One split of a store. Ids are mapped from disk; the index takes 24 bytes a recording.
+    """Read one split of a store. Ids are mapped from disk; the index takes 24 bytes a recording.
 
     Attributes:
         streams: what its tokens are, by stream.
@@ -50,7 +50,7 @@ class TokenStore:
     def __init__(self, directory: Path | str, split: Split) -> None:
         self.directory, self.split = str(directory), split
         if not exists(f"{directory}/{HEADER}"):
-            raise DataError(str(directory), "is no token store", "run `segue tokenize` first")
+            raise DataError(str(directory), "is not a token store", "run `segue tokenize` first")
         header = read_header(self.directory)
         self.streams = {name: TokenSpec.from_json(s) for name, s in header["streams"].items()}
         self.counted_in = next(iter(self.streams))
@@ -104,15 +104,15 @@ class TokenStore:
                 raise ValueError(f"{name} is {shard.blocks[name].shape}, not {wanted}")
 
     def __len__(self) -> int:
-        """The number of recordings."""
+        """Return the number of recordings."""
         return len(self.frames)
 
     def ratio(self, stream: str) -> Any:
-        """Frames of a stream for each frame of ``counted_in``."""
+        """Return the frames of a stream for each frame of ``counted_in``."""
         return self.streams[stream].frame_rate / self.streams[self.counted_in].frame_rate
 
     def frames_of(self, stream: str) -> Array:
-        """``[R]`` frames of each recording in some stream."""
+        """Return ``[R]`` frames of each recording in a stream."""
         ratio = self.ratio(stream)
         counts: Array = self.frames.astype(numpy.int64) * ratio.numerator // ratio.denominator
         return counts
@@ -120,14 +120,14 @@ class TokenStore:
     def read(
         self, recording: int, stream: str, levels: slice, first: int, last: int
     ) -> Int64[Tensor, "Q N"]:
-        """Frames ``first .. last - 1`` of some levels of a recording."""
+        """Read frames ``first .. last - 1`` of some levels of a recording."""
         header = self._shards[int(self._shard[recording])]
         begin = int(int(self._begin[recording]) * self.ratio(stream))
         ids = self._maps.array(header, stream)[levels, begin + first : begin + last]
         return torch.from_numpy(ids.astype(numpy.int64))
 
     def names(self) -> Iterator[str]:
-        """What the recordings are called, shard by shard."""
+        """Yield the names of the recordings, shard by shard."""
         for shard in self._shards:
             yield from os.fsdecode(shard.small("recording.names").tobytes()).split("\0")[:-1]
 

@@ -1,4 +1,4 @@
-"""Processes that work beside this one, and end with it."""
+"""Run processes beside this one that end with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def end_with(parent: int) -> None:
 def in_processes(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
-    """Results in the order they are ready; few tasks exist at a time.
+    """Yield results in the order they are ready; few tasks exist at a time.
 
     Args:
         work: a module's function.

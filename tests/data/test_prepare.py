@@ -201,3 +201,16 @@ def test_100_000_files_are_prepared_in_little_memory(tmp_path: Path) -> None:
     run = [sys.executable, "-c", code, str(listed), str(tmp_path / "out")]
     done = subprocess.run(run, check=True, capture_output=True, text=True)
     assert int(done.stdout) < 100_000  # kB
+
+
+def test_every_format_that_libsndfile_reads_is_listed_and_the_rest_reported(tmp_path: Path) -> None:
+    formats = {"oga": "OGG", "aifc": "AIFF", "au": "AU", "caf": "CAF", "w64": "W64", "sph": "NIST",
+               "rf64": "RF64", "voc": "VOC"}  # fmt: skip
+    for number, (suffix, kind) in enumerate(formats.items()):
+        noise(tmp_path / "in" / f"{suffix}.{suffix}", number, format=kind)
+    (tmp_path / "in" / "song.M4A").write_bytes(b"no audio that libsndfile knows")
+    summary = prepare_files(tmp_path / "in", tmp_path / "out")
+    assert summary["recordings"] == len(formats)
+    assert summary["left_out"] == {"not usable": 1}
+    (problem,) = rows(tmp_path / "out" / "problems.csv")
+    assert problem["path"].endswith("song.M4A") and "ffmpeg" in problem["what"]
