@@ -1,144 +1,210 @@
-"""Find what installed distributions offer, without importing any of it. Imports no torch."""
+"""Find installed plugins without importing them; import them one by one. Imports no torch.
+
+Every fault of a plugin becomes data (``PluginStatus``) and concerns that plugin alone: each is
+tried in a hook manager of its own, and joins the others only if all of it is in order.
+"""
 
 from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any, Literal
 
-from segue.core.hookspecs import ENTRY_POINT_GROUP
+import entrypoints
+import pluggy
+from pydantic import ValidationError
+
+from segue.core import hookspecs
+from segue.core.errors import PluginError
+from segue.core.hookspecs import ENTRY_POINT_GROUP, PROJECT
+from segue.core.records import KINDS, PluginRecord
+from segue.core.validation import suggestion
+
+#: Environment variable: the distributions whose plugins may be used; ``off`` or empty means none.
+PLUGINS_VARIABLE = "SEGUE_PLUGINS"
+HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("segue_"))
+#: Hook of an earlier version -> the only kind that it may register.
+ONE_KIND = {f"segue_register_{kind}s": kind for kind in KINDS}
 
 
 @dataclass(frozen=True)
-class FoundPlugin:
-    """A plugin that may be imported.
+class PluginStatus:
+    """A plugin and what became of it.
 
     Attributes:
-        source: the distribution's normalised name, or the path of a registry file.
-        entry_point: the entry point's name, or what ``hooks`` in a registry file names.
+        source: its distribution's normalised name, or the path of the registry file that names it.
+        entry_point: the name of its entry point, or its module.
         target: ``"module"`` or ``"module:attribute"``.
-        error: why it cannot even be tried; empty if it can.
+        state: ``found`` (not tried yet), ``ok``, ``broken`` (left out), ``blocked`` (never
+            imported) or ``overruled`` (it claims a name of Segue's own, which is used instead).
+        error: why it is not ``ok``.
+        records: the components that it registered.
+        plugin: the module or object that implements its hooks, once it was imported.
     """
 
     source: str
     entry_point: str
-    target: str
+    target: str = ""
+    state: Literal["found", "ok", "broken", "blocked", "overruled"] = "found"
     error: str = ""
+    records: tuple[PluginRecord, ...] = ()
+    plugin: Any = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:
         return f"{self.source}:{self.entry_point}"
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What of its surroundings a host looks at; ``segue.testing.pytest_plugin`` narrows it.
-
-    Attributes:
-        search_directory: look for a registry file in the working directory.
-        distributions: normalised names of those that may offer plugins; None means all.
-    """
-
-    search_directory: bool = True
-    distributions: frozenset[str] | None = None
-
-
-EVERYTHING = Surroundings()
-_surroundings = EVERYTHING
-
-
-def surroundings() -> Surroundings:
-    return _surroundings
-
-
-def set_surroundings(new: Surroundings) -> None:
-    """Let hosts that are discovered from now on look at these surroundings only."""
-    global _surroundings
-    _surroundings = new
-
-
 def normalised(distribution: str) -> str:
-    """The distribution's name as package indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    """Return a distribution's name as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
-def find_entry_points(path: Sequence[str] | None = None) -> tuple[FoundPlugin, ...]:
-    """Entry points of the group ``segue.plugins``, sorted by distribution and name.
+def find_plugins(path: Sequence[str] | None = None) -> list[PluginStatus]:
+    """List the entry points of the group ``segue.plugins``, sorted by distribution and name.
 
     A distribution that is found twice (an editable install leaves two descriptions) counts once:
-    the first on the path and, in one folder, the newest, as the import system would have it.
+    the first on the path and, in one folder, the newest, as in the import system.
 
     Args:
         path: folders to look in; ``sys.path`` by default.
     """
-    allowed = _surroundings.distributions
-    if allowed is not None and not allowed:
-        return ()
-    seen: set[str] = set()
-    found: list[FoundPlugin] = []
+    chosen = os.environ.get(PLUGINS_VARIABLE)
+    allowed = None if chosen is None else {normalised(name) for name in chosen.split(",")}
+    if allowed is not None and allowed <= {"off", ""}:
+        return []
+    described: dict[str, str] = {}
     for folder in dict.fromkeys(sys.path if path is None else path):
-        newest = sorted(_descriptions(folder), key=lambda item: _version_key(item[1]), reverse=True)
-        for name, _, section in newest:
-            if name not in seen:
-                seen.add(name)
-                found += [_parse(name, key, text) for key, text in section.items()]
-    chosen = [plugin for plugin in found if allowed is None or plugin.source in allowed]
-    return tuple(sorted(chosen, key=lambda plugin: (plugin.source, plugin.entry_point)))
+        for name, text in _descriptions(folder):
+            if allowed is None or name in allowed:
+                described.setdefault(name, text)
+    found = [status for name, text in described.items() for status in _entry_points(name, text)]
+    return sorted(found, key=lambda status: (status.source, status.entry_point))
 
 
-Description = tuple[str, str, dict[str, str]]
-
-
-def _descriptions(folder: str) -> list[Description]:
-    """Distribution, version and our entry points, for each distribution in a folder."""
-    import entrypoints
-
-    try:
-        read = list(entrypoints.iter_files_distros([folder], repeated_distro="all"))
-    except Exception:
-        # One description that cannot be parsed hides all others of its folder: go one by one.
-        return list(_one_by_one(folder))
-    return [
-        (normalised(distribution.name), distribution.version or "", dict(config[ENTRY_POINT_GROUP]))
-        for config, distribution in read
-        if ENTRY_POINT_GROUP in config
-    ]
-
-
-def _one_by_one(folder: str) -> Iterator[Description]:
-    import entrypoints
-
+def _descriptions(folder: str) -> list[tuple[str, str]]:
+    """Return name and entry points of each distribution in a folder with plugins, newest first."""
+    found = []
     for distribution in importlib.metadata.distributions(path=[folder]):
         try:
             text = distribution.read_text("entry_points.txt") or ""
-            name, version = normalised(distribution.metadata["Name"]), distribution.version
-        except Exception:
-            continue  # not even a name: nothing that a message could point at
-        config = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
-        try:
-            config.read_string(text)
-        except configparser.Error as error:
             if ENTRY_POINT_GROUP in text:
-                yield name, version, {"entry_points.txt": f"cannot be parsed ({error})"}
-            continue
-        if ENTRY_POINT_GROUP in config:
-            yield name, version, dict(config[ENTRY_POINT_GROUP])
+                numbers = [int(number) for number in re.findall(r"\d+", distribution.version)]
+                found.append((numbers, normalised(distribution.metadata["Name"]), text))
+        except Exception:
+            continue  # it has not even a name that a message could point at
+    return [(name, text) for _, name, text in sorted(found, reverse=True)]
 
 
-def _parse(source: str, name: str, text: str) -> FoundPlugin:
-    import entrypoints
-
+def _entry_points(source: str, text: str) -> Iterator[PluginStatus]:
+    config = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
     try:
-        point = entrypoints.EntryPoint.from_string(text, name)
-    except entrypoints.BadEntryPoint:
-        return FoundPlugin(source, name, "", f"its entry point is no 'module:attribute': {text}")
-    attribute = f":{point.object_name}" if point.object_name else ""
-    return FoundPlugin(source, name, f"{point.module_name}{attribute}")
+        config.read_string(text)
+    except configparser.Error as error:
+        problem = f"cannot be parsed ({error})"
+        yield PluginStatus(source, "entry_points.txt", state="broken", error=problem)
+        return
+    for name, value in config[ENTRY_POINT_GROUP].items() if ENTRY_POINT_GROUP in config else ():
+        try:
+            point = entrypoints.EntryPoint.from_string(value, name)
+        except entrypoints.BadEntryPoint:
+            problem = f"its entry point is not 'module:attribute': {value}"
+            yield PluginStatus(source, name, state="broken", error=problem)
+            continue
+        attribute = f":{point.object_name}" if point.object_name else ""
+        yield PluginStatus(source, name, f"{point.module_name}{attribute}")
 
 
-def _version_key(version: str) -> tuple[int, ...]:
-    """Good enough to tell a left-over description from the one that replaced it."""
-    return tuple(int(number) for number in re.findall(r"\d+", version))
+def import_target(target: str) -> Any:
+    """Import the module ``"package.module"`` or the object ``"package.module:attribute"``."""
+    module, _, attribute = target.partition(":")
+    found: Any = import_module(module)
+    for name in filter(None, attribute.split(".")):
+        found = getattr(found, name)
+    return found
+
+
+def hook_manager(plugins: Iterable[PluginStatus]) -> pluggy.PluginManager:
+    """Return a manager of Segue's hooks that calls these plugins in their order."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for status in reversed(list(plugins)):  # pluggy calls the plugin registered last first
+        manager.register(status.plugin, name=status.label)
+    return manager
+
+
+def activate(found: PluginStatus) -> PluginStatus:
+    """Import a plugin, check its hooks and collect its records.
+
+    ``print`` goes to standard error on the way: standard output may carry JSON or samples.
+    """
+    if found.state != "found":
+        return found
+    try:
+        with redirect_stdout(sys.stderr):
+            plugin = import_target(found.target) if found.plugin is None else found.plugin
+            status = replace(found, state="ok", plugin=plugin)
+            return replace(status, records=_records(status))
+    except BaseException as error:  # a plugin may even call sys.exit() or raise KeyboardInterrupt
+        problem = (
+            error.problem if isinstance(error, PluginError) else described(error, found.target)
+        )
+        return replace(found, state="broken", error=problem)
+
+
+def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:
+    plugin, records = status.plugin, dict[tuple[str, str], PluginRecord]()
+    if isinstance(plugin, type):
+        raise _fault(f"{plugin.__name__} is a class; name a module or an object")
+    manager = hook_manager([status])
+    for name in sorted(HOOKS):
+        if callable(getattr(plugin, name, None)) and not manager.parse_hookimpl_opts(plugin, name):
+            raise _fault(f"{name} is not decorated with @segue.core.hookspecs.hookimpl")
+    callers = manager.get_hookcallers(plugin)
+    if not callers:
+        raise _fault("implements no hook")
+    for caller in callers:
+        if not (caller.has_spec() or all(one.optionalhook for one in caller.get_hookimpls())):
+            raise _fault(f"there is no hook {caller.name}; {suggestion(caller.name, HOOKS)}")
+        if not caller.name.startswith("segue_register"):
+            continue
+        for returned in caller() or [None]:
+            if not isinstance(returned, list | tuple):
+                raise _fault(f"{caller.name} returned {returned!r}, not a list of PluginRecord")
+            for record in returned:
+                if not isinstance(record, PluginRecord):
+                    raise _fault(f"{caller.name} returned {record!r}, not a PluginRecord")
+                if record.kind != ONE_KIND.get(caller.name, record.kind):
+                    raise _fault(f"{caller.name}: {record.name!r} is of kind {record.kind!r}")
+                record = replace(record, source=status.source)
+                if records.setdefault((record.kind, record.name), record) != record:
+                    raise _fault(f"registers {record.kind}/{record.name} twice")
+    return tuple(records.values())
+
+
+def _fault(problem: str) -> PluginError:
+    return PluginError("plugin", problem, "correct the plugin")
+
+
+def described(error: BaseException, target: str) -> str:
+    """Return an exception in one line, with the file and line of the failing code.
+
+    Args:
+        target: a module of the package whose code is named, not the library that it called.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, ValidationError):
+        text = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    place, package = "", re.split(r"[.:]", target)[0]
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+            place = f" ({frame.f_code.co_filename}, line {line})"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

@@ -1,9 +1,9 @@
-"""Every hook a plugin can implement. Imports no torch.
+"""Specify every hook that a plugin can implement. Imports no torch.
 
 A plugin is a module (or object) with functions decorated by ``segue.core.hookspecs.hookimpl``,
 named by an entry point in the group ``segue.plugins`` or under ``hooks:`` in a registry file.
-Registering hooks return records of strings; lifecycle hooks are called with live objects, in the
-order of registration (pluggy's ``tryfirst`` and ``trylast`` apply).
+``segue_register`` returns records of strings; all other hooks are called with live objects, in the
+order of registration (pluggy's ``tryfirst``, ``trylast`` and wrappers apply), and return nothing.
 """
 
 from __future__ import annotations
@@ -28,75 +28,60 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def segue_register_semantic_tokenizers() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``semantic_tokenizer``."""
+def segue_register() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
+    """Return the records of everything that the plugin offers, of any kind.
+
+    Called once, when plugins are first asked for. Import no torch on the way here.
+    """
 
 
-@hookspec
-def segue_register_codecs() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``codec``."""
+@hookspec(warn_on_impl=DeprecationWarning("implement segue_register: it takes all kinds"))
+def _register_one_kind() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
+    """Return records of one kind."""
 
 
-@hookspec
-def segue_register_stage_lms() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``stage_lm``."""
-
-
-@hookspec
-def segue_register_domains() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``domain``."""
-
-
-@hookspec
-def segue_register_metrics() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``metric``."""
-
-
-@hookspec
-def segue_register_continuation_metrics() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``continuation_metric``."""
-
-
-@hookspec
-def segue_register_detectors() -> Sequence[PluginRecord]:  # type: ignore[empty-body]
-    """Called when the plugin is activated. Return records of kind ``detector``."""
+#: Hooks of earlier versions, accepted for one version more: one hook for each kind.
+segue_register_semantic_tokenizers = _register_one_kind
+segue_register_codecs = _register_one_kind
+segue_register_stage_lms = _register_one_kind
+segue_register_domains = _register_one_kind
+segue_register_metrics = _register_one_kind
+segue_register_continuation_metrics = _register_one_kind
+segue_register_detectors = _register_one_kind
 
 
 @hookspec
 def segue_pipeline_assembled(pipeline: Pipeline) -> None:
-    """Called once a pipeline was assembled and its weights are loaded. Return nothing."""
+    """Act on a pipeline that was assembled, with its weights loaded."""
 
 
 @hookspec
 def segue_before_generate(pipeline: Pipeline, request: GenerationRequest) -> None:
-    """Called before any token is drawn. Raise a ``SegueError`` to refuse; return nothing."""
+    """Look at a request before any token is drawn; raise a ``SegueError`` to refuse it."""
 
 
 @hookspec
 def segue_after_generate(
     pipeline: Pipeline, request: GenerationRequest, audio: GeneratedAudio
 ) -> None:
-    """Called when audio was generated and before anyone gets it.
+    """Look at or change generated audio before anyone gets it.
 
     Assign ``audio.wave`` to change what is returned (a watermark), or add to ``audio.metadata``.
-    Each implementation sees the changes of those before it. While streaming it is called for each
-    chunk on its own. Return nothing.
+    Each implementation sees the changes of those before it. While streaming, it is called for each
+    chunk on its own.
     """
 
 
 @hookspec
 def segue_train_step(part: str, step: int, losses: Mapping[str, float]) -> None:
-    """Called after each optimisation step of a part (``codec``, ``stages.fine``).
-
-    Return nothing.
-    """
+    """Act after each optimisation step of a part (``codec``, ``stages.fine``)."""
 
 
 @hookspec
 def segue_train_logged(part: str, step: int, directory: Path, figures: Mapping[str, float]) -> None:
-    """Called when a training writes to its log: losses, validation losses, throughput, memory.
+    """Act when training writes to its log: losses, validation losses, throughput, memory.
 
-    ``directory`` is where the part is trained: a logger keeps its files there. Return nothing.
+    ``directory`` is the one that the part is trained in: a logger keeps its files there.
     """
 
 
@@ -104,20 +89,19 @@ def segue_train_logged(part: str, step: int, directory: Path, figures: Mapping[s
 def segue_validation_audio(
     part: str, step: int, directory: Path, sample_rate: int, audio: Mapping[str, Any]
 ) -> None:
-    """Called when a codec was validated, with waves ``[B, T]`` on the CPU under ``recording`` and
-    ``reconstruction``.
+    """Act on audio ``[B, T]`` (on the CPU) that a validation made.
 
-    Also when a stage was whose levels sound by themselves or with those that it is given: held-out
-    tokens, decoded, are ``reconstruction``; their first half and what the stage makes of it are
-    ``continuation``. Return nothing.
+    For a codec, ``audio`` holds ``recording`` and ``reconstruction``. For a stage whose levels can
+    be decoded, alone or with those it is given: ``reconstruction`` is held-out tokens, decoded;
+    ``continuation`` is their first half and the stage's continuation of it.
     """
 
 
 @hookspec
 def segue_checkpoint_saved(part: str, directory: Path, step: int) -> None:
-    """Called when a checkpoint directory is complete on disk. Return nothing."""
+    """Act when a checkpoint directory is complete on disk."""
 
 
 @hookspec
 def segue_output_written(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Called when an audio file was written by the command line; may stamp it. Return nothing."""
+    """Act on an audio file that the command line wrote, for example to stamp it."""

@@ -1,9 +1,13 @@
-"""What a plugin registers: records of strings, so that registering imports no implementation."""
+"""Describe what a plugin offers by strings, so that registering imports no implementation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import re
+import warnings
+from typing import Annotated, Literal, cast, get_args
+
+from pydantic import AfterValidator, StrictInt
+from pydantic.dataclasses import dataclass
 
 Kind = Literal[
     "semantic_tokenizer",
@@ -16,32 +20,59 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-#: The plugin API that this host speaks, and the oldest it still accepts.
+#: The plugin API that this host speaks, and the oldest one that it still accepts.
 API_VERSION = 1
 OLDEST_API_VERSION = 1
 
 
+def form(pattern: str, what: str) -> AfterValidator:
+    """Accept only texts that match a pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} is not {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str, form(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a name; use letters, digits, '_', '.' and '-'")
+]
+_ATTRIBUTE = r"\w+(\.\w+)*:\w+(\.\w+)*"
+_TARGET_FORM = "a target; write 'package.module:attribute'"
+Target = Annotated[str, form(_ATTRIBUTE, _TARGET_FORM)]
+OptionalTarget = Annotated[str, form(f"({_ATTRIBUTE})?", _TARGET_FORM)]
+
+
 @dataclass(frozen=True)
 class PluginRecord:
-    """One component that a plugin offers.
+    """Name one component that a plugin offers.
 
     Attributes:
-        kind: what contract it fulfils.
-        name: the name configs use; versioned (``mel_kmeans.v1``) because checkpoints store it.
+        kind: the contract that it fulfils.
+        name: the name that configs use; versioned (``mel_kmeans.v1``) because checkpoints store it.
         target: ``"module:attribute"`` of the implementation.
         config: ``"module:attribute"`` of its options model, importable without torch; empty for
-            kinds that take no options (domains).
+            kinds without options (domains).
         summary: one line for ``segue plugins list``.
         extra: the optional dependency group that it needs, if any.
-        api_version: the plugin API it was written for.
-        source: who registered it: a distribution, or the path of a registry file. Set by the host.
+        api_version: the plugin API that it was written for, now 1. Required: leaving it out means
+            1 and warns.
+        source: the distribution or registry file that registered it. Set by the host.
     """
 
     kind: Kind
-    name: str
-    target: str
-    config: str = ""
+    name: Name
+    target: Target
+    config: OptionalTarget = ""
     summary: str = ""
     extra: str = ""
-    api_version: int = API_VERSION
+    api_version: StrictInt = cast(int, None)
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.api_version is None:
+            text = f"PluginRecord {self.name!r} states no api_version; add api_version=1"
+            warnings.warn(text, DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "api_version", 1)

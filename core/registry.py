@@ -1,4 +1,4 @@
-"""Registry files: which name stands for which implementation. Imports no torch.
+"""Read registry files: which name stands for which implementation. Imports no torch.
 
 Segue's own ``registry.yaml`` names the first-party components. A user's file has the same form; it
 adds components and hooks, pins the winner of a name conflict and blocks what must not be imported.
@@ -11,11 +11,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StrictInt, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt
 
 from segue.core.errors import ConfigError, PluginError
-from segue.core.records import API_VERSION, KINDS, OLDEST_API_VERSION, Kind, PluginRecord
+from segue.core.records import (
+    API_VERSION,
+    KINDS,
+    OLDEST_API_VERSION,
+    Kind,
+    Name,
+    OptionalTarget,
+    PluginRecord,
+    Target,
+    form,
+)
 from segue.core.validation import suggestion, validate
 from segue.core.yaml_files import YAML_ERRORS, parse_yaml, read_yaml
 
@@ -24,21 +35,17 @@ FIRST_PARTY = "segue"
 USER_VARIABLE = "SEGUE_REGISTRY"
 USER_FILES = ("segue-registry.yaml", "registry.yaml")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
-_HOOK = re.compile(r"\w+(\.\w+)*(:\w+(\.\w+)*)?")
-
 
 @dataclass(frozen=True)
 class Registry:
-    """What one registry file says.
+    """Hold what one registry file says.
 
     Attributes:
         path: of the file.
-        source: what its records carry: ``segue``, or the path of a user's file.
+        source: of its records: ``segue``, or the path of a user's file.
         records: the components it names.
         hooks: ``"module"`` or ``"module:attribute"`` of local plugins.
-        pins: ``kind/name`` to the source that wins a conflict.
+        pins: ``kind/name`` -> the source that wins a conflict.
         blocked: distributions, ``distribution:entry point`` or ``kind/name``.
     """
 
@@ -50,71 +57,43 @@ class Registry:
     blocked: tuple[str, ...] = ()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _component(text: str) -> str:
+    """Accept ``kind/name``."""
+    kind, _, name = text.partition("/")
+    if kind not in KINDS:
+        raise ValueError(f"{text!r} starts with no kind; {suggestion(kind, KINDS)}")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"{text!r} names no component; write '{kind}/NAME'")
+    return text
 
 
-class _Entry(_Strict):
-    target: str
-    config: str = ""
+def _blockable(text: str) -> str:
+    return _component(text) if "/" in text else text
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    target: Target
+    config: OptionalTarget = ""
     summary: str = ""
     extra: str = ""
 
-    @field_validator("target", "config")
-    @classmethod
-    def _is_a_target(cls, value: str) -> str:
-        if value and not TARGET.fullmatch(value):
-            raise ValueError(f"{value!r} is no target; write 'package.module:attribute'")
-        return value
 
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
-class _File(_Strict):
     api_version: StrictInt
-    plugins: dict[Kind, dict[str, _Entry]] = {}
-    hooks: tuple[str, ...] = ()
-    pins: dict[str, str] = {}
-    blocked: tuple[str, ...] = ()
-
-    @field_validator("plugins")
-    @classmethod
-    def _names_are_names(
-        cls, value: dict[Kind, dict[str, _Entry]]
-    ) -> dict[Kind, dict[str, _Entry]]:
-        for name in (name for entries in value.values() for name in entries):
-            if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name; use letters, digits, '_', '.' and '-'")
-        return value
-
-    @field_validator("hooks")
-    @classmethod
-    def _hooks_are_modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for hook in value:
-            if not _HOOK.fullmatch(hook):
-                raise ValueError(f"{hook!r} is no module; write 'module' or 'module:attribute'")
-        return value
-
-    @field_validator("pins")
-    @classmethod
-    def _pins_name_kinds(cls, value: dict[str, str]) -> dict[str, str]:
-        for key in value:
-            _check_component(key)
-        return value
-
-    @field_validator("blocked")
-    @classmethod
-    def _blocked_name_kinds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for item in value:
-            if "/" in item:
-                _check_component(item)
-        return value
-
-
-def _check_component(text: str) -> None:
-    kind, slash, name = text.partition("/")
-    if kind not in KINDS:
-        raise ValueError(f"{text!r} starts with no kind; {suggestion(kind, KINDS)}")
-    if not slash or not NAME.fullmatch(name):
-        raise ValueError(f"{text!r} names no component; write '{kind}/NAME'")
+    plugins: dict[Kind, dict[Name, _Entry]] = {}
+    hooks: tuple[
+        Annotated[
+            str,
+            form(r"\w+(\.\w+)*(:\w+(\.\w+)*)?", "a module; write 'module' or 'module:attribute'"),
+        ],
+        ...,
+    ] = ()
+    pins: dict[Annotated[str, AfterValidator(_component)], str] = {}
+    blocked: tuple[Annotated[str, AfterValidator(_blockable)], ...] = ()
 
 
 def read_registry(path: Path, source: str | None = None) -> Registry:
@@ -122,16 +101,16 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
 
     Args:
         path: of the file.
-        source: what the records carry; by default the file's absolute path.
+        source: of its records; by default the file's absolute path.
 
     Raises:
-        ConfigError: if it cannot be read, is no YAML or says something unknown.
+        ConfigError: if it cannot be read, is not YAML or says something unknown.
         PluginError: if it was written for another plugin API.
     """
     tree = read_yaml(path)
     version = tree.get("api_version")
+    # This comes first: a file for another API may hold keys that this host does not know.
     if isinstance(version, int) and not OLDEST_API_VERSION <= version <= API_VERSION:
-        # First of all: a file for another API may hold keys that this host does not know.
         raise PluginError(
             f"{path}: api_version",
             f"needs plugin API {version}, this host speaks {API_VERSION}",
@@ -152,50 +131,34 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
     return Registry(path, source, records, content.hooks, content.pins, content.blocked)
 
 
-def first_party_path() -> Path:
-    """Segue's own file: at the root of a checkout, or beside the installed ``segue.core``."""
-    return Path(__file__).resolve().parent.parent / "registry.yaml"
-
-
 def first_party_registry() -> Registry:
-    """Segue's own components.
-
-    Raises:
-        PluginError: if this installation lacks the file.
-    """
-    path = first_party_path()
-    if not path.is_file():
-        raise PluginError(str(path), "Segue's own registry is missing", "install Segue anew")
-    return read_registry(path, FIRST_PARTY)
+    """Read Segue's own file: at the root of a checkout, or beside the installed ``segue.core``."""
+    return read_registry(Path(__file__).resolve().parent.parent / "registry.yaml", FIRST_PARTY)
 
 
-def user_registry_path(search_directory: bool = True) -> Path | None:
-    """The user's file: ``SEGUE_REGISTRY``, else one of ``USER_FILES`` in the working directory.
+def user_registry_path() -> Path | None:
+    """Find the user's file: ``SEGUE_REGISTRY``, else a file of ``USER_FILES`` in this directory.
 
     An empty ``SEGUE_REGISTRY`` means that there is none.
 
     Raises:
-        ConfigError: if ``SEGUE_REGISTRY`` names no file.
+        ConfigError: if ``SEGUE_REGISTRY`` names a file that does not exist.
     """
     named = os.environ.get(USER_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            fix = f"set {USER_VARIABLE} to a registry file, or unset it"
-            raise ConfigError(USER_VARIABLE, f"there is no file {named}", fix)
-        return Path(named)
-    if named is not None or not search_directory:
+    if named and not Path(named).is_file():
+        fix = f"set {USER_VARIABLE} to a registry file, or unset it"
+        raise ConfigError(USER_VARIABLE, f"there is no file {named}", fix)
+    if named is not None:
+        return Path(named) if named else None
+    # A checkout of Segue, this one or another, holds the first-party registry, not a user's.
+    if Path("core", "registry.py").is_file():
         return None
-    candidates = (Path.cwd() / name for name in USER_FILES)
-    return next((path for path in candidates if path.is_file() and _is_a_users(path)), None)
+    candidates = [Path.cwd() / name for name in USER_FILES]
+    return next((path for path in candidates if path.is_file() and _is_for_segue(path)), None)
 
 
-def _is_a_users(path: Path) -> bool:
-    """Whether a file found in the working directory is meant for Segue.
-
-    Many programs call a file ``registry.yaml``: one without ``api_version`` is not ours.
-    """
-    if _is_segues_own(path):
-        return False
+def _is_for_segue(path: Path) -> bool:
+    """Tell Segue's file from the ``registry.yaml`` of another program: it has an API version."""
     if path.name == USER_FILES[0]:
         return True
     try:
@@ -203,9 +166,3 @@ def _is_a_users(path: Path) -> bool:
     except (OSError, UnicodeDecodeError, *YAML_ERRORS):
         return False
     return isinstance(tree, dict) and "api_version" in tree
-
-
-def _is_segues_own(path: Path) -> bool:
-    """Whether it is Segue's file, possibly that of another checkout than the installed one."""
-    is_checkout = (path.parent / "core" / "registry.py").is_file()
-    return is_checkout or path.resolve() == first_party_path()

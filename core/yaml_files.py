@@ -10,13 +10,15 @@ import yaml
 
 from segue.core.errors import ConfigError
 
-#: What the YAML library raises for malformed text, tags and dates.
+#: Every error that the YAML library raises for malformed text, tags and dates.
 YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError)
+
+#: Most values of a text once its aliases are expanded: nine lines can stand for a billion values.
+MOST_VALUES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key written twice, where the later one would win without a word, and aliases:
-    a value that holds itself could not be walked."""
+    """Refuse a key that is written twice, where the later one would win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -29,31 +31,34 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES // 10:  # merge keys multiply as aliases do
+            raise ValueError("its merge keys expand to too many values")
+
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
+    """Return the value of a YAML text.
 
     Raises:
         yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError: see ``YAML_ERRORS``.
     """
     value = yaml.load(text, _Loader)
-    _check_finite(value, ())
+    waiting, count = [value], 0
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:  # also where a value holds itself
+            raise ValueError(f"its aliases expand to more than {MOST_VALUES} values")
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
     return value
 
 
-def _check_finite(value: Any, above: tuple[int, ...]) -> None:
-    if id(value) in above:
-        raise ValueError("a value holds itself")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_finite(item, (*above, id(value)))
-    elif isinstance(value, list):
-        for item in value:
-            _check_finite(item, (*above, id(value)))
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Return the mapping in a YAML file.
 
     Raises:
         ConfigError: with the file, and the line where there is one.
@@ -66,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(where, f"is no valid YAML ({problem})", "mend that line") from error
+        raise ConfigError(where, f"is not valid YAML ({problem})", "correct that line") from error
     if not isinstance(tree, dict):
         raise ConfigError(str(path), "holds no mapping", "write key: value lines")
     return tree

@@ -16,11 +16,11 @@ import torch
 from segue.core.component_manifest import WEIGHTS
 from segue.core.config.load import find_domain
 from segue.core.config.schema import PipelineConfig
+from segue.core.discovery import import_target
 from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.files import as_json, write_json
-from segue.core.loading import import_target
-from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import continued, measured

@@ -1,4 +1,4 @@
-"""Does a component keep the promises of its contract? Checks for anyone's plugin.
+"""Check that a component keeps the promises of its contract. For anyone's plugin.
 
 In a plugin's tests, as with scikit-learn's estimator checks::
 
@@ -11,18 +11,14 @@ In a plugin's tests, as with scikit-learn's estimator checks::
 Without pytest: ``for check in checks_for(subject.kind): print(run_check(check, subject))``.
 """
 
-from segue.testing.check import (
-    Check,
-    CheckResult,
-    ConformanceError,
-    NotApplicable,
-    run_check,
-)
-from segue.testing.kinds import checks_for
-from segue.testing.pytest_support import parametrize_with_checks
-from segue.testing.stages import TINY_STAGES
-from segue.testing.subject import Subject
-from segue.testing.synthetic import fit_on_synthetic, ragged_audio
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segue.testing.check import Check, CheckResult, ConformanceError, NotApplicable, run_check
+    from segue.testing.subject import TINY_STAGES, Subject
+    from segue.testing.suite import checks_for, parametrize_with_checks
+    from segue.testing.synthetic import fit_on_synthetic, ragged_audio
 
 __all__ = [
     "TINY_STAGES",
@@ -37,3 +33,13 @@ __all__ = [
     "ragged_audio",
     "run_check",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import on demand: pytest loads ``segue.testing.pytest_plugin`` in runs without torch."""
+    if name in __all__:
+        for home in ("check", "subject", "suite", "synthetic"):
+            module = import_module(f"segue.testing.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

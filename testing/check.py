@@ -1,4 +1,4 @@
-"""What a check is, how it fails and how it is run."""
+"""Define a check, how it fails and how it is run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed u
 
 
 class ConformanceError(AssertionError):
-    """A promise of the contract that the component does not keep."""
+    """A promise of the contract that the component breaks."""
 
 
 class NotApplicable(unittest.SkipTest):
-    """The check says nothing about this component; pytest and unittest report it as skipped."""
+    """The check does not apply to this component; pytest and unittest report it as skipped."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of a contract, and the function that puts it to the test.
+    """One promise of a contract, and the function that tests it.
 
     Attributes:
-        name: unique within its kind; what ``expected_failures`` refers to.
-        kind: of the components it is for.
+        name: unique within its kind; ``expected_failures`` refers to it.
+        kind: of the components that it tests.
         function: raises if the subject breaks the promise.
         description: the promise, in one sentence.
     """
@@ -40,11 +40,11 @@ class Check:
     description: str
 
     def __call__(self, subject: Subject) -> None:
-        """Put a subject to the test; leaves the global random state as it was.
+        """Test a subject; leave the global random state as it was.
 
         Raises:
             ConformanceError: if the promise is broken; or whatever the component raised.
-            NotApplicable: if the check says nothing about this subject.
+            NotApplicable: if the check does not apply to this subject.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -56,7 +56,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What became of one check."""
+    """The outcome of one check."""
 
     check: Check
     outcome: Outcome
@@ -73,10 +73,10 @@ class CheckResult:
 def run_check(
     check: Check, subject: Subject, expected_failures: Mapping[str, str] | None = None
 ) -> CheckResult:
-    """Run one check and report what became of it; nothing but an interrupt is raised.
+    """Run one check and report its outcome; raise nothing but an interrupt.
 
     Args:
-        expected_failures: name of a check → why the subject may fail it.
+        expected_failures: name of a check -> why the subject may fail it.
     """
     reason = (expected_failures or {}).get(check.name)
     try:
@@ -92,6 +92,6 @@ def run_check(
 
 
 def require(holds: bool, problem: str) -> None:
-    """Fail the running check, saying what is wrong, unless ``holds``."""
+    """Fail the running check with this problem unless ``holds``."""
     if not holds:
         raise ConformanceError(problem)

@@ -1,4 +1,4 @@
-"""Promises of every acoustic codec about decoding."""
+"""Check the promises of every acoustic codec about decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def codec_of(subject: Subject) -> AcousticCodec:
 
 
 def codes_for(spec: TokenSpec) -> Tokens:
-    """A ragged batch of random codes of all levels; padding holds codes as well."""
+    """Return a ragged batch of random codes of all levels; padding holds codes as well."""
     shape = (len(_FRAMES), spec.num_levels, max(_FRAMES))
     return Tokens(torch.randint(spec.codebook_size, shape), torch.tensor(_FRAMES))
 
@@ -42,13 +42,13 @@ def decode(codec: AcousticCodec, codes: Tokens) -> Tensor:
 
 
 def check_decodes_any_number_of_levels(subject: Subject) -> None:
-    """The first q levels, for every q, decode to N frames of finite audio."""
+    """Check that the first q levels, for every q, decode to N frames of finite audio."""
     codec = codec_of(subject)
     spec, codes = codec.spec, codes_for(codec.spec)
+    wanted = (len(_FRAMES), max(_FRAMES) * spec.frame_size)
     for count in range(1, spec.num_levels + 1):
         with unchanged(codes=codes):
             wave = decode(codec, codes.levels(0, count))
-        wanted = (len(_FRAMES), max(_FRAMES) * spec.frame_size)
         shape = tuple(wave.shape)
         require(shape == wanted, f"{count} levels decode to {shape} instead of {wanted}")
         require(wave.is_floating_point(), f"decoded audio is {wave.dtype}")
@@ -56,7 +56,7 @@ def check_decodes_any_number_of_levels(subject: Subject) -> None:
 
 
 def check_decoded_batch_equals_rows(subject: Subject) -> None:
-    """Each row of a ragged batch is decoded as it would be alone, whatever its padding holds."""
+    """Check that each row of a ragged batch is decoded as if alone, whatever its padding holds."""
     codec = codec_of(subject)
     codes = codes_for(codec.spec)
     together = decode(codec, codes)
@@ -67,82 +67,76 @@ def check_decoded_batch_equals_rows(subject: Subject) -> None:
 
 
 def check_decoded_audio_ends_in_zeros(subject: Subject) -> None:
-    """Decoded audio is zero beyond a row's length."""
+    """Check that decoded audio is zero beyond a row's length."""
     codec = codec_of(subject)
     codes = codes_for(codec.spec)
     wave = decode(codec, codes)
     for row, length in enumerate((codes.lengths * codec.spec.frame_size).tolist()):
-        rest = wave[row, length:]
-        require(not bool(rest.any()), f"row {row} goes on beyond its {length} samples")
+        silent = not bool(wave[row, length:].any())
+        require(silent, f"row {row} goes on beyond its {length} samples")
 
 
 def check_every_code_decodes(subject: Subject) -> None:
-    """Every legal code of every level decodes to finite audio."""
+    """Check that every legal code of every level decodes to finite audio."""
     codec = codec_of(subject)
-    spec = codec.spec
-    rows = -(-spec.codebook_size // _ROW_FRAMES)
+    size, num_levels = codec.spec.codebook_size, codec.spec.num_levels
+    rows = -(-size // _ROW_FRAMES)
     frames = torch.arange(rows * _ROW_FRAMES)
-    # Each level runs through all codes; the steps between levels vary what is beside what.
-    levels = [(frames * (2 * q + 1) + q) % spec.codebook_size for q in range(spec.num_levels)]
-    ladder = [frames % spec.codebook_size] * spec.num_levels
-    for ids in (torch.stack(levels), torch.stack(ladder)):
-        batch = ids.view(spec.num_levels, rows, _ROW_FRAMES).transpose(0, 1)
+    # Each level runs through all codes; different steps vary which codes are decoded together.
+    levels = [(frames * (2 * q + 1) + q) % size for q in range(num_levels)]
+    for ids in (torch.stack(levels), (frames % size).expand(num_levels, -1)):
+        batch = ids.reshape(num_levels, rows, _ROW_FRAMES).transpose(0, 1)
         require_finite(decode(codec, Tokens.full(batch)), "audio of all codes")
 
 
+@torch.no_grad()
 def check_streamed_equals_offline(subject: Subject) -> None:
-    """Codes pushed in chunks of any size decode to the samples that ``decode`` gives at once."""
+    """Check that codes pushed in chunks of any size decode to the samples of ``decode``."""
     codec = codec_of(subject)
     if not codec.can_stream:
         raise NotApplicable("it says that it cannot stream: it declares no decode_context")
     spec = codec.spec
     codes = torch.randint(spec.codebook_size, (2, spec.num_levels, 60))
-    offline = decode(codec, Tokens.full(codes))
+    offline = codec.decode(codes, torch.tensor([60, 60]))
     decoder = codec.streaming_decoder()
-    for longest in (1, 5, 40):  # the decoder is reset by finish() and used again
-        with torch.no_grad():
-            pieces = [decoder.push(part) for part in _chunks(codes, longest)]
-            pieces.append(decoder.finish())
-        streamed = torch.cat(pieces, dim=1)
+    for longest in (1, 5, 40):  # finish() resets the decoder, which is used again
+        pieces = [decoder.push(part) for part in _chunks(codes, longest)]
+        streamed = torch.cat([*pieces, decoder.finish()], dim=1)
         what = f"streamed in chunks of up to {longest} frames"
         require_close(streamed, offline, what, subject.atol)
 
 
+@torch.no_grad()
 def check_streamed_encoding_equals_offline(subject: Subject) -> None:
-    """Audio pushed in chunks of any size has the codes that ``encode`` gives at once."""
+    """Check that audio pushed in chunks of any size has the codes of ``encode``."""
     codec = codec_of(subject)
     encoder = codec.streaming_encoder()
     if encoder is None:
         raise NotApplicable("it has no streaming_encoder")
-    size = codec.spec.frame_size
-    audio = audio_for(codec.spec).wave
+    size, audio = codec.spec.frame_size, audio_for(codec.spec).wave
     # Another end and another number of rows each time: finish() must leave no state behind.
     for longest, rows in ((size // 2, 2), (3 * size, 1), (audio.shape[1], 2)):
         wave = audio[:rows, : audio.shape[1] - rows * size // 3]
-        lengths = torch.full((rows,), wave.shape[1])
-        offline = encode(codec, WaveBatch(wave, lengths))
-        with torch.no_grad():
-            pieces = [encoder.push(part) for part in _chunks(wave, max(1, longest))]
-            pieces.append(encoder.finish())
+        offline = encode(codec, WaveBatch(wave, torch.full((rows,), wave.shape[1])))
+        pieces = [encoder.push(part) for part in _chunks(wave, max(1, longest))]
+        streamed = Tokens.full(torch.cat([*pieces, encoder.finish()], dim=2))
         what = f"encoded in chunks of up to {longest} samples"
-        streamed = Tokens.full(torch.cat(pieces, dim=2))
         require_same_tokens(streamed, offline, what, subject.mismatches)
 
 
 def _chunks(stream: Tensor, longest: int) -> list[Tensor]:
-    """The stream cut along its last axis into pieces of random size, the same each time."""
-    drawn, sizes, left = random.Random(0), [], stream.shape[-1]
+    """Cut a stream along its last axis into pieces of random size, the same each time."""
+    random_state, sizes, left = random.Random(0), [], stream.shape[-1]
     while left:
-        sizes.append(min(left, drawn.randint(1, longest)))
+        sizes.append(min(left, random_state.randint(1, longest)))
         left -= sizes[-1]
     return list(stream.split(sizes, dim=-1))
 
 
 def check_round_trip_is_finite(subject: Subject) -> None:
-    """Encoded audio decodes to finite audio of as many frames, the same each time."""
+    """Check that encoded audio decodes to finite audio of as many frames, the same each time."""
     codec = codec_of(subject)
-    audio = audio_for(codec.spec)
-    tokens = encode(codec, audio)
+    tokens = encode(codec, audio_for(codec.spec))
     wave = decode(codec, tokens)
     wanted = (tokens.ids.shape[0], tokens.ids.shape[2] * codec.spec.frame_size)
     require(tuple(wave.shape) == wanted, f"{tuple(wave.shape)} samples instead of {wanted}")
@@ -152,7 +146,7 @@ def check_round_trip_is_finite(subject: Subject) -> None:
 
 
 def check_decoding_respects_the_device(subject: Subject) -> None:
-    """Decoded audio is on the device of the codes, in the precision of the codec."""
+    """Check that decoded audio is on the device of the codes, in the precision of the codec."""
     codec, device = codec_of(subject), any_device()
     wave = decode(codec.to(device), codes_for(codec.spec).to(device))
     same = wave.device.type == device.type
@@ -160,15 +154,3 @@ def check_decoding_respects_the_device(subject: Subject) -> None:
     if any(tensor.is_floating_point() for tensor in (*codec.parameters(), *codec.buffers())):
         exact = decode(codec.cpu().double(), codes_for(codec.spec))
         require(exact.dtype == torch.float64, f"a codec in float64 decodes to {exact.dtype}")
-
-
-CHECKS = (
-    check_decodes_any_number_of_levels,
-    check_decoded_batch_equals_rows,
-    check_decoded_audio_ends_in_zeros,
-    check_every_code_decodes,
-    check_streamed_equals_offline,
-    check_streamed_encoding_equals_offline,
-    check_round_trip_is_finite,
-    check_decoding_respects_the_device,
-)

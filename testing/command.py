@@ -1,28 +1,26 @@
-"""What `segue plugins check` runs."""
+"""Check a registered component, for `segue plugins check`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from segue.core.errors import PluginError
-from segue.core.manager import PluginHost
-from segue.core.records import Kind
+from segue.core.plugins import PluginHost
 from segue.core.validation import suggestion
 from segue.testing.check import run_check
-from segue.testing.kinds import checks_for
-from segue.testing.stages import TINY_STAGES
-from segue.testing.subject import Subject
+from segue.testing.subject import TINY_STAGES, Subject
+from segue.testing.suite import checks_for
 
 
 @dataclass(frozen=True)
 class ComponentResult:
-    """What became of one check.
+    """The outcome of one check.
 
     Attributes:
-        name: of the check; for a stage language model after the stage it was tried with.
-        problem: what is wrong; empty if the check passed or does not apply.
+        name: of the check; of a stage language model after the stage it was tried with.
+        problem: the broken promise; empty if the check passed or does not apply.
         skipped: why the check does not apply; empty if it was run.
     """
 
@@ -40,34 +38,6 @@ def check_component(
         PluginError: if there is no such component, or none of a kind that has checks.
         ConfigError: if it does not take the options.
     """
-    results = []
-    for subject, prefix in _subjects(host, name, options):
-        for check in checks_for(subject.kind):
-            result = run_check(check, subject)
-            skipped = result.message if result.outcome == "skipped" else ""
-            problem = result.message if not result.ok else ""
-            results.append(ComponentResult(f"{prefix}{check}", problem, skipped))
-    return results
-
-
-def _subjects(
-    host: PluginHost, name: str, options: Mapping[str, Any]
-) -> Iterator[tuple[Subject, str]]:
-    """What to check, and what to put before the names of its checks."""
-    kinds = _kinds(host, name)
-    for kind in kinds:
-        # Refused here, with the path of the wrong value, rather than by every check.
-        own = host.options(kind, name, options, "options")
-        prefix = f"{kind}: " if len(kinds) > 1 else ""
-        if kind != "stage_lm":
-            yield Subject(kind, name, own, host=host), prefix
-            continue
-        for stage in TINY_STAGES.values():
-            yield Subject(kind, name, own, stage, host), f"{prefix}{stage.name} stage: "
-
-
-def _kinds(host: PluginHost, name: str) -> list[Kind]:
-    """The kinds with checks of which there is a component of this name."""
     records = [record for record in host.records() if checks_for(record.kind)]
     kinds = sorted({record.kind for record in records if record.name == name})
     if not kinds:
@@ -76,4 +46,23 @@ def _kinds(host: PluginHost, name: str) -> list[Kind]:
             "no semantic tokenizer, codec or stage language model has this name",
             suggestion(name, (record.name for record in records)),
         )
-    return kinds
+    subjects: list[tuple[str, Subject]] = []
+    for kind in kinds:
+        # Validated here, once, so that a wrong value is reported with its path.
+        own = host.options(kind, name, options, "options")
+        prefix = f"{kind}: " if len(kinds) > 1 else ""
+        if kind == "stage_lm":
+            subjects += [
+                (f"{prefix}{stage.name} stage: ", Subject(kind, name, own, stage, host))
+                for stage in TINY_STAGES.values()
+            ]
+        else:
+            subjects.append((prefix, Subject(kind, name, own, host=host)))
+    results = []
+    for prefix, subject in subjects:
+        for check in checks_for(subject.kind):
+            result = run_check(check, subject)
+            skipped = result.message if result.outcome == "skipped" else ""
+            problem = result.message if not result.ok else ""
+            results.append(ComponentResult(f"{prefix}{check}", problem, skipped))
+    return results

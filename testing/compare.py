@@ -1,4 +1,4 @@
-"""How checks compare: each comparison fails the running check and says where things differ."""
+"""Compare results: each comparison fails the running check and says where things differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def require_same_tokens(found: Tokens, wanted: Tokens, what: str, mismatches: float = 0.0) -> None:
-    """Equal lengths and equal valid frames, but for a share of ``mismatches``."""
+    """Require equal lengths and equal valid frames, but for a share of ``mismatches``."""
     counts = found.lengths.tolist(), wanted.lengths.tolist()
     require(counts[0] == counts[1], f"{what}: {counts[0]} frames instead of {counts[1]}")
     for row, (have, want) in enumerate(zip(found.rows(), wanted.rows(), strict=True)):
@@ -35,35 +35,31 @@ def require_same_tokens(found: Tokens, wanted: Tokens, what: str, mismatches: fl
 
 
 def require_close(found: Tensor, wanted: Tensor, what: str, atol: float) -> None:
-    """Equal shapes, and nowhere further apart than ``atol``; NaN equals nothing."""
+    """Require equal shapes, and no distance above ``atol``; NaN equals nothing."""
     shapes = tuple(found.shape), tuple(wanted.shape)
     require(shapes[0] == shapes[1], f"{what}: shape {shapes[0]} instead of {shapes[1]}")
-    if found.numel() == 0:
-        return
-    gap = (found.detach().double() - wanted.detach().double()).abs()
-    largest = float(gap.nan_to_num(torch.inf).max())
-    if not largest <= atol:
-        place = tuple((~(gap <= atol)).nonzero()[0].tolist())
-        require(False, f"{what}: off by up to {largest:.2g}, first at {place}")
+    gap = (found.detach().double() - wanted.detach().double()).abs().nan_to_num(torch.inf)
+    wrong = (gap > atol).nonzero().tolist()
+    if wrong:
+        first = tuple(wrong[0])
+        require(False, f"{what}: off by up to {float(gap.max()):.2g}, first at {first}")
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
+    """Require that no value is NaN or infinite."""
     count = int((~torch.isfinite(tensor)).sum())
     require(count == 0, f"{what}: {count} of {tensor.numel()} values are NaN or infinite")
 
 
 def require_legal(tokens: Tokens, codebook_size: int, what: str) -> None:
-    """Ids are int64 and lie in ``[0, V)`` wherever a frame is valid."""
-    ids, lengths = tokens.ids, tokens.lengths
-    require(ids.dtype == torch.int64, f"{what}: ids are {ids.dtype}, not int64")
-    require(lengths.dtype == torch.int64, f"{what}: lengths are {lengths.dtype}, not int64")
+    """Require ids in int64, in ``[0, V)`` wherever a frame is valid."""
+    for name, tensor in (("ids", tokens.ids), ("lengths", tokens.lengths)):
+        require(tensor.dtype == torch.int64, f"{what}: {name} are {tensor.dtype}, not int64")
     for row in tokens.rows():
         if row.numel():
             low, high = int(row.min()), int(row.max())
-            legal = low >= 0 and high < codebook_size
-            require(
-                legal, f"{what}: ids from {low} to {high}, allowed are 0 to {codebook_size - 1}"
-            )
+            legal, most = low >= 0 and high < codebook_size, codebook_size - 1
+            require(legal, f"{what}: ids from {low} to {high}, allowed are 0 to {most}")
 
 
 @contextmanager
@@ -77,18 +73,18 @@ def unchanged(**inputs: object) -> Iterator[None]:
 
 
 def _tensors(value: object) -> list[Tensor]:
-    """All tensors in nested tuples and dataclasses."""
+    """Return all tensors in nested tuples and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors(item)]
     if is_dataclass(value):
-        return [t for field in fields(value) for t in _tensors(getattr(value, field.name))]
+        value = tuple(getattr(value, field.name) for field in fields(value))
+    if isinstance(value, tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
     return []
 
 
 def scrambled(module: M, scale: float = 0.05) -> M:
-    """A copy with noise on every parameter: layers that start as zero would hide faults."""
+    """Return a copy with noise on every parameter: layers that start as zero would hide faults."""
     module = copy.deepcopy(module)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -100,14 +96,13 @@ def scrambled(module: M, scale: float = 0.05) -> M:
 
 
 def through_safetensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as it comes back from a checkpoint."""
+    """Return a state dict as it comes back from a checkpoint."""
     # Cloned, since safetensors refuses tensors that share storage.
-    stored = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    return load(save(stored))
+    return load(save({key: value.cpu().clone().contiguous() for key, value in state.items()}))
 
 
 def any_device() -> torch.device:
-    """An accelerator if there is one: on the CPU alone a hard-coded device cannot show."""
+    """Return an accelerator if there is one: the CPU alone does not show a hard-coded device."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Promises of every component's options model."""
+"""Check the promises of every component's options model."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ sys.exit("torch" in sys.modules and "imports torch")
 
 
 def check_unknown_options_are_refused(subject: Subject) -> None:
-    """An options model refuses a key that it does not know."""
+    """Check that an options model refuses an unknown key."""
     config = subject.blank().config
-    require(
-        isinstance(config, Options), f"{type(config).__name__} is no segue.core.options.Options"
-    )
+    model = type(config)
+    is_model = isinstance(config, Options)
+    require(is_model, f"{model.__name__} is not a segue.core.options.Options")
     try:
-        type(config).model_validate(config.model_dump() | {"no_such_option": 1})
+        model.model_validate(config.model_dump() | {"no_such_option": 1})
     except ValidationError:
         return
-    require(False, f"{type(config).__name__} takes the unknown key 'no_such_option'")
+    require(False, f"{model.__name__} takes the unknown key 'no_such_option'")
 
 
 def check_options_are_frozen(subject: Subject) -> None:
-    """An options instance cannot be changed, so that a config that validated stays valid."""
+    """Check that options cannot be changed, so that a config that validated stays valid."""
     config = subject.blank().config
     for name in type(config).model_fields:
         try:
@@ -45,14 +45,14 @@ def check_options_are_frozen(subject: Subject) -> None:
 
 
 def check_options_survive_json(subject: Subject) -> None:
-    """Options written to JSON, as checkpoints store them, are read back the same."""
+    """Check that options written to JSON, as checkpoints store them, are read back the same."""
     config = subject.blank().config
     read = type(config).model_validate(config.model_dump(mode="json"))
     require(read == config, f"{config!r} became {read!r}")
 
 
 def check_options_import_no_torch(subject: Subject) -> None:
-    """Importing the module of the options model, as listing and validating do, imports no torch."""
+    """Check that importing the module of the options model imports no torch."""
     module = type(subject.blank().config).__module__
     try:
         importable = importlib.util.find_spec(module) is not None and module != "__main__"
@@ -61,20 +61,7 @@ def check_options_import_no_torch(subject: Subject) -> None:
     if not importable:
         raise NotApplicable(f"{module} cannot be imported by name")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, module],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", _PROGRAM, module]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     last = (done.stderr.strip().splitlines() or ["fails"])[-1]
     require(done.returncode == 0, f"importing {module}: {last}")
-
-
-CHECKS = (
-    check_unknown_options_are_refused,
-    check_options_are_frozen,
-    check_options_survive_json,
-    check_options_import_no_torch,
-)

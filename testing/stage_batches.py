@@ -1,4 +1,4 @@
-"""Random tokens to check a stage language model with."""
+"""Draw random tokens to check a stage language model with."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NEW_FRAMES = 5
 
 
 def lm_of(subject: Subject) -> StageLM:
-    """An instance with noise on its weights, in eval mode, checked to be a stage model."""
+    """Return an instance with noise on its weights, in eval mode; require a stage model."""
     lm = subject.create()
-    require(isinstance(lm, StageLM), f"{type(lm).__name__} is no StageLM")
+    require(isinstance(lm, StageLM), f"{type(lm).__name__} is not a StageLM")
     assert isinstance(lm, StageLM)
     return scrambled(lm)
 
 
 def autoregressive_lm_of(subject: Subject) -> StageLM:
-    """The same, for promises that hold where each token is drawn from its score.
+    """Return the same, for promises that hold where each token is drawn from its score.
 
     Raises:
-        NotApplicable: for a model that says it is not of that kind.
+        NotApplicable: for a model that says that it draws in another way.
     """
     lm = lm_of(subject)
     if not lm.autoregressive:
@@ -43,75 +43,71 @@ def autoregressive_lm_of(subject: Subject) -> StageLM:
 
 
 def tokens_for(spec: SliceSpec, lengths: Sequence[int]) -> Tokens:
-    """Random frames, padded with 0."""
+    """Return random frames, padded with 0."""
     ids = torch.randint(spec.codebook_size, (len(lengths), spec.num_levels, max(lengths)))
-    tokens = Tokens(ids, torch.tensor(lengths))
-    return Tokens(ids.masked_fill(~tokens.mask[:, None], 0), tokens.lengths)
+    return Tokens(ids, torch.tensor(lengths)).cut(torch.tensor(lengths))
 
 
 def given_for(stage: StageSpec, lengths: Sequence[int]) -> tuple[Tokens, ...]:
-    """What is given with rows of ``lengths`` target frames: the last, partial frame included."""
-    batches = []
-    for index, spec in enumerate(stage.given):
-        batches.append(tokens_for(spec, [stage.given_frames(index, n) for n in lengths]))
-    return tuple(batches)
+    """Return given slices for rows of ``lengths`` target frames, a last, partial frame included."""
+    return tuple(
+        tokens_for(spec, [stage.given_frames(index, n) for n in lengths])
+        for index, spec in enumerate(stage.given)
+    )
 
 
 def batch_for(stage: StageSpec, lengths: Sequence[int] = LENGTHS) -> StageBatch:
+    """Return a ragged batch to score or to learn from."""
     return StageBatch(tokens_for(stage.target, lengths), given_for(stage, lengths))
 
 
-def row_of(batch: StageBatch, index: int) -> StageBatch:
-    """One row of a batch, without padding."""
-    target, *given = (Tokens.full(t.row(index)[None]) for t in (batch.target, *batch.given))
-    return StageBatch(target, tuple(given))
-
-
-def soiled(tokens: Tokens, codebook_size: int) -> Tokens:
-    """The same frames with other ids in the padding, and more of it."""
-    ids = torch.cat([tokens.ids, torch.zeros_like(tokens.ids[:, :, :1]).repeat(1, 1, 3)], dim=2)
-    wide = Tokens(ids, tokens.lengths)
-    noise = torch.randint(1, max(2, codebook_size), ids.shape) % codebook_size
-    return Tokens(torch.where(wide.mask[:, None], ids, noise), tokens.lengths)
-
-
-def soiled_batch(batch: StageBatch, stage: StageSpec) -> StageBatch:
-    return StageBatch(soiled(batch.target, stage.target.codebook_size),
-                      soiled_given(batch.given, stage))  # fmt: skip
-
-
-def soiled_given(given: Sequence[Tokens], stage: StageSpec) -> tuple[Tokens, ...]:
-    pairs = zip(given, stage.given, strict=True)
-    return tuple(soiled(tokens, spec.codebook_size) for tokens, spec in pairs)
-
-
-def continued(
-    lm: StageLM,
-    given: tuple[Tokens, ...],
-    prompt: Tokens,
-    num_frames: int = NEW_FRAMES,
-    temperature: float = 1.0,
-    seeds: Sequence[int] | None = None,
-) -> Tokens:
-    """New frames; row i draws with generator ``seeds[i]``, by default i."""
-    rows = prompt.ids.shape[0]
-    generators = [row_generators(seed, 1)[0] for seed in (range(rows) if seeds is None else seeds)]
-    return lm.generate(given, prompt, num_frames, Sampling(temperature=temperature), generators)
-
-
 def prompts_for(stage: StageSpec, prompts: Sequence[int] = PROMPTS) -> StageBatch:
-    """Ragged prompts, with the given frames that continuing them by ``NEW_FRAMES`` takes."""
+    """Return ragged prompts, with the given frames to continue them by ``NEW_FRAMES``."""
     target = tokens_for(stage.target, prompts)
     return StageBatch(target, given_for(stage, [length + NEW_FRAMES for length in prompts]))
 
 
-def alternatives(tokens: Int64[Tensor, "Q N"], level: int, frame: int, ids: Tensor) -> Tensor:
-    """``[len(ids), Q, N]``: the row with each of ``ids`` at one place."""
+def row_of(batch: StageBatch, index: int) -> StageBatch:
+    """Return one row of a batch, without padding."""
+    target, *given = (Tokens.full(t.row(index)[None]) for t in (batch.target, *batch.given))
+    return StageBatch(target, tuple(given))
+
+
+def padded_anew(batch: StageBatch, stage: StageSpec) -> StageBatch:
+    """Return the same frames with other ids in the padding, and more padding."""
+    pairs = zip((batch.target, *batch.given), (stage.target, *stage.given), strict=True)
+    target, *given = (_padded_anew(tokens, spec.codebook_size) for tokens, spec in pairs)
+    return StageBatch(target, tuple(given))
+
+
+def _padded_anew(tokens: Tokens, codebook_size: int) -> Tokens:
+    ids = torch.nn.functional.pad(tokens.ids, (0, 3))
+    noise = torch.randint(1, max(2, codebook_size), ids.shape) % codebook_size
+    mask = Tokens(ids, tokens.lengths).mask[:, None]
+    return Tokens(torch.where(mask, ids, noise), tokens.lengths)
+
+
+def continued(
+    lm: StageLM,
+    batch: StageBatch,
+    num_frames: int = NEW_FRAMES,
+    temperature: float = 1.0,
+    seeds: Sequence[int] | None = None,
+) -> Tokens:
+    """Return new frames after a batch's target; row i draws with ``seeds[i]``, by default i."""
+    rows = batch.target.ids.shape[0]
+    generators = [row_generators(seed, 1)[0] for seed in (range(rows) if seeds is None else seeds)]
+    sampling = Sampling(temperature=temperature)
+    return lm.generate(batch.given, batch.target, num_frames, sampling, generators)
+
+
+def alternatives(tokens: Int64[Tensor, "Q N"], level: int, frame: int, ids: Tensor) -> Tokens:
+    """Return the row once with each of ``ids`` at one place: ``[len(ids), Q, N]``."""
     rows = tokens.repeat(len(ids), 1, 1)
     rows[:, level, frame] = ids
-    return rows
+    return Tokens.full(rows)
 
 
 def repeated(given: Sequence[Tokens], count: int) -> tuple[Tokens, ...]:
-    """Each batch of one row, ``count`` times."""
+    """Return each batch of one row ``count`` times."""
     return tuple(Tokens(t.ids.repeat(count, 1, 1), t.lengths.repeat(count)) for t in given)

@@ -1,45 +1,58 @@
-"""Promises of every stage language model about loss and likelihood."""
+"""Check the promises of every stage language model about loss, likelihood and weights."""
 
 from __future__ import annotations
 
 import torch
 
-from segue.core.interfaces import StageBatch, Tokens
+from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.testing.check import NotApplicable, require
-from segue.testing.compare import require_close, require_finite, unchanged
+from segue.testing.compare import (
+    any_device,
+    require_close,
+    require_finite,
+    require_legal,
+    require_same_tokens,
+    through_safetensors,
+    unchanged,
+)
 from segue.testing.stage_batches import (
     LENGTHS,
     alternatives,
     autoregressive_lm_of,
     batch_for,
+    continued,
     given_for,
     lm_of,
+    padded_anew,
+    prompts_for,
     repeated,
     row_of,
-    soiled_batch,
 )
 from segue.testing.subject import Subject
 
 #: Most sequences that are tried, and most frames of each.
 _SEQUENCES, _FRAMES = 4096, 3
+#: Steps after which a parameter must have seen a gradient: one that is multiplied by a weight
+#: that starts as zero sees none in the first.
+_STEPS = 4
 
 
 def check_loss_is_finite(subject: Subject) -> None:
-    """The loss is a finite number for the whole and for each level of the target."""
+    """Check that the loss is finite for the whole and for each level of the target."""
     lm, stage = lm_of(subject).train(), subject.stage
     require(lm.stage == stage, f"it keeps the stage {lm.stage}, it was given {stage}")
     batch = batch_for(stage)
     with unchanged(batch=batch):
         loss = lm.loss(batch)
     shapes = tuple(loss.total.shape), tuple(loss.per_level.shape)
-    levels = (stage.target.num_levels,)
-    require(shapes == ((), levels), f"loss has shapes {shapes} instead of {((), levels)}")
+    wanted = ((), (stage.target.num_levels,))
+    require(shapes == wanted, f"loss has shapes {shapes} instead of {wanted}")
     require_finite(loss.total, "loss")
     require_finite(loss.per_level, "loss per level")
 
 
 def check_score_agrees_with_loss(subject: Subject) -> None:
-    """The loss is the mean of the scores of valid tokens, negated; also for each level."""
+    """Check that the loss is the negated mean score of valid tokens, also for each level."""
     lm, batch = autoregressive_lm_of(subject), batch_for(subject.stage)
     with torch.no_grad():
         score, loss = lm.score(batch), lm.loss(batch)
@@ -49,7 +62,7 @@ def check_score_agrees_with_loss(subject: Subject) -> None:
 
 
 def check_score_is_zero_at_padding(subject: Subject) -> None:
-    """Scores have the target's shape, are finite, and are 0 at padding."""
+    """Check that scores have the target's shape, are finite, and are 0 at padding."""
     lm, batch = lm_of(subject), batch_for(subject.stage)
     with unchanged(batch=batch):
         score = lm.score(batch)
@@ -61,20 +74,18 @@ def check_score_is_zero_at_padding(subject: Subject) -> None:
 
 
 def check_padding_has_no_influence(subject: Subject) -> None:
-    """What padding holds, and how much of it there is, changes neither loss nor scores."""
-    lm, stage = lm_of(subject), subject.stage
-    clean = batch_for(stage)
-    soiled = soiled_batch(clean, stage)
-    width = clean.target.ids.shape[2]
+    """Check that content and amount of padding change neither loss nor scores."""
+    lm, batch = lm_of(subject), batch_for(subject.stage)
+    other, width = padded_anew(batch, subject.stage), batch.target.ids.shape[2]
     with torch.no_grad():
-        score = lm.score(soiled)[:, :, :width]
-        require_close(score, lm.score(clean), "scores with other padding", subject.atol)
-        found, wanted = lm.loss(soiled).total, lm.loss(clean).total
+        score = lm.score(other)[:, :, :width]
+        require_close(score, lm.score(batch), "scores with other padding", subject.atol)
+        found, wanted = lm.loss(other).total, lm.loss(batch).total
     require_close(found, wanted, "loss with other padding", subject.atol)
 
 
 def check_scored_batch_equals_rows(subject: Subject) -> None:
-    """Each row of a ragged batch scores as it would alone."""
+    """Check that each row of a ragged batch scores as if alone."""
     lm, batch = lm_of(subject), batch_for(subject.stage)
     together = lm.score(batch)
     for row, length in enumerate(LENGTHS):
@@ -84,42 +95,38 @@ def check_scored_batch_equals_rows(subject: Subject) -> None:
 
 
 def check_score_is_a_likelihood(subject: Subject) -> None:
-    """The probabilities of all possible targets sum to 1: no token is told by a later one.
+    """Check that the probabilities of all targets sum to 1: no token depends on a later one.
 
     This holds for whatever order a model predicts in. Where there are too many sequences to try
-    them all, only the probabilities of one token's alternatives are summed.
+    them all, only the probabilities of one token's alternatives are summed: any other token may
+    be known to the model, but not the one that it predicts.
     """
     lm, target = lm_of(subject), subject.stage.target
-    frames = _FRAMES
-    while frames and target.codebook_size ** (target.num_levels * frames) > _SEQUENCES:
+    size, levels, frames = target.codebook_size, target.num_levels, _FRAMES
+    while frames and size ** (levels * frames) > _SEQUENCES:
         frames -= 1
-    if not frames:
-        return _one_token_is_a_distribution(subject)
-    places = [torch.arange(target.codebook_size)] * (target.num_levels * frames)
-    ids = torch.cartesian_prod(*places).view(-1, target.num_levels, frames)
-    given = repeated(given_for(subject.stage, [frames]), len(ids))
-    score = lm.score(StageBatch(Tokens.full(ids), given))
-    total = float(score.detach().double().sum(dim=(1, 2)).exp().sum())
-    what = f"the probabilities of all {len(ids)} targets of {frames} frames sum to {total:.4f}"
-    require(abs(total - 1) <= 10 * subject.atol, what)
-    return None
-
-
-def _one_token_is_a_distribution(subject: Subject) -> None:
-    """Any other token may be known to the model, but not the one that it predicts."""
-    lm, target = lm_of(subject), subject.stage.target
+    if frames:
+        ids = torch.cartesian_prod(*[torch.arange(size)] * (levels * frames))
+        rows = Tokens.full(ids.view(-1, levels, frames))
+        score = lm.score(StageBatch(rows, repeated(given_for(subject.stage, [frames]), len(ids))))
+        what = f"the probabilities of all {len(ids)} targets of {frames} frames"
+        _require_distribution(score.sum(dim=(1, 2)), what, subject)
+        return
     batch = batch_for(subject.stage, [3])
-    ids = torch.arange(target.codebook_size)
-    for level in range(target.num_levels):
-        rows = Tokens.full(alternatives(batch.target.row(0), level, 1, ids))
-        score = lm.score(StageBatch(rows, repeated(batch.given, len(ids))))
-        total = float(score[:, level, 1].detach().double().exp().sum())
-        what = f"the probabilities of one token at level {level} sum to {total:.4f}"
-        require(abs(total - 1) <= 10 * subject.atol, what)
+    for level in range(levels):
+        rows = alternatives(batch.target.row(0), level, 1, torch.arange(size))
+        score = lm.score(StageBatch(rows, repeated(batch.given, size)))
+        what = f"the probabilities of one token at level {level}"
+        _require_distribution(score[:, level, 1], what, subject)
+
+
+def _require_distribution(scores: torch.Tensor, what: str, subject: Subject) -> None:
+    total = float(scores.detach().double().exp().sum())
+    require(abs(total - 1) <= 10 * subject.atol, f"{what} sum to {total:.4f}")
 
 
 def check_given_frames_matter(subject: Subject) -> None:
-    """Scores depend on every given slice."""
+    """Check that scores depend on every given slice."""
     lm, stage = lm_of(subject), subject.stage
     if not stage.given:
         raise NotApplicable("the stage is given nothing")
@@ -127,20 +134,79 @@ def check_given_frames_matter(subject: Subject) -> None:
     score = lm.score(batch)
     for index, spec in enumerate(stage.given):
         tokens = batch.given[index]
-        turned = (tokens.ids + 1) % spec.codebook_size * tokens.mask[:, None]
-        given = [*batch.given]
-        given[index] = Tokens(turned, tokens.lengths)
-        changed = lm.score(StageBatch(batch.target, tuple(given)))
-        same = torch.equal(changed, score)
+        turned = Tokens((tokens.ids + 1) % spec.codebook_size, tokens.lengths).cut(tokens.lengths)
+        given = (*batch.given[:index], turned, *batch.given[index + 1 :])
+        same = torch.equal(lm.score(StageBatch(batch.target, given)), score)
         require(not same, f"the scores are the same whatever the given slice {spec} holds")
 
 
-CHECKS = (
-    check_loss_is_finite,
-    check_score_agrees_with_loss,
-    check_score_is_zero_at_padding,
-    check_padding_has_no_influence,
-    check_scored_batch_equals_rows,
-    check_score_is_a_likelihood,
-    check_given_frames_matter,
-)
+def check_gradients_reach_every_parameter(subject: Subject) -> None:
+    """Check that each trainable parameter gets a gradient in one of the first steps."""
+    lm = subject.create().train()
+    waiting = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
+    require(bool(waiting), "it has no trainable parameter")
+    for _ in range(_STEPS):
+        lm.zero_grad()
+        lm.training_step(batch_for(subject.stage))["loss"].backward()
+        with torch.no_grad():
+            for name, parameter in lm.named_parameters():
+                if parameter.grad is not None:
+                    require_finite(parameter.grad, f"gradient of {name}")
+                    if bool(parameter.grad.any()):
+                        waiting.discard(name)
+                    parameter.sub_(0.01 * parameter.grad)
+    require(not waiting, f"no gradient reaches {', '.join(sorted(waiting))}")
+
+
+def check_generating_restores_the_mode(subject: Subject) -> None:
+    """Check that generating and scoring use eval mode, and leave the mode as it was."""
+    lm, batch = lm_of(subject), prompts_for(subject.stage)
+    wanted = continued(lm, batch)
+    lm.train()
+    lm.score(batch_for(subject.stage))
+    found = continued(lm, batch)
+    off = [name or "the model" for name, part in lm.named_modules() if not part.training]
+    require(not off, f"training mode is off afterwards in {', '.join(off)}")
+    require_same_tokens(found, wanted, "generated in training mode", subject.mismatches)
+    lm.eval()
+    continued(lm, batch)
+    require(not lm.training, "training mode is on after generating in eval mode")
+
+
+def check_can_be_trained_after_generating(subject: Subject) -> None:
+    """Check that a model that generated can be trained on what it generated."""
+    lm, prompts = lm_of(subject), prompts_for(subject.stage, [0])
+    new = continued(lm, prompts)
+    loss = lm.train().loss(StageBatch(new, prompts.given)).total
+    loss.backward()
+    require_finite(loss.detach(), "loss on generated frames")
+
+
+def check_state_round_trip(subject: Subject) -> None:
+    """Check that a saved and loaded instance gives the same scores."""
+    saved, loaded = lm_of(subject), subject.blank(seed=99)
+    assert isinstance(loaded, StageLM)
+    loaded.load_state_dict(through_safetensors(saved.state_dict()), strict=True)
+    batch = batch_for(subject.stage)
+    require_close(loaded.score(batch), saved.score(batch), "scores after loading", subject.atol)
+
+
+def check_works_in_double_precision(subject: Subject) -> None:
+    """Check that scores in float64 agree with those in float32, and that it generates."""
+    lm, batch = lm_of(subject), batch_for(subject.stage)
+    single = lm.score(batch)
+    double = lm.to(torch.float64).score(batch)
+    require(double.dtype == torch.float64, f"scores in float64 are {double.dtype}")
+    require_close(double, single, "scores in float64", 10 * subject.atol)
+    new = continued(lm, prompts_for(subject.stage))
+    require_legal(new, subject.stage.target.codebook_size, "tokens generated in float64")
+
+
+def check_respects_the_device(subject: Subject) -> None:
+    """Check that scores and new frames are on the model's device, an accelerator if any."""
+    lm, device = lm_of(subject), any_device()
+    batch, prompts = batch_for(subject.stage).to(device), prompts_for(subject.stage).to(device)
+    lm.to(device)
+    for name, tensor in (("scores", lm.score(batch)), ("new frames", continued(lm, prompts).ids)):
+        same = tensor.device.type == device.type
+        require(same, f"{name} are on {tensor.device}, the model is on {device}")

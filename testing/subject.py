@@ -1,23 +1,34 @@
-"""What is checked: how to build it, and how exact it has to be."""
+"""Describe what is checked: how to build it, and how exact it has to be."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from fractions import Fraction
+from typing import Any
 
 import torch
 
 from segue.core.interfaces import Component, Tokenizer
 from segue.core.options import Options
+from segue.core.plugins import PluginHost, default_host
 from segue.core.records import Kind
-from segue.core.spec import StageSpec
-from segue.testing.stages import TINY_STAGES
+from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec, StageSpec
 from segue.testing.synthetic import fit_on_synthetic
 
-if TYPE_CHECKING:
-    from segue.core.manager import PluginHost
+# Small, so that every sequence can be tried; of unequal sizes, so that a confusion of codebooks
+# shows.
+_SEMANTIC = SliceSpec(SEMANTIC, 0, 1, codebook_size=7, frame_rate=Fraction(25))
+_COARSE = SliceSpec(ACOUSTIC, 0, 2, codebook_size=5, frame_rate=Fraction(50))
+_FINE = SliceSpec(ACOUSTIC, 2, 5, codebook_size=3, frame_rate=Fraction(50))
+
+#: AudioLM's three stages in miniature: given nothing, given slower frames, given two slices.
+TINY_STAGES: Mapping[str, StageSpec] = {
+    "first": StageSpec("first", _SEMANTIC),
+    "second": StageSpec("second", _COARSE, (_SEMANTIC,)),
+    "third": StageSpec("third", _FINE, (_SEMANTIC, _COARSE)),
+}
 
 
 def prepare_by_default(component: Component) -> None:
@@ -32,17 +43,17 @@ class Subject:
 
     Attributes:
         kind: its contract.
-        factory: the name it is registered under, or what builds it: called with the options, and
-            for a stage language model with its stage; the class itself will do.
+        factory: the name it is registered under, or a callable (such as its class) that takes the
+            options and, for a stage language model, the stage.
         options: values for a registered component, an instance of its options model for a factory.
         stage: for a stage language model, what to predict from what. Keep its codebooks small:
             some promises are checked over every possible sequence.
         host: where a registered name is looked up; the process-wide host by default.
-        prepare: makes a new instance usable, so that checks are of something fitted or trained.
-        atol: how far figures that should be equal may lie apart.
+        prepare: makes a new instance usable, so that a fitted or trained one is checked.
+        atol: largest distance between figures that should be equal.
         mismatches: share of tokens that may differ where all should be equal: a quantiser's ties
             can go the other way when sums are taken in another order.
-        label: what to call it in reports.
+        label: its name in reports.
     """
 
     kind: Kind
@@ -65,20 +76,19 @@ class Subject:
         return self.label
 
     def blank(self, seed: int = 0) -> Component:
-        """A new instance, as it is before weights are loaded into it, in eval mode."""
+        """Return a new instance in eval mode, as it is before weights are loaded into it."""
         arguments = (self.stage,) if self.kind == "stage_lm" else ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if not isinstance(self.factory, str):
                 return self.factory(self.options, *arguments).eval()
-            component = self._host().create(
+            component: Component = (self.host or default_host()).create(
                 self.kind, self.factory, self.options, *arguments, place=self.label
             )
-            assert isinstance(component, Component)
             return component.eval()
 
     def create(self) -> Component:
-        """An instance of one's own that is ready for use, in eval mode; all are alike."""
+        """Return an instance that is ready for use, in eval mode; all are alike, none is shared."""
         if self._prepared is None:
             component = self.blank()
             with torch.random.fork_rng(devices=[]):
@@ -86,8 +96,3 @@ class Subject:
                 self.prepare(component)
             self._prepared = component.eval()
         return copy.deepcopy(self._prepared)
-
-    def _host(self) -> PluginHost:
-        from segue.core.manager import default_host
-
-        return default_host() if self.host is None else self.host

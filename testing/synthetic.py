@@ -1,9 +1,9 @@
-"""Audio out of nothing, for checks and for fitting: it sounds a little like speech or a piano."""
+"""Synthesise audio for checks and for fitting: it sounds a little like speech or a piano."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ _ROW_SECONDS, _ROWS = 4.0, 4
 def speech_like(
     num_samples: int, sample_rate: int, generator: torch.Generator
 ) -> Float[Tensor, "T"]:
-    """A gliding voice with moving formants, four syllables a second and hiss in between."""
+    """Return a gliding voice with moving formants, four syllables a second, hiss in between."""
     time = torch.arange(num_samples) / sample_rate
     draw = torch.rand(6, generator=generator)
     pitch = (90 + 120 * draw[0]) * (1 + 0.15 * torch.sin(math.tau * (0.5 + draw[1]) * time))
@@ -37,7 +37,7 @@ def speech_like(
 
 
 def tonal(num_samples: int, sample_rate: int, generator: torch.Generator) -> Float[Tensor, "T"]:
-    """Struck notes that ring and fade, four a second."""
+    """Return struck notes that ring and fade, four a second."""
     wave = torch.zeros(num_samples)
     step = sample_rate // 4
     for onset in range(0, num_samples, step):
@@ -53,7 +53,7 @@ def tonal(num_samples: int, sample_rate: int, generator: torch.Generator) -> Flo
 
 
 def ragged_audio(lengths: Sequence[int], sample_rate: int, seed: int = 0) -> WaveBatch:
-    """Rows of these lengths in samples, speech and notes in turn; zero beyond their ends."""
+    """Return rows of these lengths in samples, speech and notes in turn; zero beyond their ends."""
     wave = torch.zeros(len(lengths), max(lengths))
     for row, length in enumerate(lengths):
         generator = torch.Generator().manual_seed(1000 * seed + row)
@@ -66,13 +66,10 @@ def fit_on_synthetic(tokenizer: Tokenizer) -> Mapping[str, float]:
     """Fit a tokenizer that needs fitting, on at least four frames per code."""
     spec = tokenizer.spec
     seconds = min(600.0, max(32.0, 4 * spec.codebook_size / float(spec.frame_rate)))
-    return tokenizer.fit(_batches(seconds, spec.sample_rate))
-
-
-def _batches(seconds: float, sample_rate: int) -> Iterator[WaveBatch]:
-    length = round(_ROW_SECONDS * sample_rate)
-    for batch in range(math.ceil(seconds / (_ROWS * _ROW_SECONDS))):
-        yield ragged_audio([length - 7 * row for row in range(_ROWS)], sample_rate, batch)
+    length = round(_ROW_SECONDS * spec.sample_rate)
+    lengths = [length - 7 * row for row in range(_ROWS)]
+    batches = range(math.ceil(seconds / (_ROWS * _ROW_SECONDS)))
+    return tokenizer.fit(ragged_audio(lengths, spec.sample_rate, batch) for batch in batches)
 
 
 def _resonance(frequency: Tensor, centre: Tensor, width: float) -> Tensor:

@@ -1,11 +1,11 @@
-"""Promises of every tokenizer about the tokens that it emits."""
+"""Check the promises of every tokenizer about its tokens, its weights and its fingerprint."""
 
 from __future__ import annotations
 
 import torch
 
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokenizer, Tokens, WaveBatch
-from segue.core.options import TokenizerOptions
+from segue.core.options import FINGERPRINT_DIGITS, TokenizerOptions, options_digest
 from segue.core.spec import TokenSpec
 from segue.testing.check import NotApplicable, require
 from segue.testing.compare import (
@@ -13,6 +13,7 @@ from segue.testing.compare import (
     require_finite,
     require_legal,
     require_same_tokens,
+    through_safetensors,
     unchanged,
 )
 from segue.testing.subject import Subject
@@ -22,20 +23,20 @@ from segue.testing.synthetic import ragged_audio
 _FRAMES = (24.4, 13.0, 5.5, 1.0, 0.1)
 _NEEDS = ("none", "training", "fitting", "training and fitting")
 _CONTRACTS = {"semantic_tokenizer": SemanticTokenizer, "codec": AcousticCodec}
+_NAME = "conformance.v1"
 
 
 def tokenizer_of(subject: Subject) -> Tokenizer:
-    """A prepared instance of the subject, checked to be what its kind says."""
-    component = subject.create()
-    contract = _CONTRACTS[subject.kind]
-    name = type(component).__name__
-    require(isinstance(component, contract), f"{name} is no {contract.__name__}")
+    """Return a prepared instance of the subject; require the class of its kind."""
+    component, contract = subject.create(), _CONTRACTS[subject.kind]
+    is_one = isinstance(component, contract)
+    require(is_one, f"{type(component).__name__} is not a {contract.__name__}")
     assert isinstance(component, Tokenizer)
     return component
 
 
 def audio_for(spec: TokenSpec) -> WaveBatch:
-    """A ragged batch of audio from a tenth of a frame to some two dozen frames."""
+    """Return a ragged batch of audio from a tenth of a frame to two dozen frames."""
     lengths = [max(1, round(frames * spec.frame_size)) for frames in _FRAMES]
     return ragged_audio(lengths, spec.sample_rate)
 
@@ -46,19 +47,24 @@ def encode(tokenizer: Tokenizer, audio: WaveBatch) -> Tokens:
 
 
 def check_spec_is_that_of_the_options(subject: Subject) -> None:
-    """An instance's spec is what its options answer before any weight is loaded."""
+    """Check that an instance's spec is the one that its options give before any weight is loaded.
+
+    A semantic tokenizer has one level.
+    """
     tokenizer = tokenizer_of(subject)
     is_model = isinstance(tokenizer.config, TokenizerOptions)
-    require(is_model, f"{type(tokenizer.config).__name__} is no TokenizerOptions")
+    require(is_model, f"{type(tokenizer.config).__name__} is not a TokenizerOptions")
     promised, actual = tokenizer.config.spec(), tokenizer.spec.with_fingerprint("")
     require(promised.fingerprint == "", "the options' spec carries a fingerprint")
     require(actual == promised, f"the instance says {actual}, its options say {promised}")
-    require(promised.frame_size >= 1, "a frame holds no sample")
+    require(promised.frame_size >= 1, "a frame holds less than one sample")
     require(tokenizer.needs in _NEEDS, f"needs is {tokenizer.needs!r}")
+    if subject.kind == "semantic_tokenizer":
+        require(promised.num_levels == 1, f"the spec declares {promised.num_levels} levels")
 
 
 def check_emits_what_its_spec_declares(subject: Subject) -> None:
-    """Emitted levels, frames, types and ids are those that the spec declares."""
+    """Check that emitted levels, frames, types and ids are those that the spec declares."""
     tokenizer = tokenizer_of(subject)
     spec, audio = tokenizer.spec, audio_for(tokenizer.spec)
     with unchanged(wave=audio.wave, lengths=audio.lengths):
@@ -66,15 +72,14 @@ def check_emits_what_its_spec_declares(subject: Subject) -> None:
     frames = [spec.num_frames(length) for length in audio.lengths.tolist()]
     emitted = tokens.lengths.tolist()
     require(emitted == frames, f"{emitted} frames are emitted, the spec declares {frames}")
-    declared = (len(frames), spec.num_levels)
-    shape = tuple(tokens.ids.shape)
+    declared, shape = (len(frames), spec.num_levels), tuple(tokens.ids.shape)
     require(shape[:2] == declared, f"ids are {shape}, the spec declares {(*declared, max(frames))}")
     require(shape[2] >= max(frames), f"ids have room for {shape[2]} of {max(frames)} frames")
     require_legal(tokens, spec.codebook_size, "tokens")
 
 
 def check_batch_equals_rows(subject: Subject) -> None:
-    """Each row of a ragged batch is encoded as it would be alone."""
+    """Check that each row of a ragged batch is encoded as if alone."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     together = encode(tokenizer, audio)
@@ -86,7 +91,7 @@ def check_batch_equals_rows(subject: Subject) -> None:
 
 
 def check_ignores_what_lies_beyond(subject: Subject) -> None:
-    """What lies beyond a row's length has no influence on its tokens."""
+    """Check that samples beyond a row's length have no influence on its tokens."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     beyond = torch.arange(audio.wave.shape[1]) >= audio.lengths[:, None]
@@ -96,7 +101,7 @@ def check_ignores_what_lies_beyond(subject: Subject) -> None:
 
 
 def check_encodes_silence(subject: Subject) -> None:
-    """Silence has legal tokens, as many as its length asks for."""
+    """Check that silence has legal tokens, as many as its length asks for."""
     tokenizer = tokenizer_of(subject)
     spec = tokenizer.spec
     lengths = torch.tensor([8 * spec.frame_size, 1])
@@ -106,7 +111,7 @@ def check_encodes_silence(subject: Subject) -> None:
 
 
 def check_encodes_one_frame(subject: Subject) -> None:
-    """One frame of audio, on its own, has the tokens of one frame."""
+    """Check that one frame of audio, on its own, has the tokens of one frame."""
     tokenizer = tokenizer_of(subject)
     spec = tokenizer.spec
     tokens = encode(tokenizer, ragged_audio([spec.frame_size], spec.sample_rate))
@@ -115,7 +120,7 @@ def check_encodes_one_frame(subject: Subject) -> None:
 
 
 def check_is_deterministic(subject: Subject) -> None:
-    """The same audio has the same tokens each time, whatever the global random state is."""
+    """Check that the same audio has the same tokens, whatever the global random state is."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     first = encode(tokenizer, audio)
@@ -124,7 +129,7 @@ def check_is_deterministic(subject: Subject) -> None:
 
 
 def check_respects_the_device(subject: Subject) -> None:
-    """Tokens are on the device of the audio; an accelerator is tried if there is one."""
+    """Check that tokens are on the device of the audio, an accelerator if there is one."""
     tokenizer, device = tokenizer_of(subject), any_device()
     audio = audio_for(tokenizer.spec)
     wanted = encode(tokenizer, audio)
@@ -139,28 +144,21 @@ def check_respects_the_device(subject: Subject) -> None:
 
 
 def check_works_in_double_precision(subject: Subject) -> None:
-    """In float64 it takes float64 audio; ids stay int64."""
+    """Check that it takes float64 audio in float64, with ids in int64."""
     tokenizer = tokenizer_of(subject).to(torch.float64)
     audio = audio_for(tokenizer.spec)
     tokens = encode(tokenizer, WaveBatch(audio.wave.double(), audio.lengths))
     require_legal(tokens, tokenizer.spec.codebook_size, "tokens in float64")
 
 
-def check_has_one_level(subject: Subject) -> None:
-    """A semantic tokenizer emits one token per frame."""
-    levels = tokenizer_of(subject).spec.num_levels
-    require(levels == 1, f"the spec declares {levels} levels")
-
-
 def check_training_step_can_be_learnt_from(subject: Subject) -> None:
-    """A tokenizer that is trained by gradient has a finite ``loss`` that reaches a parameter."""
+    """Check that a tokenizer trained by gradient has a finite ``loss`` that reaches a parameter."""
     tokenizer = tokenizer_of(subject)
     if "training" not in tokenizer.needs:
         raise NotApplicable("it is not trained by gradient")
     spec = tokenizer.spec
-    losses = tokenizer.train().training_step(
-        ragged_audio([32 * spec.frame_size] * 2, spec.sample_rate)
-    )
+    audio = ragged_audio([32 * spec.frame_size] * 2, spec.sample_rate)
+    losses = tokenizer.train().training_step(audio)
     require("loss" in losses, f"no 'loss' among {sorted(losses)}")
     require_finite(losses["loss"].detach(), "loss")
     losses["loss"].backward()
@@ -168,16 +166,64 @@ def check_training_step_can_be_learnt_from(subject: Subject) -> None:
     require(any(reached), "the gradient of 'loss' reaches no parameter")
 
 
-CHECKS = (
-    check_spec_is_that_of_the_options,
-    check_emits_what_its_spec_declares,
-    check_batch_equals_rows,
-    check_ignores_what_lies_beyond,
-    check_encodes_silence,
-    check_encodes_one_frame,
-    check_is_deterministic,
-    check_respects_the_device,
-    check_works_in_double_precision,
-    check_training_step_can_be_learnt_from,
-)
-SEMANTIC_CHECKS = (check_has_one_level,)
+def check_state_round_trip(subject: Subject) -> None:
+    """Check that a saved and loaded instance gives the same tokens and the same fingerprint."""
+    saved, loaded = tokenizer_of(subject), subject.blank(seed=99)
+    assert isinstance(loaded, Tokenizer)
+    loaded.load_state_dict(through_safetensors(saved.state_dict()), strict=True)
+    loaded.eval()
+    same = saved.seal(_NAME) == loaded.seal(_NAME)
+    require(same, "another fingerprint after loading: the state dict does not hold all of it")
+    audio = audio_for(saved.spec)
+    require_same_tokens(encode(loaded, audio), encode(saved, audio), "after loading")
+
+
+def check_seal_fills_the_fingerprint(subject: Subject) -> None:
+    """Check that the spec carries the fingerprint that ``seal`` returned, and none before."""
+    tokenizer = tokenizer_of(subject)
+    require(tokenizer.spec.fingerprint == "", "a fingerprint before seal()")
+    sealed = tokenizer.seal(_NAME)
+    carried = tokenizer.spec.fingerprint
+    require(bool(sealed), "seal() returns no fingerprint")
+    require(carried == sealed, f"seal() returns {sealed!r}, the spec carries {carried!r}")
+    require(tokenizer.seal(_NAME) == sealed, "a second seal() gives another fingerprint")
+
+
+def check_fingerprint_follows_weights(subject: Subject) -> None:
+    """Check that other weights have another fingerprint."""
+    tokenizer = tokenizer_of(subject)
+    weights = [t for t in tokenizer.state_dict().values() if t.is_floating_point() and t.numel()]
+    if not weights:
+        raise NotApplicable("it has no weights")
+    before = tokenizer.seal(_NAME)
+    with torch.no_grad():
+        for tensor in weights:
+            tensor.add_(1.0)
+    require(tokenizer.seal(_NAME) != before, "the fingerprint stays when all weights change")
+
+
+def check_fingerprint_follows_options(subject: Subject) -> None:
+    """Check that another name or other options have another fingerprint."""
+    tokenizer = tokenizer_of(subject)
+    before = tokenizer.seal(_NAME)
+    require(tokenizer.seal("other.v1") != before, "the fingerprint stays under another name")
+    for name, value in tokenizer.config:
+        if isinstance(value, int | float):
+            # Not validated: only the fingerprint is asked for.
+            tokenizer.config = tokenizer.config.model_copy(update={name: value + 1})
+            changed = tokenizer.seal(_NAME) != before
+            require(changed, f"the fingerprint stays when the option {name} changes")
+            return
+
+
+def check_fingerprint_without_weights_is_known_early(subject: Subject) -> None:
+    """Check that name and options alone give the fingerprint where nothing is learnt."""
+    tokenizer = tokenizer_of(subject)
+    if tokenizer.needs != "none":
+        raise NotApplicable("it has weights that are learnt")
+    early = options_digest(_NAME, tokenizer.config).hexdigest()[:FINGERPRINT_DIGITS]
+    require(
+        tokenizer.seal(_NAME) == early,
+        "the fingerprint is not that of name and options, which assembly uses; keep constant "
+        "tables in buffers with persistent=False",
+    )

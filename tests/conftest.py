@@ -11,8 +11,6 @@ import pytest
 import soundfile
 import torch
 
-from segue.core.discovery import Surroundings, normalised, set_surroundings
-
 TINY = [
     "codec.options.width=16",
     "codec.options.encoder_depth=1",
@@ -67,7 +65,7 @@ def tiny_pipelines(
 ) -> dict[str, Path]:
     """Directories of both domains' pipelines, shrunk and trained for a few steps by `train_all`."""
     from segue.core.config.load import load_config
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
     from segue.training.parts import Workspace, train_all
 
     host = PluginHost.discover(entry_points=False)
@@ -106,7 +104,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
         for folder in folders:
             monkeypatch.syspath_prepend(str(FIXTURES / folder))
             names |= {path.name.split("-")[0] for path in (FIXTURES / folder).glob("*.dist-info")}
-        set_surroundings(Surroundings(False, frozenset(map(normalised, names))))
+        monkeypatch.setenv("SEGUE_PLUGINS", ",".join(names) or "off")
 
     yield install
     for name in set(sys.modules) - before:

@@ -1,4 +1,4 @@
-"""Each check of stage language models passes a good one and catches a broken one."""
+"""Test that each check of stage language models passes a good one and catches a broken one."""
 
 from __future__ import annotations
 

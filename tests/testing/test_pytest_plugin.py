@@ -1,4 +1,4 @@
-"""Tests see Segue's own components only, unless they ask for more; other projects see nothing."""
+"""Test that tests see Segue's own components only, unless they ask for more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segue.core.manager import PluginHost, default_host
+from segue.core.plugins import PluginHost, default_host
 
 pytest_plugins = ["pytester"]
 
@@ -29,13 +29,15 @@ def good_is_installed(
     """A machine with a plugin and a user's registry file, for pytest runs of their own."""
     registry = pytester.makefile(".yaml", **{"segue-registry": "api_version: 1\nhooks: [nowhere]"})
     monkeypatch.setenv("SEGUE_REGISTRY", str(registry))
-    monkeypatch.setenv("PYTHONPATH", str(FIXTURES / "good"))
+    monkeypatch.delenv("SEGUE_PLUGINS")
+    inherited = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES / "good"), inherited]))
     return pytester
 
 
 ASK = """
     import pytest
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     def sources():
         return [status.source.rsplit("/")[-1] for status in default_host().statuses()]
@@ -100,7 +102,7 @@ def test_a_project_without_segue_is_left_alone(pytester: pytest.Pytester) -> Non
         import sys
 
         def test_nothing_heavy_was_imported():
-            heavy = {"torch", "pydantic", "entrypoints", "yaml", "segue.core.manager"}
+            heavy = {"torch", "pydantic", "entrypoints", "yaml", "segue.core.plugins"}
             assert not heavy & set(sys.modules)
         """
     )
@@ -112,7 +114,7 @@ def test_loading_the_plugin_imports_nothing_of_segue() -> None:
         import sys
         import segue.testing.pytest_plugin
         names = {name for name in sys.modules if name.split(".")[0] == "segue"}
-        assert names == {"segue", "segue.core", "segue.testing.pytest_plugin"}, names
+        assert names == {"segue", "segue.testing", "segue.testing.pytest_plugin"}, names
     """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
@@ -124,14 +126,17 @@ def test_what_the_run_found_is_put_back(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEGUE_REGISTRY", "mine.yaml")
-    pytester.makepyfile("import os\ndef test_it():\n    assert 'SEGUE_REGISTRY' not in os.environ")
+    pytester.makepyfile("import os\ndef test_it():\n    assert not os.environ['SEGUE_REGISTRY']")
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
     assert os.environ["SEGUE_REGISTRY"] == "mine.yaml"
 
 
 def test_a_test_of_this_run_is_isolated() -> None:
     assert sources(default_host()) == []
-    assert "SEGUE_REGISTRY" not in os.environ
+    assert os.environ["SEGUE_REGISTRY"] == ""
+    command = [sys.executable, "-c", "from segue.core.discovery import *; print(find_plugins())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"  # processes that it starts are isolated as well
 
 
 def test_a_plugin_under_test_is_registered(

@@ -11,7 +11,7 @@ import segue_toy
 import torch
 
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.testing import (
     TINY_STAGES,
     Check,
@@ -36,7 +36,7 @@ def test_conformance(subject: Subject, check: Check) -> None:
 
 def test_plugin_is_found_without_torch() -> None:
     program = (
-        "import sys; from segue.core.manager import PluginHost;"
+        "import sys; from segue.core.plugins import PluginHost;"
         "print(*(r.name for r in PluginHost.discover().records() if r.source == 'segue-toy'));"
         "assert 'torch' not in sys.modules"
     )

@@ -7,8 +7,8 @@ from segue.core.records import PluginRecord
 
 
 @hookimpl
-def segue_register_metrics() -> list[PluginRecord]:
-    return [PluginRecord("metric", "half.v1", "segue_bad_signature:half")]
+def segue_register() -> list[PluginRecord]:
+    return [PluginRecord("metric", "half.v1", "segue_bad_signature:half", api_version=1)]
 
 
 @hookimpl

@@ -7,5 +7,5 @@ from segue.core.records import PluginRecord
 
 
 @hookimpl
-def segue_register_codecs() -> list[PluginRecord]:
+def segue_register() -> list[PluginRecord]:
     return [PluginRecord("codec", "old.v1", "segue_old_api.model:Codec", api_version=0)]

@@ -7,5 +7,5 @@ from segue.core.records import PluginRecord
 
 
 @hookimpl
-def segue_register_codecs() -> list[PluginRecord]:
-    return [PluginRecord("codec", "twice.v1", "segue_twice.model:Codec")]
+def segue_register() -> list[PluginRecord]:
+    return [PluginRecord("codec", "twice.v1", "segue_twice.model:Codec", api_version=1)]

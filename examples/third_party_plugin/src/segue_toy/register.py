@@ -1,4 +1,4 @@
-"""What this package offers, as strings. Imports no torch."""
+"""Name everything that this package offers, as strings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from segue.core.records import PluginRecord
 
 
 @hookimpl
-def segue_register_semantic_tokenizers() -> list[PluginRecord]:
+def segue_register() -> list[PluginRecord]:
     return [
         PluginRecord(
             kind="semantic_tokenizer",
@@ -15,31 +15,22 @@ def segue_register_semantic_tokenizers() -> list[PluginRecord]:
             target="segue_toy.semantic:LoudnessTokenizer",
             config="segue_toy.config:LoudnessOptions",
             summary="loudness and zero crossings of each frame",
-        )
-    ]
-
-
-@hookimpl
-def segue_register_codecs() -> list[PluginRecord]:
-    return [
+            api_version=1,
+        ),
         PluginRecord(
             kind="codec",
             name="toy_mdct.v1",
             target="segue_toy.codec:MdctCodec",
             config="segue_toy.config:MdctOptions",
             summary="the strongest MDCT coefficients of each frame",
-        )
-    ]
-
-
-@hookimpl
-def segue_register_stage_lms() -> list[PluginRecord]:
-    return [
+            api_version=1,
+        ),
         PluginRecord(
             kind="stage_lm",
             name="toy_gru.v1",
             target="segue_toy.stage_lm:GruStageLM",
             config="segue_toy.config:GruOptions",
             summary="recurrent network over frames and over the levels of a frame",
-        )
+            api_version=1,
+        ),
     ]

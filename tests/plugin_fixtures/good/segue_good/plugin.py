@@ -11,7 +11,7 @@ STEPS: list[int] = []
 
 
 @hookimpl
-def segue_register_metrics() -> list[PluginRecord]:
+def segue_register() -> list[PluginRecord]:
     return [
         PluginRecord(
             "metric",
@@ -19,6 +19,7 @@ def segue_register_metrics() -> list[PluginRecord]:
             "segue_good.model:Loudness",
             config="segue_good.config:LoudnessOptions",
             summary="how loud it is",
+            api_version=1,
         )
     ]
 

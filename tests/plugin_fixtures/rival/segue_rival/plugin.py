@@ -7,5 +7,5 @@ from segue.core.records import PluginRecord
 
 
 @hookimpl
-def segue_register_metrics() -> list[PluginRecord]:
-    return [PluginRecord("metric", "loudness.v1", "segue_rival.model:Loudness")]
+def segue_register() -> list[PluginRecord]:
+    return [PluginRecord("metric", "loudness.v1", "segue_rival.model:Loudness", api_version=1)]

@@ -1,10 +1,12 @@
-"""From a name to a component: options without torch, contracts, failures that name the plugin."""
+"""Test the way from a name to a component: options, contracts, failures that name the plugin."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,8 +15,8 @@ import pytest
 
 from segue.core.errors import ConfigError, GenerationError, PluginError
 from segue.core.hookspecs import hookimpl
-from segue.core.manager import PluginHost, default_host, reset_default_host
 from segue.core.options import Options
+from segue.core.plugins import PluginHost, default_host, reset_default_host
 from segue.core.records import Kind, PluginRecord
 
 Install = Callable[..., None]
@@ -34,11 +36,11 @@ def host(install: Install) -> PluginHost:
 def offer(plugin_host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Register an object as ``kind/offered.v1`` and return what loading it says."""
 
-    def offer(kind: Kind, target: object, **fields: str) -> Any:
+    def offer(kind: Kind, target: object) -> Any:
         module = ModuleType("segue_offered")
         monkeypatch.setitem(sys.modules, "segue_offered", module)
         module.target = target  # type: ignore[attr-defined]
-        record = PluginRecord(kind, "offered.v1", "segue_offered:target", **fields)  # type: ignore[arg-type]
+        record = PluginRecord(kind, "offered.v1", "segue_offered:target", api_version=1)
         return plugin_host.load(record, "part")
 
     return offer
@@ -50,22 +52,24 @@ def test_options_are_validated_without_the_implementation(host: PluginHost) -> N
     assert "segue_good.model" not in sys.modules
 
 
-def test_wrong_options_are_told_with_their_path(host: PluginHost) -> None:
+@pytest.mark.parametrize("values", [{"scael": 1}, {"scale": 11}])
+def test_wrong_options_are_refused_with_their_path(
+    host: PluginHost, values: dict[str, int]
+) -> None:
     with pytest.raises(ConfigError) as caught:
-        host.options("metric", "loudness.v1", {"scael": 1}, "metric.options")
-    assert str(caught.value) == "metric.options.scael: unknown key; did you mean 'scale'?"
-    with pytest.raises(ConfigError, match=r"options\.scale: 11 is out of range; it must be more"):
-        host.options("metric", "loudness.v1", {"scale": 11}, "metric.options")
+        host.options("metric", "loudness.v1", values, "metric.options")
+    assert caught.value.place == f"metric.options.{next(iter(values))}"
 
 
-def test_an_unknown_name_is_told_at_use(host: PluginHost) -> None:
-    with pytest.raises(PluginError, match=r"^codec\.use: there is no codec 'x'"):
+def test_an_unknown_name_is_refused_at_use(host: PluginHost) -> None:
+    with pytest.raises(PluginError) as caught:
         host.options("codec", "x", {}, "codec.options")
+    assert caught.value.place == "codec.use"
 
 
 def test_a_component_without_a_model_takes_no_options(host: PluginHost) -> None:
     assert type(host.options("domain", "speech", {}, "domain.options")) is Options
-    with pytest.raises(ConfigError, match=r"domain\.options\.a: unknown key; take it out"):
+    with pytest.raises(ConfigError, match=r"^domain\.options\.a: "):
         host.options("domain", "speech", {"a": 1}, "domain.options")
 
 
@@ -81,50 +85,48 @@ def test_what_fails_while_building_names_the_plugin(host: PluginHost) -> None:
     with pytest.raises(PluginError) as caught:
         host.create("metric", "loudness.v1", {"weights": {"a": 1}}, place="evaluation")
     assert caught.value.place == "evaluation"
-    assert "metric/loudness.v1 of segue-good could not be built: RuntimeError" in str(caught.value)
+    assert "metric/loudness.v1 of segue-good" in caught.value.problem
+    assert "model.py, line " in caught.value.problem
     assert isinstance(caught.value.__cause__, RuntimeError)
-    with pytest.raises(PluginError, match=r"cannot be called with \(LoudnessOptions, int\)"):
+    with pytest.raises(PluginError, match="segue-good"):
         host.create("metric", "loudness.v1", {}, 3, place="evaluation")
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "word"),
     [
-        ({"target": "no_such_package.model:A"}, "there is no module 'no_such_package'"),
-        ({"target": "segue_good.models:A"}, "there is no module 'segue_good.models'"),
-        ({"target": "segue_good.model:Loud"}, "has no attribute 'Loud'; report it to dist"),
-        (
-            {"target": "segue_broken_import:A", "extra": "w2v"},
-            "needs the extra 'w2v': ModuleNotFoundError: No module named "
-            "'a_module_that_nobody_installed'; pip install 'dist[w2v]'",
-        ),
+        ({"target": "no_such_package.model:A"}, "module 'no_such_package'"),
+        ({"target": "segue_good.models:A"}, "module 'segue_good.models'"),
+        ({"target": "segue_good.model:Loud"}, "report it to dist"),
+        ({"target": "segue_broken_import:A", "extra": "w2v"}, "pip install 'dist[w2v]'"),
         (
             {"target": "segue_broken_import:A", "extra": "w2v", "source": "/home/me/registry.yaml"},
             "pip install 'segue[w2v]'",
         ),
-        ({"target": "segue_broken_import:A"}, "install what is missing, or dist anew"),
-        ({"target": "segue_exits:A"}, "cannot be imported from segue_exits:A: SystemExit: 3"),
+        ({"target": "segue_broken_import:A"}, "reinstall dist"),
+        ({"target": "segue_exits:A"}, "SystemExit: 3"),
     ],
 )
 def test_what_fails_while_importing_names_the_plugin(
-    install: Install, fields: dict[str, str], told: str
+    install: Install, fields: dict[str, str], word: str
 ) -> None:
     install("good", "broken_import", "exits")
-    record = PluginRecord("metric", "a.v1", **{"source": "dist", **fields})  # type: ignore[arg-type]
+    values: dict[str, Any] = {"source": "dist", "api_version": 1, **fields}
+    record = PluginRecord("metric", "a.v1", **values)
     with pytest.raises(PluginError) as caught:
         PluginHost().load(record, "evaluation")
     assert "metric/a.v1 of " in str(caught.value)
-    assert told in str(caught.value)
+    assert word in str(caught.value)
     assert isinstance(caught.value.__cause__, ImportError | AttributeError | SystemExit)
 
 
 def test_an_options_model_must_be_one(install: Install) -> None:
     install("good")
-    record = PluginRecord("codec", "a.v1", "m:A", config="segue_good.plugin:STEPS")
-    plugin = SimpleNamespace(segue_register_codecs=hookimpl(lambda: [record]))
+    record = PluginRecord("codec", "a.v1", "m:A", "segue_good.plugin:STEPS", api_version=1)
+    plugin = SimpleNamespace(segue_register=hookimpl(lambda: [record]))
     host = PluginHost()
     host.register(plugin, source="dist")
-    with pytest.raises(PluginError, match=r"codec/a\.v1 of dist is no subclass of segue\.core"):
+    with pytest.raises(PluginError, match=r"codec/a\.v1 of dist"):
         host.options("codec", "a.v1", {}, "codec.options")
 
 
@@ -143,14 +145,14 @@ def test_an_implementation_must_have_its_kinds_base(
     from segue.core import interfaces
 
     for wrong in (object(), dict, len):
-        with pytest.raises(PluginError, match=f"is no subclass of segue.core.interfaces.{base}"):
+        with pytest.raises(PluginError, match=f"segue.core.interfaces.{base}"):
             offer(kind, wrong)
     with pytest.raises(PluginError, match=r"part: .*does not implement "):
         offer(kind, type("Half", (getattr(interfaces, base),), {}))
 
 
 def test_a_domain_must_be_a_domain(offer: Callable[..., Any], plugin_host: PluginHost) -> None:
-    with pytest.raises(PluginError, match=r"is no segue\.core\.domain\.Domain"):
+    with pytest.raises(PluginError, match=r"segue\.core\.domain\.Domain"):
         offer("domain", "speech")
     speech = plugin_host.load(plugin_host.find("domain", "speech", "domain"), "domain")
     assert speech.name == "speech"
@@ -163,7 +165,7 @@ def test_a_method_must_take_what_the_contract_passes(offer: Callable[..., Any]) 
         def encode(self, wave):  # type: ignore[no-untyped-def,override]
             return wave
 
-    with pytest.raises(PluginError, match=r"signature encode\(self, wave, lengths\): too many"):
+    with pytest.raises(PluginError, match=r"encode\(self, wave, lengths\)"):
         offer("semantic_tokenizer", Deaf)
 
 
@@ -188,11 +190,14 @@ def test_a_hook_that_fails_names_its_plugin(plugin_host: PluginHost) -> None:
     def stamp(path: Path) -> None:
         raise OSError("disk full")
 
+    quiet = SimpleNamespace(segue_output_written=hookimpl(lambda path: None))
+    plugin_host.register(quiet, source="quiet")
     plugin_host.register(SimpleNamespace(segue_output_written=hookimpl(stamp)), source="stamper")
     with pytest.raises(PluginError) as caught:
         plugin_host.call_hook("segue_output_written", path=Path("a.wav"), metadata={})
-    told = "segue_output_written: plugin stamper:SimpleNamespace failed: OSError: disk full"
-    assert str(caught.value).startswith(told)
+    assert caught.value.place == "segue_output_written"
+    assert "plugin stamper:SimpleNamespace failed: OSError: disk full" in caught.value.problem
+    assert f"{__file__}, line " in caught.value.problem
 
 
 def test_a_hook_may_refuse_on_purpose(plugin_host: PluginHost) -> None:
@@ -204,9 +209,43 @@ def test_a_hook_may_refuse_on_purpose(plugin_host: PluginHost) -> None:
         plugin_host.call_hook("segue_before_generate", pipeline=None, request=None)
 
 
-def test_a_hook_is_called_with_all_that_it_promises(plugin_host: PluginHost) -> None:
-    with pytest.raises(TypeError, match=r"segue_train_step takes \['losses', 'part', 'step'\]"):
-        plugin_host.call_hook("segue_train_step", part="codec")
+def test_a_hook_may_wrap_the_others(plugin_host: PluginHost) -> None:
+    calls = []
+
+    @hookimpl(wrapper=True)
+    def around(step: int) -> Any:
+        calls.append("before")
+        result = yield
+        calls.append("after")
+        return result
+
+    plugin_host.register(SimpleNamespace(segue_train_step=around), source="wrapper")
+    inner = hookimpl(lambda step: calls.append("step"))
+    plugin_host.register(SimpleNamespace(segue_train_step=inner))
+    plugin_host.call_hook("segue_train_step", part="codec", step=1, losses={})
+    assert calls == ["before", "step", "after"]
+
+
+def test_a_hook_that_ends_the_process_is_named(plugin_host: PluginHost) -> None:
+    plugin = SimpleNamespace(segue_output_written=hookimpl(lambda path: sys.exit()))
+    plugin_host.register(plugin, source="stopper")
+    with pytest.raises(PluginError, match="stopper"):
+        plugin_host.call_hook("segue_output_written", path=Path("a.wav"), metadata={})
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("segue.core.manager", "PluginHost", "segue.core.plugins"),
+        ("segue.core.conformance", "parametrize_with_checks", "segue.testing"),
+    ],
+)
+def test_old_places_forward_and_warn(old: str, name: str, new: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=new) as warned:
+        module = import_module(old)
+    assert getattr(module, name) is getattr(import_module(new), name)
+    assert len(warned) == 1
 
 
 def test_there_is_one_default_host(install: Install) -> None:
@@ -222,7 +261,7 @@ def test_listing_and_validating_import_no_torch() -> None:
     """In a process of its own, as `segue plugins list` and `segue config validate` do."""
     script = """if True:
         import sys
-        from segue.core.manager import default_host
+        from segue.core.plugins import default_host
         host = default_host()
         assert "segue-good" in {status.source for status in host.statuses()}
         assert host.records()
@@ -233,7 +272,8 @@ def test_listing_and_validating_import_no_torch() -> None:
         host.create("metric", "loudness.v1", {}, place="x")
         assert "torch" in sys.modules
     """
-    environment = {"PYTHONPATH": str(FIXTURES / "good"), "SEGUE_REGISTRY": "", "PATH": ""}
+    path = os.pathsep.join([str(FIXTURES / "good"), os.environ.get("PYTHONPATH", "")])
+    environment = {"PYTHONPATH": path, "SEGUE_REGISTRY": "", "PATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
     )
