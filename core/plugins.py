@@ -377,10 +377,8 @@ def _import(record: PluginRecord, target: str, place: str) -> Any:
                 f"{_full_name(record)} needs the extra {record.extra!r}: {described(error, target)}"
             )
             fix = f"pip install '{FIRST_PARTY if local else record.source}[{record.extra}]'"
-        elif isinstance(error, ImportError):
-            fix = f"install what is missing, or reinstall {record.source}"
         else:
-            fix = f"report it to {record.source}"
+            fix = f"install what is missing, or report it to {record.source}"
         raise PluginError(place, text, fix) from error
 
 
@@ -393,7 +391,7 @@ def _breach(kind: Kind, target: Any) -> str:
     from segue.core import interfaces
     from segue.core.metrics import ContinuationMetric
 
-    base = {
+    base: type[Any] = {
         "semantic_tokenizer": interfaces.SemanticTokenizer,
         "codec": interfaces.AcousticCodec,
         "stage_lm": interfaces.StageLM,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, StrictInt
 from pydantic.dataclasses import dataclass
@@ -23,6 +23,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 #: The plugin API that this host speaks, and the oldest one that it still accepts.
 API_VERSION = 1
 OLDEST_API_VERSION = 1
+_UNSTATED = -1
 
 
 def form(pattern: str, what: str) -> AfterValidator:
@@ -68,11 +69,11 @@ class PluginRecord:
     config: OptionalTarget = ""
     summary: str = ""
     extra: str = ""
-    api_version: StrictInt = cast(int, None)
+    api_version: StrictInt = _UNSTATED
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.api_version is None:
+        if self.api_version == _UNSTATED:
             text = f"PluginRecord {self.name!r} states no api_version; add api_version=1"
             warnings.warn(text, DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "api_version", 1)

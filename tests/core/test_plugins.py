@@ -103,7 +103,7 @@ def test_what_fails_while_building_names_the_plugin(host: PluginHost) -> None:
             {"target": "segue_broken_import:A", "extra": "w2v", "source": "/home/me/registry.yaml"},
             "pip install 'segue[w2v]'",
         ),
-        ({"target": "segue_broken_import:A"}, "reinstall dist"),
+        ({"target": "segue_broken_import:A"}, "install what is missing"),
         ({"target": "segue_exits:A"}, "SystemExit: 3"),
     ],
 )
