@@ -13,8 +13,8 @@ HEADER = """# Hooks
 
 Every hook that a plugin can implement. `python tools/hook_reference.py` makes this page from
 `core/hookspecs.py`, and a test compares the two. Decorate functions of these names with
-`segue.core.hookspecs.hookimpl`; take only the arguments you need. All hooks but the first are called
-in the order of registration, and return nothing.
+`segue.core.hookspecs.hookimpl`; take only the arguments you need. All hooks but the first are
+called in the order of registration, and return nothing.
 """
 FOOTER = """## Hooks of version 0.1
 
