@@ -41,6 +41,9 @@ from segue.core.registry import (
 )
 from segue.core.validation import suggestion, validate
 
+#: Where a pin is written; a new file needs the line with the API version as well.
+_PIN_FILE = f"{USER_FILES[0]} (below the line `api_version: 1`)"
+
 __all__ = ["PluginHost", "PluginStatus", "default_host", "reset_default_host"]
 
 
@@ -131,20 +134,20 @@ class PluginHost:
         return status
 
     def statuses(self) -> tuple[PluginStatus, ...]:
-        """Return what became of each plugin, in the order they are called, then claims in vain."""
+        """Return the fate of each plugin, in the order of calls, then claims on Segue's names."""
         self._activate()
         own = {(r.kind, r.name) for r in self._named if r.source == FIRST_PARTY}
-        vain = []
+        overruled = []
         for record in self.records():
             key = f"{record.kind}/{record.name}"
             contested = (record.kind, record.name) in own and key not in self._pins
             if contested and record.source != FIRST_PARTY:
                 error = (
                     f"claims {key}, a name of Segue's own, which is used instead; to choose this "
-                    f'one, write in {USER_FILES[0]}: pins: {{"{key}": "{record.source}"}}'
+                    f'one, write in {_PIN_FILE}: pins: {{"{key}": "{record.source}"}}'
                 )
-                vain.append(PluginStatus(record.source, key, state="overruled", error=error))
-        return (*self._statuses, *vain)
+                overruled.append(PluginStatus(record.source, key, state="overruled", error=error))
+        return (*self._statuses, *overruled)
 
     def records(self, kind: Kind | None = None) -> tuple[PluginRecord, ...]:
         """Return every component that is not blocked, sorted; all claimants of a name."""
@@ -339,7 +342,7 @@ def _conflict(key: str, claimants: Iterable[PluginRecord], place: str) -> Plugin
         fix = f"{sources[0]} claims it more than once: block one of its entry points"
     else:
         lines = " or ".join(f'pins: {{"{key}": "{source}"}}' for source in sources)
-        fix = f"choose one in {USER_FILES[0]}: {lines}"
+        fix = f"choose one in {_PIN_FILE}: {lines}"
     return PluginError(place, f"{key} is claimed by {who}", fix)
 
 

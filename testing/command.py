@@ -35,16 +35,20 @@ def check_component(
     """Run every check on a registered component.
 
     Raises:
-        PluginError: if there is no such component, or none of a kind that has checks.
+        PluginError: if there is no such component, or its kind has no checks.
         ConfigError: if it does not take the options.
     """
-    records = [record for record in host.records() if checks_for(record.kind)]
-    kinds = sorted({record.kind for record in records if record.name == name})
+    records = host.records()
+    named = sorted({record.kind for record in records if record.name == name})
+    kinds = [kind for kind in named if checks_for(kind)]
     if not kinds:
+        known = [record.name for record in records if checks_for(record.kind)]
         raise PluginError(
             name,
-            "no semantic tokenizer, codec or stage language model has this name",
-            suggestion(name, (record.name for record in records)),
+            f"is a {named[0]}, a kind without checks" if named else "there is no such component",
+            "check a semantic tokenizer, a codec or a stage language model"
+            if named
+            else suggestion(name, known),
         )
     subjects: list[tuple[str, Subject]] = []
     for kind in kinds:
