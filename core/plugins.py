@@ -314,7 +314,8 @@ class PluginHost:
 def _only_once(status: PluginStatus, others: Iterable[PluginStatus]) -> PluginStatus:
     """Refuse an object that is a plugin already: its hooks must not be called twice."""
     for other in others:
-        if status.state == "ok" and other.plugin is status.plugin:
+        same = other.plugin is status.plugin or other.label == status.label
+        if status.state == other.state == "ok" and same:
             error = f"is the same plugin as {other.label}; uninstall or block one of the two"
             return replace(status, state="broken", error=error, records=())
     return status
