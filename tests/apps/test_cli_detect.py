@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,7 @@ def test_a_registry_file_turns_stamps_on(tmp_path: Path, prompt_file: Path, tiny
     done = subprocess.run(
         [sys.executable, "-m", "segue", *map(str, arguments), "--seconds", "0.5"],
         cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "SEGUE_REGISTRY"},
         capture_output=True,
         text=True,
         check=False,

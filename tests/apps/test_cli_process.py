@@ -44,7 +44,8 @@ def segue_before_generate(pipeline, request):
 
 
 def environment(**changes: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != "SEGUE_REGISTRY"}
+    isolating = ("SEGUE_PLUGINS", "SEGUE_REGISTRY")  # these processes find what is installed
+    kept = {key: value for key, value in os.environ.items() if key not in isolating}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **changes}
 
 
