@@ -54,7 +54,7 @@ def test_the_hook_reference_is_generated_from_the_code() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    text = (ROOT / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
+    text = module.TARGET.read_text(encoding="utf-8")
     assert text == module.reference(), "run `python tools/hook_reference.py`"
 
 

@@ -1,4 +1,4 @@
-"""Write docs/hooks.md from core/hookspecs.py; with `--check`, exit with 1 if it is out of date."""
+"""Write docs/reference/hooks.md from core/hookspecs.py; `--check` compares only."""
 
 from __future__ import annotations
 
