@@ -37,7 +37,7 @@ ONE_KIND = {f"segue_register_{kind}s": kind for kind in KINDS}
 
 @dataclass(frozen=True)
 class PluginStatus:
-    """A plugin and what became of it.
+    """A plugin and its state.
 
     Attributes:
         source: its distribution's normalised name, or the path of the registry file that names it.
@@ -100,7 +100,7 @@ def _descriptions(folder: str) -> list[tuple[str, str]]:
                 numbers = [int(number) for number in re.findall(r"\d+", distribution.version)]
                 found.append((numbers, normalised(distribution.metadata["Name"]), text))
         except Exception:
-            continue  # it has not even a name that a message could point at
+            continue  # without a name there is nothing that a message could point at
     return [(name, text) for _, name, text in sorted(found, reverse=True)]
 
 
@@ -164,7 +164,7 @@ def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:
     plugin, records = status.plugin, dict[tuple[str, str], PluginRecord]()
     if isinstance(plugin, type):
         raise _fault(f"{plugin.__name__} is a class; name a module or an object")
-    manager = hook_manager([status])
+    manager = hook_manager([status])  # raises where an argument is not in the specification
     for name in sorted(HOOKS):
         if callable(getattr(plugin, name, None)) and not manager.parse_hookimpl_opts(plugin, name):
             raise _fault(f"{name} is not decorated with @segue.core.hookspecs.hookimpl")
@@ -172,11 +172,12 @@ def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:
     if not callers:
         raise _fault("implements no hook")
     for caller in callers:
+        # An optional hook is one of a newer or older Segue, which this one never calls.
         if not (caller.has_spec() or all(one.optionalhook for one in caller.get_hookimpls())):
             raise _fault(f"there is no hook {caller.name}; {suggestion(caller.name, HOOKS)}")
         if not caller.name.startswith("segue_register"):
             continue
-        for returned in caller() or [None]:
+        for returned in caller() or [None]:  # pluggy leaves out answers that are None
             if not isinstance(returned, list | tuple):
                 raise _fault(f"{caller.name} returned {returned!r}, not a list of PluginRecord")
             for record in returned:
@@ -204,7 +205,7 @@ def described(error: BaseException, target: str) -> str:
     if isinstance(error, ValidationError):
         text = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
     place, package = "", re.split(r"[.:]", target)[0]
-    for frame, line in traceback.walk_tb(error.__traceback__):
+    for frame, line in traceback.walk_tb(error.__traceback__):  # the last match is innermost
         if str(frame.f_globals.get("__name__")).partition(".")[0] == package:
             place = f" ({frame.f_code.co_filename}, line {line})"
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

@@ -98,7 +98,7 @@ class PluginHost:
                     "a plugin asked for plugins while it was being imported",
                     "let the module that its entry point names only register",
                 )
-            self._busy = True
+            self._busy = True  # the lock lets in a plugin that asks from this thread
             try:
                 tried: list[PluginStatus] = []
                 for found in self._statuses:
@@ -134,7 +134,7 @@ class PluginHost:
         return status
 
     def statuses(self) -> tuple[PluginStatus, ...]:
-        """Return the fate of each plugin, in the order of calls, then claims on Segue's names."""
+        """Return the status of each plugin, in the order of calls, then claims on Segue's names."""
         self._activate()
         own = {(r.kind, r.name) for r in self._named if r.source == FIRST_PARTY}
         overruled = []
@@ -171,7 +171,7 @@ class PluginHost:
             raise PluginError(place, f"{key} is blocked by {self._blocker(claimants[0])}", fix)
         if key in self._pins:
             usable = self._pinned(key, usable, place)
-        else:
+        else:  # else any plugin could disable the shipped pipelines by claiming a name of theirs
             usable = [record for record in usable if record.source == FIRST_PARTY] or usable
         if not usable:
             hint = self._hint(name, {record.name for record in self.records(kind)})
@@ -236,7 +236,7 @@ class PluginHost:
         """
         record = self.find(kind, name, place)
         model = _options_model(record, place)
-        if not isinstance(options, model):
+        if not isinstance(options, model):  # options of another model are validated as values
             values = options.model_dump() if isinstance(options, Options) else options
             options = validate(model, values, f"{place}.options")
         target = self.load(record, place)
@@ -270,6 +270,7 @@ class PluginHost:
         except SegueError:
             raise
         except (Exception, SystemExit) as error:
+            # pluggy does not say which implementation failed; the traceback does.
             ran = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
             every = caller.get_hookimpls()
             failed = [one for one in every if getattr(one.function, "__code__", None) in ran]
@@ -364,6 +365,7 @@ def _options_model(record: PluginRecord, place: str) -> type[Options]:
 def _import(record: PluginRecord, target: str, place: str) -> Any:
     own = record.source == FIRST_PARTY
     try:
+        # Redirection is for the whole process: not during the long imports of Segue's own parts.
         with nullcontext() if own else redirect_stdout(sys.stderr):
             return import_target(target)
     except (Exception, SystemExit) as error:

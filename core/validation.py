@@ -142,7 +142,7 @@ def _walk(
 ) -> tuple[list[str], list[str]]:
     """Return a location's path as a user writes it, and the keys known beside its last one.
 
-    Labels that pydantic adds to a location for unions and validators are left out.
+    The model is followed beside the values, to know the keys of the innermost one.
     """
     path: list[str] = []
     known: list[str] = []
@@ -152,7 +152,7 @@ def _walk(
             owner = _find_type(inner, BaseModel)
             fields = owner.model_fields if owner else {}
             if step not in values and step not in fields:
-                continue
+                continue  # the name of a union's branch or of a validator
             known = list(fields)
             field = fields.get(str(step))
             inner = (field and field.annotation) if owner else _item_type(inner)

@@ -158,5 +158,5 @@ def test_plugins_add_metrics_of_continuations() -> None:
     assert isinstance(
         host.create("continuation_metric", "mine.v1", {}, place="x"), ContinuationMetric
     )
-    with pytest.raises(PluginError, match=r"is no subclass of segue\.core\.metrics"):
+    with pytest.raises(PluginError, match=r"subclass of segue\.core\.metrics"):
         host.create("continuation_metric", "pair.v1", {}, place="x")
