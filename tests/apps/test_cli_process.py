@@ -147,7 +147,8 @@ def test_a_terminal_that_lacks_letters(tmp_path: Path) -> None:
 
 
 def test_a_broken_plugin_is_named_and_stops_nothing(tmp_path: Path) -> None:
-    path = os.pathsep.join(str(PLUGINS / name) for name in ("broken_import", "exits", "good"))
+    folders = [str(PLUGINS / name) for name in ("broken_import", "exits", "good")]
+    path = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     done = run([*COMMAND, "plugins", "list"], tmp_path, PYTHONPATH=path)
     assert done.returncode == 0
     assert "spectral_codec.v1" in done.stdout and "segue-good" in done.stdout
