@@ -387,7 +387,7 @@ def test_several_sources_with_weights(tmp_path: Path) -> None:
         ("sources: [{source: a, weight: 0}]", "weight: 0 is out of range"),
         ("sources: [{source: nope}]", "nope: does not exist; name a folder"),
         ("- a", "a mapping"),
-        ("{", "valid YAML"),
+        ("{", "is not valid YAML"),
     ],
 )
 def test_lists_of_sources_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
