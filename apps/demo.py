@@ -58,7 +58,7 @@ def run(
 def default_prompt(domain: str) -> Path:
     """Return a real recording of a held-out speaker if there is one, else the shipped prompt."""
     from segue.core.config.load import find_domain
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.data.recordings import Recording
     from segue.data.sources import load_recordings
 

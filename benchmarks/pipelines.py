@@ -17,9 +17,9 @@ from benchmarks.timing import median_seconds, peak_memory_mib, seconds
 from segue.core.audio import read_audio
 from segue.core.config.load import find_domain
 from segue.core.interfaces import StageBatch, Tokens
-from segue.core.manager import default_host
 from segue.core.options import Decoding, Sampling
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import default_host
 from segue.plugins.layers.drawing import Drawer
 from segue.plugins.layers.quantize import rounded
 from segue.plugins.layers.stage import TransformerStageLM

@@ -16,8 +16,8 @@ from segue.core.component_manifest import ComponentManifest, read_manifest
 from segue.core.config.load import kind_of
 from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig
 from segue.core.errors import AssemblyError
-from segue.core.manager import PluginHost
 from segue.core.options import FINGERPRINT_DIGITS, Options, TokenizerOptions, options_digest
+from segue.core.plugins import PluginHost
 from segue.core.records import Kind
 from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec, StageSpec, StreamSlice, TokenSpec
 from segue.core.validation import below

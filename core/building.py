@@ -17,7 +17,7 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError
 from segue.core.files import write_text
 from segue.core.interfaces import Component, Tokenizer
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 
 
 def checked_device(device: torch.device | str) -> torch.device:

@@ -21,7 +21,7 @@ from segue.core.lora import load_plain, plain_state
 from segue.core.records import Kind
 
 if TYPE_CHECKING:
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
 
 
 def save_component(

@@ -32,8 +32,8 @@ from segue.core.generated import (
     without_prompt,
 )
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM, Tokens
-from segue.core.manager import PluginHost, default_host
 from segue.core.options import Sampling
+from segue.core.plugins import PluginHost, default_host
 from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, SEMANTIC
 from segue.core.transcoder import Transcoder

@@ -9,7 +9,7 @@ from segue.core.checkpoint import load_component
 from segue.core.component_manifest import MANIFEST, read_manifest
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import Detector
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
 
 KIND = "detector"

@@ -17,7 +17,7 @@ from segue.core.config.load import load_config
 from segue.core.config.schema import ComponentConfig, PipelineConfig, PromptConfig
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import Tokenizer
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.training_directory import newest_checkpoint
 from segue.data.audio_files import read_recording
 from segue.data.recipe import read_rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from segue.core.component_manifest import read_manifest
 from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.spec import SEMANTIC, StreamSlice
 from segue.findings.finding import InapplicableError
 

@@ -20,8 +20,8 @@ from segue.apps.cli.main import app
 from segue.core import hookspecs
 from segue.core.config.load import load_config
 from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
-from segue.core.manager import PluginHost
 from segue.core.options import Sampling
+from segue.core.plugins import PluginHost
 from segue.core.records import KINDS
 from segue.core.registry import USER_FILES, USER_VARIABLE, read_registry
 

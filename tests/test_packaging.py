@@ -117,14 +117,14 @@ def test_metadata(wheel: Path) -> None:
 def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
     program = """
         import sys
-        import segue, segue.core.manager
+        import segue, segue.core.plugins
         from importlib.resources import files
         roots = {"core", "plugins", "apps"}
         assert not roots & set(sys.modules), roots & set(sys.modules)
         assert "torch" not in sys.modules
-        host = segue.core.manager.PluginHost.discover()
+        host = segue.core.plugins.PluginHost.discover()
         assert (files("segue") / "registry.yaml").is_file()
-        print(segue.__file__, segue.core.manager.__file__, sep="\\n")
+        print(segue.__file__, segue.core.plugins.__file__, sep="\\n")
     """
     script = tmp_path / "program.py"
     script.write_text("\n".join(line.strip() for line in program.splitlines()))
@@ -135,7 +135,7 @@ def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_root_folders_are_no_packages_of_their_own(name: str, site: Path, tmp_path: Path) -> None:
-    program = f"import segue.core.manager, sys; assert {name!r} not in sys.modules; import {name}"
+    program = f"import segue.core.plugins, sys; assert {name!r} not in sys.modules; import {name}"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -19,7 +19,7 @@ from segue.core.checkpoint import load_component, save_component
 from segue.core.component_manifest import WEIGHTS, read_manifest
 from segue.core.files import atomic_directory
 from segue.core.interfaces import Component
-from segue.core.manager import default_host
+from segue.core.plugins import default_host
 from segue.core.training_directory import newest_checkpoint
 
 

@@ -41,7 +41,7 @@ from segue.training.steps import learn, shares
 from segue.training.telemetry import Telemetry, peak_tflops
 
 if TYPE_CHECKING:
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 

@@ -22,8 +22,8 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
-from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.training_directory import FITTED, STATE_JSON, newest_checkpoint, step_of
 from segue.data.audio_crops import AudioCrops, whole_recordings

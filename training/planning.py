@@ -26,7 +26,7 @@ from segue.core.interfaces import (
     Tokens,
     WaveBatch,
 )
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.spec import SliceSpec, StageSpec
 from segue.data.places import exists
 from segue.data.sources import load_recordings

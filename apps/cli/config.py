@@ -31,7 +31,7 @@ def show(source: SourceArgument, overrides: SetOption = None, json: JsonOption =
 def validate(source: SourceArgument, overrides: SetOption = None, json: JsonOption = False) -> None:
     """Check a config and prove that its parts fit together."""
     from segue.core.assembly import plan
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     assembly = plan(_load(source, overrides).config, default_host())
     rows: list[dict[str, Any]] = [
@@ -83,6 +83,6 @@ def explain(
 
 def _load(source: str, overrides: list[str] | None) -> Any:
     from segue.core.config.load import load_config
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     return load_config(source, default_host(), overrides or ())

@@ -39,7 +39,7 @@ def command(
     """
     from segue.core.audio import read_audio
     from segue.core.building import checked_device
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.core.provenance import read_stamp
     from segue.core.shipped_detectors import load_detector, shipped
     from segue.core.verdict import judge

@@ -86,7 +86,7 @@ def _formats() -> list[tuple[str, str, str]]:
 
 
 def _plugins() -> list[tuple[str, str, str]]:
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     return [
         (f"plugin {s.source}", s.state, s.error or f"{len(s.records)} components")
@@ -96,7 +96,7 @@ def _plugins() -> list[tuple[str, str, str]]:
 
 def _weights() -> list[tuple[str, str, str]]:
     from segue.core.config.load import find_domain
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     host, rows = default_host(), []
     for record in host.records("domain"):

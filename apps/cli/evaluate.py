@@ -84,7 +84,7 @@ def codec(
     check_report(output)
     source = chosen_source(domain, pipeline, "--pipeline")
     from segue.core.interfaces import AcousticCodec
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.evaluation.codec import evaluate_codec
     from segue.evaluation.subjects import config_of, load_tokenizer
 

@@ -28,7 +28,7 @@ from segue.core.errors import AssemblyError, CheckpointError, ConfigError, Plugi
 
 if TYPE_CHECKING:
     from segue.core.config.schema import PipelineConfig
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
     from segue.evaluation.representations import Representation
 
 PARTS = ("semantic_tokenizer", "codec")
@@ -123,7 +123,7 @@ def _representations(
     source: str, overrides: list[str] | None, device: str, of: str | None, levels: str | None
 ) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
     """Build what is to be measured, and say why parts are left out."""
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.evaluation.representations import plain_features
     from segue.evaluation.subjects import config_of
 

@@ -34,7 +34,7 @@ def command(
     knows English.
     """
     from segue.core.files import check_writable
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.data.recipe import write_manifest
 
     check_writable(output)

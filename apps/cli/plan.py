@@ -10,7 +10,7 @@ from segue.apps.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
     from segue.core.config.schema import PipelineConfig
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
     from segue.training.planning import Hardware, PartEstimate
 
 

@@ -17,7 +17,7 @@ def list_(json: JsonOption = False) -> None:
     """List every component that configs can name, and every plugin that is broken or blocked."""
     from dataclasses import asdict
 
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     host = default_host()
     statuses = host.statuses()
@@ -54,7 +54,7 @@ def check(
 ) -> None:
     """Check a component against its contract: shapes, padding, causality, round trips."""
     from segue.core.errors import ConfigError
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.core.yaml_files import YAML_ERRORS, parse_yaml
     from segue.testing.command import check_component
 

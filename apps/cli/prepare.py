@@ -80,7 +80,7 @@ def command(
 
 def _run_recipe(domain: str, source: str, output: Path, json: bool) -> None:
     from segue.core.config.load import find_domain
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
 
     if "://" in source:
         raise ConfigError(

@@ -11,7 +11,7 @@ from segue.apps.cli.output import note, print_json, print_table
 from segue.core.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
     from segue.data.recordings import Recording, Split
 
 SPLITS = ("train", "valid", "all")

@@ -80,7 +80,7 @@ def command(
     """Measure the paper's findings: one JSON for each table, and results.md for all."""
     from segue.core.building import checked_device
     from segue.core.files import check_writable
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.findings.code_shape import read_shapes
     from segue.findings.report import RESULTS, VERDICTS
     from segue.findings.reproduce import TABLES, chosen_tables, reproduce

@@ -94,7 +94,7 @@ def run_job(job: Job, progress: Progress | None) -> None:
     """Write the shards of one process."""
     from segue.core.building import checked_device
     from segue.core.config.load import load_config
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.training.parts import Workspace, tokenize
 
     host = default_host()

@@ -23,7 +23,7 @@ from segue.apps.cli.progress import training_progress
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
 
 CONFIG = "config.yaml"
 
@@ -56,7 +56,7 @@ def command(
     from segue.core.building import checked_device
     from segue.core.config.load import load_config
     from segue.core.files import check_writable
-    from segue.core.manager import default_host
+    from segue.core.plugins import default_host
     from segue.training.parts import Workspace, train_all, train_part
     from segue.training.ranks import device_of_rank, disconnect, ranks
 

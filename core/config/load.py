@@ -11,7 +11,7 @@ from segue.core.config.merge import Tree, assignment, leaves, merge
 from segue.core.config.schema import ComponentConfig, PipelineConfig
 from segue.core.domain import DEFAULT_VARIANT, PIPELINE_FILE, Domain
 from segue.core.errors import ConfigError
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.records import Kind
 from segue.core.validation import validate
 from segue.core.yaml_files import read_yaml

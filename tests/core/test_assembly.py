@@ -14,8 +14,8 @@ from segue.core.component_manifest import read_manifest
 from segue.core.config.load import find_domain, load_config
 from segue.core.config.schema import PipelineConfig
 from segue.core.errors import AssemblyError, CheckpointError
-from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import PluginHost
 from segue.core.spec import TokenSpec
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions

@@ -10,7 +10,7 @@ import yaml
 from segue.core.config.load import load_config
 from segue.core.config.merge import assignment, leaves, merge
 from segue.core.errors import ConfigError, PluginError
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 
 DOMAINS = ("speech", "piano")
 

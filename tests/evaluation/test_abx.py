@@ -325,7 +325,7 @@ def test_plain_features_of_any_rate() -> None:
 
 
 def test_representations_of_tokenizers(tiny_pipelines: dict[str, Path]) -> None:
-    from segue.core.manager import PluginHost
+    from segue.core.plugins import PluginHost
     from segue.evaluation.subjects import config_of, load_tokenizer
 
     host = PluginHost.discover(entry_points=False)

@@ -14,8 +14,8 @@ from segue.core.config.load import load_config
 from segue.core.config.schema import PromptConfig
 from segue.core.errors import AssemblyError, ConfigError, DataError
 from segue.core.interfaces import AcousticCodec, Metric, Tokens
-from segue.core.manager import PluginHost
 from segue.core.options import TokenizerOptions
+from segue.core.plugins import PluginHost
 from segue.core.spec import TokenSpec
 from segue.data.recordings import Recording
 from segue.evaluation.codec import CodebookUse, evaluate_codec

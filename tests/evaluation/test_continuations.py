@@ -15,8 +15,8 @@ import torch
 
 from segue.core.config.schema import PromptConfig
 from segue.core.errors import DataError, PluginError
-from segue.core.manager import PluginHost
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import evaluate_continuations, measured

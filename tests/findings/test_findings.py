@@ -14,7 +14,7 @@ import pytest
 from segue.core.assembly import plan
 from segue.core.component_manifest import read_manifest
 from segue.core.errors import ConfigError, DataError, OutputError
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.findings import ablations, codes, masked, structure
 from segue.findings.code_shape import CodeShape, read_shapes
 from segue.findings.finding import above, better

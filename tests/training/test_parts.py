@@ -15,8 +15,8 @@ from tests.conftest import TINY
 from segue.core.config.load import load_config
 from segue.core.errors import DataError, SegueError, TrainingError
 from segue.core.hookspecs import hookimpl
-from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import PluginHost
 from segue.core.training_directory import newest_checkpoint
 from segue.data.audio_crops import PartCache
 from segue.training.checkpoints import STATE

@@ -26,7 +26,7 @@ from segue.core.interfaces import (
     Tokens,
     WaveBatch,
 )
-from segue.core.manager import PluginHost, default_host
+from segue.core.plugins import PluginHost, default_host
 from segue.data.share import WHOLE, Share
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
 from segue.training.loop import TrainingRun, train

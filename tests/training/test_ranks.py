@@ -29,8 +29,8 @@ from segue.core.config.schema import TrainingConfig
 from segue.core.errors import DataError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import Adversary, Component, StageBatch, Tokens, WaveBatch
-from segue.core.manager import PluginHost
 from segue.core.options import Options
+from segue.core.plugins import PluginHost
 from segue.core.spec import SliceSpec, StageSpec
 from segue.core.training_directory import newest_checkpoint
 from segue.data.share import Share

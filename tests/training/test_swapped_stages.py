@@ -11,7 +11,7 @@ from tests.conftest import melody
 
 from segue import Pipeline
 from segue.core.config.load import load_config
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.training.parts import Workspace, train_part

@@ -18,7 +18,7 @@ from segue.core.component_manifest import read_manifest
 from segue.core.config.load import load_config
 from segue.core.errors import AssemblyError, TrainingError
 from segue.core.hookspecs import hookimpl
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.training_directory import newest_checkpoint
 from segue.training.checkpoints import STATE
 from segue.training.parts import Workspace, tokenize, train_all, train_part

@@ -15,7 +15,7 @@ from segue.core.audio import Audio, read_audio
 from segue.core.checkpoint import save_component
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.shipped_detectors import load_detector, shipped
 from segue.core.verdict import judge
 from segue.data.origin_clips import Clip

@@ -7,7 +7,7 @@ import torch
 
 from segue.core.audio import read_audio
 from segue.core.interfaces import AcousticCodec, Tokenizer
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.evaluation.subjects import config_of, load_tokenizer
 from segue.plugins.domains.speech import DOMAIN
 from segue.plugins.metrics.log_mel.metric import LogMelDistance

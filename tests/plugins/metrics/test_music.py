@@ -9,8 +9,8 @@ import torch
 from helpers_audio import C_MAJOR, RATE, SHARPS, melody, noise, record, tone
 
 from segue.core.errors import ConfigError, PluginError
-from segue.core.manager import PluginHost
 from segue.core.metrics import Note
+from segue.core.plugins import PluginHost
 from segue.plugins.metrics.chroma.metric import Chroma, pitch_classes
 from segue.plugins.metrics.music.keys import Key, key_figures, key_of
 from segue.plugins.metrics.music.timing import interval_table, joined, timing_figures

@@ -9,7 +9,7 @@ import torch
 
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Metric
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 
 RATE = 16_000
 #: What each gives a perfect copy, and silence in place of speech.

@@ -13,7 +13,7 @@ from helpers_audio import RATE, melody, noise, record, speech_like, voice
 
 from segue.core.audio import read_audio, resample
 from segue.core.errors import ConfigError, PluginError
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.plugins.domains.speech import DOMAIN
 from segue.plugins.metrics import packaged
 from segue.plugins.metrics.frechet.config import FrechetOptions

@@ -19,8 +19,8 @@ pytest.importorskip("peft")
 from segue.core.checkpoint import load_component, save_component
 from segue.core.errors import ConfigError, SegueError
 from segue.core.interfaces import StageBatch, Tokens
-from segue.core.manager import default_host
 from segue.core.options import Decoding, Sampling
+from segue.core.plugins import default_host
 from segue.core.sampling import row_generators
 from segue.core.spec import StageSpec
 from segue.plugins.layers.drawing import Drawer

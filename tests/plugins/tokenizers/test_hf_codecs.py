@@ -26,8 +26,8 @@ from segue.core.checkpoint import load_component, save_component
 from segue.core.config.load import load_config
 from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
-from segue.core.manager import default_host
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import default_host
 from segue.plugins.tokenizers.common import hf_source as source
 from segue.plugins.tokenizers.dac.model import decoder_context
 from segue.plugins.tokenizers.hf_codecs.model import HfCodec

@@ -17,7 +17,7 @@ pytest.importorskip("ai_edge_litert")
 from segue.core.checkpoint import load_component, save_component
 from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
-from segue.core.manager import default_host
+from segue.core.plugins import default_host
 from segue.plugins.tokenizers.lyra.config import FILES, LyraOptions
 from segue.plugins.tokenizers.lyra.model import LyraCodec, LyraDecoderStream
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
