@@ -5,8 +5,8 @@ Shape legend: B rows asked for, R rows computed (with guidance 2 B), q levels, V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -73,8 +73,8 @@ class Continuation:
         given: the given slices of the R rows, cut to the frames that pass during the target; with
             guidance, those of the second half have no frames.
         prompt: the prompts of the R rows.
+        drawer: draws tokens for the rows.
         empty: whether nothing is to be computed.
-        computing: the context to compute each piece in; see ``generation_mode``.
 
     Raises:
         GenerationError: if the model cannot do what was asked for, or too little is given.
@@ -108,7 +108,8 @@ class Continuation:
                 )
         self.drawer = Drawer(sampling, generators)
         self.empty = num_frames <= 0 or len(lengths) == 0
-        self.computing = generation_mode(lm)
+        self._device = lm.device.type
+        self._modules = list(lm.modules())  # collected once: doing so for each frame takes time
         self.given = given_in_time(lm.stage, given, lengths)
         self.prompt = prompt.cut(prompt.lengths)
         self._known = prompt.lengths.tolist()
@@ -119,6 +120,17 @@ class Continuation:
                 for t in self.given
             )
             self.prompt = Tokens(self.prompt.ids.repeat(2, 1, 1), self.prompt.lengths.repeat(2))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute a piece in eval and inference mode, without autocast.
+
+        Models leave this context before they yield, so that the consumer of the pieces runs in its
+        own modes.
+        """
+        autocast = torch.autocast(self._device, enabled=False)
+        with evaluating(self._modules), torch.inference_mode(), autocast:
+            yield
 
     def draw_ends(self, frame: int, head: nn.Linear | None, hidden: Float[Tensor, "R D"]) -> None:
         """Draw which rows end in place of new frame ``frame``, which ``hidden`` predicts.
@@ -148,22 +160,6 @@ class Continuation:
         """
         reached = self.reached([frame], ids).long()
         return Tokens(ids * reached[:, :, None], reached[:, 0])
-
-
-def generation_mode(lm: StageLM) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context of eval and inference mode without autocast, to enter for each piece.
-
-    Models leave it before they yield, so that the consumer of the pieces runs in its own modes.
-    """
-    modules = list(lm.modules())  # collected once: doing so for each frame would take time
-
-    @contextmanager
-    def computing() -> Iterator[None]:
-        device = lm.device.type
-        with evaluating(modules), torch.inference_mode(), torch.autocast(device, enabled=False):
-            yield
-
-    return computing
 
 
 def generate_from_stream(
