@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ from benchmarks.report import Report
 from benchmarks.timing import median_seconds, peak_memory_mib, seconds
 from segue.core.audio import read_audio
 from segue.core.config.load import find_domain
-from segue.core.interfaces import StageBatch, Tokens
+from segue.core.interfaces import StageBatch, StageLM, Tokens
+from segue.core.manager import default_host
 from segue.core.options import Decoding, Sampling
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host
+from segue.core.sampling import row_generators
+from segue.plugins.layers import drawing
 from segue.plugins.layers.drawing import Drawer
 from segue.plugins.layers.quantize import rounded
-from segue.plugins.layers.stage import TransformerStageLM
 
 DOMAINS = ("speech", "piano")
 STEPWISE = ("speech/three_stage", "piano/two_stage")  # whose stages all draw from left to right
@@ -114,7 +117,7 @@ class Recorder(Drawer):
 
 
 def greedy(
-    lm: TransformerStageLM,
+    lm: StageLM,
     given: tuple[Tokens, ...],
     prompt: Tokens,
     weights: str,
@@ -124,9 +127,9 @@ def greedy(
     lm.decode_with(Decoding.model_validate({"weights": weights}))
     recorder = Recorder(led_by)
     frames = round(GREEDY_SECONDS * lm.stage.target.frame_rate)
-    with torch.inference_mode():
-        for _ in lm._continue(given, prompt, frames, recorder):
-            pass
+    rows = row_generators(0, len(prompt.lengths))
+    with patch.object(drawing, "Drawer", lambda *_: recorder):
+        lm.generate(given, prompt, frames, recorder.sampling, rows)
     return recorder.drawn
 
 
@@ -143,7 +146,6 @@ def same_greedy_tokens(report: Report) -> None:
         whole = pipeline.continue_batch([audio], seconds=GREEDY_SECONDS).tokens
         for config in pipeline.config.stages:
             lm = pipeline.stage_lm(config.name)
-            assert isinstance(lm, TransformerStageLM)
             target = lm.stage.target
             given = tuple(whole[g.stream].levels(g.start, g.stop) for g in lm.stage.given)
             kept = whole[target.stream].ids.shape[2] - round(GREEDY_SECONDS * target.frame_rate)
@@ -161,6 +163,6 @@ def same_greedy_tokens(report: Report) -> None:
             report.note(f"int8_{domain}_{config.name}_loss", lost, "nats more per prompt token")
 
 
-def nats_lost(lm: TransformerStageLM, batch: StageBatch) -> float:
+def nats_lost(lm: StageLM, batch: StageBatch) -> float:
     """Likelihood that real tokens lose where all weights are rounded to eight bits."""
     return float((lm.score(batch) - rounded(lm).score(batch)).mean())

@@ -1,1 +1,1 @@
-"""Blocks that the stage models share."""
+"""Network layers shared by stage models and tokenizers."""

@@ -10,74 +10,65 @@ Heads = Float[Tensor, "B H N d"]
 
 
 class KeyValueCache:
-    """Preallocated keys and values of every layer of one batch of sequences.
+    """Preallocated keys and values of every layer for one batch of sequences.
 
-    Position p lies in slot ``p % capacity``: with a sliding window as wide as the capacity, what
-    is overwritten is what no later position sees. All layers write the same positions; ``advance``
-    is called once they have.
+    Position p lies in slot ``p % capacity``. If the capacity is the width of the model's sliding
+    window, each new position overwrites the one that just left the window, so a sequence of any
+    length needs constant memory. All layers write the same positions; ``advance`` follows.
 
     Args:
-        depth: layers.
-        capacity: slots.
-        ring: whether older positions may be overwritten; else a full cache refuses more.
+        depth: number of layers.
+        capacity: number of slots.
+        ring: whether new positions may overwrite old ones; otherwise a full cache raises.
     """
 
     def __init__(self, depth: int, capacity: int, ring: bool = False) -> None:
-        self.capacity = capacity
+        self.capacity, self.ring = capacity, ring
         self.length = 0
-        self.ring = ring
-        #: Set for steps of fixed shapes: ``[1]``, the slot that the next position goes to. All
-        #: slots are then returned, whether filled or not.
+        #: ``[1]``, the slot of the next position, for steps of fixed shapes: they see all slots,
+        #: and a mask hides the empty ones.
         self.fixed_slot: Tensor | None = None
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * depth
 
     def reserve(self, like: Heads) -> None:
-        """Allocate for keys shaped like ``[B, H, n, d]``, before any position is known."""
-        self.layers = [(self._allocate(like), self._allocate(like)) for _ in self.layers]
+        """Allocate for keys like ``[B, H, n, d]`` before any position is known."""
+        self.layers = [self._allocate(like) for _ in self.layers]
 
     def extend(self, layer: int, keys: Heads, values: Heads) -> tuple[Heads, Heads]:
-        """Store ``[B, H, n, d]`` new positions of one layer; return those that they may see.
+        """Store new positions ``[B, H, n, d]`` of one layer; return all that they may see.
 
-        These come in the order of their slots. Several positions that do not fit the ring together
-        with older ones can only be the first of all: they are returned as they are, and the last
-        ones of them are kept.
+        The result is in the order of slots. A first block longer than a ring is returned as it is,
+        because its early positions must still see each other; the ring keeps its end.
         """
         stored = self.layers[layer]
         if stored is None:
-            # Allocated here rather than in the constructor: only now the dtype is known, which
-            # autocast may make another one than the weights'.
-            stored = (self._allocate(keys), self._allocate(values))
-            self.layers[layer] = stored
+            # Not in the constructor: autocast decides the dtype of keys only when they come.
+            stored = self.layers[layer] = self._allocate(keys)
+        pairs = list(zip(stored, (keys, values), strict=True))
         if self.fixed_slot is not None:
-            stored[0].index_copy_(2, self.fixed_slot, keys)
-            stored[1].index_copy_(2, self.fixed_slot, values)
+            for slots, new in pairs:
+                slots.index_copy_(2, self.fixed_slot, new)
             return stored
         start, count = self.length, keys.shape[2]
         end = start + count
         if end > self.capacity and not self.ring:
             raise ValueError(f"{end} positions do not fit a cache of {self.capacity}")
         if end > self.capacity and count > 1:
-            return self._first(stored, keys, values)
-        slot = start % self.capacity
-        stored[0].narrow(2, slot, count).copy_(keys)
-        stored[1].narrow(2, slot, count).copy_(values)
+            if start:
+                raise ValueError("several positions at once do not fit a ring that is in use")
+            kept = torch.arange(count - self.capacity, count, device=keys.device)
+            for slots, new in pairs:
+                slots[:, :, kept % self.capacity] = new[:, :, kept]
+            return keys, values
         filled = min(end, self.capacity)
+        for slots, new in pairs:
+            slots.narrow(2, start % self.capacity, count).copy_(new)
         return stored[0].narrow(2, 0, filled), stored[1].narrow(2, 0, filled)
 
     def advance(self, count: int) -> None:
-        """Every layer has stored ``count`` further positions."""
+        """Count ``count`` positions that every layer has stored."""
         self.length += count
 
-    def _first(
-        self, stored: tuple[Tensor, Tensor], keys: Heads, values: Heads
-    ) -> tuple[Heads, Heads]:
-        if self.length:
-            raise ValueError("several positions at once do not fit a ring that is in use")
-        kept = torch.arange(keys.shape[2] - self.capacity, keys.shape[2], device=keys.device)
-        stored[0][:, :, kept % self.capacity] = keys[:, :, kept]
-        stored[1][:, :, kept % self.capacity] = values[:, :, kept]
-        return keys, values
-
-    def _allocate(self, like: Heads) -> Tensor:
-        batch, heads, _, size = like.shape
-        return torch.zeros(batch, heads, self.capacity, size, dtype=like.dtype, device=like.device)
+    def _allocate(self, like: Heads) -> tuple[Tensor, Tensor]:
+        shape = (*like.shape[:2], self.capacity, like.shape[3])
+        return like.new_zeros(shape), like.new_zeros(shape)

@@ -1,14 +1,14 @@
-"""Options that every transformer stage shares. Imports no torch."""
+"""Options shared by the transformer stage models. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from segue.core.options import Options
 
-#: Sizes by name. ``paper`` is that of each of AudioLM's three stages (arXiv 2209.03143).
+#: Sizes by name. ``paper`` is the size of each of AudioLM's three stages (arXiv 2209.03143).
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 2, "heads": 2},
     "small": {"width": 256, "depth": 6, "heads": 4},
@@ -24,12 +24,31 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+def check_heads(width: int, heads: int, prefix: str = "") -> None:
+    """Raise ValueError unless ``width / heads`` is an even number."""
+    if width % (2 * heads):
+        raise ValueError(
+            f"{prefix}width {width} is not an even multiple of {prefix}heads {heads}; "
+            f"choose a width divisible by {2 * heads}"
+        )
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd, so that a frame has as many neighbours before as after")
+    return value
+
+
+#: The number of frames that a convolution spans.
+OddKernel = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+
+
 class ConditionOptions(Options):
     """Options of models with given slices.
 
     Attributes:
-        condition_dropout: share of training rows that see nothing of the given slices; more than 0
-            allows classifier-free guidance.
+        condition_dropout: share of training rows for which the given slices are hidden; more than
+            0 allows classifier-free guidance.
     """
 
     of_training = frozenset({"condition_dropout"})
@@ -42,7 +61,7 @@ class SequenceOptions(ConditionOptions):
 
     Attributes:
         end_of_audio: learn where recordings end, and end there when generating. Only for a stage
-            that is given nothing.
+            without given slices.
     """
 
     end_of_audio: bool = False
@@ -51,8 +70,7 @@ class SequenceOptions(ConditionOptions):
 class TransformerOptions(ConditionOptions):
     """Size of a pre-norm transformer.
 
-    A config may name a ``size`` (tiny, small, base, medium, paper) in place of the single values
-    that it stands for.
+    A config may name a ``size`` (tiny, small, base, medium, paper) instead of the single values.
 
     Attributes:
         width: D, channels of the residual stream.
@@ -60,12 +78,13 @@ class TransformerOptions(ConditionOptions):
         heads: attention heads; ``width / heads`` must be even (rotary positions turn pairs).
         feed_forward: hidden width of the SwiGLU; None takes 8/3 of the width rounded up to a
             multiple of 32, which holds as many weights as a plain feed-forward of 4 x width.
-        dropout: applied to the embeddings and to what each sublayer adds, never to the attention
-            weights (that would rule out the fused kernels on a CPU).
+        dropout: applied to the embeddings and to the output of each sublayer, never to the
+            attention weights (that would rule out the fused kernels on a CPU).
         position_encoding: ``rotary`` (Su et al., arXiv 2104.09864) or ``relative``, T5's learnt
             bias by distance (Raffel et al., arXiv 1910.10683).
-        relative_buckets: distances that the relative bias tells apart, half of them for each sign.
-        relative_reach: distance from which on all are one.
+        relative_buckets: number of distances that the relative bias distinguishes, half of them
+            for each sign.
+        relative_reach: distance from which on all distances share one bias.
     """
 
     of_training = frozenset({"condition_dropout", "dropout"})
@@ -91,18 +110,14 @@ class TransformerOptions(ConditionOptions):
         for key, value in SIZES[size].items():
             if rest.get(key, value) != value:
                 raise ValueError(
-                    f"size {size} stands for {key} {value}, but {key} is {rest[key]!r}; "
+                    f"size {size} means {key} {value}, but {key} is {rest[key]!r}; "
                     "leave one of the two out"
                 )
         return SIZES[size] | rest
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TransformerOptions:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width {self.width} is not an even multiple of heads {self.heads}; "
-                f"choose a width divisible by {2 * self.heads}"
-            )
+        check_heads(self.width, self.heads)
         return self
 
     @property
@@ -115,9 +130,9 @@ class CausalOptions(TransformerOptions, SequenceOptions):
     """Options of transformers that predict from left to right.
 
     Attributes:
-        attention_window: positions that one position sees, itself included; None sees all. The
-            keys and values of a stage that is given nothing as a prefix then lie in a ring of that
-            many slots: audio of any length in constant memory.
+        attention_window: number of positions that one position sees, itself included; None sees
+            all. A stage without given slices then keeps only that many keys and values: audio of
+            any length in constant memory.
     """
 
     attention_window: int | None = Field(default=None, ge=1)
@@ -131,14 +146,5 @@ class GivenOptions(Options):
         given_blocks: number of such convolutions.
     """
 
-    given_kernel: int = Field(default=9, ge=1)
+    given_kernel: OddKernel = 9
     given_blocks: int = Field(default=2, ge=0)
-
-    @field_validator("given_kernel")
-    @classmethod
-    def _odd(cls, value: int) -> int:
-        if value % 2 == 0:
-            raise ValueError(
-                "given_kernel must be odd, so that a frame has as much before as after"
-            )
-        return value

@@ -6,11 +6,10 @@ feed-forward. Shape legend: B batch, N frames, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-import torch
 from jaxtyping import Bool
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.plugins.layers.cache import KeyValueCache
@@ -22,24 +21,14 @@ from segue.plugins.layers.transformer import (
     Hidden,
     Sight,
     Transformer,
+    dropped,
 )
-
-
-@dataclass(frozen=True)
-class FrameSight(Sight):
-    """What convolutions need to know beside what attention does.
-
-    Attributes:
-        valid: ``[B, N, 1]``, False at padding; None where there is none.
-    """
-
-    valid: Bool[torch.Tensor, "B N 1"] | None = None
 
 
 class ConvolutionModule(nn.Module):
     """Gate, depthwise convolution over time, activation (section 2.2 of the paper).
 
-    Layer normalisation stands in for batch normalisation: a row must not depend on the rows and
+    Layer normalisation replaces batch normalisation, because a row must not depend on the rows and
     the padding beside it.
     """
 
@@ -52,18 +41,17 @@ class ConvolutionModule(nn.Module):
 
     def forward(self, x: Hidden, sight: Sight) -> Hidden:
         gated = functional.glu(self.rise(x), dim=-1)
-        if isinstance(sight, FrameSight) and sight.valid is not None:
+        if sight.valid is not None:
             gated = gated * sight.valid
         mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
         return self.out(functional.silu(self.norm(mixed)))  # type: ignore[no-any-return]
 
 
 class ConformerBlock(nn.Module):
-    """One layer.
+    """One layer, whose two feed-forwards together hold the weights of a transformer layer's one.
 
-    Its two feed-forwards together hold as many weights as the one of a transformer layer. The norm
-    that ends a block in the paper is left out: the residual stream stays as it is, and the whole
-    ends with a norm.
+    The paper ends each block with a norm. Here the residual stream stays as it is, and one norm
+    ends the whole stack.
     """
 
     def __init__(self, options: TransformerOptions, kernel: int, layer: int) -> None:
@@ -77,22 +65,20 @@ class ConformerBlock(nn.Module):
         self.dropout = options.dropout
 
     def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None) -> Hidden:
+        dropout = self.dropout if self.training else 0.0
         before_first, before_attention, before_convolution, before_second = self.norms
-        x = x + 0.5 * self._drop(self.first(before_first(x)))
-        x = x + self._drop(self.attention(before_attention(x), sight, cache))
-        x = x + self._drop(self.convolution(before_convolution(x), sight))
-        return x + 0.5 * self._drop(self.second(before_second(x)))
-
-    def _drop(self, x: Hidden) -> Hidden:
-        return functional.dropout(x, self.dropout) if self.training and self.dropout else x
+        x = x + 0.5 * dropped(self.first(before_first(x)), dropout)
+        x = x + dropped(self.attention(before_attention(x), sight, cache), dropout)
+        x = x + dropped(self.convolution(before_convolution(x), sight), dropout)
+        return x + 0.5 * dropped(self.second(before_second(x)), dropout)
 
 
 class Conformer(Transformer):
     """Conformer layers in place of transformer layers.
 
     Args:
-        options: the size, and how positions are told.
-        kernel: frames that each convolution spans; odd.
+        options: size and position encoding.
+        kernel: number of frames that each convolution spans; odd.
     """
 
     def __init__(self, options: TransformerOptions, kernel: int) -> None:
@@ -100,10 +86,8 @@ class Conformer(Transformer):
             options, causal=False, block=lambda own, layer: ConformerBlock(own, kernel, layer)
         )
 
-    def sight(
-        self, positions: Positions, valid: Bool[torch.Tensor, "B N"] | None = None
-    ) -> FrameSight:
-        plain = super().sight(positions, valid)
-        # Not where all is valid: a multiplication by one per layer.
-        padded = None if valid is None or bool(valid.all()) else valid[:, :, None]
-        return FrameSight(plain.rotary, plain.mask, plain.causal, padded)
+    def sight(self, positions: Positions, valid: Bool[Tensor, "B N"] | None = None) -> Sight:
+        sight = super().sight(positions, valid)
+        if valid is None or bool(valid.all()):
+            return sight
+        return replace(sight, valid=valid[:, :, None])

@@ -1,5 +1,5 @@
-"""One decoding engine for transformers that go from left to right: a prefix in one pass, then one
-position at a time.
+"""Decode with a transformer that goes from left to right: a prefix in one pass, then one position
+at a time.
 
 Rows of unequal length are padded on the left, so that all of them end in the same column. Keys and
 values lie in a preallocated cache, a ring where the model has a sliding window. Three backends
@@ -11,57 +11,21 @@ Shape legend: B batch, N positions, D width, C slots of the cache, V codebook si
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from segue.core.eight_bits import quantize
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Tokens
 from segue.core.options import Decoding
 from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import KernelError, available, library
 from segue.plugins.layers.native.step import NativeStep, native_linear
-from segue.plugins.layers.quantize import contents, rounded
+from segue.plugins.layers.quantize import made_from, rounded
 from segue.plugins.layers.transformer import Sight, Transformer
 
-Step = Callable[[Tensor, Tensor], Tensor]
-
-
-def pack(valid: Bool[Tensor, "B N"], left: bool) -> Int64[Tensor, "B N"]:
-    """For every row, the order that moves padding to one side and keeps the rest in sequence.
-
-    Args:
-        valid: ``[B, N]``, False at padding, wherever it lies.
-        left: padding goes to the left (for generation: all rows end in the same column), else to
-            the right (for training: causal attention then needs no mask).
-    """
-    return (valid if left else ~valid).to(torch.uint8).argsort(dim=1, stable=True)
-
-
-def take(x: Tensor, order: Int64[Tensor, "B N"]) -> Tensor:
-    """``x`` ``[B, K, ...]`` at ``order`` ``[B, N]``, row by row."""
-    rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    return x[rows, order]
-
-
-def left_padded(
-    tokens: Tokens, more: int
-) -> tuple[Int64[Tensor, "B Q N"], Int64[Tensor, "B N+more"]]:
-    """The codes of rows that all end in the same column, and the frame that each column holds.
-
-    Args:
-        more: columns after the last one of the codes. Frames are negative at padding, where codes
-            mean nothing.
-    """
-    count = tokens.ids.shape[2]
-    columns = torch.arange(count + more, device=tokens.ids.device)
-    frame = columns - (count - tokens.lengths)[:, None]
-    shifted = take(tokens.ids.transpose(1, 2), frame[:, :count].clamp_min(0)).transpose(1, 2)
-    return shifted, frame
-
+Step = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
 
 #: From this many rows on PyTorch's matrix products are faster than the kernel, which takes rows
 #: one by one.
@@ -74,11 +38,13 @@ ANGLES = 512
 
 
 def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) -> str:
-    """``torch``, ``native``, ``graph`` or ``compile``: what computes steps on tensors like this.
+    """Return the backend for tensors like this: ``torch``, ``native``, ``graph`` or ``compile``.
 
     Args:
+        decoding: the user's choice.
+        like: a tensor of the model.
         place: of the options, for messages.
-        rows: of the batch.
+        rows: size of the batch.
 
     Raises:
         ConfigError: if the device cannot do what was asked for.
@@ -107,28 +73,20 @@ def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) 
     return backend
 
 
-_ROUNDED: WeakKeyDictionary[Transformer, tuple[tuple[object, ...], Transformer]]
-_ROUNDED = WeakKeyDictionary()
-
-
-def _as_int8(transformer: Transformer) -> Transformer:
-    """The transformer with weights rounded to eight bits, made again only when they changed."""
-    state = contents(transformer.parameters())
-    if transformer not in _ROUNDED or _ROUNDED[transformer][0] != state:
-        _ROUNDED[transformer] = state, rounded(transformer)
-    return _ROUNDED[transformer][1]
-
-
 class Decoder:
-    """A prefilled transformer that takes one position of every row per step.
+    """A transformer with a prefix in its cache, ready to take one position of every row per step.
+
+    Attributes:
+        hidden: ``[B, D]``, hidden state of the last position of the prefix.
+        step: takes one embedded position ``[B, D]`` of every row and returns its hidden state.
 
     Args:
         transformer: in eval mode, causal.
-        x: ``[B, N, D]`` embedded prefix; padding on the left. Without any position the first step
-            is at position 0.
+        x: ``[B, N, D]`` embedded prefix, padded on the left. If N is 0, the first step is at
+            position 0.
         positions: ``[B, N]``.
         valid: ``[B, N]``, False at padding.
-        steps: further positions there is room for; each is 1 after the one before.
+        steps: number of further positions to make room for; each is 1 after the one before.
         decoding: backend and number format.
     """
 
@@ -141,96 +99,93 @@ class Decoder:
         steps: int,
         decoding: Decoding,
     ) -> None:
-        count, window = x.shape[1], transformer.window
-        backend = chosen_backend(decoding, x, "decoding", len(x))
-        total = count + steps
-        capacity = total if window is None else min(total, window)
+        batch, count, width = x.shape
+        window = transformer.window
+        backend = chosen_backend(decoding, x, "decoding", batch)
+        capacity = count + steps if window is None else min(count + steps, window)
         if backend in ("graph", "compile") and window is None:
-            capacity = -(-total // SLOTS) * SLOTS
-        self._transformer = transformer
+            capacity = -(-capacity // SLOTS) * SLOTS
         self._cache = KeyValueCache(len(transformer.blocks), capacity, ring=window is not None)
-        self._first = (~valid).sum(dim=1)  # padding lies on the left
-        self._ragged = bool(self._first.any())
-        self._count = 0
-        self._keys = self._slots(positions.float(), capacity)
-        #: ``[B, D]``, hidden state of the last position.
-        self.hidden: Tensor = x.new_zeros(x.shape[0], x.shape[2])
+        self._padding = (~valid).sum(dim=1)  # the first columns of each row
+        self._ragged = bool(self._padding.any())
+        # The position of the key in each slot, which a relative bias needs: as in the ring itself,
+        # column c is in slot c % capacity.
+        self._keys = x.new_zeros(batch, capacity, dtype=torch.float32)
+        kept = torch.arange(max(0, count - capacity), count, device=x.device)
+        self._keys[:, kept % capacity] = positions[:, kept].float()
+        self.hidden: Tensor = x.new_zeros(batch, width)
+        last = x.new_full((batch,), -1.0, dtype=torch.float32)
         if count:
-            self._last = positions[:, -1].float()
             self.hidden = transformer(x, transformer.sight(positions, valid), self._cache)[:, -1]
+            last = positions[:, -1].float()
         else:
-            self._last = x.new_full((x.shape[0],), -1.0)
             heads = transformer.layers[0].attention.heads
-            self._cache.reserve(x.new_zeros(x.shape[0], heads, 0, x.shape[2] // heads))
-        self._step = self._make_step(backend, decoding, x)
-
-    def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Hidden state of one more position of every row."""
-        self._count += 1
-        self.hidden = self._step(x, self._last + self._count)
-        return self.hidden
+            self._cache.reserve(x.new_zeros(batch, heads, 0, width // heads))
+        # Column c is at position c + shift.
+        self._shift = last + 1 - count
+        int8 = decoding.weights == "int8"
+        if int8 and backend != "native":
+            weights = list(transformer.parameters())
+            transformer = made_from(transformer, weights, "rounded", lambda: rounded(transformer))
+        self._transformer = transformer
+        self.step: Step
+        if backend == "torch":
+            self.step = self._torch_step
+        elif backend == "native":
+            self.step = self._native_step(int8)
+        else:
+            self.step = self._fixed_step(backend, x)
 
     def rewind(self) -> None:
-        """Forget every position: only for a decoder that started without a prefix."""
-        self._cache.length = self._count = 0
+        """Forget every position; only for a decoder that started without a prefix."""
+        self._cache.length = 0
 
-    def _slots(self, values: Float[Tensor, "B N"], capacity: int) -> Float[Tensor, "B C"]:
-        """What belongs to the positions of the prefix, by the slot that each lies in."""
-        count = values.shape[1]
-        kept = torch.arange(max(0, count - capacity), count, device=values.device)
-        slots = values.new_zeros(values.shape[0], capacity)
-        slots[:, kept % capacity] = values[:, kept]
-        return slots
+    def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
+        """Return which of the first ``filled`` slots the next position may see."""
+        position, capacity = self._cache.length, self._cache.capacity
+        slots = torch.arange(filled, device=self._padding.device)
+        # Each slot holds the newest column that belongs there: after a full turn of the ring, slot
+        # 0 holds column ``capacity``, slot 1 still column 1. Negative columns are not filled yet.
+        column = position - (position - slots) % capacity
+        return ((column >= self._padding[:, None]) & (column >= 0))[:, None, None]
 
-    def _make_step(self, backend: str, decoding: Decoding, like: Tensor) -> Step:
-        if backend == "native":
-            return self._native(decoding.weights == "int8")
-        if decoding.weights == "int8":
-            self._transformer = _as_int8(self._transformer)
-        return self._torch if backend == "torch" else self._fixed(backend, like)
+    def _torch_step(self, x: Tensor) -> Tensor:
+        column, capacity = self._cache.length, self._cache.capacity
+        positions = self._shift + column
+        self._keys[:, column % capacity] = positions
+        filled = min(column + 1, capacity)
+        visible = self._seen(filled) if self._ragged else None
+        sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
+        return self._transformer(x[:, None], sight, self._cache)[:, 0]  # type: ignore[no-any-return]
 
-    def _native(self, int8: bool) -> Step:
-        keys = self._keys if self._transformer.relative is not None else None
-        call = NativeStep(self._transformer, self._cache, self._first, keys, int8)
-        rotary = self._transformer.rotary
-        if rotary is None:
-            return lambda x, positions: call(x, None, None, positions)
+    def _native_step(self, int8: bool) -> Step:
+        """Return steps by the C kernel."""
+        cache, rotary, start = self._cache, self._transformer.rotary, self._cache.length
+        keys = None if rotary is not None else self._keys
+        call = NativeStep(self._transformer, cache, self._padding, keys, int8)
         tables: dict[int, list[Tensor]] = {}
 
-        def step(x: Tensor, _: Tensor) -> Tensor:
-            block, row = divmod(self._count - 1, ANGLES)
+        def step(x: Tensor) -> Tensor:
+            if rotary is None:
+                return call(x, None, None, self._shift + cache.length)
+            block, row = divmod(cache.length - start, ANGLES)
             if block not in tables:  # the angles of many positions at once, [A, B, d]
                 tables.clear()
-                later = self._last + 1 + torch.arange(ANGLES)[:, None] + block * ANGLES
+                later = self._shift + start + torch.arange(ANGLES)[:, None] + block * ANGLES
                 tables[block] = [angles.flatten(2).contiguous() for angles in rotary(later)]
             cosine, sine = tables[block]
             return call(x, cosine[row], sine[row], None)
 
         return step
 
-    def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
-        """Which of the first ``filled`` slots hold what the position being computed may see."""
-        position, capacity = self._cache.length, self._cache.capacity
-        slots = torch.arange(filled, device=self._first.device)
-        # The position whose key a slot holds: the newest one that belongs there.
-        held = position - (position - slots) % capacity
-        return ((held >= self._first[:, None]) & (held >= 0))[:, None, None]
-
-    def _torch(self, x: Tensor, positions: Tensor) -> Tensor:
-        position, capacity = self._cache.length, self._cache.capacity
-        self._keys[:, position % capacity] = positions
-        filled = min(position + 1, capacity)
-        visible = self._seen(filled) if self._ragged else None
-        sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
-        return self._transformer(x[:, None], sight, self._cache)[:, 0]  # type: ignore[no-any-return]
-
-    def _fixed(self, backend: str, like: Tensor) -> Step:
-        """Steps over all slots, filled or not: each has the same shapes, so it can be captured."""
+    def _fixed_step(self, backend: str, like: Tensor) -> Step:
+        """Return steps over all slots, filled or not, whose equal shapes can be captured."""
         cache, transformer = self._cache, self._transformer
-        # Already that of the next position: capturing computes a few times before the first step.
-        cache.fixed_slot = torch.tensor([cache.length % cache.capacity], device=like.device)
-        x = like.new_zeros(like.shape[0], 1, like.shape[2])
-        positions = self._last[:, None].clone()
+        # Already the slot of the next position: capturing computes before the first step.
+        slot = torch.tensor([cache.length % cache.capacity], device=like.device)
+        cache.fixed_slot = slot
+        embedded = like.new_zeros(like.shape[0], 1, like.shape[2])
+        positions = (self._shift + cache.length)[:, None]
         visible = self._seen(cache.capacity)
 
         def compute() -> Tensor:
@@ -239,7 +194,7 @@ class Decoder:
             if transformer.relative is not None:
                 bias = transformer.relative(positions, self._keys)
                 mask = bias.masked_fill(~visible, -torch.inf)
-            hidden = x
+            hidden = embedded
             for block in transformer.blocks:
                 hidden = block(hidden, Sight(rotary, mask), cache)
             return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
@@ -250,13 +205,12 @@ class Decoder:
         else:
             run = torch.compile(compute, dynamic=False)
 
-        def step(embedded: Tensor, at: Tensor) -> Tensor:
-            slot = cache.length % cache.capacity
-            assert cache.fixed_slot is not None
-            cache.fixed_slot.fill_(slot)
-            self._keys[:, slot] = at
-            x.copy_(embedded[:, None])
-            positions.copy_(at[:, None])
+        def step(x: Tensor) -> Tensor:
+            # Inputs are written to the addresses that the captured steps read.
+            slot.fill_(cache.length % cache.capacity)
+            positions.copy_((self._shift + cache.length)[:, None])
+            self._keys[:, cache.length % cache.capacity] = positions[:, 0]
+            embedded.copy_(x[:, None])
             visible.copy_(self._seen(cache.capacity))
             hidden = run()
             cache.advance(1)
@@ -266,7 +220,7 @@ class Decoder:
 
 
 def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """``compute`` as a CUDA graph: its kernels are launched together, from the same addresses."""
+    """Return ``compute`` as a CUDA graph: one launch for all kernels, at fixed addresses."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # warm-up: libraries allocate their workspaces now
@@ -288,10 +242,10 @@ class HeadProducts:
     """Logits of one output head per level, by the backend that also computes the steps.
 
     Args:
-        owner: the module that ``weight`` belongs to.
+        owner: the module of ``weight``.
         weight: ``[Q, D, V]``.
         decoding: backend and number format.
-        rows: of the batch.
+        rows: size of the batch.
     """
 
     def __init__(

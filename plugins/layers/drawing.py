@@ -1,26 +1,28 @@
-"""Draw tokens for the rows of a batch, with classifier-free guidance where it is asked for.
+"""One call of ``StageLM.stream``: its rows, its random draws, and where each row ends.
 
-Shape legend: B rows that are asked for, R rows that are computed (B, or 2 B with guidance), q
-levels, V codebook size.
+Shape legend: B rows asked for, R rows computed (with guidance 2 B), q levels, V codebook size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
 
-from segue.core.interfaces import Tokens
+from segue.core.errors import GenerationError
+from segue.core.interfaces import Ids, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
+from segue.plugins.layers.stage import evaluating, given_in_time
 
 
 class Drawer:
-    """Draws the tokens of one call of ``generate``.
+    """Draw tokens, with classifier-free guidance where it is asked for.
 
-    With guidance each row is computed a second time without its given slices, and the logits are
+    With guidance each row is computed a second time without its given slices, and its logits are
     moved away from those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1).
     """
 
@@ -29,51 +31,149 @@ class Drawer:
         self.generators = list(generators)
         self.guided = sampling.guidance != 1.0
 
-    def rows(self, tokens: Tokens) -> Tokens:
-        """The rows to compute for a prompt ``[B, Q, N]``."""
-        if not self.guided:
-            return tokens
-        return Tokens(tokens.ids.repeat(2, 1, 1), tokens.lengths.repeat(2))
-
-    def given_rows(self, given: Sequence[Tokens]) -> tuple[Tokens, ...]:
-        """The given slices of the rows to compute: the second half has none of their frames."""
-        if not self.guided:
-            return tuple(given)
-        return tuple(
-            Tokens(g.ids.repeat(2, 1, 1), torch.cat([g.lengths, torch.zeros_like(g.lengths)]))
-            for g in given
-        )
-
     def per_row(self, values: Tensor) -> Tensor:
-        """``[B, ...]`` repeated for the rows to compute."""
+        """Return ``[B, ...]`` as ``[R, ...]``, for the rows that are computed."""
         return torch.cat([values, values]) if self.guided else values
 
     def guide(self, logits: Float[Tensor, "R ..."]) -> Float[Tensor, "B ..."]:
-        """Logits of the rows that are asked for."""
+        """Return the logits of the rows asked for."""
         if not self.guided:
             return logits
-        seeing, blind = logits.float().chunk(2)
-        return blind + self.sampling.guidance * (seeing - blind)
+        conditional, unconditional = logits.float().chunk(2)
+        return unconditional + self.sampling.guidance * (conditional - unconditional)
 
     def draw(self, logits: Float[Tensor, "R V"]) -> Int64[Tensor, "B"]:
-        """One token per row."""
+        """Draw one token per row."""
         return sample(self.guide(logits), self.sampling, self.generators)
 
     def draw_levels(self, logits: Float[Tensor, "R q V"]) -> Int64[Tensor, "B q"]:
-        """Tokens of several levels that do not depend on each other; levels draw in order."""
+        """Draw the tokens of several levels that do not depend on each other, level by level."""
         logits = self.guide(logits)
         batch, levels, _ = logits.shape
         generators = [g for g in self.generators for _ in range(levels)]
         return sample(logits.flatten(0, 1), self.sampling, generators).view(batch, levels)
 
-    def ends(self, logit: Float[Tensor, " R"]) -> list[bool]:
-        """For each row, whether the audio ends here, of which ``logit`` is the log-odds.
+    def ends(self, odds: Float[Tensor, " R"]) -> list[bool]:
+        """Draw for each row whether its audio ends here, from the log-odds of that.
 
-        Drawn from the model's own probability, whatever the temperature; at temperature 0 it ends
-        where that is more likely than not.
+        Uses the model's own probability whatever the temperature; at temperature 0 a row ends
+        where the end is more likely than not.
         """
-        likely = self.guide(logit).float().sigmoid().cpu()
+        likely = self.guide(odds).float().sigmoid().cpu()
         if self.sampling.temperature == 0:
             return [bool(p > 0.5) for p in likely]
         pairs = zip(likely, self.generators, strict=True)
         return [bool(torch.rand((), generator=g) < p) for p, g in pairs]
+
+
+class Continuation:
+    """The rows of one call and what is known of their ends. Arguments as for ``StageLM.stream``.
+
+    Attributes:
+        given: the given slices of the R rows, cut to the frames that pass during the target; with
+            guidance, those of the second half have no frames.
+        prompt: the prompts of the R rows.
+        drawer: draws tokens for the rows.
+        empty: whether nothing is to be computed.
+
+    Raises:
+        GenerationError: if the model cannot do what was asked for, or too little is given.
+    """
+
+    def __init__(
+        self,
+        lm: StageLM,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        lengths = prompt.lengths + num_frames
+        place = f"stage {lm.stage.name!r}"
+        if len(generators) != len(lengths):
+            problem = f"{len(generators)} random generators for {len(lengths)} rows"
+            raise GenerationError(place, problem, "pass one generator per row")
+        lm.check_sampling(sampling)
+        for index, (spec, tokens) in enumerate(zip(lm.stage.given, given, strict=True)):
+            needed = lm.stage.given_frames(index, lengths)
+            short = (tokens.lengths < needed).nonzero()
+            if len(short):
+                row = int(short[0])
+                raise GenerationError(
+                    place,
+                    f"row {row} has {int(tokens.lengths[row])} frames of {spec}, "
+                    f"but {int(needed[row])} are needed",
+                    "generate or pass that many frames of it first",
+                )
+        self.drawer = Drawer(sampling, generators)
+        self.empty = num_frames <= 0 or len(lengths) == 0
+        self._device = lm.device.type
+        self._modules = list(lm.modules())  # collected once: doing so for each frame takes time
+        self.given = given_in_time(lm.stage, given, lengths)
+        self.prompt = prompt.cut(prompt.lengths)
+        self._known = prompt.lengths.tolist()
+        self._ends = [num_frames] * len(lengths)  # the new frames that each row has in the end
+        if self.drawer.guided:
+            self.given = tuple(
+                Tokens(t.ids.repeat(2, 1, 1), torch.cat([t.lengths, torch.zeros_like(t.lengths)]))
+                for t in self.given
+            )
+            self.prompt = Tokens(self.prompt.ids.repeat(2, 1, 1), self.prompt.lengths.repeat(2))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute a piece in eval and inference mode, without autocast.
+
+        Models leave this context before they yield, so that the consumer of the pieces runs in its
+        own modes.
+        """
+        autocast = torch.autocast(self._device, enabled=False)
+        with evaluating(self._modules), torch.inference_mode(), autocast:
+            yield
+
+    def draw_ends(self, frame: int, head: nn.Linear | None, hidden: Float[Tensor, "R D"]) -> None:
+        """Draw which rows end in place of new frame ``frame``, which ``hidden`` predicts.
+
+        A row never ends before it has a frame. Without an end head nothing is drawn.
+        """
+        if head is None:
+            return
+        for row, ends in enumerate(self.drawer.ends(head(hidden)[..., 0])):
+            if ends and self._known[row] + frame > 0:
+                self._ends[row] = min(self._ends[row], frame)
+
+    def over(self, frame: int) -> bool:
+        """Return whether every row ends before new frame ``frame``."""
+        return all(frame >= end for end in self._ends)
+
+    def reached(self, frames: Sequence[int], like: Tensor) -> Bool[Tensor, "B F"]:
+        """Return which rows reach each of these new frames, on the device of ``like``."""
+        rows = [[frame < end for frame in frames] for end in self._ends]
+        return torch.tensor(rows, device=like.device)
+
+    def piece(self, frame: int, ids: Ids) -> Tokens:
+        """Return new frame ``frame`` ``[B, Q, 1]`` of the rows that reach it, and 0 elsewhere.
+
+        Called outside ``computing``, which makes ordinary tensors of inference tensors: the piece
+        can be trained on.
+        """
+        reached = self.reached([frame], ids).long()
+        return Tokens(ids * reached[:, :, None], reached[:, 0])
+
+
+def generate_from_stream(
+    lm: StageLM,
+    given: tuple[Tokens, ...],
+    prompt: Tokens,
+    num_frames: int,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> Tokens:
+    """Join all pieces of ``lm.stream``: the ``generate`` of every model that streams."""
+    pieces = list(lm.stream(given, prompt, num_frames, sampling, generators))
+    if not pieces:
+        return Tokens.full(prompt.ids[:, :, :0])
+    ids = torch.cat([piece.ids for piece in pieces], dim=2)
+    # Only the last piece of a row may be short, so the sum of lengths is where its frames end.
+    return Tokens(ids, torch.stack([piece.lengths for piece in pieces]).sum(dim=0))

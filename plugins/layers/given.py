@@ -1,9 +1,11 @@
-"""Given slices, seen from every target frame: embedded, resampled and mixed over time."""
+"""Given slices as seen from every target frame: embedded, resampled and mixed over time.
+
+Shape legend: B batch, q levels of a slice, N target frames, D width.
+"""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -13,21 +15,12 @@ from torch.nn import functional
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Lengths, Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.layers.decoding import take
+from segue.plugins.layers.config import GivenOptions
 from segue.plugins.layers.heads import LevelEmbedding
+from segue.plugins.layers.lengths import length_mask
+from segue.plugins.layers.padding import take
 
 Frames = Float[Tensor, "B N D"]
-
-
-class FrameOptions(Protocol):
-    """What the encoder reads of a model's options."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def given_kernel(self) -> int: ...
-    @property
-    def given_blocks(self) -> int: ...
 
 
 class ConvolutionBlock(nn.Module):
@@ -48,16 +41,14 @@ class ConvolutionBlock(nn.Module):
 
 
 class GivenEncoder(nn.Module):
-    """One vector per target frame from all given slices."""
+    """One vector per target frame from all given slices of a stage."""
 
     @classmethod
-    def of(cls, stage: StageSpec, options: FrameOptions) -> GivenEncoder | None:
-        """The encoder of a stage; None if it is given nothing."""
-        if not stage.given:
-            return None
-        return cls(stage, options.width, options.given_kernel, options.given_blocks)
+    def of(cls, stage: StageSpec, options: GivenOptions, width: int) -> GivenEncoder | None:
+        """Return the encoder of a stage, or None if the stage has no given slices."""
+        return cls(stage, options, width) if stage.given else None
 
-    def __init__(self, stage: StageSpec, width: int, kernel: int, blocks: int) -> None:
+    def __init__(self, stage: StageSpec, options: GivenOptions, width: int) -> None:
         super().__init__()
         self.rates = [stage.frames_per_target_frame(i) for i in range(len(stage.given))]
         for spec, rate in zip(stage.given, self.rates, strict=True):
@@ -68,40 +59,24 @@ class GivenEncoder(nn.Module):
                     "choose frame rates of which one is a whole multiple of the other",
                 )
         self.sizes = [spec.codebook_size for spec in stage.given]
-        # One extra row per table stands for "no token here".
+        # One extra row per table means "no token here".
         self.embeddings = nn.ModuleList(
             LevelEmbedding(spec.num_levels * rate.numerator, spec.codebook_size + 1, width)
             for spec, rate in zip(stage.given, self.rates, strict=True)
         )
-        self.blocks = nn.ModuleList(ConvolutionBlock(width, kernel) for _ in range(blocks))
-
-    @staticmethod
-    def _resample(
-        tokens: Tokens, rate: Fraction, count: int, absent: int
-    ) -> Int64[Tensor, "B N q"]:
-        """The ids that sound during each of ``count`` target frames.
-
-        A slower slice repeats its frames; of a faster one, all frames that pass during a target
-        frame stand side by side, as further levels.
-        """
-        ids = tokens.ids.masked_fill(~tokens.mask[:, None], absent)
-        if rate.denominator > 1:
-            ids = ids.repeat_interleave(rate.denominator, dim=2)
-        width = count * rate.numerator
-        ids = functional.pad(ids[:, :, :width], (0, max(0, width - ids.shape[2])), value=absent)
-        side_by_side = ids.reshape(*ids.shape[:2], count, rate.numerator).permute(0, 2, 1, 3)
-        return side_by_side.flatten(2)
+        self.blocks = nn.ModuleList(
+            ConvolutionBlock(width, options.given_kernel) for _ in range(options.given_blocks)
+        )
 
     def forward(self, given: tuple[Tokens, ...], lengths: Lengths, count: int) -> Frames:
-        """Context ``[B, count, D]`` of every target frame; zero from ``lengths`` on.
-
-        Masked before every convolution, so that a row sees the same alone and in a batch.
-        """
-        mask = (torch.arange(count, device=lengths.device) < lengths[:, None])[:, :, None]
+        """Return the context ``[B, count, D]`` of every target frame; zero from ``lengths`` on."""
+        # Padding is masked before every convolution: a row sees the same alone and in a batch.
+        mask = length_mask(lengths, count)[:, :, None]
         parts = []
-        for index, tokens in enumerate(given):
-            ids = self._resample(tokens, self.rates[index], count, self.sizes[index])
-            parts.append(self.embeddings[index](ids).sum(dim=2))
+        for tokens, rate, size, embedding in zip(
+            given, self.rates, self.sizes, self.embeddings, strict=True
+        ):
+            parts.append(embedding(_resample(tokens, rate, count, size)).sum(dim=2))
         x = torch.stack(parts).sum(dim=0)
         for block in self.blocks:
             x = block(x, mask)
@@ -110,5 +85,20 @@ class GivenEncoder(nn.Module):
     def at(
         self, given: tuple[Tokens, ...], lengths: Lengths, frame: Int64[Tensor, "B N"]
     ) -> Frames:
-        """Context of rows of ``lengths`` frames at ``frame``, as ``left_padded`` gives it."""
+        """Return the context at ``frame``, as ``left_padded`` returns it, of ``lengths`` frames."""
         return take(self(given, lengths, frame.shape[1]), frame.clamp_min(0))
+
+
+def _resample(tokens: Tokens, rate: Fraction, count: int, absent: int) -> Int64[Tensor, "B N q"]:
+    """Return the ids that sound during each of ``count`` target frames.
+
+    A slower slice repeats its frames. Of a faster one, all frames that pass during a target frame
+    stand side by side, as further levels.
+    """
+    ids = tokens.ids.masked_fill(~tokens.mask[:, None], absent)
+    if rate.denominator > 1:
+        ids = ids.repeat_interleave(rate.denominator, dim=2)
+    width = count * rate.numerator
+    ids = functional.pad(ids[:, :, :width], (0, max(0, width - ids.shape[2])), value=absent)
+    side_by_side = ids.reshape(*ids.shape[:2], count, rate.numerator).permute(0, 2, 1, 3)
+    return side_by_side.flatten(2)

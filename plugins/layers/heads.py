@@ -1,4 +1,7 @@
-"""Embedding tables and output heads, one of each per level."""
+"""Embedding tables and output heads, one of each per level.
+
+Shape legend: B batch, Q levels, N frames, D width, V codebook size.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from torch.nn import functional
 from segue.plugins.layers.transformer import INIT_STD
 
 
-def nats_of(logits: Float[Tensor, "M V"], ids: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
-    """Negative log-likelihood of every id; halves would round it to steps of .03."""
+def cross_entropy(logits: Float[Tensor, "M V"], ids: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """Return the negative log-likelihood of every id, in nats."""
     if logits.dtype != torch.float64:
-        logits = logits.float()
+        logits = logits.float()  # half precision would round the result to steps of 0.03
     return functional.cross_entropy(logits, ids, reduction="none")
 
 
@@ -36,14 +39,14 @@ class LevelEmbedding(nn.Module):
         return self.table(ids + self.offsets)  # type: ignore[no-any-return]
 
     def level(self, ids: Int64[Tensor, " B"], level: int) -> Float[Tensor, "B D"]:
-        """Embeddings of one level's ids; -1 is the last level."""
+        """Return the embeddings of one level's ids; -1 is the last level."""
         levels = self.offsets.shape[0]
         rows = self.table.num_embeddings // levels
         return self.table(ids + level % levels * rows)  # type: ignore[no-any-return]
 
 
 class LevelHeads(nn.Module):
-    """One linear head per level over exactly that level's V codes: no other can be drawn."""
+    """One linear head per level over exactly the V codes of that level: no other can be drawn."""
 
     def __init__(self, num_levels: int, width: int, codebook_size: int) -> None:
         super().__init__()
@@ -53,9 +56,9 @@ class LevelHeads(nn.Module):
     def nll(
         self, hidden: Float[Tensor, "B N Q D"], ids: Int64[Tensor, "B Q N"]
     ) -> Float[Tensor, "B Q N"]:
-        """Negative log-likelihood in nats of every id under its own level's head."""
+        """Return the negative log-likelihood, in nats, of every id under its own level's head."""
         batch, frames, levels, width = hidden.shape
         by_level = hidden.permute(2, 0, 1, 3).reshape(levels, batch * frames, width)
         logits = torch.bmm(by_level, self.weight).flatten(0, 1)
-        losses = nats_of(logits, ids.transpose(0, 1).flatten())
+        losses = cross_entropy(logits, ids.transpose(0, 1).flatten())
         return losses.view(levels, batch, frames).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""How attention knows where things are: rotary angles or a learnt bias by distance.
+"""How attention knows positions: rotary angles, or a learnt bias by distance.
 
 Shape legend: B batch, N queries, K keys, H heads, d channels per head.
 """
@@ -16,22 +16,22 @@ Rotary = tuple[Float[Tensor, "B N 1 1 d"], Float[Tensor, "B N 1 1 d"]]
 
 
 def rotate(x: Float[Tensor, "B N 2 H d"], rotary: Rotary) -> Float[Tensor, "B N 2 H d"]:
-    """Turn channel pairs ``(i, i + d/2)`` by their position's angle."""
+    """Turn channel pairs ``(i, i + d/2)`` by the angle of their position."""
     cosine, sine = rotary
     # Rolling by half swaps the halves; the minus sign of the rotation is in ``sine``.
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine).to(x.dtype)
 
 
 class RotaryPositions(nn.Module):
-    """Angles of rotary positions (Su et al., arXiv 2104.09864)."""
+    """Angles of rotary positions (Su et al., arXiv 2104.09864) for ``size`` channels per head."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, positions: Positions) -> Rotary:
-        """Cosine and signed sine ``[B, N, 1, 1, d]`` of every position's angles."""
-        # Not a buffer, which a change of the model's number format would round: far positions
+        """Return cosine and signed sine ``[B, N, 1, 1, d]`` of every position's angles."""
+        # Not a buffer: converting the model to half precision would round it, and far positions
         # would turn by other angles.
         half = torch.arange(0, self.size, 2, dtype=torch.float32, device=positions.device)
         angles = positions[:, :, None].float() * 10000.0 ** -(half / self.size)
@@ -41,10 +41,10 @@ class RotaryPositions(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A learnt bias per head and distance, shared by all layers.
+    """A learnt bias per head and distance, shared by all layers (T5, arXiv 1910.10683).
 
-    Distances are sorted into buckets as in T5 (Raffel et al., arXiv 1910.10683): each sign has
-    half of them; small distances have one each, larger ones share them logarithmically.
+    Distances are sorted into buckets, half of them for each sign: small distances have a bucket
+    each, larger ones share buckets on a logarithmic scale up to ``reach``.
     """
 
     buckets: Tensor
@@ -53,23 +53,21 @@ class RelativeBias(nn.Module):
         super().__init__()
         self.reach = reach
         self.weight = nn.Parameter(torch.zeros(heads, num_buckets))
-        distances = torch.arange(-reach, reach + 1)
-        self.register_buffer("buckets", self._bucket(distances, num_buckets), persistent=False)
-
-    def _bucket(self, distances: Tensor, num_buckets: int) -> Int64[Tensor, " M"]:
         half = num_buckets // 2
         exact = half // 2
+        distances = torch.arange(-reach, reach + 1)
         size = distances.abs()
-        ratio = torch.log(size.clamp_min(exact) / exact) / math.log(max(2, self.reach / exact))
+        ratio = torch.log(size.clamp_min(exact) / exact) / math.log(max(2, reach / exact))
         far = (exact + ratio * (half - exact)).long().clamp_max(half - 1)
-        return torch.where(size < exact, size, far) + half * (distances < 0)
+        buckets = torch.where(size < exact, size, far) + half * (distances < 0)
+        self.register_buffer("buckets", buckets, persistent=False)
 
     def table(self) -> Float[Tensor, "H M"]:
-        """The bias at every distance from ``-reach`` to ``reach``."""
+        """Return the bias at every distance from ``-reach`` to ``reach``."""
         return self.weight[:, self.buckets]
 
     def forward(self, queries: Positions, keys: Float[Tensor, "B K"]) -> Float[Tensor, "B H N K"]:
-        """The bias of every key for every query, by the distance from key to query."""
-        distances = (queries[:, :, None] - keys[:, None]).round().long()
+        """Return the bias of every key for every query, by the distance from key to query."""
+        distances: Int64[Tensor, "B N K"] = (queries[:, :, None] - keys[:, None]).round().long()
         index = distances.clamp(-self.reach, self.reach) + self.reach
         return self.table()[:, index].transpose(0, 1)

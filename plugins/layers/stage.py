@@ -1,287 +1,143 @@
-"""What the transformer stage models share: loss, score and the frame of generation."""
+"""Likelihood, loss and checks of the stage models, as free functions.
+
+A model that predicts from left to right computes in ``forward(given, target)`` the negative
+log-likelihood of every token and the odds that the audio ends; the functions here prepare its
+arguments and reduce its result.
+
+Shape legend: B batch, Q levels, N frames, D width.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.errors import ConfigError, GenerationError
-from segue.core.interfaces import Ids, Lengths, StageBatch, StageLM, StageLoss, Tokens
-from segue.core.options import Decoding, Sampling
+from segue.core.interfaces import Lengths, StageBatch, StageLM, StageLoss, Tokens
+from segue.core.options import Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.config import (
-    CausalOptions,
-    ConditionOptions,
-    SequenceOptions,
-)
-from segue.plugins.layers.decoding import chosen_backend
-from segue.plugins.layers.drawing import Drawer
-from segue.plugins.layers.transformer import transformer_blocks
+from segue.plugins.layers.config import ConditionOptions, SequenceOptions
+
+#: Negative log-likelihood ``[B, Q, N]`` of every token, anything at padding; and log-odds
+#: ``[B, N]`` that the audio ends after a frame, or None if the model does not learn that.
+Likelihood = tuple[Float[Tensor, "B Q N"], Float[Tensor, "B N"] | None]
 
 
 @contextmanager
-def evaluating(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Eval mode for the duration; every submodule gets its own mode back.
-
-    Args:
-        parts: ``module.modules()``, where this is done so often that looking them up shows.
-    """
-    training = [part for part in (module.modules() if parts is None else parts) if part.training]
-    if training:
-        module.eval()
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules in eval mode for the duration; each returns to its own mode, frozen or not."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for module in training:
+            module.training = True
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """What a model says of a target.
+def given_in_time(
+    stage: StageSpec, given: Iterable[Tokens], lengths: Lengths
+) -> tuple[Tokens, ...]:
+    """Cut given slices to the frames that pass during ``lengths`` target frames.
 
-    Attributes:
-        nll: ``[B, Q, N]`` negative log-likelihood of every id; anything at padding.
-        ends: ``[B, N]`` log-odds that the audio ends after a frame, if the model learns that.
+    Generation sees no later ones, so scoring and training must not either.
     """
+    return tuple(
+        tokens.cut(stage.given_frames(index, lengths)) for index, tokens in enumerate(given)
+    )
 
-    nll: Float[Tensor, "B Q N"]
-    ends: Float[Tensor, "B N"] | None = None
+
+def drop_given(given: tuple[Tokens, ...], rate: float) -> tuple[Tokens, ...]:
+    """Hide the given slices of a random share of rows, for classifier-free guidance."""
+    if not (rate and given):
+        return given
+    kept = torch.rand(len(given[0].lengths), device=given[0].ids.device) >= rate
+    # Ids stay as padding: a batch without any frame would have no columns to embed.
+    return tuple(Tokens(tokens.ids, tokens.lengths * kept) for tokens in given)
 
 
-class ConditionedStageLM(StageLM):
-    """A stage model with given slices that may be dropped in training.
+def make_end_head(config: SequenceOptions, stage: StageSpec, width: int) -> nn.Linear | None:
+    """Return the head that predicts from ``[D]`` whether the audio ends, or None if not asked for.
 
-    What every first-party family shares, whatever order it predicts in.
+    Raises:
+        ConfigError: if the stage has given slices, which say how long the audio is.
     """
-
-    config: ConditionOptions
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return transformer_blocks(self)
-
-    def _given(self, given: tuple[Tokens, ...], lengths: Lengths) -> tuple[Tokens, ...]:
-        """The given frames that pass during ``lengths`` target frames, and no later ones: what
-        is scored and learnt from is what generation sees."""
-        return tuple(
-            tokens.cut(self.stage.given_frames(index, lengths))
-            for index, tokens in enumerate(given)
+    if not config.end_of_audio:
+        return None
+    if stage.given:
+        raise ConfigError(
+            f"stages.{stage.name}.lm.options.end_of_audio",
+            f"is on, but the stage is given {', '.join(map(str, stage.given))}",
+            "turn it on in the first stage only: later ones are as long as what they are given",
         )
-
-    def _dropped(self, given: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
-        """In training, nothing at all of the given slices for some rows."""
-        rate = self.config.condition_dropout
-        if not (self.training and rate and given):
-            return given
-        kept = torch.rand(len(given[0].lengths), device=given[0].ids.device) >= rate
-        # A batch without any frame would have no columns to embed: what is left is padding.
-        return tuple(Tokens(tokens.ids, tokens.lengths * kept) for tokens in given)
-
-    def stream(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Iterator[Tokens]:
-        lengths = prompt.lengths + num_frames
-        self._check(given, lengths, sampling, len(generators))
-        if num_frames <= 0 or len(lengths) == 0:
-            return
-        prompt, given = prompt.cut(prompt.lengths), self._given(given, lengths)
-        pieces = self._continue(given, prompt, num_frames, Drawer(sampling, generators))
-        parts, device = list(self.modules()), self.device.type
-        while True:
-            # Left between pieces: whoever consumes them is in none of these modes. Number formats
-            # are those of ``decode_with``, whatever surrounds the call.
-            with (
-                evaluating(self, parts),
-                torch.inference_mode(),
-                torch.autocast(device, enabled=False),
-            ):
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            # Cloned outside: an inference tensor could not be learnt from later.
-            yield Tokens(piece.ids.clone(), piece.lengths.clone())
-
-    def generate(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Tokens:
-        pieces = list(self.stream(given, prompt, num_frames, sampling, generators))
-        if not pieces:
-            return Tokens.full(prompt.ids[:, :, :0])
-        ids = torch.cat([piece.ids for piece in pieces], dim=2)
-        # Only a last piece of a row is short, so the sum of lengths is where its frames end.
-        return Tokens(ids, torch.stack([piece.lengths for piece in pieces]).sum(dim=0))
-
-    @abstractmethod
-    def _continue(
-        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
-    ) -> Iterator[Tokens]:
-        """New frames in pieces of at least one; each step runs in eval and inference mode.
-
-        A row that ended has pieces of length 0 from then on.
-        """
-
-    def _check(
-        self, given: Sequence[Tokens], lengths: Tensor, sampling: Sampling, generators: int
-    ) -> None:
-        place = f"stage {self.stage.name!r}"
-        if generators != len(lengths):
-            problem = f"{generators} random generators for {len(lengths)} rows"
-            raise GenerationError(place, problem, "pass one generator per row")
-        self.check_sampling(sampling)
-        for index, (spec, tokens) in enumerate(zip(self.stage.given, given, strict=True)):
-            needed = self.stage.given_frames(index, lengths)
-            short = (tokens.lengths < needed).nonzero()
-            if len(short):
-                row = int(short[0])
-                raise GenerationError(
-                    place,
-                    f"row {row} holds {int(tokens.lengths[row])} frames of {spec}, "
-                    f"but {int(needed[row])} are needed",
-                    "generate or pass that many frames of it first",
-                )
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        place = f"stages.{self.stage.name}.sampling"
-        if self.autoregressive and sampling.iterations is not None:
-            raise GenerationError(
-                f"{place}.iterations",
-                "is for models that fill masks; this one draws each token once",
-                "leave it out",
-            )
-        if sampling.guidance == 1.0:
-            return
-        if not self.stage.given:
-            problem = f"is {sampling.guidance:g}, but the stage is given nothing"
-            raise GenerationError(f"{place}.guidance", problem, "leave it at 1")
-        if not self.config.condition_dropout:
-            raise GenerationError(
-                f"{place}.guidance",
-                f"is {sampling.guidance:g}, but the model was trained without condition_dropout",
-                "leave it at 1, or train with lm.options.condition_dropout=0.1",
-            )
+    return nn.Linear(width, 1)
 
 
-class TransformerStageLM(ConditionedStageLM):
-    """A stage model that predicts from left to right, knows the likelihood of a target and how to
-    continue one."""
-
-    config: SequenceOptions
-
-    def __init__(self, config: SequenceOptions, stage: StageSpec, width: int) -> None:
-        """``width``: D of the hidden states that predict a frame."""
-        super().__init__(config, stage)
-        self.end_head: nn.Linear | None = None
-        if not config.end_of_audio:
-            return
-        if stage.given:
-            raise ConfigError(
-                f"stages.{stage.name}.lm.options.end_of_audio",
-                f"is on, but the stage is given {', '.join(map(str, stage.given))}",
-                "turn it on in the first stage only: later ones are as long as what they are given",
-            )
-        self.end_head = nn.Linear(width, 1)
-
-    def decode_with(self, decoding: Decoding) -> None:
-        # Refused now rather than by the first token.
-        chosen_backend(decoding, next(self.parameters()), f"stages.{self.stage.name}.decoding")
-        super().decode_with(decoding)
-
-    @property
-    def unbounded(self) -> bool:
-        window = self.config.attention_window if isinstance(self.config, CausalOptions) else None
-        return window is not None and not self.stage.given
-
-    @abstractmethod
-    def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        """What the model says of a target of at least one frame."""
-
-    def _end_odds(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "..."] | None:
-        """Log-odds that the audio ends before the frame that ``hidden`` predicts."""
-        return None if self.end_head is None else self.end_head(hidden)[..., 0]
-
-    def _draw_ends(
-        self,
-        endings: Endings,
-        frame: int,
-        hidden: Float[Tensor, "R D"],
-        prompt: Lengths,
-        drawer: Drawer,
-    ) -> None:
-        """Note the rows that end in place of new frame ``frame``, which ``hidden`` predicts; none
-        ends before it has any frame."""
-        odds = self._end_odds(hidden)
-        if odds is not None:
-            pairs = zip(drawer.ends(odds), prompt.tolist(), strict=True)
-            endings.note(frame, [end and known + frame > 0 for end, known in pairs])
-
-    def _masked(self, batch: StageBatch) -> Likelihood:
-        lengths, width = batch.target.lengths, batch.target.ids.shape[2]
-        mask = batch.target.mask[:, None]
-        target = Tokens(batch.target.ids.masked_fill(~mask, 0), lengths)
-        if width == 0:
-            return Likelihood(target.ids.float())
-        found = self._likelihood(self._dropped(self._given(batch.given, lengths)), target)
-        return Likelihood(found.nll.masked_fill(~mask, 0.0), found.ends)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        found = self._masked(batch)
-        mask = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
-        counted = mask.sum().clamp_min(1)
-        per_level = found.nll.masked_fill(~mask[:, None], 0.0).sum(dim=(0, 2)) / counted
-        total = per_level.mean()
-        if found.ends is not None and batch.ends is not None:
-            ends = batch.ends.to(found.ends.dtype)
-            terms = functional.binary_cross_entropy_with_logits(found.ends, ends, reduction="none")
-            total = total + terms.masked_fill(~mask, 0.0).sum() / counted
-        return StageLoss(total, per_level)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        with evaluating(self), torch.no_grad():
-            return -self._masked(batch).nll
+def end_odds(head: nn.Linear | None, hidden: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"] | None:
+    """Return the log-odds that the audio ends before the frame that each state predicts."""
+    return None if head is None else head(hidden)[..., 0]
 
 
-class Endings:
-    """Where the rows of one call end, and the pieces that are theirs until then.
+def check_sampling(
+    stage: StageSpec, config: ConditionOptions, sampling: Sampling, iterations: bool = False
+) -> None:
+    """Refuse sampling values that a model has no use for.
 
     Args:
-        rows: number of rows.
-        num_frames: new frames that are asked for.
+        iterations: whether the model fills masks in several passes.
+
+    Raises:
+        GenerationError: naming the value.
     """
+    place = f"stages.{stage.name}.sampling"
+    if sampling.iterations is not None and not iterations:
+        problem = "is for models that fill masks; this one draws each token once"
+        raise GenerationError(f"{place}.iterations", problem, "leave it out")
+    if sampling.guidance == 1.0:
+        return
+    place, value = f"{place}.guidance", f"is {sampling.guidance:g}"
+    if not stage.given:
+        raise GenerationError(place, f"{value}, but the stage is given nothing", "leave it at 1")
+    if not config.condition_dropout:
+        raise GenerationError(
+            place,
+            f"{value}, but the model was trained without condition_dropout",
+            "leave it at 1, or train with lm.options.condition_dropout=0.1",
+        )
 
-    def __init__(self, rows: int, num_frames: int) -> None:
-        self._at = [num_frames] * rows
 
-    def note(self, frame: int, drawn: Sequence[bool]) -> None:
-        """The rows for which an end was drawn in place of new frame ``frame``."""
-        self._at = [min(at, frame) if end else at for at, end in zip(self._at, drawn, strict=True)]
+def _likelihood(lm: StageLM, batch: StageBatch, condition_dropout: float) -> Likelihood:
+    """Return what ``lm`` computes for a batch, with 0 at padding."""
+    lengths, mask = batch.target.lengths, batch.target.mask[:, None]
+    target = Tokens(batch.target.ids.masked_fill(~mask, 0), lengths)
+    if target.ids.shape[2] == 0:
+        return target.ids.float(), None
+    given = drop_given(given_in_time(lm.stage, batch.given, lengths), condition_dropout)
+    nll, ends = lm(given, target)
+    return nll.masked_fill(~mask, 0.0), ends
 
-    def reached(self, frames: Sequence[int], like: Tensor) -> Bool[Tensor, "B F"]:
-        """Which rows reach each of these new frames; on the device of ``like``."""
-        rows = [[frame < at for frame in frames] for at in self._at]
-        return torch.tensor(rows, device=like.device)
 
-    def piece(self, frame: int, ids: Ids) -> Tokens:
-        """New frame ``frame`` ``[B, Q, 1]``, of those rows that reach it; 0 in others."""
-        reached = self.reached([frame], ids).long()
-        return Tokens(ids * reached[:, :, None], reached[:, 0])
+def causal_loss(lm: StageLM, batch: StageBatch, config: ConditionOptions) -> StageLoss:
+    """Return the loss of a model that predicts from left to right; see ``StageLM.loss``."""
+    nll, odds = _likelihood(lm, batch, config.condition_dropout if lm.training else 0.0)
+    mask = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
+    count = mask.sum().clamp_min(1)
+    per_level = nll.masked_fill(~mask[:, None], 0.0).sum(dim=(0, 2)) / count
+    total = per_level.mean()
+    if odds is not None and batch.ends is not None:
+        ends = batch.ends.to(odds.dtype)
+        terms = functional.binary_cross_entropy_with_logits(odds, ends, reduction="none")
+        total = total + terms.masked_fill(~mask, 0.0).sum() / count
+    return StageLoss(total, per_level)
 
-    def over(self, frame: int) -> bool:
-        """Whether no row reaches new frame ``frame``."""
-        return all(frame >= at for at in self._at)
+
+def causal_score(lm: StageLM, batch: StageBatch) -> Float[Tensor, "B Q N"]:
+    """Return the scores of a model that predicts from left to right; see ``StageLM.score``."""
+    with evaluating(lm.modules()), torch.no_grad():
+        return -_likelihood(lm, batch, 0.0)[0]

@@ -33,18 +33,20 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class Sight:
-    """What attention needs to know beside the hidden states; the same for every layer.
+    """Positions and visibility, the same for the attention of every layer.
 
     Attributes:
         rotary: angles of the new positions, if positions are rotary.
-        mask: ``[B, H, N, K]``, True where a query sees a key, or a number that is added to the
-            attention score; None where nothing is hidden but by ``causal``.
-        causal: whether a query sees keys up to its own only, query 0 being aligned with key 0.
+        mask: ``[B, H, N, K]``, True where a query sees a key, or a number to add to the attention
+            score; None hides nothing except by ``causal``.
+        causal: whether a query sees keys up to its own only; query 0 is aligned with key 0.
+        valid: ``[B, N, 1]``, False at padding, for layers that convolve; None without padding.
     """
 
     rotary: Rotary | None = None
     mask: Tensor | None = None
     causal: bool = False
+    valid: Bool[Tensor, "B N 1"] | None = None
 
 
 class Attention(nn.Module):
@@ -67,7 +69,7 @@ class Attention(nn.Module):
             keys, values = cache.extend(self.layer, keys, values)
         mask = sight.mask
         if mask is not None and mask.is_floating_point():
-            mask = mask.to(queries.dtype)  # autocast may have made another one of it
+            mask = mask.to(queries.dtype)  # autocast may have changed the dtype of queries
         mixed = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=sight.causal
         )
@@ -87,8 +89,13 @@ class FeedForward(nn.Module):
         return self.out(functional.silu(gate) * value)  # type: ignore[no-any-return]
 
 
+def dropped(change: Hidden, dropout: float) -> Hidden:
+    """Apply dropout to the output of a sublayer; a probability of 0 changes nothing."""
+    return functional.dropout(change, dropout) if dropout else change
+
+
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each normalised before and added after."""
+    """One layer: attention, then feed-forward; each normalises its input and adds its output."""
 
     def __init__(self, options: TransformerOptions, layer: int) -> None:
         super().__init__()
@@ -99,21 +106,19 @@ class Block(nn.Module):
         self.dropout = options.dropout
 
     def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None) -> Hidden:
-        x = x + self._drop(self.attention(self.attention_norm(x), sight, cache))
-        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
-
-    def _drop(self, x: Hidden) -> Hidden:
-        return functional.dropout(x, self.dropout) if self.training and self.dropout else x
+        dropout = self.dropout if self.training else 0.0
+        x = x + dropped(self.attention(self.attention_norm(x), sight, cache), dropout)
+        return x + dropped(self.feed_forward(self.feed_forward_norm(x)), dropout)
 
 
 class Transformer(nn.Module):
-    """Layers of attention; positions are given explicitly and may be fractions.
+    """Layers of attention. Positions are passed explicitly and may be fractions.
 
     Args:
-        options: the size, and how positions are told.
-        causal: whether a position sees only itself and what comes before it.
-        window: positions that one position sees, itself included; None is all of them.
-        block: makes one layer, called with the options and the layer's number.
+        options: size and position encoding.
+        causal: whether a position sees only itself and earlier ones.
+        window: number of positions that one position sees, itself included; None sees all.
+        block: makes one layer from the options and the layer's number.
     """
 
     def __init__(
@@ -136,46 +141,55 @@ class Transformer(nn.Module):
         else:
             buckets, reach = options.relative_buckets, options.relative_reach
             self.relative = RelativeBias(options.heads, buckets, reach)
-        self._initialise(options.depth)
-
-    def _initialise(self, depth: int) -> None:
         for name, parameter in self.blocks.named_parameters():
             if parameter.ndim == 2:
-                residual = name.endswith("out.weight")
-                std = INIT_STD / (2 * depth) ** 0.5 if residual else INIT_STD
-                nn.init.normal_(parameter, std=std)
+                # Each of the 2 x depth sublayers adds to the residual stream: scaled down, their
+                # sum starts at the size of one.
+                shrink = (2 * options.depth) ** 0.5 if name.endswith("out.weight") else 1
+                nn.init.normal_(parameter, std=INIT_STD / shrink)
 
     @property
     def layers(self) -> list[Block]:
-        """``blocks`` as what they are."""
+        """``blocks`` with their type."""
         return list(self.blocks)  # type: ignore[arg-type]
 
     def sight(self, positions: Positions, valid: Bool[Tensor, "B N"] | None = None) -> Sight:
-        """Whole sequences that see themselves.
+        """Return what whole sequences ``[B, N]`` see of themselves.
 
         Args:
             positions: ``[B, N]``.
-            valid: ``[B, N]``, False at padding, which nobody else then sees. Padding at the end of
-                a causal sequence needs no telling: no valid position looks ahead.
+            valid: ``[B, N]``, False at padding, which is then hidden. Padding at the end of a
+                causal sequence needs no mask: no valid position looks ahead.
         """
-        visible = self._visible(positions.shape[1], valid, positions.device)
+        count, device = positions.shape[1], positions.device
+        visible: Visible | None = None
+        if valid is not None and not bool(valid.all()):
+            # A padded position sees itself: a softmax over nothing would be NaN.
+            itself = torch.eye(count, dtype=torch.bool, device=device)
+            visible = ((self._triangle(count, device) & valid[:, None, :]) | itself)[:, None]
+        elif self.window is not None and self.window < count:
+            visible = self._triangle(count, device)[None, None]
         return self.sight_of(positions, positions, visible)
 
     def sight_of(
         self, queries: Positions, keys: Float[Tensor, "B K"], visible: Visible | None
     ) -> Sight:
-        """Queries that see ``visible`` keys.
+        """Return what queries see of keys, the last query being aligned with the last key.
 
-        None stands for all of them where there is one query or the model looks both ways, else for
-        those up to each query, the last query being aligned with the last key.
+        Args:
+            queries: positions ``[B, N]``.
+            keys: positions ``[B, K]``.
+            visible: ``[B, 1, N, K]``; None shows all keys to a single query or a bidirectional
+                model, and otherwise those up to each query.
         """
         rotary = None if self.rotary is None else self.rotary(queries)
         count, known = queries.shape[1], keys.shape[1]
         causal = self.causal and count > 1 and visible is None
-        if causal and known > count:  # ``is_causal`` would align the first ones
+        if causal and known > count:  # ``is_causal`` would align the first query and key
             visible, causal = self._triangle(known, queries.device)[None, None, -count:], False
         if self.relative is None:
             return Sight(rotary, visible, causal)
+        # Rows at the same positions share one bias, which saves memory.
         same = bool((queries == queries[:1]).all()) and bool((keys == keys[:1]).all())
         mask = self.relative(queries[:1], keys[:1]) if same else self.relative(queries, keys)
         if causal:
@@ -185,29 +199,19 @@ class Transformer(nn.Module):
         return Sight(rotary, mask)
 
     def _triangle(self, count: int, device: torch.device) -> Bool[Tensor, "N N"]:
-        """Which keys each query of one sequence sees, by causality and window."""
+        """Return which keys each query of one sequence sees, by causality and window."""
         square = torch.ones(count, count, dtype=torch.bool, device=device)
         if self.causal:
             square = square.tril()
         return square if self.window is None else square.triu(1 - self.window)
 
-    def _visible(
-        self, count: int, valid: Bool[Tensor, "B N"] | None, device: torch.device
-    ) -> Visible | None:
-        narrow = self.window is not None and self.window < count
-        if valid is None or bool(valid.all()):
-            return self._triangle(count, device)[None, None] if narrow else None
-        # A padded position sees itself, as a softmax over nothing is not a number.
-        itself = torch.eye(count, dtype=torch.bool, device=device)
-        return ((self._triangle(count, device) & valid[:, None, :]) | itself)[:, None]
-
     def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None = None) -> Hidden:
-        """Hidden states ``[B, N, D]`` of the N last positions.
+        """Return hidden states ``[B, N, D]`` of embedded inputs ``x`` ``[B, N, D]``.
 
         Args:
-            x: ``[B, N, D]`` embedded inputs.
-            sight: what they may look at.
-            cache: what came before; the new positions are added to it.
+            x: the N newest positions.
+            sight: what they see.
+            cache: earlier positions; the new ones are added to it.
         """
         x = self.dropout(x)
         for block in self.blocks:
@@ -218,7 +222,7 @@ class Transformer(nn.Module):
 
 
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:
-    """The layers of every transformer in a module."""
+    """Return the layers of every transformer in a module."""
     return [
         block for part in module.modules() if isinstance(part, Transformer) for block in part.blocks
     ]

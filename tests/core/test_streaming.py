@@ -15,8 +15,9 @@ from segue.core.errors import GenerationError, OutputError
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageLM, Tokens
+from segue.core.manager import PluginHost
 from segue.core.plugins import PluginHost
-from segue.plugins.layers.stage import TransformerStageLM
+from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 RATE = 16_000
 
@@ -159,7 +160,7 @@ def ending(tiny_pipelines: dict[str, Path], plugin_host: PluginHost) -> Pipeline
     torch.manual_seed(0)
     pipeline = Pipeline.from_config(config, host=plugin_host, allow_untrained=True)
     lm = pipeline.stage_lm("semantic")
-    assert isinstance(lm, TransformerStageLM) and lm.end_head is not None
+    assert isinstance(lm, FlatTransformer) and lm.end_head is not None
     with torch.no_grad():
         lm.end_head.weight.zero_()
         lm.end_head.bias.fill_(-3.0)
@@ -191,7 +192,7 @@ def test_a_stream_ends_where_the_audio_ends(ending: Pipeline) -> None:
 
 def test_an_end_right_after_the_prompt_adds_nothing(ending: Pipeline) -> None:
     lm = ending.stage_lm("semantic")
-    assert isinstance(lm, TransformerStageLM) and lm.end_head is not None
+    assert isinstance(lm, FlatTransformer) and lm.end_head is not None
     with torch.no_grad():
         lm.end_head.bias.fill_(50.0)
     prompt = melody(1.6, seed=5)

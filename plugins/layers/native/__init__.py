@@ -1,5 +1,5 @@
 """A decoding step for CPUs in C.
 
-What Python and PyTorch add to each of a step's many small operations would otherwise take longer
-than reading the weights.
+A step consists of many small operations. Calling them one by one from Python and PyTorch would take
+longer than reading the weights.
 """

@@ -1,8 +1,10 @@
 /* One decoding step of a pre-norm transformer on a CPU, for a few rows at a time.
  *
  * A step multiplies every weight once with one vector per row, so it is as fast as memory is read.
- * All layers run within one parallel region: threads meet at barriers, five per layer. Sums over
- * one row never depend on the rows beside it.
+ * All layers run within one parallel region: threads meet at six barriers per layer. These are
+ * OpenMP's own, which spin unless OMP_WAIT_POLICY=PASSIVE is set before libgomp is loaded. Each sum
+ * is computed by one thread in a fixed order: results depend neither on the number of threads nor
+ * on the other rows of the batch.
  *
  * Shapes: B rows, D width, H heads, d = D / H channels per head, F hidden width of the feed-forward,
  * C slots of the key-value cache, a ring: position p lies in slot p % C. Row-major everywhere.
@@ -80,7 +82,7 @@ static inline float exponential(float x) {
     return (q * r * r + r + 1.0f) * power.value;
 }
 
-/* As many floats as a register holds, and what is done with them. */
+/* As many floats as a register holds, and the operations on them. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define LANES 16
@@ -126,7 +128,7 @@ static inline Floats decoded(const int8_t *codes) {
 }
 #endif
 
-/* One row of weights after the other, from its first to its last: what memory delivers fastest.
+/* Read one row of weights after the other, from its first to its last: memory is fastest that way.
  * Four independent sums hide the latency of adding. */
 static inline float dot(const float *a, const float *b, int64_t n) {
     Floats s0 = same(0.0f), s1 = s0, s2 = s0, s3 = s0;
@@ -256,7 +258,7 @@ static void mix_values(const float *weights, const float *values, int64_t count,
         for (int64_t i = 0; i < count; i++) output[c] += weights[i] * values[i * d + c];
 }
 
-/* What T5's bias adds to the score of each key, by its distance. */
+/* Add T5's bias to the score of each key, by its distance. */
 static void add_bias(const Plan *p, int64_t b, int64_t h, int64_t position, int64_t oldest,
                      int64_t count, float *scores) {
     const float *places = p->key_positions + b * p->capacity;

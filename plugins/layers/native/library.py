@@ -17,25 +17,25 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernel.c")
-#: What -ffast-math would add besides changes results, and while linking makes the whole process
-#: flush denormal numbers to zero.
+#: Not -ffast-math: it changes results and, when linking, makes the whole process flush denormal
+#: numbers to zero.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-#: Tried in this order: threads where the compiler has OpenMP, else one thread.
+#: Tried in this order: threads if the compiler has OpenMP, else one thread.
 OPENMP = (("-fopenmp",), ("-fopenmp-simd",), ())
-#: How compilers are told to use all that this processor has.
+#: How different compilers are asked to use all instructions of this processor.
 PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 
 
 class KernelError(RuntimeError):
-    """The kernel cannot be used here; says why."""
+    """The kernel cannot be used here; the message says why."""
 
 
 def library() -> ctypes.CDLL:
-    """The compiled kernel.
+    """Return the compiled kernel.
 
-    Compiled on the first call on a machine (about two seconds) into ``SEGUE_CACHE``, by default
-    ``~/.cache/segue``. Where the process has a libgomp, as with PyTorch on Linux, the kernel shares
-    its threads.
+    The first call on a machine compiles it (about two seconds) into ``SEGUE_CACHE``, by default
+    ``~/.cache/segue``. Where the process already has a libgomp, as with PyTorch on Linux, the
+    kernel shares its threads.
 
     Raises:
         KernelError: if there is no C compiler or it cannot compile or load the kernel.
@@ -47,13 +47,12 @@ def library() -> ctypes.CDLL:
 
 
 def available() -> bool:
-    """Whether the kernel can be used; compiles it if that was not done yet."""
+    """Return whether the kernel can be used; compile it if that was not done yet."""
     return not isinstance(_found(), KernelError)
 
 
-@cache
+@cache  # errors too: a process tries only once
 def _found() -> ctypes.CDLL | KernelError:
-    """The kernel, or why there is none: looked for once in a process."""
     try:
         return _loaded()
     except KernelError as error:
@@ -78,24 +77,24 @@ def _loaded() -> ctypes.CDLL:
 
 
 def _compiled(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor."""
-    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    key = [SOURCE.read_text(), told.stdout, *FLAGS, _processor()]
+    """Return the shared library for this source, compiler and processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    key = [SOURCE.read_text(), version.stdout, *FLAGS, _processor()]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
     failures = []
     for directory in _directories():
         path = directory / f"kernel-{digest}.so"
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not _is_ours(directory, stat.S_ISDIR):
+            if not _is_private(directory, stat.S_ISDIR):
                 failures.append(f"others may write to {directory}")
-            elif path.exists() and _is_ours(path, stat.S_ISREG):
+            elif path.exists() and _is_private(path, stat.S_ISREG):
                 return path
             else:
                 return _compile(compiler, path)
         except OSError as error:
             failures.append(str(error))
-    raise KernelError(f"there is no place for the compiled kernel ({'; '.join(failures)})")
+    raise KernelError(f"there is no directory for the compiled kernel ({'; '.join(failures)})")
 
 
 def _compile(compiler: str, path: Path) -> Path:
@@ -106,7 +105,7 @@ def _compile(compiler: str, path: Path) -> Path:
             command = [compiler, *FLAGS, *processor, *openmp, str(SOURCE), "-o", name, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
-                # Whole or not at all, whoever else compiles it at the same time.
+                # Renamed when complete: another process may compile it at the same time.
                 Path(name).replace(path)
                 return path
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -116,30 +115,28 @@ def _compile(compiler: str, path: Path) -> Path:
 
 
 def _directories() -> Iterator[Path]:
-    """Where the compiled kernel may lie, the best place first."""
-    chosen = os.environ.get("SEGUE_CACHE")
-    if chosen:
-        yield Path(chosen)
-    elif os.environ.get("XDG_CACHE_HOME"):
-        yield Path(os.environ["XDG_CACHE_HOME"]) / "segue"
-    else:
-        with suppress(RuntimeError):  # a user without a home
-            yield Path.home() / ".cache" / "segue"
+    """Yield the places for the compiled kernel, the best first."""
+    variables = os.environ
+    with suppress(RuntimeError):  # a user without a home
+        if variables.get("SEGUE_CACHE"):
+            yield Path(variables["SEGUE_CACHE"])
+        else:
+            yield Path(variables.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"
     user = os.getuid() if hasattr(os, "getuid") else "user"
     yield Path(tempfile.gettempdir()) / f"segue-{user}"
 
 
-def _is_ours(path: Path, of_type: Callable[[int], bool]) -> bool:
-    """Whether nobody but this user can have put it there: it is code that will be run."""
+def _is_private(path: Path, of_type: Callable[[int], bool]) -> bool:
+    """Return whether only this user can have written a file: it is code that will be run."""
     if not hasattr(os, "getuid"):
         return True
-    found = path.lstat()  # not where a link leads
+    found = path.lstat()  # a link could lead to a file of somebody else
     private = found.st_uid == os.getuid() and not found.st_mode & 0o022
     return private and of_type(found.st_mode)
 
 
 def _processor() -> str:
-    """What the compiler's choice of instructions depends on."""
+    """Return all that the compiler's choice of instructions depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,42 +1,43 @@
-"""Hand a transformer's weights and cache to the kernel, and take one step at a time.
+"""Pass a transformer's weights and cache to the kernel, and take one step at a time.
 
-Shape legend: B batch, D width, d channels per head, V codebook size.
+Shape legend: B batch, D width, C slots of the cache, d channels per head, V codebook size.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from segue.core.eight_bits import quantize
 from segue.plugins.layers.cache import KeyValueCache
-from segue.plugins.layers.memory import large_pages
 from segue.plugins.layers.native.library import library
-from segue.plugins.layers.quantize import contents
+from segue.plugins.layers.quantize import made_from
 from segue.plugins.layers.transformer import Transformer
 
-#: Whatever PyTorch's defaults are.
+#: Explicit, because PyTorch's defaults can be changed and the kernel reads memory as it is.
 FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-LINE = 64  # bytes of a cache line
-Pointer = ctypes.c_void_p
-Integer = ctypes.c_int64
+CACHE_LINE = 64  # bytes
+LARGE_PAGE = 2 * 2**20  # bytes
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
 
 
 class Matrix(ctypes.Structure):
     """``Matrix`` of kernel.c."""
 
     _fields_ = (
-        ("full", Pointer),
-        ("codes", Pointer),
-        ("scales", Pointer),
-        ("rows", Integer),
-        ("columns", Integer),
+        *_fields(ctypes.c_void_p, "full codes scales"),
+        *_fields(ctypes.c_int64, "rows columns"),
     )
 
 
@@ -44,14 +45,9 @@ class Layer(ctypes.Structure):
     """``Layer`` of kernel.c."""
 
     _fields_ = (
-        ("attention_norm", Pointer),
-        ("feed_forward_norm", Pointer),
-        ("qkv", Matrix),
-        ("out", Matrix),
-        ("rise", Matrix),
-        ("fall", Matrix),
-        ("keys", Pointer),
-        ("values", Pointer),
+        *_fields(ctypes.c_void_p, "attention_norm feed_forward_norm"),
+        *_fields(Matrix, "qkv out rise fall"),
+        *_fields(ctypes.c_void_p, "keys values"),
     )
 
 
@@ -59,104 +55,85 @@ class Plan(ctypes.Structure):
     """``Plan`` of kernel.c."""
 
     _fields_ = (
-        *((name, Integer) for name in ("batch", "width", "heads", "hidden", "depth")),
-        ("capacity", Integer),
-        ("threads", Integer),
-        ("layers", Pointer),
-        ("norm", Pointer),
-        ("first", Pointer),
-        ("bias", Pointer),
-        ("reach", Integer),
-        ("key_positions", Pointer),
-        ("scratch", Pointer),
+        *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads"),
+        *_fields(ctypes.c_void_p, "layers norm first bias"),
+        *_fields(ctypes.c_int64, "reach"),
+        *_fields(ctypes.c_void_p, "key_positions scratch"),
     )
 
 
+def num_threads() -> int:
+    """Return PyTorch's number of threads, but no more than the cores that the process may use.
+
+    More threads than cores would wait for each other at every barrier of the kernel.
+    """
+    threads = torch.get_num_threads()
+    if hasattr(os, "sched_getaffinity"):
+        threads = min(threads, len(os.sched_getaffinity(0)))
+    return threads
+
+
+def large_pages(size: int) -> UInt8[Tensor, " N"]:
+    """Return ``size`` zero bytes in large pages of memory, where the system has them.
+
+    Each step reads all weights. With small pages, a good part of the time goes into looking up
+    where each page is.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(size, dtype=torch.uint8, device="cpu")
+    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # the kernel of the system was built without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    skip = -whole.data_ptr() % LARGE_PAGE
+    return whole[skip : skip + size]
+
+
 class Packed:
-    """Copies of matrices in the form that the kernel reads, one behind the other in large pages."""
+    """Copies of matrices in the kernel's format, one behind the other in one block of memory."""
 
     def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
-        parts = [part for weight in weights for part in self._parts(weight.detach(), int8)]
-        self._memory = large_pages(sum(map(_padded, parts)))
-        self._filled = 0
-        pointers = [self._place(part) for part in parts]
-        if int8:
-            pairs = zip(pointers[::2], pointers[1::2], strict=True)
-            triples: list[tuple[int | None, int | None, int | None]]
-            triples = [(None, codes, scales) for codes, scales in pairs]
-        else:
-            triples = [(full, None, None) for full in pointers]
-        self.matrices = [
-            Matrix(*triple, *weight.shape) for triple, weight in zip(triples, weights, strict=True)
-        ]
-
-    @staticmethod
-    def _parts(weight: Tensor, int8: bool) -> list[Tensor]:
-        if not int8:
-            return [weight.contiguous()]
-        codes = quantize(weight)
-        return [codes.codes, codes.scales]
-
-    def _place(self, part: Tensor) -> int:
-        """Copy a tensor behind those that are there; its address."""
-        place = self._memory[self._filled : self._filled + part.nbytes]
-        place.copy_(part.reshape(-1).view(torch.uint8))
-        self._filled += _padded(part)
-        return place.data_ptr()
-
-
-def _padded(part: Tensor) -> int:
-    """Bytes of a tensor, up to the next cache line."""
-    return -(-part.nbytes // LINE) * LINE
-
-
-_Kept = tuple[tuple[object, ...], list[Tensor], Packed]
-_PACKED: WeakKeyDictionary[nn.Module, dict[bool, _Kept]] = WeakKeyDictionary()
+        parts = []
+        for weight in weights:
+            codes = quantize(weight) if int8 else None
+            parts += [codes.codes, codes.scales] if codes else [weight.detach().contiguous()]
+        # Each part begins on a cache line.
+        sizes = [-(-part.nbytes // CACHE_LINE) * CACHE_LINE for part in parts]
+        self._memory = large_pages(sum(sizes))
+        addresses = []
+        for part, place in zip(parts, self._memory.split(sizes), strict=True):
+            place[: part.nbytes].copy_(part.reshape(-1).view(torch.uint8))
+            addresses.append(place.data_ptr())
+        self.matrices = []
+        for index, weight in enumerate(weights):
+            pointers = (
+                [None, *addresses[2 * index :][:2]] if int8 else [addresses[index]] + [None] * 2
+            )
+            self.matrices.append(Matrix(*pointers, *weight.shape))
 
 
 def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
-    """The matrices of one module, packed anew only when a weight changed since."""
+    """Return the matrices of one module, packed anew only if a weight changed."""
     require_float32(*weights)
-    key = contents(weights)
-    kept = _PACKED.setdefault(module, {})
-    if int8 not in kept or kept[int8][0] != key:
-        # The sources are kept too: as long as they live, no other tensor has their address.
-        kept[int8] = key, [weight.detach() for weight in weights], Packed(weights, int8)
-    return kept[int8][2]
+    form = "int8" if int8 else "float32"
+    return made_from(module, weights, form, lambda: Packed(weights, int8))
 
 
 def require_float32(*tensors: Tensor) -> None:
-    """The kernel reads and writes memory as it is.
-
-    Raises:
-        TypeError: if a tensor is of another number format or not on the CPU.
-    """
+    """Raise TypeError unless all tensors are float32 on the CPU: the kernel trusts pointers."""
     for tensor in tensors:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise TypeError(f"the kernel was given {tensor.dtype} on {tensor.device}")
 
 
-def matrices_of(transformer: Transformer) -> list[Tensor]:
-    return [
-        weight
-        for block in transformer.layers
-        for weight in (
-            block.attention.qkv.weight,
-            block.attention.out.weight,
-            block.feed_forward.rise.weight,
-            block.feed_forward.out.weight,
-        )
-    ]
-
-
 class NativeStep:
-    """Steps of a prefilled transformer in float32 on a CPU.
+    """Steps of a transformer in float32 on a CPU, after a prefix.
 
     Args:
         transformer: in eval mode.
         cache: filled by the prefix; further positions go into its tensors.
-        first: ``[B]`` first position of each row that is no padding.
-        key_positions: ``[B, capacity]`` by slot, written to; needed with a relative bias only.
+        first: ``[B]`` first column of each row that is not padding.
+        key_positions: ``[B, C]`` by slot, written to; needed with a relative bias only.
         int8: read the weights as eight-bit codes.
     """
 
@@ -169,44 +146,47 @@ class NativeStep:
         int8: bool,
     ) -> None:
         self._library, self._cache = library(), cache
-        weights = packed(transformer, matrices_of(transformer), int8)
-        block = transformer.layers[0]
-        depth, batch = len(transformer.layers), len(first)
-        width, hidden = block.feed_forward.out.weight.shape
-        self._shape = batch, width
-        bias = None
-        if transformer.relative is not None:
-            bias = transformer.relative.table().contiguous()
-            require_float32(bias)
-        layers = (Layer * depth)()
-        norms = []
-        for index, layer in enumerate(transformer.layers):
-            stored = cache.layers[index]
+        blocks, relative = transformer.layers, transformer.relative
+        matrices = [
+            layer.weight
+            for block in blocks
+            for layer in (
+                block.attention.qkv, block.attention.out,
+                block.feed_forward.rise, block.feed_forward.out,
+            )
+        ]  # fmt: skip
+        weights = packed(transformer, matrices, int8)
+        #: All memory that the plan points to.
+        self._alive: list[object] = [weights]
+
+        def pointer(tensor: Tensor) -> int:
+            tensor = tensor.detach().contiguous()
+            self._alive.append(tensor)
+            return tensor.data_ptr()
+
+        layers = (Layer * len(blocks))()
+        for index, (block, stored) in enumerate(zip(blocks, cache.layers, strict=True)):
             assert stored is not None
-            require_float32(*stored)
-            pair = layer.attention_norm.weight, layer.feed_forward_norm.weight
-            require_float32(*pair)
-            norms += [norm.detach().contiguous() for norm in pair]
+            norms = block.attention_norm.weight, block.feed_forward_norm.weight
+            require_float32(*norms, *stored)
             layers[index] = Layer(
-                norms[-2].data_ptr(), norms[-1].data_ptr(),
+                *map(pointer, norms),
                 *weights.matrices[4 * index : 4 * index + 4],
-                stored[0].data_ptr(), stored[1].data_ptr(),
-            )  # fmt: skip
-        norm = transformer.norm.weight.detach().contiguous()
-        first = first.contiguous()
+                *(slots.data_ptr() for slots in stored),  # not a copy: the kernel writes there
+            )
+        width, hidden = blocks[0].feed_forward.out.weight.shape
+        self._shape = len(first), width
         self._plan = Plan(
-            batch, width, block.attention.heads, hidden, depth, cache.capacity,
-            torch.get_num_threads(), ctypes.addressof(layers), norm.data_ptr(), first.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            0 if transformer.relative is None else transformer.relative.reach,
+            len(first), width, blocks[0].attention.heads, hidden, len(blocks),
+            cache.capacity, num_threads(),
+            ctypes.addressof(layers), pointer(transformer.norm.weight), pointer(first),
+            None if relative is None else pointer(relative.table().to(**FLOATS)),
+            0 if relative is None else relative.reach,
             None if key_positions is None else key_positions.data_ptr(), None,
         )  # fmt: skip
-        floats = self._library.scratch_floats(ctypes.byref(self._plan))
-        scratch = torch.empty(floats, **FLOATS)
-        self._plan.scratch = scratch.data_ptr()
-        # All that the plan points to.
-        self._memory = (weights, layers, norms, norm, first, bias, key_positions, scratch)
-        self._plan_address = ctypes.addressof(self._plan)
+        scratch = torch.empty(self._library.scratch_floats(ctypes.byref(self._plan)), **FLOATS)
+        self._plan.scratch = pointer(scratch)
+        self._alive += [layers, key_positions]
         self._stream = torch.empty(self._shape, **FLOATS)
 
     def __call__(
@@ -216,7 +196,7 @@ class NativeStep:
         sine: Float[Tensor, "B d"] | None,
         positions: Float[Tensor, " B"] | None,
     ) -> Float[Tensor, "B D"]:
-        """Hidden states of one more position of every row, which the cache then holds.
+        """Return hidden states of one more position of every row, and store it in the cache.
 
         All arguments are contiguous and in float32.
         """
@@ -224,7 +204,7 @@ class NativeStep:
         output = torch.empty(self._shape, **FLOATS)
         pointers = [None if t is None else t.data_ptr() for t in (cosine, sine, positions)]
         self._library.step(
-            self._plan_address, self._stream.data_ptr(), *pointers,
+            ctypes.addressof(self._plan), self._stream.data_ptr(), *pointers,
             self._cache.length, output.data_ptr(),
         )  # fmt: skip
         self._cache.advance(1)
@@ -234,20 +214,19 @@ class NativeStep:
 def native_linear(
     owner: nn.Module, weights: Sequence[Float[Tensor, "V D"]], int8: bool
 ) -> list[Callable[[Float[Tensor, "B D"]], Float[Tensor, "B V"]]]:
-    """Products with several matrices of one module.
+    """Return the products with several matrices of one module.
 
     Args:
-        owner: what the packed matrices are kept with.
+        owner: the module that the packed matrices are kept with.
         weights: each ``[V, D]``, or a view of that shape.
         int8: read them as eight-bit codes.
     """
-    kernel, held = library(), packed(owner, weights, int8)
-    threads = torch.get_num_threads()
+    kernel, memory, threads = library(), packed(owner, weights, int8), num_threads()
 
     def product(matrix: Matrix) -> Callable[[Tensor], Tensor]:
         address, rows = ctypes.addressof(matrix), matrix.rows
 
-        def call(x: Tensor, held: Packed = held) -> Tensor:  # holds the memory of the matrix
+        def call(x: Tensor, alive: Packed = memory) -> Tensor:
             x = x.float().contiguous()
             y = torch.empty(x.shape[0], rows, **FLOATS)
             kernel.linear(address, x.data_ptr(), y.data_ptr(), x.shape[0], threads)
@@ -255,4 +234,4 @@ def native_linear(
 
         return call
 
-    return [product(matrix) for matrix in held.matrices]
+    return [product(matrix) for matrix in memory.matrices]

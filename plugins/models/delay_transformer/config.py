@@ -13,12 +13,12 @@ class DelayTransformerOptions(CausalOptions, GivenOptions):
     """Options of ``delay_transformer``.
 
     Attributes:
-        pattern: in which step each level of a frame is drawn (MusicGen, arXiv 2306.05284, section
-            2.2). ``delay``: each level one step after the one before; ``parallel``: all levels of
-            a frame in one step; ``flattened``: one level per step; ``custom``: level q of frame t
-            in step ``stride * t + delays[q]``.
-        stride: of a custom pattern: steps per frame.
-        delays: of a custom pattern: one per level, the smallest being 0.
+        pattern: the step in which each level of a frame is drawn (MusicGen, arXiv 2306.05284,
+            section 2.2). ``delay``: each level one step after the one before; ``parallel``: all
+            levels of a frame in one step; ``flattened``: one level per step; ``custom``: level q
+            of frame t in step ``stride * t + delays[q]``.
+        stride: steps per frame of a custom pattern.
+        delays: one per level of a custom pattern, the smallest being 0.
     """
 
     pattern: Literal["delay", "parallel", "flattened", "custom"] = "delay"
@@ -26,7 +26,7 @@ class DelayTransformerOptions(CausalOptions, GivenOptions):
     delays: tuple[NonNegativeInt, ...] | None = None
 
     @model_validator(mode="after")
-    def _custom_patterns_are_told(self) -> DelayTransformerOptions:
+    def _only_custom_patterns_have_delays(self) -> DelayTransformerOptions:
         custom = self.delays is not None or self.stride != 1
         if self.pattern != "custom" and custom:
             raise ValueError(

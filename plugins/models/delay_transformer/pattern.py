@@ -20,7 +20,7 @@ from segue.plugins.models.delay_transformer.config import DelayTransformerOption
 class Pattern:
     """Level q of frame t is drawn in step ``stride * t + delays[q]``.
 
-    Levels of the same step do not see each other; all else of earlier steps is seen.
+    Levels drawn in the same step do not see each other; everything from earlier steps is seen.
     """
 
     stride: int
@@ -28,10 +28,10 @@ class Pattern:
 
     @classmethod
     def of(cls, options: DelayTransformerOptions, num_levels: int, place: str) -> Pattern:
-        """The pattern that the options name, for so many levels.
+        """Return the pattern that the options name.
 
         Raises:
-            ConfigError: if a custom one is for another number of levels.
+            ConfigError: if a custom pattern has another number of levels.
         """
         if options.pattern == "parallel":
             return cls(1, (0,) * num_levels)
@@ -41,24 +41,21 @@ class Pattern:
             return cls(num_levels, tuple(range(num_levels)))
         delays = options.delays or ()
         if len(delays) != num_levels:
-            raise ConfigError(
-                f"{place}.delays",
-                f"has {len(delays)} entries, but the stage predicts {num_levels} levels",
-                "give one delay per level",
-            )
+            problem = f"has {len(delays)} entries, but the stage predicts {num_levels} levels"
+            raise ConfigError(f"{place}.delays", problem, "give one delay per level")
         return cls(options.stride, delays)
 
     @property
     def latency(self) -> int:
-        """Steps after a frame's first one until all of its levels are drawn."""
+        """Number of steps after a frame's first one until all of its levels are drawn."""
         return max(self.delays)
 
     def num_steps(self, frames: int) -> int:
-        """Steps that draw ``frames`` frames."""
+        """Return the number of steps that draw ``frames`` frames."""
         return self.stride * (frames - 1) + self.latency + 1
 
     def drawn_in(self, step: int, frames: int) -> list[tuple[int, int]]:
-        """``(level, frame)`` of all that is drawn in a step, of the first ``frames`` frames."""
+        """Return every ``(level, frame)`` drawn in a step, of the first ``frames`` frames."""
         found = []
         for level, delay in enumerate(self.delays):
             frame, rest = divmod(step - delay, self.stride)
@@ -69,7 +66,7 @@ class Pattern:
     def inputs(
         self, codes: Int64[Tensor, "B Q N"], steps: int, outside: int
     ) -> Int64[Tensor, "B Q S"]:
-        """Inputs by step: what was drawn in the step before, and ``outside`` elsewhere."""
+        """Return the inputs of steps: codes drawn in the step before, and ``outside`` elsewhere."""
         batch, levels, frames = codes.shape
         width = max(steps, self.num_steps(max(1, frames)) + 1)
         grid = codes.new_full((batch, levels, width), outside)
@@ -79,6 +76,6 @@ class Pattern:
         return grid[:, :, :steps]
 
     def by_frame(self, steps: Tensor, frames: int) -> Tensor:
-        """``[B, S, ...]`` by step to ``[B, N, Q, ...]``: that of the step which draws each code."""
+        """Return ``[B, N, Q, ...]`` from ``[B, S, ...]``: the step that draws each code."""
         index = torch.arange(frames, device=steps.device)[:, None] * self.stride
         return steps[:, index + torch.tensor(self.delays, device=steps.device)]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from segue.plugins.layers.config import CausalOptions, GivenOptions, TransformerOptions
+from segue.plugins.layers.config import (
+    CausalOptions,
+    GivenOptions,
+    TransformerOptions,
+    check_heads,
+)
 
 
 class DepthTransformerOptions(CausalOptions, GivenOptions):
-    """Options of ``depth_transformer``: those of the transformer over frames, and of the one over
-    the levels of a frame.
+    """Options of ``depth_transformer``: of the transformer over frames, and of the one over levels.
 
     Attributes:
         level_width: D of the transformer over levels; None takes half of ``width``.
@@ -24,22 +28,19 @@ class DepthTransformerOptions(CausalOptions, GivenOptions):
     level_feed_forward: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
-    def _levels_can_be_built(self) -> DepthTransformerOptions:
-        width, heads = self._level_shape
-        if width % (2 * heads):
-            raise ValueError(
-                f"level_width {width} is not an even multiple of level_heads {heads}; "
-                f"choose a width divisible by {2 * heads}"
-            )
+    def _level_heads_divide_level_width(self) -> DepthTransformerOptions:
+        check_heads(*self._level_shape, prefix="level_")
         return self
 
     @property
     def _level_shape(self) -> tuple[int, int]:
+        """Width and heads of the transformer over levels."""
         heads = self.level_heads or max(1, self.heads // 2)
-        return self.level_width or max(2 * heads, self.width // 2 // (2 * heads) * 2 * heads), heads
+        multiple = 2 * heads
+        return self.level_width or max(multiple, self.width // 2 // multiple * multiple), heads
 
     def over_levels(self) -> TransformerOptions:
-        """Options of the transformer over levels."""
+        """Return the options of the transformer over levels."""
         width, heads = self._level_shape
         return TransformerOptions(
             width=width,

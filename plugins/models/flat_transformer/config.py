@@ -11,14 +11,13 @@ class FlatTransformerOptions(CausalOptions):
     """Options of ``flat_transformer``.
 
     Attributes:
-        positions: ``time`` gives tokens that sound at the same moment the same position, so that
-            what to look at in a given slice does not depend on how far the target has come;
+        positions: ``time`` gives tokens that sound at the same moment the same position;
             ``sequence`` counts tokens from the first one on.
-        given_repeats: ``remove`` leaves out frames of every given slice that are the same as the
-            one before, as AudioLM does with semantic tokens: a shorter prefix. With positions by
-            time the model still knows when each token begins; with ``sequence`` it knows their
-            order alone. By time and with relative position encoding, rows no longer share the
-            attention's biases, which takes memory.
+        given_repeats: ``remove`` leaves out frames of every given slice that equal the one before,
+            as AudioLM does with semantic tokens: a shorter prefix. With positions by time the
+            model still knows when each token begins; with ``sequence`` it knows only their order.
+            By time and with relative position encoding, rows no longer share the attention's
+            biases, which takes memory.
     """
 
     positions: Literal["time", "sequence"] = "time"

@@ -1,62 +1,61 @@
-"""AudioLM's stage model: all tokens in one sequence, one step per token.
+"""AudioLM's stage model: a causal transformer over all tokens in one sequence.
 
-Borsos et al., AudioLM, arXiv 2209.03143, section III-C: given slices as a prefix, then the target
-frame by frame and, within a frame, level by level.
+Borsos et al., AudioLM, arXiv 2209.03143, section III-C: given slices as a prefix, then the target.
+Levels are flattened: frame by frame and, within a frame, level by level. A stage that predicts two
+acoustic levels from semantic tokens reads
+
+    separator s0 s1 s2 ... start a00 a01 a10 a11 ... (a10: frame 1, level 0)
+
+and each column from ``start`` on predicts the next token. The pieces of this file, in order: rows
+are flattened and embedded (``_rows``), seen in one pass in training (``forward``), and continued
+token by token in generation (``stream``).
+
+Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, L columns
+of the sequence, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Tokens
+from segue.core.interfaces import Lengths, StageBatch, StageLM, StageLoss, Tokens
+from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.decoding import Decoder, pack, take
-from segue.plugins.layers.drawing import Drawer
-from segue.plugins.layers.flattened import FlattenedStageLM, Stepper, flattened
+from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
+from segue.plugins.layers.drawing import Continuation, generate_from_stream
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
-from segue.plugins.layers.stage import Likelihood
+from segue.plugins.layers.padding import pack, take
+from segue.plugins.layers.stage import (
+    Likelihood,
+    causal_loss,
+    causal_score,
+    check_sampling,
+    end_odds,
+    make_end_head,
+)
 from segue.plugins.layers.transformer import INIT_STD, Transformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
-
-@dataclass(frozen=True)
-class Sequences:
-    """Embedded rows: ``x`` [B, N, D], ``positions`` [B, N], ``valid`` [B, N].
-
-    What is not valid is padding, or a repeat that is left out, wherever it lies.
-    """
-
-    x: Float[Tensor, "B N D"]
-    positions: Float[Tensor, "B N"]
-    valid: Bool[Tensor, "B N"]
-
-    def packed(self, left: bool, narrow: bool) -> Sequences:
-        """The same rows with all padding on one side; if ``narrow``, as wide as the longest."""
-        if bool(self.valid.all()):
-            return self
-        order = pack(self.valid, left)
-        if narrow:
-            width = int(self.valid.sum(dim=1).max())
-            order = order[:, order.shape[1] - width :] if left else order[:, :width]
-        parts = (self.x, self.positions, self.valid)
-        return Sequences(*(take(part, order) for part in parts))
+#: Embedded columns ``[B, L, D]``, their positions ``[B, L]``, and which are valid ``[B, L]``.
+Rows = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L"], Bool[Tensor, "B L"]]
 
 
-class FlatTransformer(FlattenedStageLM):
+class FlatTransformer(StageLM):
     """A decoder-only transformer over the flattened sequence."""
 
     config: FlatTransformerOptions
+    generate = generate_from_stream
 
     def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage, config.width)
+        super().__init__(config, stage)
         target, width = stage.target, config.width
-        self.time_positions = config.positions == "time"
+        self.end_head = make_end_head(config, stage, width)
         self.given_embeddings = nn.ModuleList(
             LevelEmbedding(given.num_levels, given.codebook_size, width) for given in stage.given
         )
@@ -75,64 +74,152 @@ class FlatTransformer(FlattenedStageLM):
         self.transformer = Transformer(config, window=config.attention_window)
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
 
-    def _part(
-        self, embedding: nn.Module, lead: Tensor, tokens: Tokens, step: float, first: float
-    ) -> Sequences:
-        """A leading embedding, then one slice flattened, frame by frame and level by level.
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.transformer.blocks)
 
-        Args:
-            step: distance in position between two tokens.
-            first: position of the leading embedding; the first token is at 0 or, in the target,
-                one step after it.
+    @property
+    def unbounded(self) -> bool:
+        # The keys and values of a sliding window lie in a ring: any length in constant memory.
+        return self.config.attention_window is not None and not self.stage.given
+
+    def decode_with(self, decoding: Decoding) -> None:
+        chosen_backend(decoding, self.start, f"stages.{self.stage.name}.decoding")  # or refuse
+        super().decode_with(decoding)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        check_sampling(self.stage, self.config, sampling)
+
+    def loss(self, batch: StageBatch) -> StageLoss:
+        return causal_loss(self, batch, self.config)
+
+    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
+        return causal_score(self, batch)
+
+    def _rows(self, given: tuple[Tokens, ...], target: Tokens) -> Rows:
+        """Flatten and embed given slices and target. Padding lies wherever a slice ends.
+
+        Positions count target tokens, and all that sounds at the same moment has the same
+        position: what to look at in a given slice does not depend on how far the target has come.
         """
-        x, valid = flattened(embedding, lead, tokens)
-        positions = first + step * torch.arange(x.shape[1], device=x.device)
-        return Sequences(x, positions.expand(len(x), -1), valid)
-
-    def _without_repeats(self, part: Sequences, tokens: Tokens) -> Sequences:
-        """The same, with repeated frames marked as not valid, if they are to be left out."""
-        if self.config.given_repeats == "keep":
-            return part
-        repeats = functional.pad(tokens.repeats.repeat_interleave(tokens.num_levels, dim=1), (1, 0))
-        return replace(part, valid=part.valid & ~repeats)
-
-    def _sequences(self, given: tuple[Tokens, ...], target: Tokens) -> Sequences:
-        """Given slices and target, not yet packed. A position of 1 is one target token."""
-        levels = self.stage.target.num_levels
         parts = []
-        for index, (tokens, spec) in enumerate(zip(given, self.stage.given, strict=True)):
-            per_frame = self.stage.frames_per_target_frame(index)
-            step = float(levels / (per_frame * spec.num_levels))
-            lead = self.separators[index]
-            part = self._part(self.given_embeddings[index], lead, tokens, step, -step)
-            parts.append(self._without_repeats(part, tokens))
-        parts.append(self._part(self.target_embedding, self.start, target, 1.0, 0.0))
-        valid = torch.cat([part.valid for part in parts], dim=1)
-        if self.time_positions:
-            positions = torch.cat([part.positions for part in parts], dim=1)
-        else:
+        for index, tokens in enumerate(given):
+            x, valid = flatten(self.given_embeddings[index], self.separators[index], tokens)
+            if self.config.given_repeats == "remove":
+                repeats = tokens.repeats.repeat_interleave(tokens.num_levels, dim=1)
+                valid = valid & ~functional.pad(repeats, (1, 0))
+            per_frame = self.stage.frames_per_target_frame(index) * tokens.num_levels
+            step = float(target.num_levels / per_frame)
+            # The separator is one step before its slice, the first token of which is at 0.
+            parts.append((x, step * _columns(x) - step, valid))
+        x, valid = flatten(self.target_embedding, self.start, target)
+        parts.append((x, _columns(x), valid))
+        x, positions, valid = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        if self.config.positions == "sequence":
             positions = (valid.cumsum(1) - 1).float()
-        return Sequences(torch.cat([part.x for part in parts], dim=1), positions, valid)
+        return x, positions, valid
 
-    def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        rows = self._sequences(given, target)
-        own = 1 + target.ids.shape[1] * target.ids.shape[2]  # positions of the target, start first
-        start = rows.valid[:, :-own].sum(dim=1)
-        # Without repeats to leave out crops stay as wide as they are: one shape to compile.
-        rows = rows.packed(left=False, narrow=self.config.given_repeats == "remove")
-        positions = rows.positions
-        if not self.time_positions:  # the same for all rows, which then share what depends on them
-            positions = torch.arange(positions.shape[1], device=start.device).expand_as(positions)
-        hidden = self.transformer(rows.x, self.transformer.sight(positions.float()))
-        return self._read(hidden, start, target)
+    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
+        """Return the likelihood of every target token, all in one pass."""
+        x, positions, valid = self._rows(given, target)
+        own = 1 + target.num_levels * target.ids.shape[2]  # columns of start and target
+        start = valid[:, :-own].sum(dim=1)
+        # With padding on the right, the causal mask alone hides it: nothing valid looks ahead.
+        # Without repeats to remove, rows stay as wide as they are: one shape to compile.
+        narrow = self.config.given_repeats == "remove"
+        x, positions, valid = packed((x, positions, valid), left=False, narrow=narrow)
+        if self.config.positions == "sequence":  # equal for all rows, which then share one mask
+            positions = _columns(x)
+        hidden = self.transformer(x, self.transformer.sight(positions))
+        return target_likelihood(hidden, start, target, self.heads, self.end_head)
 
-    def _begin(
-        self, given: tuple[Tokens, ...], prompt: Tokens, steps: int, drawer: Drawer
-    ) -> Stepper:
-        rows = self._sequences(drawer.given_rows(given), drawer.rows(prompt)).packed(
-            left=True, narrow=True
-        )
-        return Decoder(self.transformer, rows.x, rows.positions, rows.valid, steps, self.decoding)
+    def stream(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        call = Continuation(self, given, prompt, num_frames, sampling, generators)
+        if call.empty:
+            return
+        levels, drawer = self.stage.target.num_levels, call.drawer
+        with call.computing():
+            # With padding on the left, the last column of every row predicts its first new token.
+            x, positions, valid = packed(
+                self._rows(call.given, call.prompt), left=True, narrow=True
+            )
+            steps = num_frames * levels - 1  # the last token is never read
+            decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(x))
+        hidden, token = decoder.hidden, None
+        for frame in range(num_frames):
+            drawn = []
+            with call.computing():
+                for level in range(levels):
+                    if token is not None:
+                        x = self.target_embedding.level(drawer.per_row(token), level - 1)
+                        hidden = decoder.step(x)
+                    if level == 0:
+                        call.draw_ends(frame, self.end_head, hidden)
+                        if call.over(frame):
+                            return
+                    token = drawer.draw(products(hidden, level))
+                    drawn.append(token)
+            yield call.piece(frame, torch.stack(drawn, dim=1)[:, :, None])
 
-    def _embed_token(self, ids: Int64[Tensor, " R"], level: int) -> Float[Tensor, "R D"]:
-        return self.target_embedding.level(ids, level)
+
+def flatten(
+    table: nn.Module, lead: Float[Tensor, " D"], tokens: Tokens
+) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+    """Embed a slice frame by frame and level by level after a leading embedding.
+
+    Returns:
+        Embeddings and which of them are valid; L is 1 + N Q.
+    """
+    x = table(tokens.ids.transpose(1, 2)).flatten(1, 2)
+    x = torch.cat([lead.expand(len(x), 1, -1), x], dim=1)
+    valid = tokens.mask.repeat_interleave(tokens.num_levels, dim=1)
+    return x, functional.pad(valid, (1, 0), value=True)
+
+
+def packed(rows: Rows, left: bool, narrow: bool) -> Rows:
+    """Move the padding of rows to one side; if ``narrow``, cut them to the longest one."""
+    valid = rows[2]
+    if bool(valid.all()):
+        return rows
+    order = pack(valid, left)
+    if narrow:
+        longest = int(valid.sum(dim=1).max())
+        order = order[:, order.shape[1] - longest :] if left else order[:, :longest]
+    return take(rows[0], order), take(rows[1], order), take(valid, order)
+
+
+def target_likelihood(
+    hidden: Float[Tensor, "B L D"],
+    start: Lengths,
+    target: Tokens,
+    heads: LevelHeads,
+    end_head: nn.Linear | None,
+) -> Likelihood:
+    """Return the likelihood of a target from the hidden states of whole rows.
+
+    Args:
+        hidden: of the rows, padded on the right.
+        start: ``[B]``, column of the learnt start, which predicts the first token.
+        target: the tokens.
+        heads: one per level.
+        end_head: predicts whether the audio ends, or None.
+    """
+    _, levels, frames = target.ids.shape
+    # One column more than there are tokens: the last one predicts whether the audio ends. A short
+    # row reads beyond its end here; the caller masks that.
+    index = start[:, None] + torch.arange(frames * levels + 1, device=start.device)
+    hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
+    by_level = hidden[:, :-1].unflatten(1, (frames, levels))
+    return heads.nll(by_level, target.ids), end_odds(end_head, hidden[:, levels::levels])
+
+
+def _columns(x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
+    """Return 0, 1, 2, ... for every row."""
+    return torch.arange(x.shape[1], dtype=torch.float32, device=x.device).expand(len(x), -1)

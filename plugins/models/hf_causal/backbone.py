@@ -1,8 +1,8 @@
 """A causal language model of Hugging Face without its text: embeddings in, hidden states out.
 
-Neither the text embeddings nor the text head are kept: a stage reads and predicts audio tokens
-only, as in TWIST (Hassid et al., Textually Pretrained Speech Language Models, arXiv 2305.13009),
-so that text rows would be dead weight in memory and in every checkpoint.
+A stage reads and predicts audio tokens only, as in TWIST (Hassid et al., arXiv 2305.13009). The
+text embeddings and the text head are dropped: they would take memory, and space in every
+checkpoint.
 
 Shape legend: B batch, N positions, D width.
 """
@@ -13,14 +13,14 @@ import inspect
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from segue.core.errors import ConfigError
 from segue.plugins.models.hf_causal.config import LoraOptions
 
-#: What a backbone's ``forward`` must take: embeddings, and a cache of keys and values.
+#: Arguments that a backbone's ``forward`` must take: embeddings, and a cache of keys and values.
 _NEEDED = ("inputs_embeds", "attention_mask", "past_key_values")
 
 
@@ -30,6 +30,9 @@ class Backbone(nn.Module):
     Args:
         causal: a ``...ForCausalLM`` of transformers; it is taken apart.
         place: of the option that names it, for messages.
+
+    Raises:
+        ConfigError: if its layers look ahead or take other arguments.
     """
 
     def __init__(self, causal: PreTrainedModel, place: str) -> None:
@@ -41,18 +44,18 @@ class Backbone(nn.Module):
                 raise _unfit(causal, place, f"which takes no {name}")
         self._takes_positions = "position_ids" in takes
         table = model.get_input_embeddings()
-        #: D of what goes in, and of what comes out.
+        #: D of the inputs, and of the hidden states.
         self.width_in: int = table.weight.shape[1]
         self.width_out: int = self.width_in if head is None else head.weight.shape[1]
         model.set_input_embeddings(nn.Identity())
         self.model = model
-        # Some architectures that never look ahead say False all the same.
+        # Some architectures have is_decoder False although they never look ahead: try it.
         if getattr(causal.config, "is_decoder", None) is False and self._looks_ahead():
             raise _unfit(causal, place, "which looks ahead unless is_decoder is true")
 
     @torch.no_grad()
     def _looks_ahead(self) -> bool:
-        """Whether the first of two positions depends on the second."""
+        """Return whether the first of two positions depends on the second."""
         x = torch.randn(2, 2, self.width_in)
         x[1, 0] = x[0, 0]
         one, other = self.eval()(x)[:, 0]
@@ -61,49 +64,38 @@ class Backbone(nn.Module):
 
     @property
     def limit(self) -> int | None:
-        """Positions that a sequence may have, if the architecture sets a limit."""
+        """Number of positions that a sequence may have, if the architecture sets a limit."""
         limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
         rope = getattr(self.model.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # Beyond that length every position turns otherwise: a row would depend on its batch.
+            # Beyond that length all positions turn by other angles: a row would depend on its
+            # batch.
             return int(rope.get("original_max_position_embeddings") or limit or 0) or None
         return limit
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Hidden states of whole rows, padded on the right: nothing valid sees what is later, so
-        that no mask is needed."""
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        return self._hidden(x, positions, use_cache=False)
-
-    def cached(
-        self,
-        x: Float[Tensor, "B N D"],
-        cache: DynamicCache,
-        mask: Bool[Tensor, "B K"] | None,
-        positions: Int64[Tensor, "B N"],
-    ) -> Float[Tensor, "B D"]:
-        """Hidden state of the last position of every row, after those that ``cache`` holds.
+    def forward(
+        self, x: Float[Tensor, "B N D"], positions: Tensor | None = None, **arguments: Any
+    ) -> Float[Tensor, "B N D"]:
+        """Return hidden states of embedded inputs.
 
         Args:
-            mask: of all positions so far, False at padding; None if there is none.
+            x: whole rows padded on the right: nothing valid looks ahead, so no mask is needed.
+            positions: ``[B, N]``; None counts from 0.
+            arguments: cache and mask of a step; see ``CachedSequence``.
         """
-        mask = None if mask is None else mask.long()
-        hidden = self._hidden(
-            x, positions, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-        return hidden[:, -1]
-
-    def _hidden(self, x: Tensor, positions: Tensor, **arguments: Any) -> Tensor:
-        # Always passed where they are taken: what is counted by default differs from case to case.
+        # Always passed if possible: architectures count differently by default.
         if self._takes_positions:
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
             arguments["position_ids"] = positions
+        arguments.setdefault("use_cache", False)
         return self.model(inputs_embeds=x, **arguments).last_hidden_state  # type: ignore[no-any-return]
 
     def adapt(self, lora: LoraOptions, place: str) -> None:
         """Add low-rank adapters and freeze everything else.
 
         Raises:
-            ConfigError: if no layer of the backbone has a name that is to be adapted.
+            ConfigError: if no layer of the backbone has one of the names to adapt.
         """
         from peft import LoraConfig, inject_adapter_in_model
         from transformers.pytorch_utils import Conv1D
@@ -120,51 +112,56 @@ class Backbone(nn.Module):
         try:
             inject_adapter_in_model(config, self.model)
         except ValueError as error:
+            matrices = {
+                name.rpartition(".")[2]
+                for name, part in self.model.named_modules()
+                if isinstance(getattr(part, "weight", None), Tensor) and part.weight.ndim == 2
+            }
             raise ConfigError(
                 f"{place}.target_modules",
                 f"is {targets}, which cannot be adapted ({' '.join(str(error).split())})",
-                f"choose from {', '.join(_linear_layers(self.model))}",
+                f"choose from {', '.join(sorted(matrices))}",
             ) from error
 
 
 class CachedSequence:
     """A prefix in one pass, then one position of every row per step.
 
+    Attributes:
+        hidden: ``[B, D]``, hidden state of the last position of the prefix.
+
     Args:
         backbone: in eval mode.
         x: ``[B, N, D]`` embedded prefix of at least one position; padding on the left.
         valid: ``[B, N]``, False at padding.
-        steps: further positions there may be.
+        steps: number of further positions.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        x: Float[Tensor, "B N D"],
-        valid: Bool[Tensor, "B N"],
-        steps: int,
+        self, backbone: Backbone, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"], steps: int
     ) -> None:
         self._backbone = backbone
         self._cache = DynamicCache(config=backbone.model.config)
-        self._filled = x.shape[1]
+        self._filled = 0
         self._mask: Tensor | None = None
         if not bool(valid.all()):
-            self._mask = torch.cat([valid, valid.new_ones(len(valid), steps)], dim=1)
+            self._mask = torch.cat([valid, valid.new_ones(len(valid), steps)], dim=1).long()
         positions = (valid.cumsum(dim=1) - 1).clamp_min(0)
         self._last = positions[:, -1:]
-        #: ``[B, D]``, hidden state of the last position.
-        self.hidden: Tensor = self._advance(x, positions)
+        self.hidden = self._advance(x, positions)
 
     def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Hidden state of one more position of every row."""
-        self._filled += 1
+        """Return the hidden state of one more position of every row."""
         self._last = self._last + 1
-        self.hidden = self._advance(x[:, None], self._last)
-        return self.hidden
+        return self._advance(x[:, None], self._last)
 
-    def _advance(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _advance(self, x: Tensor, positions: Tensor) -> Float[Tensor, "B D"]:
+        self._filled += x.shape[1]
         mask = None if self._mask is None else self._mask[:, : self._filled]
-        return self._backbone.cached(x, self._cache, mask, positions)
+        hidden: Tensor = self._backbone(
+            x, positions, attention_mask=mask, past_key_values=self._cache, use_cache=True
+        )
+        return hidden[:, -1]
 
 
 def _unfit(causal: PreTrainedModel, place: str, problem: str) -> ConfigError:
@@ -174,13 +171,3 @@ def _unfit(causal: PreTrainedModel, place: str, problem: str) -> ConfigError:
         "choose one that reads from left to right and keeps a cache of keys and values, such as "
         "llama, qwen3, mistral or gpt2",
     )
-
-
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Last parts of the names of all layers that hold a matrix."""
-    layers = {
-        name.rpartition(".")[2]
-        for name, part in model.named_modules()
-        if isinstance(getattr(part, "weight", None), Tensor) and part.weight.ndim == 2
-    }
-    return sorted(layers)

@@ -17,7 +17,7 @@ class LoraOptions(Options):
         rank: of the update of each adapted matrix.
         alpha: the update is scaled by ``alpha / rank``.
         dropout: on the input of each adapter, in training.
-        target_modules: names of the layers to adapt; None takes those that peft knows for the
+        target_modules: names of the layers to adapt; None takes peft's default for the
             architecture.
     """
 
@@ -28,17 +28,17 @@ class LoraOptions(Options):
 
 
 class HfCausalOptions(SequenceOptions):
-    """Options of ``hf_causal``: ``architecture`` or ``pretrained``, and what goes with either.
+    """Options of ``hf_causal``: ``architecture`` or ``pretrained``, and the options of either.
 
     Attributes:
         architecture: a transformers config with its ``model_type``, e.g. ``{model_type: llama,
             hidden_size: 256, num_hidden_layers: 6}``: the backbone starts from random weights.
-            What it says of a text vocabulary has no effect.
+            Values about a text vocabulary have no effect.
         pretrained: a local directory written by ``save_pretrained`` or a name on huggingface.co,
             with safetensors weights: the backbone starts from that text model.
-        pretrained_architecture: written by the component itself, not for configs: what was found
-            at ``pretrained``. With it the backbone is built without reading anything there, since
-            its weights come from the checkpoint that says so.
+        pretrained_architecture: the config found at ``pretrained``, written by the component
+            itself, not by users. With it the backbone is built without reading ``pretrained``,
+            because its weights come from the checkpoint.
         lora: train low-rank adapters, audio tokens and heads only; None trains everything.
     """
 
@@ -51,9 +51,7 @@ class HfCausalOptions(SequenceOptions):
     @classmethod
     def _names_its_type(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None and not isinstance(value.get("model_type"), str):
-            raise ValueError(
-                "model_type is missing: say which architecture it is, e.g. model_type: llama"
-            )
+            raise ValueError("model_type is missing: name the architecture, e.g. model_type: llama")
         return value
 
     @model_validator(mode="after")

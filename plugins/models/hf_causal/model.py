@@ -1,42 +1,108 @@
 """A stage model around any causal language model of Hugging Face.
 
-All tokens lie in one sequence, as in AudioLM's own stages (Borsos et al., arXiv 2209.03143,
-section III-C). Starting from a text model is what TWIST does for speech (Hassid et al., arXiv
-2305.13009): the layers are warm, the audio tokens new.
+All tokens lie in one sequence, as in ``flat_transformer``. Starting from a text model is what TWIST
+does for speech (Hassid et al., arXiv 2305.13009): the layers are pretrained, the audio tokens new.
+
+Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, L columns
+of the sequence, D width, V size of the text vocabulary.
 """
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int64
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Tokens
-from segue.core.options import Decoding
+from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.drawing import Drawer
-from segue.plugins.layers.flattened import FlattenedStageLM, Stepper
-from segue.plugins.layers.heads import LevelHeads
-from segue.plugins.layers.stage import Likelihood
+from segue.plugins.layers.decoding import HeadProducts
+from segue.plugins.layers.drawing import Continuation, generate_from_stream
+from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
+from segue.plugins.layers.padding import pack, take
+from segue.plugins.layers.stage import (
+    Likelihood,
+    causal_loss,
+    causal_score,
+    check_sampling,
+    make_end_head,
+)
+from segue.plugins.layers.transformer import INIT_STD
+from segue.plugins.models.flat_transformer.model import flatten, target_likelihood
 from segue.plugins.models.hf_causal.backbone import CachedSequence
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.source import open_backbone
-from segue.plugins.models.hf_causal.tokens import AudioTokens
 
 
-class HfCausalLM(FlattenedStageLM):
+class AudioTokens(nn.Module):
+    """Embeddings in place of text: a start, a separator per given slice, and all codes by level.
+
+    Args:
+        stage: names the slices.
+        width: D of the backbone's embeddings.
+    """
+
+    def __init__(self, stage: StageSpec, width: int) -> None:
+        super().__init__()
+        self.given = nn.ModuleList(
+            LevelEmbedding(given.num_levels, given.codebook_size, width) for given in stage.given
+        )
+        self.separators = nn.ParameterList(
+            nn.Parameter(torch.randn(width) * INIT_STD) for _ in stage.given
+        )
+        self.target = LevelEmbedding(stage.target.num_levels, stage.target.codebook_size, width)
+        self.start = nn.Parameter(torch.randn(width) * INIT_STD)
+
+    @torch.no_grad()
+    def resemble(self, rows: Float[Tensor, "V D"]) -> None:
+        """Draw all embeddings anew with the mean and deviation of ``rows`` in each channel.
+
+        A pretrained backbone then sees inputs of the size it was trained with.
+        """
+        mean, deviation = rows.mean(dim=0), rows.std(dim=0)
+        for parameter in self.parameters():
+            parameter.copy_(mean + deviation * torch.randn_like(parameter))
+
+    def forward(
+        self, given: tuple[Tokens, ...], target: Tokens, left: bool
+    ) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+        """Embed given slices and target, padded on one side, as wide as the longest row.
+
+        Args:
+            left: pad on the left, else on the right.
+
+        Returns:
+            Embeddings and where they are valid.
+        """
+        leads, tables = (*self.separators, self.start), (*self.given, self.target)
+        parts = [flatten(*part) for part in zip(tables, leads, (*given, target), strict=True)]
+        x, valid = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
+        if bool(valid.all()):
+            return x, valid
+        longest = int(valid.sum(dim=1).max())
+        order = pack(valid, left)
+        order = order[:, -longest:] if left else order[:, :longest]
+        return take(x, order), take(valid, order)
+
+
+class HfCausalLM(StageLM):
     """The layers of a language model, with audio tokens in place of text."""
 
     config: HfCausalOptions
+    generate = generate_from_stream
 
     def __init__(self, config: HfCausalOptions, stage: StageSpec) -> None:
         backbone, kept, text = open_backbone(config, f"stages.{stage.name}.lm.options")
-        super().__init__(kept, stage, backbone.width_out)
+        super().__init__(kept, stage)
+        target = stage.target
+        self.end_head = make_end_head(kept, stage, backbone.width_out)
         self.backbone = backbone
         self.tokens = AudioTokens(stage, backbone.width_in)
         if text is not None:
             self.tokens.resemble(text)
-        target = stage.target
         self.heads = LevelHeads(target.num_levels, backbone.width_out, target.codebook_size)
 
     def decode_with(self, decoding: Decoding) -> None:
@@ -48,6 +114,15 @@ class HfCausalLM(FlattenedStageLM):
             problem = "is int8, which layers of transformers have no kernel for"
             raise ConfigError(f"{place}.weights", problem, "use stored, bfloat16 or float16")
         super().decode_with(decoding)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        check_sampling(self.stage, self.config, sampling)
+
+    def loss(self, batch: StageBatch) -> StageLoss:
+        return causal_loss(self, batch, self.config)
+
+    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
+        return causal_score(self, batch)
 
     def _check_length(self, positions: int) -> None:
         limit = self.backbone.limit
@@ -61,18 +136,43 @@ class HfCausalLM(FlattenedStageLM):
             "an architecture with more",
         )
 
-    def _likelihood(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
+    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
+        """Return the likelihood of every target token, all in one pass."""
         x, valid = self.tokens(given, target, left=False)
         self._check_length(x.shape[1])
         start = valid.sum(dim=1) - 1 - target.num_levels * target.lengths
-        return self._read(self.backbone(x), start, target)
+        return target_likelihood(self.backbone(x), start, target, self.heads, self.end_head)
 
-    def _begin(
-        self, given: tuple[Tokens, ...], prompt: Tokens, steps: int, drawer: Drawer
-    ) -> Stepper:
-        x, valid = self.tokens(drawer.given_rows(given), drawer.rows(prompt), left=True)
-        self._check_length(x.shape[1] + steps)
-        return CachedSequence(self.backbone, x, valid, steps)
-
-    def _embed_token(self, ids: Int64[Tensor, " R"], level: int) -> Float[Tensor, "R D"]:
-        return self.tokens.step(ids, level)
+    def stream(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        call = Continuation(self, given, prompt, num_frames, sampling, generators)
+        if call.empty:
+            return
+        levels, drawer = self.stage.target.num_levels, call.drawer
+        steps = num_frames * levels - 1  # the last token is never read
+        with call.computing():
+            x, valid = self.tokens(call.given, call.prompt, left=True)
+            self._check_length(x.shape[1] + steps)
+            sequence = CachedSequence(self.backbone, x, valid, steps)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(x))
+        hidden, token = sequence.hidden, None
+        for frame in range(num_frames):
+            drawn = []
+            with call.computing():
+                for level in range(levels):
+                    if token is not None:
+                        x = self.tokens.target.level(drawer.per_row(token), level - 1)
+                        hidden = sequence.step(x)
+                    if level == 0:
+                        call.draw_ends(frame, self.end_head, hidden)
+                        if call.over(frame):
+                            return
+                    token = drawer.draw(products(hidden, level))
+                    drawn.append(token)
+            yield call.piece(frame, torch.stack(drawn, dim=1)[:, :, None])

@@ -22,26 +22,27 @@ from segue.core.validation import suggestion
 from segue.plugins.models.hf_causal.backbone import Backbone
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 
-#: Said of a config by transformers, but not what its backbone is.
+#: Keys of a transformers config that do not describe the backbone.
 _INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
-#: Taken by every architecture with rotary positions, under these older names.
+#: Older names that every architecture with rotary positions still takes.
 _OLDER_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "model_type")
 
 
 def open_backbone(
     options: HfCausalOptions, place: str
 ) -> tuple[Backbone, HfCausalOptions, Tensor | None]:
-    """The backbone that ``options`` ask for.
+    """Return the backbone that ``options`` ask for.
 
     Args:
+        options: name the source.
         place: of the options, for messages.
 
     Returns:
-        The backbone; the options to keep, which say what was found at ``pretrained``; the text
-        embeddings ``[V, D]`` if they were read.
+        The backbone; the options to keep, which describe what was found at ``pretrained``; the
+        text embeddings ``[V, D]`` if they were read.
 
     Raises:
-        ConfigError: if the source cannot be read, is unknown, or is no causal language model.
+        ConfigError: if the source cannot be read, is unknown, or is not a causal language model.
     """
     rows = None
     if options.architecture is not None:
@@ -53,19 +54,21 @@ def open_backbone(
         assert options.pretrained is not None
         causal = _from_pretrained(options.pretrained, f"{place}.pretrained")
         options = options.model_copy(update={"pretrained_architecture": _described(causal.config)})
-        rows = _text_embeddings(causal)
-    part = "pretrained" if options.architecture is None else "architecture"
-    backbone = Backbone(causal, f"{place}.{part}")
+        table = causal.get_input_embeddings()
+        with torch.no_grad():  # called, not read: some architectures scale what their table holds
+            rows = table(torch.arange(table.weight.shape[0], device=table.weight.device))
+    source = "pretrained" if options.architecture is None else "architecture"
+    backbone = Backbone(causal, f"{place}.{source}")
     if options.lora is not None:
         backbone.adapt(options.lora, f"{place}.lora")
     return backbone, options, rows
 
 
 def _from_architecture(values: dict[str, Any], place: str, check: bool) -> PreTrainedModel:
-    """A causal language model with random weights.
+    """Return a causal language model with random weights.
 
     Args:
-        check: refuse keys that the architecture does not know, which transformers would ignore.
+        check: refuse keys that the architecture does not know; transformers would ignore them.
     """
     rest = {key: value for key, value in values.items() if key != "model_type"}
     model_type = values["model_type"]
@@ -78,26 +81,19 @@ def _from_architecture(values: dict[str, Any], place: str, check: bool) -> PreTr
         )
     kind = kinds[model_type]
     if check:
-        _check_keys(kind, rest, place)
+        known = {*kind().to_dict(), *kind.attribute_map, *_OLDER_KEYS}
+        for key in rest.keys() - known:
+            problem = f"unknown key of {kind.model_type}"
+            raise ConfigError(f"{place}.{key}", problem, suggestion(key, known))
     try:
         return AutoModelForCausalLM.from_config(kind(**rest))
     except Exception as error:
-        raise ConfigError(
-            place, f"{model_type} cannot be built from it ({_told(error)})", "change these values"
-        ) from error
-
-
-def _check_keys(kind: type[PretrainedConfig], values: dict[str, Any], place: str) -> None:
-    known = {*kind().to_dict(), *kind.attribute_map, *_OLDER_KEYS}
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"{place}.{key}", f"unknown key of {kind.model_type}", suggestion(key, known)
-            )
+        problem = f"{model_type} cannot be built from it ({_first_sentence(error)})"
+        raise ConfigError(place, problem, "change these values") from error
 
 
 def _from_pretrained(name: str, place: str) -> PreTrainedModel:
-    """A text model with its weights in float32, from a directory or from the hub."""
+    """Return a text model with its weights in float32, from a directory or from the hub."""
     path = Path(name).expanduser()
     local = path.is_dir()
     if not local and name.startswith((".", "/", "~")):
@@ -109,8 +105,7 @@ def _from_pretrained(name: str, place: str) -> PreTrainedModel:
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ConfigError(
                 place,
-                f"{name!r} is a model of type {config.model_type!r}, which is no causal "
-                "language model",
+                f"{name!r} has type {config.model_type!r}, which is not a causal language model",
                 "name one that continues text, such as a llama, qwen3, mistral or gpt2",
             )
         causal, report = AutoModelForCausalLM.from_pretrained(
@@ -126,42 +121,30 @@ def _from_pretrained(name: str, place: str) -> PreTrainedModel:
     except Exception as error:
         raise ConfigError(
             place,
-            f"{name!r} cannot be loaded ({_told(error)})",
+            f"{name!r} cannot be loaded ({_first_sentence(error)})",
             "name a directory that save_pretrained wrote, with safetensors weights, or a model "
             "of huggingface.co that is in the cache or can be reached",
         ) from error
-    _check_complete(causal, report["missing_keys"], place, name)
-    return causal
-
-
-def _check_complete(causal: PreTrainedModel, missing: set[str], place: str, name: str) -> None:
-    """All weights were found, but for the text head, which is not used."""
+    # The text head may be missing: it is not used.
     prefix = f"{causal.base_model_prefix}."
-    lost = sorted(key for key in missing if key.startswith(prefix))
+    lost = sorted(key for key in report["missing_keys"] if key.startswith(prefix))
     if lost:
         raise ConfigError(
             place,
-            f"{name!r} holds no weights for {lost[0]} and {len(lost) - 1} others",
+            f"{name!r} has no weights for {lost[0]} and {len(lost) - 1} others",
             "name a complete model: these parts would start from random weights",
         )
-
-
-@torch.no_grad()
-def _text_embeddings(causal: PreTrainedModel) -> Tensor:
-    """``[V, D]``, as the layers see them: some architectures scale what their table holds."""
-    table = causal.get_input_embeddings()
-    rows: Tensor = table(torch.arange(table.weight.shape[0], device=table.weight.device))
-    return rows
+    return causal
 
 
 def _described(config: PretrainedConfig) -> dict[str, Any]:
-    """A config as JSON holds it: enough to build the same architecture again."""
+    """Return a config as JSON values, enough to build the same architecture again."""
     values = {k: v for k, v in config.to_diff_dict().items() if k not in _INCIDENTAL}
     described: dict[str, Any] = json.loads(json.dumps(values))
     return described | {"model_type": config.model_type}
 
 
-def _told(error: Exception) -> str:
-    """The first sentence of an error of transformers."""
+def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error of transformers."""
     text, _, _ = " ".join(str(error).split()).partition(". ")
     return f"{type(error).__name__}: {text[:200]}"

@@ -1,11 +1,13 @@
-"""What a training example hides: one level of each row is learnt from what is left to see.
+"""Which codes are masked: in a training example, and after each pass of decoding.
 
-SoundStorm (Borsos et al., arXiv 2305.09636), section 3.2.
+SoundStorm (Borsos et al., arXiv 2305.09636), sections 3.2 and 3.3, with the cosine schedule of
+MaskGIT (Chang et al., arXiv 2202.04200, section 3.3).
 Shape legend: B batch, Q levels, N frames.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,17 +15,65 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from segue.core.interfaces import Ids, Lengths, Tokens
-from segue.plugins.models.masked_transformer.schedule import num_masked
+from segue.core.interfaces import Ids, Tokens
+
+#: Default number of passes of the lowest level of all (SoundStorm, section 4).
+FIRST_LEVEL_PASSES = 16
+
+
+def masked_share(progress: float) -> float:
+    """Return the share of masked frames, from 1 at progress 0 to 0 at progress 1."""
+    return math.cos(math.pi / 2 * progress)
+
+
+def num_masked(progress: float, frames: int) -> int:
+    """Return the number of masked frames, at least one, of a training example with ``frames``.
+
+    Args:
+        progress: drawn uniformly from [0, 1).
+        frames: frames that may be masked, at least one.
+    """
+    return min(frames, max(1, math.ceil(frames * masked_share(progress))))
+
+
+def masked_after(frames: int, passes: int) -> list[int]:
+    """Return how many of ``frames`` frames are still masked after each pass.
+
+    Every pass fills at least one frame, so there are at most as many passes as frames.
+    """
+    passes = min(passes, frames)
+    left, before = [], frames
+    for number in range(1, passes + 1):
+        planned = math.floor(frames * masked_share(number / passes))
+        # Leave at least one frame for each later pass, and fill at least one now.
+        before = max(passes - number, min(before - 1, planned))
+        left.append(before)
+    return left
+
+
+def passes_by_level(
+    iterations: Sequence[int] | None, num_levels: int, start: int
+) -> tuple[int, ...]:
+    """Return the number of passes of each level.
+
+    Args:
+        iterations: passes of the first levels; all further levels take one. None takes 16 for the
+            lowest level of all and one for each other level.
+        num_levels: number of levels of the stage.
+        start: the stage's first level.
+    """
+    if iterations is None:
+        iterations = (1,) if start else (FIRST_LEVEL_PASSES,)
+    return tuple(iterations) + (1,) * (num_levels - len(iterations))
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What is hidden of a batch.
+    """The masks of a training batch: each row learns one level.
 
     Attributes:
         levels: ``[B]``, the level that each row learns.
-        prompts: ``[B]``, frames at the start of each row that are known at every level.
+        prompts: ``[B]``, number of frames at the start of each row that are known at every level.
         masked: ``[B, N]``, frames whose token at that level is to be predicted: after the prompt
             and never padding.
     """
@@ -33,8 +83,7 @@ class Masking:
     masked: Bool[Tensor, "B N"]
 
     def hide(self, ids: Ids, mask: int) -> Ids:
-        """The codes with ``mask`` in place of the masked ones and of all finer ones after the
-        prompt."""
+        """Replace masked codes, and all finer codes after the prompt, by ``mask``."""
         _, levels, frames = ids.shape
         level = torch.arange(levels, device=ids.device)[None, :, None]
         frame = torch.arange(frames, device=ids.device)
@@ -49,15 +98,14 @@ def draw_masking(
     shares: Sequence[float] = (1.0,),
     longest_prompt: float = 1.0,
 ) -> Masking:
-    """Draw what to hide of each row, from its own length alone: padding has no influence.
+    """Draw what to mask in each row, from its own length alone: padding has no influence.
 
-    The prompt's length is uniform, the number of masked frames follows the cosine schedule and is
-    at least one. A row without frames has nothing to hide.
+    The prompt's length is uniform, and the number of masked frames follows the cosine schedule.
 
     Args:
         target: ids ``[B, Q, N]``.
         generators: one per row; None is the global random state of the CPU.
-        shares: how often each level is learnt; the last is that of all further levels.
+        shares: how often each level is learnt; the last one applies to all further levels.
         longest_prompt: share of a row.
     """
     batch, num_levels, frames = target.ids.shape
@@ -77,24 +125,3 @@ def draw_masking(
         masked[row, prompt + chosen] = True
     device = target.ids.device
     return Masking(levels.to(device), prompts.to(device), masked.to(device))
-
-
-def row_seeds(target: Tokens) -> list[int]:
-    """A number per row that its valid codes determine, whatever batch it is in."""
-    valid = target.ids.masked_fill(~target.mask[:, None], 0)
-    return [int(total) for total in valid.sum(dim=(1, 2)) + target.lengths]
-
-
-def known_levels(target: Tokens, level: int, mask: int) -> Ids:
-    """Codes below ``level`` at every frame, and masks from there on."""
-    ids = target.ids.clone()
-    ids[:, level:] = mask
-    return ids
-
-
-def known_frames(prompt: Tokens, lengths: Lengths, mask: int) -> Ids:
-    """Codes of the prompt ``[B, Q, N]`` within rows of ``lengths`` frames, and masks elsewhere."""
-    batch, levels, known = prompt.ids.shape
-    ids = prompt.ids.new_full((batch, levels, int(lengths.max())), mask)
-    ids[:, :, :known] = prompt.ids.masked_fill(~prompt.mask[:, None], mask)
-    return ids

@@ -1,84 +1,66 @@
 """SoundStorm: every frame of a level is drawn in a few passes that look both ways.
 
-Borsos et al., arXiv 2305.09636. Levels go from coarse to fine; within a level, passes draw all
-masked frames at once and keep those that the model is surest of, as in MaskGIT (Chang et al.,
-arXiv 2202.04200). A stage that is given the semantic stream and predicts every acoustic level is
-SoundStorm itself; a stage that is given coarse levels predicts the fine ones the same way.
+Borsos et al., arXiv 2305.09636. Levels go from coarse to fine. Within a level, each pass draws all
+masked frames at once and keeps those the model is surest of, as in MaskGIT (Chang et al., arXiv
+2202.04200). A stage that predicts all acoustic levels from the semantic stream is SoundStorm
+itself; a stage that is given coarse levels predicts the fine ones in the same way.
 
-Shape legend: B rows, R rows that are computed (B, or 2 B with guidance), Q levels, N frames, M
-masked frames, D width, V codebook size.
+Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, M masked
+frames, D width, V codebook size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.errors import GenerationError
-from segue.core.interfaces import Ids, Lengths, StageBatch, StageLoss, Tokens
+from segue.core.interfaces import Ids, Lengths, StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.core.spec import StageSpec
 from segue.plugins.layers.conformer import Conformer
-from segue.plugins.layers.decoding import take
-from segue.plugins.layers.drawing import Drawer
+from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream
 from segue.plugins.layers.given import GivenEncoder
-from segue.plugins.layers.heads import LevelEmbedding, LevelHeads, nats_of
-from segue.plugins.layers.stage import ConditionedStageLM, evaluating
-from segue.plugins.layers.transformer import Sight, Transformer
+from segue.plugins.layers.heads import LevelEmbedding, LevelHeads, cross_entropy
+from segue.plugins.layers.lengths import length_mask
+from segue.plugins.layers.padding import take
+from segue.plugins.layers.stage import check_sampling, drop_given, evaluating, given_in_time
+from segue.plugins.layers.transformer import Transformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.masking import (
     Masking,
     draw_masking,
-    known_frames,
-    known_levels,
-    row_seeds,
+    masked_after,
+    passes_by_level,
 )
-from segue.plugins.models.masked_transformer.schedule import masked_after, passes_by_level
+
+#: Computes hidden states ``[B, N, D]`` from codes and masks ``[B, Q, N]``.
+Pass = Callable[[Ids], Float[Tensor, "B N D"]]
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What stays the same in all passes over a batch.
+class MaskedTransformer(StageLM):
+    """Fills masks in several passes per level.
 
-    Attributes:
-        context: ``[B, N, D]`` of the given slices; None if nothing is given.
-        sight: frames of the row itself, and no padding.
-    """
-
-    context: Float[Tensor, "B N D"] | None
-    sight: Sight
-
-
-def nats(
-    hidden: Float[Tensor, "M D"], head: Float[Tensor, "D V"], ids: Int64[Tensor, " M"]
-) -> Float[Tensor, " M"]:
-    """Negative log-likelihood of every id."""
-    return nats_of(hidden @ head, ids)
-
-
-class MaskedTransformer(ConditionedStageLM):
-    """Fills masks in several passes per level; with nothing given it makes something up.
-
-    A pass is a product of matrices with all frames, bound by arithmetic: PyTorch computes it
-    whatever the decoding backend, and eight-bit weights, which save reading, are not made.
+    A pass multiplies matrices with all frames, so arithmetic limits it, not memory. PyTorch
+    computes it whatever the decoding backend, and eight-bit weights would save nothing.
     """
 
     config: MaskedTransformerOptions
     autoregressive = False
+    generate = generate_from_stream
 
     def __init__(self, config: MaskedTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
         target, width = stage.target, config.width
-        #: The id that stands for "masked" in the input; it is never an output.
+        #: The input id that means "masked"; it is never an output.
         self.mask = target.codebook_size
         self.embedding = LevelEmbedding(target.num_levels, target.codebook_size + 1, width)
-        self.given_encoder = GivenEncoder.of(stage, config)
+        self.given_encoder = GivenEncoder.of(stage, config, width)
         self.transformer = (
             Conformer(config, config.convolution_kernel)
             if config.blocks == "conformer"
@@ -86,41 +68,53 @@ class MaskedTransformer(ConditionedStageLM):
         )
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
 
-    def _surroundings(
-        self, given: tuple[Tokens, ...], lengths: Lengths, count: int
-    ) -> Surroundings:
-        """Of rows of ``lengths`` frames, padded on the right to ``count``."""
-        frames = torch.arange(count, device=lengths.device)
-        sight = self.transformer.sight(frames[None].float(), frames < lengths[:, None])
-        encoder = self.given_encoder
-        return Surroundings(encoder(given, lengths, count) if encoder else None, sight)
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.transformer.blocks)
 
-    def _pass(self, ids: Int64[Tensor, "B Q N"], around: Surroundings) -> Float[Tensor, "B N D"]:
-        """Hidden state of every frame, from its codes and masks and those of all others."""
-        batch, levels, frames = ids.shape
-        rows = (ids.transpose(1, 2) + self.embedding.offsets).reshape(batch * frames, levels)
-        # Sums over levels without an embedding of each.
-        x = functional.embedding_bag(rows, self.embedding.table.weight, mode="sum")
-        x = x.view(batch, frames, -1)
-        if around.context is not None:
-            x = x + around.context
-        return self.transformer(x, around.sight)  # type: ignore[no-any-return]
+    def check_sampling(self, sampling: Sampling) -> None:
+        check_sampling(self.stage, self.config, sampling, iterations=True)
+        levels, iterations = self.stage.target.num_levels, sampling.iterations or ()
+        if len(iterations) > levels:
+            raise GenerationError(
+                f"stages.{self.stage.name}.sampling.iterations",
+                f"names {len(iterations)} levels, but the stage predicts {levels}",
+                "name the passes of each level, or of the first few",
+            )
+
+    def passes(self, given: tuple[Tokens, ...], lengths: Lengths, frames: int) -> Pass:
+        """Return the pass over rows of ``lengths`` frames, padded on the right to ``frames``.
+
+        What all passes share, such as the context of given slices, is computed here, once.
+        """
+        positions = torch.arange(frames, device=lengths.device)[None].float()
+        sight = self.transformer.sight(positions, length_mask(lengths, frames))
+        context = self.given_encoder(given, lengths, frames) if self.given_encoder else None
+
+        def compute(ids: Int64[Tensor, "B Q N"]) -> Float[Tensor, "B N D"]:
+            rows = (ids.transpose(1, 2) + self.embedding.offsets).flatten(0, 1)
+            # Sums over levels without storing an embedding of each.
+            x = functional.embedding_bag(rows, self.embedding.table.weight, mode="sum")
+            x = x.view(len(ids), frames, -1)
+            x = x if context is None else x + context
+            return self.transformer(x, sight)  # type: ignore[no-any-return]
+
+        return compute
 
     def loss(self, batch: StageBatch) -> StageLoss:
-        """Mean nats per masked token of the level that each row happens to learn.
+        """Return the mean nats per masked token of the level that each row learns.
 
-        In eval mode a row's own codes seed what is masked of it, so that a validation set is
-        always masked in the same way. A level that no row learns is reported as ``total``.
+        In eval mode the codes of a row seed its masks, so that a validation set always has the same
+        masks. A level that no row learns is reported as ``total``.
         """
         target = batch.target.cut(batch.target.lengths)
         width = target.ids.shape[2]
         if width == 0:
             nothing = self.heads.weight.sum() * 0
             return StageLoss(nothing, nothing.detach().expand(target.num_levels))
-        given = self._dropped(self._given(batch.given, target.lengths))
+        dropout = self.config.condition_dropout if self.training else 0.0
+        given = drop_given(given_in_time(self.stage, batch.given, target.lengths), dropout)
         masking = self._masking(target)
-        around = self._surroundings(given, target.lengths, width)
-        hidden = self._pass(masking.hide(target.ids, self.mask), around)
+        hidden = self.passes(given, target.lengths, width)(masking.hide(target.ids, self.mask))
         counted = masking.masked
         if batch.counted is not None:
             counted = counted & batch.counted[:, :width]
@@ -130,24 +124,24 @@ class MaskedTransformer(ConditionedStageLM):
         sums, counts = [], []
         for level, head in enumerate(self.heads.weight.unbind()):
             mine = learnt == level
-            sums.append(nats(states[mine], head, codes[mine]).sum())
+            sums.append(cross_entropy(states[mine] @ head, codes[mine]).sum())
             counts.append(mine.sum())
         nll, count = torch.stack(sums), torch.stack(counts)
         total = nll.sum() / count.sum().clamp_min(1)
         return StageLoss(total, torch.where(count > 0, nll / count.clamp_min(1), total))
 
     def _masking(self, target: Tokens) -> Masking:
-        """In eval mode whatever the options are, so that their losses can be compared."""
         if self.training:
             chance = [None] * len(target.lengths)
             shares, longest = self.config.level_shares, self.config.longest_prompt
             return draw_masking(target, chance, shares, longest)
-        return draw_masking(
-            target, [torch.Generator().manual_seed(seed) for seed in row_seeds(target)]
-        )
+        # Whatever the options are, so that validation losses can be compared. The seed depends on
+        # the row alone, not on the batch it is in.
+        seeds = (target.ids.sum(dim=(1, 2)) + target.lengths).tolist()
+        return draw_masking(target, [torch.Generator().manual_seed(seed) for seed in seeds])
 
     def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        """Log-likelihood of every target token when each level is drawn in one pass.
+        """Return the log-likelihood of every target token when each level is drawn in one pass.
 
         Level q of all frames is predicted at once, from the levels below it at all frames and from
         what is given, with level q itself and finer levels masked. That is exact for decoding with
@@ -159,68 +153,64 @@ class MaskedTransformer(ConditionedStageLM):
         width = target.ids.shape[2]
         if width == 0:
             return scores
-        with evaluating(self), torch.no_grad():
-            given = self._given(batch.given, target.lengths)
-            around = self._surroundings(given, target.lengths, width)
+        with evaluating(self.modules()), torch.no_grad():
+            given = given_in_time(self.stage, batch.given, target.lengths)
+            compute = self.passes(given, target.lengths, width)
             for level, head in enumerate(self.heads.weight):
-                hidden = self._pass(known_levels(target, level, self.mask), around)
-                nll = nats(hidden[target.mask], head, target.ids[:, level][target.mask])
+                ids = target.ids.clone()
+                ids[:, level:] = self.mask
+                states = compute(ids)[target.mask]
+                nll = cross_entropy(states @ head, target.ids[:, level][target.mask])
                 scores[:, level, :width][target.mask] = -nll
         return scores
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        super().check_sampling(sampling)
-        levels, asked = self.stage.target.num_levels, sampling.iterations or ()
-        if len(asked) > levels:
-            raise GenerationError(
-                f"stages.{self.stage.name}.sampling.iterations",
-                f"names {len(asked)} levels, but the stage predicts {levels}",
-                "name the passes of each level, or of the first few",
-            )
-
-    def _continue(
-        self, given: tuple[Tokens, ...], prompt: Tokens, num_frames: int, drawer: Drawer
-    ) -> Iterator[Tokens]:
-        lengths, target = prompt.lengths + num_frames, self.stage.target
-        ids = known_frames(prompt, lengths, self.mask)
-        around = self._surroundings(drawer.given_rows(given), drawer.per_row(lengths), ids.shape[2])
-        new = prompt.lengths[:, None] + torch.arange(num_frames, device=ids.device)
-        asked = drawer.sampling.iterations
-        for level, passes in enumerate(passes_by_level(asked, target.num_levels, target.start)):
-            self._fill(ids, level, new, passes, around, drawer)
-        yield Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
-
-    def _fill(
+    def stream(
         self,
-        ids: Ids,
-        level: int,
-        masked: Int64[Tensor, "B M"],
-        passes: int,
-        around: Surroundings,
-        drawer: Drawer,
-    ) -> None:
-        """Write the level's codes into ``ids`` at the frames ``masked``, each exactly once.
-
-        Every row has as many masked frames as any other, so no row waits for another.
-        """
-        frames, rows = masked.shape[1], torch.arange(len(masked), device=masked.device)[:, None]
-        for left in masked_after(frames, passes):
-            hidden = self._pass(drawer.per_row(ids), around)
-            logits = take(hidden, drawer.per_row(masked)) @ self.heads.weight[level]
-            drawn, confidence = self._draw(drawer.guide(logits), left / frames, drawer)
-            order = confidence.argsort(dim=1, descending=True, stable=True)
-            kept, rest = order.split([masked.shape[1] - left, left], dim=1)
-            ids[rows, level, take(masked, kept)] = take(drawn, kept)
-            masked = take(masked, rest.sort(dim=1).values)
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        """Yield one piece: no frame is final before all levels of all frames are drawn."""
+        call = Continuation(self, given, prompt, num_frames, sampling, generators)
+        if call.empty:
+            return
+        target, drawer, rows = self.stage.target, call.drawer, len(prompt.lengths)
+        prompt = prompt.cut(prompt.lengths)
+        lengths = prompt.lengths + num_frames
+        longest = int(lengths.max())
+        ids = prompt.ids.new_full((rows, target.num_levels, longest), self.mask)
+        known = prompt.ids.masked_fill(~prompt.mask[:, None], self.mask)
+        ids[:, :, : known.shape[2]] = known
+        # All rows have the same number of new frames, so no row waits for another.
+        row = torch.arange(rows, device=ids.device)[:, None]
+        new = prompt.lengths[:, None] + torch.arange(num_frames, device=ids.device)
+        with call.computing():
+            compute = self.passes(call.given, drawer.per_row(lengths), longest)
+            passes = passes_by_level(sampling.iterations, target.num_levels, target.start)
+            for level, count in enumerate(passes):
+                masked = new
+                for left in masked_after(num_frames, count):
+                    hidden = take(compute(drawer.per_row(ids)), drawer.per_row(masked))
+                    logits = drawer.guide(hidden @ self.heads.weight[level])
+                    drawn, confidence = self._draw(logits, left / num_frames, drawer)
+                    # Keep the surest, draw the others again in the next pass.
+                    order = confidence.argsort(dim=1, descending=True, stable=True)
+                    kept, rest = order.split([order.shape[1] - left, left], dim=1)
+                    ids[row, level, take(masked, kept)] = take(drawn, kept)
+                    masked = take(masked, rest.sort(dim=1).values)
+        yield Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
 
     def _draw(
         self, logits: Float[Tensor, "B M V"], left: float, drawer: Drawer
     ) -> tuple[Int64[Tensor, "B M"], Float[Tensor, "B M"]]:
-        """A token for every masked frame, and how sure the model is of each.
+        """Return a token for every masked frame, and how sure the model is of each.
 
         Args:
-            logits: of masked frames only, so that a known one has no confidence to be kept by.
+            logits: of masked frames only: a known frame has no confidence to be kept by.
             left: share of frames that stay masked after this pass.
+            drawer: draws the tokens.
         """
         batch, masked, _ = logits.shape
         sampling = drawer.sampling

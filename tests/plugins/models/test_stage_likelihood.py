@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_stage import STAGES, alone, batch_for, build, decoding, recorded, tokens
+from helpers_stage import STAGES, CausalLM, alone, batch_for, build, decoding, recorded, tokens
 from pytest import MonkeyPatch
 
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.spec import StageSpec
-from segue.plugins.layers.stage import TransformerStageLM
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 
 
@@ -53,7 +52,7 @@ def test_padding_changes_nothing(kind: str, stage: StageSpec) -> None:
     assert (scores[:, :, 7:] == 0).all()
 
 
-def step_of(model: TransformerStageLM, level: int, frame: int) -> int:
+def step_of(model: CausalLM, level: int, frame: int) -> int:
     """When a token is drawn: by the pattern, or frame by frame and level by level."""
     if isinstance(model, DelayTransformer):
         return model.pattern.stride * frame + model.pattern.delays[level]

@@ -38,7 +38,7 @@ def test_configs_import_no_torch() -> None:
 
 @pytest.mark.parametrize("options", [FlatTransformerOptions, DelayTransformerOptions])
 def test_options_refuse_what_cannot_be_built(options: type[TransformerOptions]) -> None:
-    with pytest.raises(ValidationError, match="choose a width divisible by 24"):
+    with pytest.raises(ValidationError, match="divisible by 24"):
         options(width=64, heads=12)
     with pytest.raises(ValidationError, match="depht"):
         options(depht=3)  # type: ignore[call-arg]
@@ -120,7 +120,7 @@ def test_a_ring_keeps_the_newest_positions() -> None:
         seen, _ = cache.extend(0, new, new)
         cache.advance(1)
         assert sorted(seen.flatten().tolist()) == [position - 2, position - 1, position]
-    with pytest.raises(ValueError, match="do not fit a ring that is in use"):
+    with pytest.raises(ValueError, match="ring"):
         cache.extend(0, keys[:, :, :2], keys[:, :, :2])
 
 
@@ -131,10 +131,10 @@ def test_sizes_have_names(options: type[TransformerOptions]) -> None:
     assert paper.position_encoding == "relative"
     assert options(size="paper", depth=12, dropout=0.3).dropout == 0.3  # type: ignore[call-arg]
     assert options.model_validate(paper.model_dump()) == paper
-    with pytest.raises(ValidationError, match="size paper stands for depth 12, but depth is 2"):
+    with pytest.raises(ValidationError, match="depth 12"):
         options(size="paper", depth=2)  # type: ignore[call-arg]
     for wrong in ("papre", [1]):
-        with pytest.raises(ValidationError, match="is unknown; choose one of tiny, small"):
+        with pytest.raises(ValidationError, match="choose one of"):
             options(size=wrong)  # type: ignore[call-arg]
 
 
@@ -197,14 +197,14 @@ def test_a_pattern_draws_every_code_once_and_shows_it_in_the_next_step(
 
 
 def test_patterns_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValidationError, match="belong to pattern 'custom', not to 'delay'"):
+    with pytest.raises(ValidationError, match="custom"):
         DelayTransformerOptions(delays=(0, 1))
     with pytest.raises(ValidationError, match="smallest is 0"):
         DelayTransformerOptions(pattern="custom", delays=(1, 2))
     options = DelayTransformerOptions(pattern="custom", delays=(0, 1))
-    with pytest.raises(ConfigError, match=r"coarse.lm.options.delays: has 2 entries, but .* 3"):
+    with pytest.raises(ConfigError, match=r"coarse.lm.options.delays"):
         DelayTransformer(options, STAGES["slower"])
-    with pytest.raises(ValidationError, match="level_width 10 is not an even multiple"):
+    with pytest.raises(ValidationError, match="level_width 10"):
         DepthTransformerOptions(level_width=10, level_heads=4)
 
 
@@ -212,5 +212,5 @@ def test_a_full_cache_takes_no_more() -> None:
     cache = KeyValueCache(1, 2)
     cache.extend(0, torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
     cache.advance(2)
-    with pytest.raises(ValueError, match="3 positions do not fit a cache of 2"):
+    with pytest.raises(ValueError, match="fit a cache"):
         cache.extend(0, torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
