@@ -1,15 +1,17 @@
-"""Discriminators of waves, and the losses of a game against them.
+"""Discriminate recordings from decoded audio, and compute the losses of both sides.
 
-``WaveDiscriminator`` and ``StftDiscriminator`` are those of SoundStream (Zeghidour et al., arXiv
-2107.03312, section III.D); ``DilatedStftDiscriminator`` is that of EnCodec (Défossez et al., arXiv
-2210.13438, section 3.4). They are hinge losses' critics: a logit above 1 is surely real, one below
--1 surely made.
+``WaveDiscriminator`` and ``StftDiscriminator`` are SoundStream's (Zeghidour et al., arXiv
+2107.03312, section III.D); ``DilatedStftDiscriminator`` is EnCodec's (Défossez et al., arXiv
+2210.13438, section 3.4). Losses are hinge losses: a logit above 1 means certainly real, one below
+-1 certainly decoded.
+
+Shape legend: B batch, T samples, C channels, M spectra, F frequencies.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,19 +24,19 @@ SLOPE = 0.2  # of the leaky ReLU below zero
 
 
 class Verdict(NamedTuple):
-    """What one discriminator says of a batch: ``logits`` ``[B, ...]``, and its feature maps."""
+    """Hold a discriminator's logits ``[B, ...]`` of a batch, and its feature maps."""
 
     logits: Tensor
     features: list[Tensor]
 
 
 class WaveDiscriminator(nn.Module):
-    """A strided convolutional network on the wave, at one resolution (MelGAN, arXiv 1910.06711).
+    """Judge the wave at one resolution by strided convolutions (MelGAN, arXiv 1910.06711).
 
     Args:
-        downsampling: the wave is averaged over so many samples first.
-        channels: of the first layer; each strided layer has four times those before it, but at
-            most 64 times ``channels``.
+        downsampling: samples to average over first.
+        channels: of the first layer; each strided layer has four times as many as the one before,
+            but at most 64 times ``channels``.
         strides: of the strided layers.
     """
 
@@ -54,22 +56,18 @@ class WaveDiscriminator(nn.Module):
         self.judge = weight_norm(nn.Conv1d(width, 1, 3, padding=1))
 
     def forward(self, wave: Float[Tensor, "B T"]) -> Verdict:
-        x, features = wave[:, None], []
-        if self.downsampling > 1:
-            size = self.downsampling
+        x, size = wave[:, None], self.downsampling
+        if size > 1:
             x = avg_pool1d(x, 2 * size, size, padding=size, count_include_pad=False)
-        for layer in self.layers:
-            x = leaky_relu(layer(x), SLOPE)
-            features.append(x)
-        return Verdict(self.judge(x)[:, 0], features)
+        return _verdict(x, self.layers, self.judge)
 
 
 class StftDiscriminator(nn.Module):
-    """A two-dimensional residual network on the complex spectrogram.
+    """Judge the complex spectrogram by residual units over time and frequency.
 
     Args:
         window: samples of the Hann window; hops are a quarter of it.
-        channels: of the first layer; the last block has 16 times as many.
+        channels: of the first layer; the last unit has 16 times as many.
     """
 
     def __init__(self, window: int = 1024, channels: int = 32) -> None:
@@ -95,7 +93,7 @@ class StftDiscriminator(nn.Module):
 
 
 class DilatedStftDiscriminator(nn.Module):
-    """Dilated convolutions of constant width on the complex spectrogram: cheaper than residual.
+    """Judge the complex spectrogram by dilated convolutions of constant width, which cost less.
 
     Args:
         window: samples of the Hann window; hops are a quarter of it.
@@ -117,29 +115,11 @@ class DilatedStftDiscriminator(nn.Module):
         self.judge = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, wave: Float[Tensor, "B T"]) -> Verdict:
-        x, features = self.spectrum(wave), []
-        for layer in self.layers:
-            x = leaky_relu(layer(x), SLOPE)
-            features.append(x)
-        return Verdict(self.judge(x)[:, 0], features)
-
-
-class Discriminators(nn.ModuleList):
-    """Several discriminators that judge the same waves.
-
-    Args:
-        members: modules from a wave ``[B, T]`` to a ``Verdict``.
-    """
-
-    def __init__(self, members: Iterable[nn.Module]) -> None:
-        super().__init__(members)
-
-    def forward(self, wave: Float[Tensor, "B T"]) -> list[Verdict]:
-        return [member(wave) for member in self]
+        return _verdict(self.spectrum(wave), self.layers, self.judge)
 
 
 class Spectrum(nn.Module):
-    """The complex spectrogram as two channels, of a scale near that of the wave.
+    """Compute the complex spectrogram as two channels.
 
     Args:
         window: samples of the Hann window; hops are a quarter of it.
@@ -149,7 +129,7 @@ class Spectrum(nn.Module):
 
     def __init__(self, window: int) -> None:
         super().__init__()
-        # Of unit energy, as in EnCodec: noise keeps its level whatever the window's size.
+        # Unit energy, as in EnCodec: noise keeps its level for windows of any size.
         shape = torch.hann_window(window)
         self.register_buffer("window", shape / shape.square().sum().sqrt(), persistent=False)
 
@@ -158,18 +138,18 @@ class Spectrum(nn.Module):
         spectrum = torch.stft(
             wave, size, size // 4, window=self.window, pad_mode="constant", return_complex=True
         )
-        # The highest bin is left out, so that the number of bins is a power of two.
+        # Drop the highest bin, so that their number is a power of two.
         spectrum = spectrum[:, :-1].transpose(1, 2)
         return torch.stack([spectrum.real, spectrum.imag], dim=1)
 
 
 class ResidualUnit2d(nn.Module):
-    """Two convolutions, the second strided over time and frequency, beside a strided shortcut."""
+    """Add two convolutions, the second strided over time and frequency, to a strided shortcut."""
 
     def __init__(self, inputs: int, outputs: int, strides: tuple[int, int]) -> None:
         super().__init__()
         kernel = (strides[0] + 2, strides[1] + 2)
-        # As many places as the shortcut has, odd sizes included.
+        # Padding that gives as many places as the shortcut has, for odd sizes too.
         self.margin = (1, strides[1], 1, strides[0])
         self.first = weight_norm(nn.Conv2d(inputs, inputs, 3, padding=1))
         self.second = weight_norm(nn.Conv2d(inputs, outputs, kernel, strides))
@@ -180,10 +160,18 @@ class ResidualUnit2d(nn.Module):
         return leaky_relu(h + self.shortcut(x), SLOPE)
 
 
-def adversary_hinge(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[Tensor, ""]:
-    """What discriminators minimise: the mean over them of ``max(0, 1 - D(x)) + max(0, 1 + D(x'))``.
+def _verdict(x: Tensor, layers: nn.ModuleList, judge: nn.Module) -> Verdict:
+    features = []
+    for layer in layers:
+        x = leaky_relu(layer(x), SLOPE)
+        features.append(x)
+    return Verdict(judge(x)[:, 0], features)
 
-    Its gradient is to be taken for the discriminators' parameters only.
+
+def adversary_hinge(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[Tensor, ""]:
+    """Return the discriminators' loss, the mean of ``max(0, 1 - D(x)) + max(0, 1 + D(x'))``.
+
+    Take its gradient for the discriminators' parameters only.
     """
     losses = [
         (1.0 - there.logits).relu().mean() + (1.0 + here.logits).relu().mean()
@@ -193,13 +181,15 @@ def adversary_hinge(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[T
 
 
 def adversarial_hinge(made: Sequence[Verdict]) -> Float[Tensor, ""]:
-    """What a codec minimises: the mean over discriminators of ``max(0, 1 - D(x'))``."""
+    """Return the codec's loss, the mean over discriminators of ``max(0, 1 - D(x'))``."""
     return torch.stack([(1.0 - verdict.logits).relu().mean() for verdict in made]).mean()
 
 
 def feature_matching(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[Tensor, ""]:
-    """Mean over all feature maps of their L1 distance, relative to the real map's mean absolute
-    value (arXiv 2210.13438, equation 3); no gradient reaches the real maps."""
+    """Return the mean L1 distance of feature maps, relative to the real maps' mean magnitudes.
+
+    arXiv 2210.13438, equation 3. No gradient reaches the real maps.
+    """
     distances = []
     for there, here in zip(real, made, strict=True):
         for wanted, found in zip(there.features, here.features, strict=True):

@@ -28,9 +28,8 @@ from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
 from segue.core.manager import default_host
 from segue.core.pipeline import Pipeline
-from segue.plugins.tokenizers.common import hf_source as source
-from segue.plugins.tokenizers.dac.model import decoder_context
-from segue.plugins.tokenizers.hf_codecs.model import HfCodec
+from segue.plugins.layers import hugging_face
+from segue.plugins.tokenizers.hf_codecs.model import HfCodec, dac_decode_context
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 
 ENCODEC: dict[str, Any] = {
@@ -208,7 +207,7 @@ def test_context_of_dac_is_what_reaches_a_frame() -> None:
     ("ratios", "context"), [([8, 8, 4, 2], (10, 10)), ([8, 5, 4, 2], (10, 10))]
 )
 def test_context_of_released_models(ratios: list[int], context: tuple[int, int]) -> None:
-    assert decoder_context(ratios) == context
+    assert dac_decode_context(ratios) == context
 
 
 # --- what a source's config says ------------------------------------------------------------------
@@ -273,7 +272,7 @@ def test_spec_agrees_with_transformers(name: str, values: dict[str, Any], tmp_pa
 def test_spec_needs_neither_torch_nor_weights(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from segue.plugins.tokenizers.mimi.config import MimiOptions\n"
+        "from segue.plugins.tokenizers.hf_codecs.config import MimiOptions\n"
         "print(MimiOptions(pretrained=sys.argv[1]).spec().frame_rate)\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
@@ -471,9 +470,9 @@ def test_a_saved_pipeline_needs_no_source(tmp_path: Path) -> None:
 @pytest.fixture
 def forgetful() -> Any:
     """What one test finds in its cache is not remembered by the next."""
-    yield source
-    source._hub_config.cache_clear()
-    source._hub_hash.cache_clear()
+    yield
+    hugging_face._hub_config.cache_clear()
+    hugging_face._hub_hash.cache_clear()
 
 
 @pytest.fixture
@@ -507,7 +506,7 @@ def test_planning_fetches_the_config_only(hub_cache: Path, monkeypatch: pytest.M
     import huggingface_hub
     from huggingface_hub import HfFileMetadata
 
-    expected = source.weights_hash(str(tiny("dac")), None)
+    expected = hugging_face.Source(str(tiny("dac"))).weights_hash()
     (hub_cache / "model.safetensors").unlink()
     fields = dict.fromkeys(HfFileMetadata.__dataclass_fields__)
     asked: list[str] = []

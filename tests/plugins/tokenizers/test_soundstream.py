@@ -27,11 +27,11 @@ def options(**others: object) -> SoundStreamOptions:
     return SoundStreamOptions.model_validate(SMALL | others)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "weight-norm"])
-def stream(request: pytest.FixtureRequest, audio: WaveBatch) -> SoundStream:
+@pytest.fixture
+def stream(audio: WaveBatch) -> SoundStream:
     """A codec whose codebooks were moved onto audio, in eval mode."""
     torch.manual_seed(0)
-    codec = SoundStream(options(weight_norm=request.param)).train()
+    codec = SoundStream(options()).train()
     for _ in range(2):
         codec.training_step(audio)
     return codec.eval()
@@ -76,7 +76,7 @@ def test_rows_of_a_batch_are_decoded_as_alone(stream: SoundStream) -> None:
         assert not together[row, length * 320 :].any()
 
 
-@pytest.mark.parametrize("samples", [0, 1, 319, 320, 321])
+@pytest.mark.parametrize("samples", [0, 1, 320, 321])
 def test_short_audio(stream: SoundStream, samples: int) -> None:
     tokens = stream.encode(torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
     assert tokens.lengths.tolist() == [-(-samples // 320), -(-(samples // 2) // 320)]
@@ -84,10 +84,10 @@ def test_short_audio(stream: SoundStream, samples: int) -> None:
     assert wave.shape == (2, 320 * int(tokens.lengths[0])) and wave.isfinite().all()
 
 
-@pytest.mark.parametrize("strides", [(2,), (3, 5), (2, 4, 5, 8)])
-@pytest.mark.parametrize("kernel", [1, 4, 7])
+@pytest.mark.parametrize(("strides", "kernel"), [((2,), 1), ((3, 5), 4)])
 def test_any_strides_and_kernels_give_whole_frames(strides: tuple[int, ...], kernel: int) -> None:
-    codec = SoundStream(options(strides=strides, kernel=kernel, channels=2)).eval()
+    chosen = options(strides=strides, kernel=kernel, channels=2, weight_norm=True)
+    codec = SoundStream(chosen).eval()
     hop = math.prod(strides)
     assert codec.spec.frame_size == hop
     tokens = codec.encode(torch.randn(1, 7 * hop - 1), torch.tensor([7 * hop - 1]))
@@ -112,7 +112,7 @@ def test_nothing_depends_on_what_comes_later(stream: SoundStream) -> None:
     assert not torch.equal(here[:, 1600:1920], there[:, 1600:1920])
 
 
-@pytest.mark.parametrize("sizes", [[1] * 12, [5, 1, 6], [12]])
+@pytest.mark.parametrize("sizes", [[1, 5, 1, 5], [12]])
 def test_each_frame_pushed_comes_out_at_once(stream: SoundStream, sizes: list[int]) -> None:
     codes = random_codes(stream, 2, 12)
     decoder = stream.streaming_decoder()
@@ -123,7 +123,7 @@ def test_each_frame_pushed_comes_out_at_once(stream: SoundStream, sizes: list[in
     torch.testing.assert_close(torch.cat(pieces, dim=1), decode(stream, codes), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("sizes", [[1, 318, 2, 959, 1033], [2313], [0, 640, 640, 1033]])
+@pytest.mark.parametrize("sizes", [[1, 318, 2, 959, 1033], [0, 640, 640, 1033]])
 def test_encoding_in_chunks_changes_nothing(stream: SoundStream, sizes: list[int]) -> None:
     wave = 0.3 * torch.randn(2, 2313)
     encoder = stream.streaming_encoder()

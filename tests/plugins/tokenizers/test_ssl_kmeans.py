@@ -29,7 +29,6 @@ from segue.core.component_manifest import read_manifest
 from segue.core.config.load import load_config
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError, SegueError
 from segue.core.manager import PluginHost
-from segue.plugins.tokenizers.ssl_kmeans import bundles
 from segue.plugins.tokenizers.ssl_kmeans.config import SslKMeansOptions
 from segue.plugins.tokenizers.ssl_kmeans.model import SslKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
@@ -352,11 +351,12 @@ def test_a_bundle_of_torchaudio_gives_its_own_features(
 
 
 def test_bundles_are_described_without_their_weights() -> None:
-    shape = bundles.describe("WAVLM_LARGE").shape()
+    options = {"state": "unread", "layer": 1}
+    shape = SslKMeansOptions(pretrained="torchaudio:WAVLM_LARGE", **options).shape()
     assert (shape.sample_rate, shape.stride, shape.reach) == (16_000, 320, 400)
     assert (shape.num_layers, shape.width) == (24, 1024)
     with pytest.raises(ConfigError, match="HUBERT_BASE"):
-        bundles.describe("HUBERT_BASS")
+        SslKMeansOptions(pretrained="torchaudio:HUBERT_BASS", **options).shape()
 
 
 # --- refusals ---------------------------------------------------------------------------------
