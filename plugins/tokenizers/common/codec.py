@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from segue.core.interfaces import AcousticCodec, Adversary, StageBatch, Wave, WaveBatch
@@ -31,23 +32,14 @@ DIVERGED_HINGE = 20.0
 
 @dataclass(frozen=True)
 class Attempt:
-    """Hold what a codec made of a batch.
+    """Hold what a codec made of a batch."""
 
-    Attributes:
-        wave: ``[B, T]`` recordings, zero beyond each row's length.
-        made: ``[B, T]`` decoded audio, zero there too.
-        quantized: the latent frames in between.
-        mask: ``[B, N]``, 1 at valid frames.
-        loss: weighted reconstruction loss.
-        figures: for the log.
-    """
-
-    wave: Wave
-    made: Wave
+    wave: Wave  # recordings, zero beyond each row's length
+    made: Wave  # decoded audio, zero there too
     quantized: QuantizedFrames
-    mask: Tensor
-    loss: Tensor
-    figures: Mapping[str, Tensor]
+    mask: Float[Tensor, "B N"]  # 1 at valid frames
+    loss: Tensor  # weighted reconstruction loss
+    figures: Mapping[str, Tensor]  # for the log
 
 
 class TrainedCodec(AcousticCodec):

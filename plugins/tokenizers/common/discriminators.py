@@ -31,13 +31,9 @@ class Verdict(NamedTuple):
 
 
 class WaveDiscriminator(nn.Module):
-    """Judge the wave at one resolution by strided convolutions (MelGAN, arXiv 1910.06711).
+    """Judge the wave by strided convolutions, after averaging over ``downsampling`` samples.
 
-    Args:
-        downsampling: samples to average over first.
-        channels: of the first layer; each strided layer has four times as many as the one before,
-            but at most 64 times ``channels``.
-        strides: of the strided layers.
+    MelGAN, arXiv 1910.06711.
     """
 
     def __init__(
@@ -47,6 +43,7 @@ class WaveDiscriminator(nn.Module):
         self.downsampling = downsampling
         layers, width = [nn.Conv1d(1, channels, 15, padding=7)], channels
         for stride in strides:
+            # Four times the channels at a quarter of the rate, up to a limit.
             wider = min(4 * width, 64 * channels)
             kernel, groups = 10 * stride + 1, max(1, width // 4)
             layers.append(nn.Conv1d(width, wider, kernel, stride, kernel // 2, groups=groups))
@@ -63,12 +60,7 @@ class WaveDiscriminator(nn.Module):
 
 
 class StftDiscriminator(nn.Module):
-    """Judge the complex spectrogram by residual units over time and frequency.
-
-    Args:
-        window: samples of the Hann window; hops are a quarter of it.
-        channels: of the first layer; the last unit has 16 times as many.
-    """
+    """Judge the complex spectrogram by residual units over time and frequency."""
 
     def __init__(self, window: int = 1024, channels: int = 32) -> None:
         super().__init__()
@@ -80,6 +72,7 @@ class StftDiscriminator(nn.Module):
             for index, (width, wider) in enumerate(itertools.pairwise(widths))
         ]
         self.blocks = nn.ModuleList(blocks)
+        # Each unit halves the frequencies; the last convolution spans what is left of them.
         bins = -(-(window // 2) // 2 ** len(blocks))
         self.judge = weight_norm(nn.Conv2d(widths[-1], 1, (1, bins)))
 
@@ -93,13 +86,7 @@ class StftDiscriminator(nn.Module):
 
 
 class DilatedStftDiscriminator(nn.Module):
-    """Judge the complex spectrogram by dilated convolutions of constant width, which cost less.
-
-    Args:
-        window: samples of the Hann window; hops are a quarter of it.
-        channels: of every layer.
-        dilations: over time, of the layers that halve the frequencies.
-    """
+    """Judge the complex spectrogram by dilated convolutions of constant width, which cost less."""
 
     def __init__(
         self, window: int = 1024, channels: int = 32, dilations: Sequence[int] = (1, 2, 4)
@@ -107,7 +94,7 @@ class DilatedStftDiscriminator(nn.Module):
         super().__init__()
         self.spectrum = Spectrum(window)
         layers = [nn.Conv2d(2, channels, (3, 9), padding=(1, 4))]
-        for step in dilations:
+        for step in dilations:  # over time, while strides halve the frequencies
             padding, dilation = (step, 4), (step, 1)
             layers.append(nn.Conv2d(channels, channels, (3, 9), (1, 2), padding, dilation))
         layers.append(nn.Conv2d(channels, channels, 3, padding=1))
@@ -119,11 +106,7 @@ class DilatedStftDiscriminator(nn.Module):
 
 
 class Spectrum(nn.Module):
-    """Compute the complex spectrogram as two channels.
-
-    Args:
-        window: samples of the Hann window; hops are a quarter of it.
-    """
+    """Compute the complex spectrogram as two channels; hops are a quarter of the window."""
 
     window: Tensor
 

@@ -22,35 +22,21 @@ CODECS = {"encodec": "encodec.v1", "dac": "dac.v1", "mimi": "mimi.v1"}
 
 @dataclass(frozen=True)
 class CodecShape:
-    """Describe the tokens of a codec's architecture.
-
-    Attributes:
-        sample_rate: samples per second.
-        frame_size: samples per frame.
-        num_levels: quantizers that the model has.
-        usual_levels: quantizers to use by default.
-        codebook_size: V.
-    """
+    """Describe the tokens of a codec's architecture."""
 
     sample_rate: int
     frame_size: int
-    num_levels: int
-    usual_levels: int
+    num_levels: int  # quantizers that the model has
+    usual_levels: int  # quantizers to use by default
     codebook_size: int
 
 
 class FoundCodec(Options):
-    """Record what was found at the source, so that a saved codec is opened without it.
+    """Record what was found at the source, so that a saved codec is opened without it."""
 
-    Attributes:
-        config: the architecture, as ``config.json`` describes it.
-        weights: SHA-256 of the file of weights.
-        tensors: hash of the tensors that were made of it.
-    """
-
-    config: dict[str, Any]
-    weights: str
-    tensors: str
+    config: dict[str, Any]  # the content of ``config.json``
+    weights: str  # SHA-256 of the file of weights
+    tensors: str  # hash of the tensors that were made of it
 
 
 class HfCodecOptions(TokenizerOptions):

@@ -101,7 +101,7 @@ class LyraCodec(AcousticCodec):
     @torch.no_grad()
     def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
         rows = [
-            self.encode_row(row[:length], self.runtime.encoder())
+            self.encode_row(row[:length], self.runtime.start("encoder"))
             for row, length in zip(wave, lengths.tolist(), strict=True)
         ]
         return Tokens.stack(rows) if rows else Tokens.empty(0, self.spec.num_levels, wave.device)
@@ -119,7 +119,7 @@ class LyraCodec(AcousticCodec):
         wave = torch.zeros(codes.shape[0], codes.shape[2] * FRAME_SIZE)
         for row, (ids, frames) in enumerate(zip(codes, lengths.tolist(), strict=True)):
             if frames:
-                made = self.runtime.decode(_split(ids[:, :frames]), self.runtime.decoder())
+                made = self.runtime.decode(_split(ids[:, :frames]), self.runtime.start("decoder"))
                 wave[row, : frames * FRAME_SIZE] = torch.from_numpy(made)
         return wave.to(codes.device)
 
@@ -138,7 +138,7 @@ class LyraDecoderStream(StreamingDecoder):
     def push(self, codes: Ids) -> Wave:
         self._device = codes.device
         if not self._decoders:
-            self._decoders = [self._runtime.decoder() for _ in codes]
+            self._decoders = [self._runtime.start("decoder") for _ in codes]
         if codes.shape[2] == 0:
             return torch.zeros(codes.shape[0], 0, device=codes.device)
         rows = zip(codes, self._decoders, strict=True)
@@ -160,7 +160,7 @@ class LyraEncoderStream(StreamingEncoder):
 
     def push(self, wave: Wave) -> Ids:
         if not self._encoders:
-            self._encoders = [self._codec.runtime.encoder() for _ in wave]
+            self._encoders = [self._codec.runtime.start("encoder") for _ in wave]
             self._waiting = wave[:, :0]
         wave = torch.cat([self._waiting, wave], dim=1)
         whole = wave.shape[1] // FRAME_SIZE * FRAME_SIZE
@@ -195,13 +195,9 @@ class LyraRuntime:
         self._quantize = self._quantizer.get_signature_runner("encode")
         self._dequantize = self._quantizer.get_signature_runner("decode")
 
-    def encoder(self) -> Stateful:
-        """Return an encoder for one row or stream."""
-        return Stateful(self._models["encoder"], "encoder")
-
-    def decoder(self) -> Stateful:
-        """Return a decoder for one row or stream."""
-        return Stateful(self._models["decoder"], "decoder")
+    def start(self, name: str) -> Stateful:
+        """Return the ``encoder`` or ``decoder`` for one row or stream."""
+        return Stateful(self._models[name], name)
 
     def encode(self, wave: Array, num_quantizers: int, encoder: Stateful) -> Array:
         """Return the codes ``[q, N]`` of ``N * FRAME_SIZE`` samples after what ``encoder`` saw."""

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from segue.plugins.tokenizers.soundstream.config import SoundStreamOptions
 
+Conv = nn.Conv1d | nn.ConvTranspose1d
 Samples = Float[Tensor, "B C T"]
 
 LAST_KERNEL = 3  # of the encoder
@@ -52,12 +53,7 @@ class CausalLayer(nn.Module):
     """
 
     def __init__(
-        self,
-        conv: nn.Conv1d | nn.ConvTranspose1d,
-        context: int,
-        activate: bool,
-        normalise: bool,
-        share: float = 1.0,
+        self, conv: Conv, context: int, activate: bool, normalise: bool, share: float = 1.0
     ) -> None:
         super().__init__()
         # PyTorch's default loses two thirds of the energy in each layer; biases then drown the

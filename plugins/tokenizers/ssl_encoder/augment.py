@@ -28,19 +28,12 @@ GAIN_KNOTS = 8  # gains are linear between them
 
 @dataclass(frozen=True)
 class Masked:
-    """Hold one batch as an objective sees it.
+    """Hold one batch as an objective sees it."""
 
-    Attributes:
-        mel: whole spectra, from which targets are made.
-        valid: False at padding.
-        hidden: frames that the encoder did not see.
-        states: activations of all layers for the other frames, the lowest layer's first.
-    """
-
-    mel: Mel
-    valid: Mask
-    hidden: Mask
-    states: list[Frames]
+    mel: Mel  # whole spectra, from which targets are made
+    valid: Mask  # False at padding
+    hidden: Mask  # frames that the encoder did not see
+    states: list[Frames]  # activations of all layers, the lowest layer's first
 
 
 def masked_figures(

@@ -38,33 +38,20 @@ _MERT_EXTRAS = {"feature_extractor_cqt": False, "deepnorm": False, "attention_re
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Describe the frames of a model.
-
-    Attributes:
-        sample_rate: samples per second.
-        stride: samples from one frame to the next.
-        reach: samples that one frame is made of.
-        num_layers: of the whole model.
-        width: D.
-    """
+    """Describe the frames of a model."""
 
     sample_rate: int
-    stride: int
-    reach: int
-    num_layers: int
+    stride: int  # samples from one frame to the next
+    reach: int  # samples that one frame is made of
+    num_layers: int  # of the whole model
     width: int
 
 
 class FoundModel(Options):
-    """Record what was found at the source.
+    """Record what was found at the source."""
 
-    Attributes:
-        config: the architecture, as ``config.json`` or torchaudio describes it.
-        preprocessor: how audio is prepared, as ``preprocessor_config.json`` says.
-    """
-
-    config: dict[str, Any]
-    preprocessor: dict[str, Any]
+    config: dict[str, Any]  # the architecture, as ``config.json`` or torchaudio describes it
+    preprocessor: dict[str, Any]  # the content of ``preprocessor_config.json``
 
     def shape(self) -> ModelShape:
         """Return the shape of the model.

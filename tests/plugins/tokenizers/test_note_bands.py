@@ -55,6 +55,7 @@ def test_targets_tell_pitch_classes_and_hardly_octaves(options: SslEncoderOption
     assert heard == [0, 0, 7, 7, 2, 2]
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_what_is_played(options: SslEncoderOptions) -> None:
     torch.manual_seed(0)
     rows = torch.stack([notes(*torch.randint(48, 72, (4,)).tolist()) for _ in range(8)])
@@ -122,6 +123,7 @@ def test_no_class_is_stronger_for_having_more_bands(options: SslEncoderOptions) 
     assert found.abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_harmony_can_be_learnt_though_spans_are_hidden(options: SslEncoderOptions) -> None:
     torch.manual_seed(0)
     rows = torch.stack([notes(*torch.randint(48, 72, (4,)).tolist()) for _ in range(8)])
