@@ -157,8 +157,8 @@ def adversary_hinge(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[T
     Take its gradient for the discriminators' parameters only.
     """
     losses = [
-        (1.0 - there.logits).relu().mean() + (1.0 + here.logits).relu().mean()
-        for there, here in zip(real, made, strict=True)
+        (1.0 - of_real.logits).relu().mean() + (1.0 + of_made.logits).relu().mean()
+        for of_real, of_made in zip(real, made, strict=True)
     ]
     return torch.stack(losses).mean()
 
@@ -174,8 +174,8 @@ def feature_matching(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[
     arXiv 2210.13438, equation 3. No gradient reaches the real maps.
     """
     distances = []
-    for there, here in zip(real, made, strict=True):
-        for wanted, found in zip(there.features, here.features, strict=True):
+    for of_real, of_made in zip(real, made, strict=True):
+        for wanted, found in zip(of_real.features, of_made.features, strict=True):
             scale = wanted.detach().abs().mean().clamp(min=1e-5)
             distances.append((found - wanted.detach()).abs().mean() / scale)
     return torch.stack(distances).mean()

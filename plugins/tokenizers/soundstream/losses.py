@@ -66,13 +66,13 @@ class MelDistance(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, made: Float[Tensor, "B T"], real: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-        here = self._mel(made)
+        made_mel = self._mel(made)
         with torch.no_grad():
-            there = self._mel(real)
-        logs = (here + FLOOR).log() - (there + FLOOR).log()
+            real_mel = self._mel(real)
+        logs = (made_mel + FLOOR).log() - (real_mel + FLOOR).log()
         # The gradient of a norm is undefined where both spectra are equal.
         norms: Tensor = (logs.square().sum(dim=2) + POWER_FLOOR).sqrt()
-        return (here - there).abs().mean() + norms.mean() * self.weight
+        return (made_mel - real_mel).abs().mean() + norms.mean() * self.weight
 
     def _mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B M F"]:
         spectrum = torch.stft(

@@ -76,21 +76,21 @@ class Resolution(nn.Module):
         self, wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]
     ) -> dict[str, Float[Tensor, ""]]:
         with torch.no_grad():
-            there = self._spectrum(target)
-            there_size = _magnitude(there)
-        here = self._spectrum(wave)
-        here_size = _magnitude(here)
-        here_mel = here_size.transpose(1, 2) @ self.filters
-        there_mel = there_size.transpose(1, 2) @ self.filters
+            real = self._spectrum(target)
+            real_size = _magnitude(real)
+        made = self._spectrum(wave)
+        made_size = _magnitude(made)
+        made_mel = made_size.transpose(1, 2) @ self.filters
+        real_mel = real_size.transpose(1, 2) @ self.filters
         # Over the whole batch, so that a silent crop does not divide by zero.
-        energy = there_size.norm() + 1e-3 * there_size.numel() ** 0.5
+        energy = real_size.norm() + 1e-3 * real_size.numel() ** 0.5
         losses = {
-            "mel": (_log(here_mel) - _log(there_mel)).abs().mean(),
-            "log_magnitude": (_log(here_size) - _log(there_size)).abs().mean(),
-            "convergence": (here_size - there_size).norm() / energy,
+            "mel": (_log(made_mel) - _log(real_mel)).abs().mean(),
+            "log_magnitude": (_log(made_size) - _log(real_size)).abs().mean(),
+            "convergence": (made_size - real_size).norm() / energy,
         }
         exponent = COMPRESSION - 1.0
-        gap = torch.view_as_real(here * here_size.pow(exponent) - there * there_size.pow(exponent))
+        gap = torch.view_as_real(made * made_size.pow(exponent) - real * real_size.pow(exponent))
         return losses | {"complex_stft": gap.abs().mean()}
 
     def _spectrum(self, wave: Float[Tensor, "B T"]) -> Complex[Tensor, "B F M"]:
