@@ -168,8 +168,7 @@ class Reservoir:
         self.seen = 0
         self._capacity = capacity
         self._random = np.random.default_rng(seed)
-        # The system gives memory to the rows that are written only.
-        self._rows: Rows = np.zeros((capacity, width), dtype=np.float32)
+        self._rows: Rows = np.zeros((0, width), dtype=np.float32)
 
     @property
     def rows(self) -> Rows:
@@ -180,8 +179,13 @@ class Reservoir:
         """Take further rows: fill the free places, then replace random ones."""
         room = max(0, self._capacity - self.seen)
         first, rest = rows[:room], rows[room:]
-        self._rows[self.seen : self.seen + len(first)] = first
-        self.seen += len(first)
+        stop = self.seen + len(first)
+        if len(first) and stop > len(self._rows):
+            # Double the memory, so that copying costs constant time per row.
+            larger = min(self._capacity, max(stop, 2 * len(self._rows)))
+            self._rows = np.pad(self._rows, ((0, larger - len(self._rows)), (0, 0)))
+        self._rows[self.seen : stop] = first
+        self.seen = stop
         places = self._random.integers(0, self.seen + 1 + np.arange(len(rest)))
         kept = places < self._capacity
         self._rows[places[kept]] = rest[kept]
