@@ -55,14 +55,6 @@ class TrainedCodec(AcousticCodec):
     def attempt(self, batch: WaveBatch) -> Attempt:
         """Encode, quantize and decode one batch of crops, with gradients."""
 
-    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
-        return self._losses(batch, None)
-
-    def adversarial_step(
-        self, batch: WaveBatch | StageBatch, adversary: Adversary
-    ) -> Mapping[str, Tensor]:
-        return self._losses(batch, adversary)
-
     def adversary(self) -> Adversary | None:
         options = self.config.adversary
         return None if options.none else CodecAdversary(options)
@@ -70,8 +62,13 @@ class TrainedCodec(AcousticCodec):
     def trouble(self, figures: Mapping[str, float]) -> str | None:
         return collapsed(figures)
 
-    def _losses(
-        self, batch: WaveBatch | StageBatch, adversary: Adversary | None
+    def adversarial_step(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary
+    ) -> Mapping[str, Tensor]:
+        return self.training_step(batch, adversary)
+
+    def training_step(
+        self, batch: WaveBatch | StageBatch, adversary: Adversary | None = None
     ) -> Mapping[str, Tensor]:
         assert isinstance(batch, WaveBatch)
         attempt, weights = self.attempt(batch), self.config.loss
@@ -83,6 +80,7 @@ class TrainedCodec(AcousticCodec):
             opposed = weights.adversarial * judged["adversarial"]
             opposed = opposed + weights.feature_matching * judged["feature_matching"]
             loss = loss + opposed
+            # For the log: how much the discriminators weigh in the codec's loss.
             judged["adversarial_share"] = (opposed / loss).detach()
         figures = {name: value.detach() for name, value in attempt.figures.items()}
         figures["commitment"] = quantized.commitment.detach()

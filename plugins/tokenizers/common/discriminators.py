@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, leaky_relu, pad
 from torch.nn.utils.parametrizations import weight_norm
 
+from segue.core.interfaces import Wave
+
 SLOPE = 0.2  # of the leaky ReLU below zero
 
 
@@ -52,7 +54,7 @@ class WaveDiscriminator(nn.Module):
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
         self.judge = weight_norm(nn.Conv1d(width, 1, 3, padding=1))
 
-    def forward(self, wave: Float[Tensor, "B T"]) -> Verdict:
+    def forward(self, wave: Wave) -> Verdict:
         x, size = wave[:, None], self.downsampling
         if size > 1:
             x = avg_pool1d(x, 2 * size, size, padding=size, count_include_pad=False)
@@ -76,7 +78,7 @@ class StftDiscriminator(nn.Module):
         bins = -(-(window // 2) // 2 ** len(blocks))
         self.judge = weight_norm(nn.Conv2d(widths[-1], 1, (1, bins)))
 
-    def forward(self, wave: Float[Tensor, "B T"]) -> Verdict:
+    def forward(self, wave: Wave) -> Verdict:
         x = leaky_relu(self.enter(self.spectrum(wave)), SLOPE)
         features = [x]
         for block in self.blocks:
@@ -101,7 +103,7 @@ class DilatedStftDiscriminator(nn.Module):
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
         self.judge = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
-    def forward(self, wave: Float[Tensor, "B T"]) -> Verdict:
+    def forward(self, wave: Wave) -> Verdict:
         return _verdict(self.spectrum(wave), self.layers, self.judge)
 
 
@@ -116,7 +118,7 @@ class Spectrum(nn.Module):
         shape = torch.hann_window(window)
         self.register_buffer("window", shape / shape.square().sum().sqrt(), persistent=False)
 
-    def forward(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B 2 M F"]:
+    def forward(self, wave: Wave) -> Float[Tensor, "B 2 M F"]:
         size = len(self.window)
         spectrum = torch.stft(
             wave, size, size // 4, window=self.window, pad_mode="constant", return_complex=True

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 
+from segue.core.interfaces import Wave
+
 PITCH_CLASSES = 12
 
 
@@ -37,7 +39,7 @@ class Framing(nn.Module):
         """Return how many frames on either side contribute to a frame's samples."""
         return -(-self.margin // self.hop)
 
-    def analyse(self, wave: Float[Tensor, "B T"]) -> Complex[Tensor, "B N F"]:
+    def analyse(self, wave: Wave) -> Complex[Tensor, "B N F"]:
         """Return ``ceil(T / hop)`` spectra of a wave that is zero beyond each row's length."""
         missing = -wave.shape[1] % self.hop
         padded = nn.functional.pad(wave, (self.margin, self.margin + missing))
@@ -46,9 +48,7 @@ class Framing(nn.Module):
         spectra: Tensor = torch.fft.rfft(pieces * self.window)
         return spectra * scale
 
-    def synthesise(
-        self, spectra: Complex[Tensor, "B N F"], mask: Float[Tensor, "B N"]
-    ) -> Float[Tensor, "B T"]:
+    def synthesise(self, spectra: Complex[Tensor, "B N F"], mask: Float[Tensor, "B N"]) -> Wave:
         """Return the wave whose spectra are closest, by windowed overlap-add.
 
         Args:
@@ -65,7 +65,7 @@ class Framing(nn.Module):
         valid = mask.repeat_interleave(self.hop, dim=1)
         return wave / weight.clamp(min=1e-3) * valid
 
-    def _overlap_add(self, pieces: Float[Tensor, "B N W"]) -> Float[Tensor, "B T"]:
+    def _overlap_add(self, pieces: Float[Tensor, "B N W"]) -> Wave:
         length = (pieces.shape[1] - 1) * self.hop + self.size
         summed = nn.functional.fold(
             pieces.transpose(1, 2), (1, length), (1, self.size), stride=(1, self.hop)

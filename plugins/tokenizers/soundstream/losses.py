@@ -14,6 +14,8 @@ import torchaudio
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from segue.core.interfaces import Wave
+
 WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples; hops are a quarter of them
 NUM_MELS = 64
 FLOOR = 1e-4  # of magnitudes: the noise of 16 bits lies about here
@@ -31,7 +33,7 @@ class SpectralLoss(nn.Module):
         super().__init__()
         self.distances = nn.ModuleList(MelDistance(sample_rate, window) for window in WINDOWS)
 
-    def forward(self, made: Float[Tensor, "B T"], real: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    def forward(self, made: Wave, real: Wave) -> Float[Tensor, ""]:
         """Return the loss; both waves must be zero beyond each row's length."""
         return torch.stack([distance(made, real) for distance in self.distances]).mean()
 
@@ -65,7 +67,7 @@ class MelDistance(nn.Module):
         self.register_buffer("window", shape, persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
-    def forward(self, made: Float[Tensor, "B T"], real: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    def forward(self, made: Wave, real: Wave) -> Float[Tensor, ""]:
         made_mel = self._mel(made)
         with torch.no_grad():
             real_mel = self._mel(real)
@@ -74,7 +76,7 @@ class MelDistance(nn.Module):
         norms: Tensor = (logs.square().sum(dim=2) + POWER_FLOOR).sqrt()
         return (made_mel - real_mel).abs().mean() + norms.mean() * self.weight
 
-    def _mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B M F"]:
+    def _mel(self, wave: Wave) -> Float[Tensor, "B M F"]:
         spectrum = torch.stft(
             wave, self.size, self.size // 4, window=self.window, pad_mode="constant",
             return_complex=True,

@@ -101,11 +101,11 @@ class SoundStream(TrainedCodec):
         missing = -wave.shape[1] % self.config.hop
         return pad(without_padding(wave.to(self.dtype), lengths), (0, missing))
 
-    def _latents(self, wave: Float[Tensor, "B T"], past: Past | None) -> Float[Tensor, "B N D"]:
+    def _latents(self, wave: Wave, past: Past | None) -> Float[Tensor, "B N D"]:
         latents: Tensor = self.encoder(wave[:, None], past)
         return latents.transpose(1, 2)
 
-    def _wave(self, latents: Float[Tensor, "B N D"], past: Past | None) -> Float[Tensor, "B T"]:
+    def _wave(self, latents: Float[Tensor, "B N D"], past: Past | None) -> Wave:
         wave: Tensor = self.decoder(latents.transpose(1, 2), past)
         return wave[:, 0]
 
@@ -138,6 +138,7 @@ class SoundStreamEncoder(StreamingEncoder):
 
     @torch.no_grad()
     def push(self, wave: Wave) -> Ids:
+        # A frame is encoded once it is full; its rest waits for the next chunk.
         known = wave if self._waiting is None else torch.cat([self._waiting, wave], dim=1)
         full = known.shape[1] - known.shape[1] % self._codec.config.hop
         self._waiting = known[:, full:]

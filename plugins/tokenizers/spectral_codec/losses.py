@@ -14,6 +14,7 @@ import torchaudio
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
+from segue.core.interfaces import Wave
 from segue.plugins.tokenizers.spectral_codec.config import SpectralLossWeights
 from segue.plugins.tokenizers.spectral_codec.network import COMPRESSION
 
@@ -39,9 +40,7 @@ class ReconstructionLoss(nn.Module):
         resolutions = (Resolution(sample_rate, size, mels) for size, mels in RESOLUTIONS)
         self.resolutions = nn.ModuleList(resolutions)
 
-    def forward(
-        self, wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]
-    ) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, wave: Wave, target: Wave) -> dict[str, Tensor]:
         """Return the losses by name; both waves must be zero beyond each row's length."""
         parts = [resolution(wave, target) for resolution in self.resolutions]
         named = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
@@ -72,9 +71,7 @@ class Resolution(nn.Module):
         self.register_buffer("window", torch.hann_window(window), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
-    def forward(
-        self, wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]
-    ) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, wave: Wave, target: Wave) -> dict[str, Tensor]:
         with torch.no_grad():
             real = self._spectrum(target)
             real_size = _magnitude(real)
@@ -93,14 +90,14 @@ class Resolution(nn.Module):
         gap = torch.view_as_real(made * made_size.pow(exponent) - real * real_size.pow(exponent))
         return losses | {"complex_stft": gap.abs().mean()}
 
-    def _spectrum(self, wave: Float[Tensor, "B T"]) -> Complex[Tensor, "B F M"]:
+    def _spectrum(self, wave: Wave) -> Complex[Tensor, "B F M"]:
         spectrum = torch.stft(
             wave, self.size, self.hop, window=self.window, pad_mode="constant", return_complex=True
         )
         return spectrum * (2.0 / self.size)
 
 
-def _relative_error(wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]) -> Tensor:
+def _relative_error(wave: Wave, target: Wave) -> Tensor:
     """Return the error's share of the amplitude, averaged over rows; silence counts little."""
     error = (wave - target).square().mean(1) / (target.square().mean(1) + SILENT_POWER)
     return (error + 1e-4).sqrt().mean()  # the slope of a root has no bound at zero

@@ -89,17 +89,13 @@ class SpectralCodec(TrainedCodec):
         hop = self.config.hop
         return length_mask(-(-lengths // hop), -(-wave.shape[1] // hop)).float()
 
-    def _latents(
-        self, wave: Float[Tensor, "B T"], mask: Float[Tensor, "B N"]
-    ) -> Float[Tensor, "B N D"]:
+    def _latents(self, wave: Wave, mask: Float[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         with torch.no_grad():
             inputs = features(self.analysis.analyse(wave)) * mask[..., None]
         latents: Tensor = self.encoder(inputs, mask)
         return latents
 
-    def _wave(
-        self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]
-    ) -> Float[Tensor, "B T"]:
+    def _wave(self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> Wave:
         fine = mask.repeat_interleave(self.config.subframes, dim=1)
         spectra = self._spectrum(self.decoder(latents * mask[..., None], fine))
         return self.synthesis.synthesise(spectra, fine)

@@ -1,6 +1,6 @@
 """Networks of the spectral codec: convolutions over frames, and spectra at both ends.
 
-Shape legend: B batch, N frames, C and D channels, F frequencies.
+Shape legend: B batch, N frames, D channels, F frequencies.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
+
+Frames = Float[Tensor, "B N D"]
 
 # Exponent that brings loud and soft partials closer together, as is usual in speech enhancement
 # (e.g. Braun & Tashev, arXiv 2009.12286).
@@ -59,7 +61,7 @@ class FrameConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
 
-    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Frames) -> Frames:
         return cast(Tensor, self.conv(x.transpose(1, 2))).transpose(1, 2)
 
 
@@ -84,9 +86,7 @@ class ConvNeXtBlock(nn.Module):
         self.contract = nn.Linear(hidden, width)
         self.scale = nn.Parameter(torch.full((width,), scale))
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N 1"]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Frames, mask: Float[Tensor, "B N 1"]) -> Frames:
         h = self.expand(self.norm(self.mix(x)))
         change: Tensor = self.contract(nn.functional.gelu(h))
         return x + change * self.scale * mask
@@ -127,9 +127,7 @@ class FrameStack(nn.Module):
         self.leave_norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, outputs)
 
-    def forward(
-        self, x: Float[Tensor, "B N C"], mask: Float[Tensor, "B M"]
-    ) -> Float[Tensor, "B M O"]:
+    def forward(self, x: Frames, mask: Float[Tensor, "B M"]) -> Frames:
         """Return output frames, which have no meaning at padding.
 
         Args:

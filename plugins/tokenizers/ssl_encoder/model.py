@@ -31,7 +31,7 @@ from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.encoder import Encoder, LogMel, Mel
 from segue.plugins.tokenizers.ssl_encoder.objectives import make_objective
 
-VALIDATION_SEED = 0
+VALIDATION_SEED = 0  # each validation hides the same frames
 
 
 class SslEncoderTokenizer(KMeansTokenizer):
@@ -67,7 +67,9 @@ class SslEncoderTokenizer(KMeansTokenizer):
         valid = length_mask(frames, inputs.shape[1] // config.subframes)
         hidden = draw_spans(valid, config, random)
         states = self.encoder(hide(inputs, hidden, config, random), valid, config.depth)
-        targets = clean  # spectra from which the objective makes its targets
+        # The spectra from which the objective makes its targets. Those of ``swap`` are disturbed
+        # anew, so that agreement needs what both disturbances leave.
+        targets = clean
         if config.objective == "chroma":
             targets = raw
         elif config.objective == "swap" and self.training:
@@ -96,6 +98,8 @@ class SslEncoderTokenizer(KMeansTokenizer):
         valid = torch.ones(1, frames, dtype=torch.bool, device=wave.device)
         states: list[Tensor] = self.encoder(mel, valid, self.config.layer)
         return states[-1][0]
+
+    # A checkpoint may leave the training parts out, and the fingerprint does not depend on them.
 
     def token_state(self) -> Mapping[str, Tensor]:
         """Return the encoder up to the clustered layer and the clusters, not the training parts."""

@@ -27,15 +27,6 @@ def test_rows_of_a_batch_are_encoded_as_alone(codec: SpectralCodec, audio: WaveB
         assert torch.equal(alone.ids[0], together.row(row))
 
 
-def test_rows_of_a_batch_are_decoded_as_alone(codec: SpectralCodec) -> None:
-    codes, lengths = random_codes(codec, 3, 20), torch.tensor([20, 7, 1])
-    together = codec.decode(codes, lengths)
-    for row, length in enumerate(lengths.tolist()):
-        alone = codec.decode(codes[row : row + 1, :, :length], torch.tensor([length]))
-        torch.testing.assert_close(together[row, : length * 320], alone[0], atol=1e-5, rtol=0)
-        assert not together[row, length * 320 :].any()
-
-
 @pytest.mark.parametrize(("subframes", "window"), [(1, 640), (2, 960), (4, 640)])
 def test_streamed_equals_offline(
     codec_options: SpectralCodecOptions, subframes: int, window: int
@@ -83,23 +74,7 @@ def test_mode_changes_neither_tokens_nor_audio(codec: SpectralCodec, audio: Wave
     assert all(torch.equal(value, before[key]) for key, value in codec.state_dict().items())
 
 
-def test_every_code_decodes_to_finite_audio(codec: SpectralCodec) -> None:
-    codes = torch.arange(32).expand(1, 3, 32)
-    assert codec.decode(codes, torch.tensor([32])).isfinite().all()
-
-
-def test_state_round_trip_gives_the_same_tokens(
-    codec: SpectralCodec, codec_options: SpectralCodecOptions, audio: WaveBatch
-) -> None:
-    torch.manual_seed(1)
-    other = SpectralCodec(codec_options).eval()
-    other.load_state_dict(codec.state_dict(), strict=True)
-    ids = codec.encode(audio.wave, audio.lengths).ids
-    assert torch.equal(other.encode(audio.wave, audio.lengths).ids, ids)
-    assert other.seal("spectral_codec.v1") == codec.seal("spectral_codec.v1")
-
-
-@pytest.mark.parametrize("samples", [0, 1, 100, 4000])
+@pytest.mark.parametrize("samples", [0, 1, 641])
 def test_silent_and_short_audio(codec: SpectralCodec, samples: int) -> None:
     tokens = codec.encode(torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
     assert tokens.lengths.tolist() == [-(-samples // 320), -(-(samples // 2) // 320)]
