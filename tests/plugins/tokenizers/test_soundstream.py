@@ -188,7 +188,7 @@ def test_an_adversarial_step_adds_weighted_terms_for_both_sides(audio: WaveBatch
     assert adversary is not None
     figures = codec.adversarial_step(audio, adversary)
     weights = codec.config.loss.model_dump()
-    total = sum(weight * float(figures[name]) for name, weight in weights.items())
+    total = sum(weight * float(figures[name].detach()) for name, weight in weights.items())
     assert float(figures["loss"].detach()) == pytest.approx(total, rel=1e-4)
     assert {"score_real", "score_made"} <= set(figures)
     for loss, side in (("adversary_loss", adversary), ("loss", codec)):
