@@ -186,7 +186,7 @@ def segue_step(folder: Path, name: str, size: str, steps: int) -> float:
     options = {
         f"stages.{name}.lm.options.size": size,
         "stages.fine.predicts": f"acoustic[{stages.COARSE}:8]",
-        "semantic_tokenizer.use": "w2v_bert.v1",
+        "semantic_tokenizer.use": "ssl_encoder.v1",
         "semantic_tokenizer.checkpoint": f"{trained}/semantic_tokenizer",
         "codec.options.num_levels": 8,
         "codec.checkpoint": f"{trained}/codec",

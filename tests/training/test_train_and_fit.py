@@ -25,7 +25,7 @@ from segue.training.parts import Workspace, tokenize, train_all, train_part
 
 PART = "semantic_tokenizer"
 SET = [
-    f"{PART}.use=w2v_bert.v1",
+    f"{PART}.use=ssl_encoder.v1",
     f"{PART}.options={{width: 16, depth: 2, heads: 2, layer: 1, num_clusters: 16, "
     "objective: best_rq, target_codes: 8, code_width: 4}",
     f"{PART}.training={{steps: 4, batch_size: 2, crop_seconds: 0.5, save_every: 2, "

@@ -1,1 +1,1 @@
-"""A semantic tokenizer that clusters harmony, onsets and loudness: for music."""
+"""Semantic tokens of music from clustered harmony, onsets and loudness."""

@@ -10,20 +10,20 @@ from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
 
 class ChromaKMeansOptions(KMeansOptions):
-    """Options of ``chroma_kmeans``.
+    """Configure ``chroma_kmeans``.
 
     Attributes:
-        pitch_window: samples of the window in which pitches are told apart.
-        onset_window: samples of the window in which onsets and loudness are measured.
+        pitch_window: samples of the window for pitches.
+        onset_window: samples of the window for onsets and loudness.
         lowest_note: MIDI number of the lowest note that counts.
         highest_note: MIDI number of the highest note that counts.
-        chroma: ``split`` in bass and treble, or one of all notes that is ``centred``: less the mean
-            of its classes, so that what sounds everywhere tells little. The latter tells more of
-            the pitch classes, the former of octaves.
-        split_note: notes below it make the bass chroma, the others the treble chroma, if split.
+        chroma: ``split`` in bass and treble, which shows octaves better; or ``centred``: one chroma
+            of all notes, without the mean of its classes, which shows pitch classes better and
+            ignores noise.
+        split_note: for ``split``: notes below it make the bass chroma, the others the treble one.
         onset_weight: how much onset strength counts, where each pitch class counts 1.
         loudness_weight: how much loudness counts.
-        height_weight: how much the mean pitch counts, which tells octaves apart.
+        height_weight: how much the mean pitch counts, which distinguishes octaves.
     """
 
     subframes: int = Field(default=2, ge=1)
@@ -38,7 +38,7 @@ class ChromaKMeansOptions(KMeansOptions):
     height_weight: float = Field(default=1.5, ge=0)
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> ChromaKMeansOptions:
+    def _check_sizes(self) -> ChromaKMeansOptions:
         check_window("pitch_window", self.pitch_window, self.hop)
         check_window("onset_window", self.onset_window, self.hop)
         if self.chroma == "centred" and self.lowest_note < self.highest_note:
@@ -51,11 +51,11 @@ class ChromaKMeansOptions(KMeansOptions):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Chroma are split unless it is said; centred ones are not split."""
-        unsaid = "chroma" if self.chroma == "split" else "split_note"
-        return {key: value for key, value in super().identity().items() if key != unsaid}
+        """Leave out ``chroma`` where it is split: older fingerprints do not know it."""
+        unused = "chroma" if self.chroma == "split" else "split_note"
+        return {key: value for key, value in super().identity().items() if key != unused}
 
     @property
     def num_classes(self) -> int:
-        """Numbers that tell of pitch classes."""
+        """Return the number of features that are pitch classes."""
         return 12 if self.chroma == "centred" else 24

@@ -1,1 +1,1 @@
-"""Framing and k-means that the tokenizers share."""
+"""Parts that several tokenizers share."""

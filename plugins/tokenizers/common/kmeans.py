@@ -1,7 +1,7 @@
-"""What the k-means tokenizers share: normalisation, nearest centroid, fitting.
+"""Cluster features into tokens: normalisation, nearest centroid, fitting.
 
 AudioLM and its predecessors cluster normalised features by k-means (Lakhotia et al., GSLM, arXiv
-2102.01192; Borsos et al., arXiv 2209.03143); only the features differ between tokenizers.
+2102.01192; Borsos et al., arXiv 2209.03143). Subclasses differ in their features only.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from torch import Tensor
 
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Ids, Lengths, SemanticTokenizer, Tokens, Wave, WaveBatch
+from segue.plugins.layers.lengths import length_mask, without_padding
 from segue.plugins.tokenizers.common.options import ClusterOptions
 
-LARGEST_DISTANCES = 1 << 24  # elements of the table of distances held at once
+LARGEST_DISTANCES = 1 << 24  # elements of the table of distances in memory at once
+
+Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class KMeansTokenizer(SemanticTokenizer):
-    """Each frame's token is the centroid nearest to its normalised features.
+    """Give each frame the number of the centroid nearest to its normalised features.
 
     Args:
         config: options.
@@ -44,31 +47,26 @@ class KMeansTokenizer(SemanticTokenizer):
         self.register_buffer("centroids", torch.zeros(config.num_clusters, num_features))
         self.register_buffer("fitted", torch.tensor(False))
 
-    @property
-    def is_fitted(self) -> bool:
-        return bool(self.fitted)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
-    ) -> None:
-        """Another number of centroids is left out: these are to be fitted."""
-        theirs = state_dict.get(f"{prefix}centroids")
-        if theirs is not None and len(theirs) != self.config.num_clusters:
-            state_dict[f"{prefix}centroids"] = torch.zeros_like(self.centroids)
-            state_dict[f"{prefix}fitted"] = torch.tensor(False)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
     @abstractmethod
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        """Features of each frame, ``N = ceil(T / frame_size)``.
+        """Return the features of each frame, ``N = ceil(T / frame_size)``.
 
-        ``wave`` is zero beyond each row's length, at least one sample long and of the dtype that
-        ``exact`` gives; features beyond a row's last frame mean nothing.
+        Args:
+            wave: at least one sample long, zero beyond each row's length, in the precision of
+                ``_precise``.
+            lengths: samples.
+
+        Returns:
+            Features; those beyond a row's last frame have no meaning.
         """
 
     def weights(self) -> Float[Tensor, "D"] | None:
-        """How much each normalised feature counts in a distance; None for all alike."""
+        """Return how much each normalised feature counts in a distance; None for all alike."""
         return None
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.fitted)
 
     @torch.no_grad()
     def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
@@ -78,20 +76,19 @@ class KMeansTokenizer(SemanticTokenizer):
                 "it has not been fitted, so it has no centroids",
                 "fit it with `segue train`, or load fitted weights",
             )
-        frames = -(-lengths // self.spec.frame_size)
         if wave.shape[1] == 0:
             return Tokens.empty(wave.shape[0], 1, wave.device)
-        points = self._points(wave, lengths)
-        ids = self._nearest(points.reshape(-1, points.shape[2])).reshape(points.shape[:2])
-        tokens = Tokens(ids[:, None], frames)
-        return Tokens(tokens.ids * tokens.mask[:, None], frames)
+        points = self._normalised(self.features(_precise(wave, lengths), lengths))
+        ids = self._nearest(points.flatten(0, 1)).reshape(points.shape[:2])
+        tokens = Tokens(ids[:, None], -(-lengths // self.spec.frame_size))
+        return Tokens(tokens.ids * tokens.mask[:, None], tokens.lengths)
 
     def vectors(self, ids: Ids) -> Float[Tensor, "B N D"]:
         return self.centroids[ids[:, 0]]
 
     @torch.no_grad()
     def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
-        """Normalisation and centroids from one pass over ``batches``, the same for equal seeds.
+        """Learn normalisation and centroids from one pass over ``batches``.
 
         Returns:
             ``inertia`` (mean squared distance of a frame to its centroid), ``frames`` (seen) and
@@ -107,11 +104,11 @@ class KMeansTokenizer(SemanticTokenizer):
             raise TrainingError(
                 type(self).__name__,
                 f"{len(sample.rows)} frames are too few for {self.config.num_clusters} clusters",
-                "give it more audio, or lower num_clusters or raise fit_frames",
+                "add audio, lower num_clusters or raise fit_frames",
             )
         rows = torch.from_numpy(sample.rows)
         self.mean.copy_(rows.double().mean(0))
-        # A feature that never changes is left as it is instead of being blown up.
+        # Leave a feature that never changes as it is instead of amplifying its noise.
         deviation = rows.double().std(0, unbiased=False)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones(())))
         points = self._normalised(rows.to(self.device))
@@ -125,18 +122,13 @@ class KMeansTokenizer(SemanticTokenizer):
             "codes_used": float(torch.unique(ids).numel()),
         }
 
-    def _valid_features(self, batch: WaveBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """``[M, D]`` features of a batch's valid frames."""
+    def _valid_features(self, batch: WaveBatch) -> Rows:
         wave, lengths = batch.wave.to(self.device), batch.lengths.to(self.device)
         if wave.shape[1] == 0:
             return np.zeros((0, self.mean.shape[0]), dtype=np.float32)
-        found = self.features(exact(wave, lengths), lengths)
-        frames = -(-lengths // self.spec.frame_size)
-        mask = torch.arange(found.shape[1], device=found.device) < frames[:, None]
-        return found[mask].float().cpu().numpy()
-
-    def _points(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        return self._normalised(self.features(exact(wave, lengths), lengths))
+        found = self.features(_precise(wave, lengths), lengths)
+        valid = length_mask(-(-lengths // self.spec.frame_size), found.shape[1])
+        return found[valid].float().cpu().numpy()
 
     def _normalised(self, features: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         points = (features - self.mean) / self.deviation
@@ -144,20 +136,30 @@ class KMeansTokenizer(SemanticTokenizer):
         return points if weights is None else points * weights
 
     def _nearest(self, points: Float[Tensor, "M D"]) -> Tensor:
-        """``[M]`` ids of the nearest centroids."""
         centroids = self.centroids.to(points.dtype)
         lengths = centroids.square().sum(1)
         step = max(1, LARGEST_DISTANCES // centroids.shape[0])
-        # |x - c|^2 less |x|^2, which is the same for every centroid.
+        # |x - c|^2 without |x|^2, which is the same for every centroid.
         chunks = (lengths - 2.0 * part @ centroids.T for part in torch.split(points, step))
         return torch.cat([distances.argmin(dim=1) for distances in chunks])
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        # A checkpoint with another number of centroids counts as not fitted: training may go on
+        # from its network, and its clusters are fitted anew.
+        theirs = state_dict.get(f"{prefix}centroids")
+        if theirs is not None and len(theirs) != self.config.num_clusters:
+            state_dict[f"{prefix}centroids"] = torch.zeros_like(self.centroids)
+            state_dict[f"{prefix}fitted"] = torch.tensor(False)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
 
 class Reservoir:
-    """An even sample of all the rows that pass (Vitter's algorithm R), in bounded memory.
+    """Keep an even sample of all rows that pass, in bounded memory (Vitter's algorithm R).
 
     Args:
-        capacity: rows kept.
+        capacity: rows to keep.
         width: numbers per row.
         seed: of the choice.
     """
@@ -166,48 +168,41 @@ class Reservoir:
         self.seen = 0
         self._capacity = capacity
         self._random = np.random.default_rng(seed)
-        self._rows = np.zeros((0, width), dtype=np.float32)
+        self._rows: Rows = np.zeros((0, width), dtype=np.float32)
 
     @property
-    def rows(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """``[M, D]`` the rows kept."""
+    def rows(self) -> Rows:
+        """Return the kept rows ``[M, D]``."""
         return self._rows[: min(self.seen, self._capacity)]
 
-    def add(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    def add(self, rows: Rows) -> None:
+        """Take further rows: fill the free places, then replace random ones."""
         room = max(0, self._capacity - self.seen)
         first, rest = rows[:room], rows[room:]
-        self._store(first)
-        self.seen += len(first)
+        stop = self.seen + len(first)
+        if len(first) and stop > len(self._rows):
+            # Double the memory, so that copying costs constant time per row.
+            larger = min(self._capacity, max(stop, 2 * len(self._rows)))
+            self._rows = np.pad(self._rows, ((0, larger - len(self._rows)), (0, 0)))
+        self._rows[self.seen : stop] = first
+        self.seen = stop
         places = self._random.integers(0, self.seen + 1 + np.arange(len(rest)))
         kept = places < self._capacity
         self._rows[places[kept]] = rest[kept]
         self.seen += len(rest)
 
-    def _store(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-        stop = self.seen + len(rows)
-        if stop > len(self._rows):
-            grown = min(self._capacity, max(stop, 2 * len(self._rows)))
-            larger = np.zeros((grown, self._rows.shape[1]), dtype=np.float32)
-            larger[: len(self._rows)] = self._rows
-            self._rows = larger
-        self._rows[self.seen : stop] = rows
 
+def _precise(wave: Wave, lengths: Lengths) -> Wave:
+    """Return the wave without padding, in double precision where the device has it.
 
-def exact(wave: Wave, lengths: Lengths) -> Wave:
-    """The wave, zero beyond each row's length, in double precision where the device has it.
-
-    In single precision a frame close to two centroids could go to either, depending on the batch
-    it is computed in.
+    In single precision a frame close to two centroids could go to either, depending on the batch.
     """
-    inside = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
     dtype = torch.float32 if wave.device.type == "mps" else torch.float64
-    return torch.where(inside, wave, 0.0).to(dtype)
+    return without_padding(wave, lengths).to(dtype)
 
 
-def _cluster(
-    points: np.ndarray[Any, np.dtype[np.float32]], config: ClusterOptions
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """``[V, D]`` centroids."""
+def _cluster(points: Rows, config: ClusterOptions) -> Rows:
+    """Return the centroids ``[V, D]``."""
     try:
         from sklearn.cluster import MiniBatchKMeans  # slow to import, needed for fitting only
     except ImportError as error:
@@ -221,5 +216,4 @@ def _cluster(
         n_init=1,
         random_state=config.seed,
     )
-    centroids: np.ndarray[Any, np.dtype[np.float32]] = kmeans.fit(points).cluster_centers_
-    return centroids.astype(np.float32)
+    return kmeans.fit(points).cluster_centers_.astype(np.float32)  # type: ignore[no-any-return]

@@ -12,11 +12,11 @@ from segue.core.spec import TokenSpec
 
 
 class ClusterOptions(TokenizerOptions):
-    """Options of k-means over any features.
+    """Configure k-means over any features.
 
     Attributes:
-        num_clusters: K, the codebook size.
-        fit_frames: frames kept, drawn evenly from all that are seen, to fit the clusters on.
+        num_clusters: V, the codebook size.
+        fit_frames: frames to fit the clusters on, drawn evenly from all.
         seed: of the choice of frames and of the clustering.
     """
 
@@ -29,7 +29,7 @@ class ClusterOptions(TokenizerOptions):
 
 
 class KMeansOptions(ClusterOptions):
-    """Options of a tokenizer that clusters features of spectra.
+    """Configure a tokenizer that clusters features of spectra.
 
     Attributes:
         sample_rate: samples per second.
@@ -42,7 +42,7 @@ class KMeansOptions(ClusterOptions):
     subframes: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
-    def _frames_are_whole(self) -> KMeansOptions:
+    def _check_frames(self) -> KMeansOptions:
         if self.sample_rate % (2 * self.frame_rate * self.subframes):
             raise ValueError(
                 f"sample_rate ({self.sample_rate}) must be an even multiple of frame_rate x"
@@ -52,7 +52,7 @@ class KMeansOptions(ClusterOptions):
 
     @property
     def hop(self) -> int:
-        """Samples from one spectrum to the next; even."""
+        """Return the samples from one spectrum to the next, an even number."""
         return self.sample_rate // (self.frame_rate * self.subframes)
 
     def spec(self) -> TokenSpec:
@@ -60,19 +60,20 @@ class KMeansOptions(ClusterOptions):
 
 
 class AdversaryOptions(Options):
-    """The discriminators that the codec is trained against: the paper's by default; none if both
-    ``wave_scales`` and ``stft_windows`` are empty.
+    """Configure the discriminators to train a codec against, by default SoundStream's.
+
+    There are none if both ``wave_scales`` and ``stft_windows`` are empty.
 
     Attributes:
-        wave_scales: the wave is averaged over so many samples for each wave discriminator.
+        wave_scales: one wave discriminator each: how many samples it averages over first.
         wave_channels: of the first layer of a wave discriminator.
-        stft_windows: samples of the window of each STFT discriminator; several make the multi-scale
-            one of EnCodec (arXiv 2210.13438).
+        stft_windows: one STFT discriminator each: samples of its window. Several make the
+            multi-scale discriminator of EnCodec (arXiv 2210.13438).
         stft_channels: of the first layer of an STFT discriminator.
-        stft_residual: whether they are residual networks, as in the paper, or EnCodec's dilated
+        stft_residual: True for residual networks, as in SoundStream; False for EnCodec's dilated
             convolutions of constant width, which cost less.
-        stretch: samples of each crop that they judge, at a random place; 0 for all. Most of a step
-            on a CPU goes into them.
+        stretch: samples of each crop to judge, at a random place; 0 for all. Discriminators take
+            most of the time of a step on a CPU.
     """
 
     wave_scales: tuple[PositiveInt, ...] = (1, 2, 4)
@@ -84,15 +85,15 @@ class AdversaryOptions(Options):
 
     @property
     def none(self) -> bool:
-        """Whether there is no discriminator: training is for reconstruction only."""
+        """Return whether there is no discriminator: training is by reconstruction only."""
         return not self.wave_scales and not self.stft_windows
 
 
 class CodecLossWeights(Options):
-    """What the losses count for that every codec has that is trained here.
+    """Weight the losses that all trained codecs have.
 
     Attributes:
-        commitment: pull of the encoder towards the codes it was given.
+        commitment: distance of the encoder's output to the codes it was given.
         adversarial: hinge loss of the decoded wave against the discriminators.
         feature_matching: relative distance of the discriminators' feature maps.
     """
@@ -103,18 +104,44 @@ class CodecLossWeights(Options):
 
 
 class TrainedCodecOptions(TokenizerOptions):
-    """Options of a codec that is trained here.
+    """Configure a codec that Segue trains.
 
     Attributes:
+        sample_rate: samples per second.
+        num_levels: residual levels Q.
+        codebook_size: codes per level V.
+        codebook_decay: of the running means that are the codes.
+        revive_below: share of an equal share of uses; a code used less moves to a frame of the
+            batch.
+        quantizer_dropout: share of training rows decoded from a random number of levels.
         loss: weights of the losses.
-        adversary: the discriminators, if trained against any.
+        adversary: discriminators, if any.
     """
 
+    of_training = frozenset(
+        {"codebook_decay", "revive_below", "quantizer_dropout", "loss", "adversary"}
+    )
+
+    sample_rate: int = Field(default=16000, ge=4000)
+    num_levels: int = Field(default=12, ge=1)
+    codebook_size: int = Field(default=1024, ge=2)
+    codebook_decay: float = Field(default=0.98, gt=0, lt=1)
+    revive_below: float = Field(default=0.1, ge=0, lt=1)
+    quantizer_dropout: float = Field(default=0.5, ge=0, le=1)
     loss: CodecLossWeights = CodecLossWeights()
     adversary: AdversaryOptions = AdversaryOptions()
 
 
 def check_window(name: str, window: int, hop: int) -> None:
-    """Windows are centred on their hop, so both are even and the window is the longer one."""
+    """Refuse a window that cannot be centred on its hop: both are even, the window is longer."""
     if window < hop or window % 2:
         raise ValueError(f"{name} ({window}) must be even and at least one hop ({hop}) long")
+
+
+def check_margins(window_seconds: float, margin_seconds: float) -> None:
+    """Refuse windows that consist of their margins."""
+    if 2 * margin_seconds >= window_seconds:
+        raise ValueError(
+            f"window_seconds ({window_seconds:g}) must be more than two margins of"
+            f" {margin_seconds:g}"
+        )

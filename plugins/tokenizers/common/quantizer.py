@@ -1,14 +1,14 @@
-"""Residual vector quantization whose every code stays in use.
+"""Quantize latent frames by residual codebooks of which every code stays in use.
 
-Written here because a crop batch holds fewer frames (about 800) than a level has codes (1024), and
-libraries count a code's uses per batch. Here its use is a running share relative to an equal share,
-whatever the batch's size. After 120 batches of 800 vectors (``benchmarks/quantizers.py``), 12
-levels leave 0.6 % of the variance of a wandering mixture; vector-quantize-pytorch leaves 1.8 % by
-default and with its usual threshold of 2 uses, 0.7 % if its decay and threshold are set for that
-batch size, at more than twice the time. Codes in use: 98 %, 62 %, 77 %, 98 %.
+Written here because a batch of crops holds fewer frames (about 800) than a level has codes (1024),
+and libraries count the uses of a code per batch. Here a use is a running share relative to an equal
+share, for batches of any size. ``benchmarks/quantizers.py`` compares it with
+vector-quantize-pytorch, which leaves up to three times the error at twice the time.
 
 Residual quantization: Zeghidour et al., SoundStream, arXiv 2107.03312; running-mean codebooks: van
 den Oord et al., arXiv 1711.00937, appendix A.1.
+
+Shape legend: B batch, N frames, Q levels, V codes, D channels, M vectors.
 """
 
 from __future__ import annotations
@@ -22,37 +22,31 @@ from torch import Tensor, nn
 
 from segue.core.collectives import everywhere, from_first, summed
 
-LARGEST_DISTANCES = 1 << 24  # elements of the table of distances held at once
-KMEANS_ITERATIONS = 10
+LARGEST_DISTANCES = 1 << 24  # elements of the table of distances in memory at once
+KMEANS_ITERATIONS = 10  # enough to start from; running means do the rest
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """A quantized batch.
+class QuantizedFrames:
+    """Hold a quantized batch."""
 
-    Attributes:
-        latents: ``[B, N, D]`` sums of codes; gradients pass straight to the input.
-        ids: ``[B, Q, N]``.
-        commitment: mean squared distance of the input to its codes, averaged over levels.
-    """
-
-    latents: Float[Tensor, "B N D"]
+    latents: Float[Tensor, "B N D"]  # sums of codes; gradients pass straight to the input
     ids: Int64[Tensor, "B Q N"]
-    commitment: Float[Tensor, ""]
+    commitment: Float[Tensor, ""]  # mean squared distance to the codes, averaged over levels
 
 
 class Codebook(nn.Module):
-    """One level: codes are running means of the vectors they were chosen for.
+    """Keep the codes of one level: running means of the vectors that chose them.
 
-    When torch.distributed is initialised, all ranks learn the same codes from the vectors of all,
-    and every rank must call ``learn`` alike.
+    When torch.distributed is initialised, all ranks learn the same codes from the vectors of all;
+    every rank must then call ``learn`` equally often.
 
     Args:
         size: number of codes V.
         dim: channels D.
         decay: of the running means.
-        revive_below: a code used less than this fraction of an equal share moves to a vector of
-            the batch.
+        revive_below: share of an equal share of uses; a code used less moves to a vector of the
+            batch.
         kmeans_vectors: vectors to collect before codes are placed by k-means; 0 places them on
             random vectors of the first batch.
     """
@@ -71,18 +65,20 @@ class Codebook(nn.Module):
         codes = torch.randn(size, dim)
         self.register_buffer("codes", codes)
         self.register_buffer("sums", codes.clone())
-        self.register_buffer("uses", torch.ones(size))  # in equal shares
+        self.register_buffer("uses", torch.ones(size))  # 1 is an equal share
         self.register_buffer("seeded", torch.tensor(False))
-        self._collected: list[Tensor] = []  # not saved: a run that is resumed collects anew
+        self._collected: list[Tensor] = []  # not saved: a resumed run collects anew
 
     def nearest(self, x: Float[Tensor, "M D"]) -> Int64[Tensor, "M"]:
-        """The id of the code that is nearest to each vector."""
+        """Return the id of the code nearest to each vector."""
         return _nearest(x, self.codes)
 
     @torch.no_grad()
     def learn(self, x: Float[Tensor, "M D"], ids: Int64[Tensor, "M"]) -> None:
-        """Move the codes towards the vectors that chose them; a batch that is not finite is left
-        out, as its gradient is."""
+        """Move the codes towards the vectors that chose them.
+
+        A batch that is not finite teaches nothing: the optimizer skips its gradient too.
+        """
         if not everywhere(bool(torch.isfinite(x).all()), x.device):
             return
         size = self.codes.shape[0]
@@ -98,16 +94,15 @@ class Codebook(nn.Module):
         self.uses.lerp_(uses, 1.0 - self.decay)
         self.sums.lerp_(sums, 1.0 - self.decay)
         self.codes.copy_(self.sums / self.uses.clamp(min=1e-6)[:, None])
-        dead = self.uses < self.revive_below
-        if dead.any():
-            self._place(dead, x)
+        unused = self.uses < self.revive_below
+        if unused.any():
+            self._place(unused, x)
 
     def _seed(self, x: Float[Tensor, "M D"]) -> None:
-        """Place all codes for the first time, on vectors or, once enough are there, by k-means."""
+        """Place all codes on vectors, and by k-means once enough vectors were collected."""
         self._collected.append(x)
         vectors = torch.cat(self._collected)
-        every = torch.ones_like(self.uses, dtype=torch.bool)
-        self._place(every, vectors)
+        self._place(torch.ones_like(self.uses, dtype=torch.bool), vectors)
         count = summed(torch.tensor(vectors.shape[0], device=x.device))
         if count < self.kmeans_vectors:
             return
@@ -121,7 +116,7 @@ class Codebook(nn.Module):
         """Put codes onto random vectors, each a little aside so that no two coincide."""
         count = int(which.sum())
         available = int(from_first(torch.tensor(x.shape[0], device=x.device)))
-        if available == 0:  # the first rank, which chooses, has no vector
+        if available == 0:  # the first rank chooses for all, and it has no vector
             return
         fresh = self.codes[which]
         if x.shape[0]:
@@ -132,34 +127,17 @@ class Codebook(nn.Module):
             aside = torch.randn_like(x[chosen]) * (0.1 * x.std(dim=0, unbiased=False) + 1e-4)
             fresh = x[chosen] + aside
         fresh = from_first(fresh)
-        # So little use that a code that is not chosen at once is moved again, and that one that is
-        # follows those who chose it quickly. With half an equal share, 80 % of codes were in use
-        # after 120 steps instead of 98 %, and 12 levels left 1.4 times the error.
+        # Begin with so few uses that a code nobody chooses is moved again at once, and that a
+        # chosen one follows its vectors quickly. With half an equal share, 80 % of the codes were
+        # in use after 120 steps instead of 98 %, and 12 levels left 1.4 times the error.
         weight = self.revive_below or 0.5
         self.codes[which] = fresh
         self.uses[which] = weight
         self.sums[which] = fresh * weight
 
 
-def _nearest(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Int64[Tensor, "M"]:
-    # |x - c|^2 less |x|^2, which is the same for every code.
-    energies, turned = codes.square().sum(1), codes.T
-    parts = x.split(max(1, LARGEST_DISTANCES // codes.shape[0]))
-    return torch.cat([torch.addmm(energies, p, turned, alpha=-2.0).argmin(dim=1) for p in parts])
-
-
-def _kmeans(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
-    """Lloyd's iterations from ``codes``; a code that no vector is nearest to stays."""
-    for _ in range(KMEANS_ITERATIONS):
-        ids = _nearest(x, codes)
-        uses = summed(torch.bincount(ids, minlength=len(codes)).to(x.dtype))[:, None]
-        sums = summed(torch.zeros_like(codes).index_add_(0, ids, x))
-        codes = torch.where(uses > 0, sums / uses.clamp(min=1), codes)
-    return codes
-
-
 class ResidualQuantizer(nn.Module):
-    """Q codebooks, each quantizing what the levels before it left over.
+    """Quantize by Q codebooks, each on what the levels before it left over.
 
     Args:
         num_levels: Q.
@@ -168,9 +146,8 @@ class ResidualQuantizer(nn.Module):
         decay: see ``Codebook``.
         revive_below: see ``Codebook``.
         dropout: share of training rows whose latents sum a random number of levels only.
-        bypass: share of training rows whose latents are passed on as they are.
-        kmeans_vectors: see ``Codebook``; a level begins to collect once the one before has codes,
-            and until then counts for nothing.
+        bypass: share of training rows whose latents stay unquantized.
+        kmeans_vectors: see ``Codebook``; a level collects once the level before has codes.
     """
 
     def __init__(
@@ -193,7 +170,7 @@ class ResidualQuantizer(nn.Module):
     def levels(self) -> list[Codebook]:
         return [book for book in self.books if isinstance(book, Codebook)]
 
-    def forward(self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> Quantized:
+    def forward(self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> QuantizedFrames:
         """Quantize with every level; in training also move the codes and drop levels."""
         batch, frames, dim = x.shape
         valid = mask.reshape(-1) > 0
@@ -205,7 +182,7 @@ class ResidualQuantizer(nn.Module):
             chosen = book.nearest(residual)
             if self.training and not book.seeded:
                 book.learn(residual[valid], chosen[valid])
-                # Anew, so that the levels after this one are not placed on what random codes left.
+                # Choose again, so that later levels are not placed on what random codes left.
                 chosen = book.nearest(residual)
                 code = book.codes[chosen].reshape(x.shape)
             else:
@@ -223,10 +200,11 @@ class ResidualQuantizer(nn.Module):
         if self.training and self.bypass > 0:
             quantized = torch.rand(batch, 1, 1, device=x.device) >= self.bypass
             total = torch.where(quantized, total, x)
-        return Quantized(x + (total - x).detach(), torch.stack(ids, dim=1), commitment)
+        # Straight-through: the value of the codes, the gradient of the input.
+        return QuantizedFrames(x + (total - x).detach(), torch.stack(ids, dim=1), commitment)
 
     def encode(self, x: Float[Tensor, "B N D"]) -> Int64[Tensor, "B Q N"]:
-        """The ids alone, without any effect on the codes, in training mode too."""
+        """Return the ids; the codes stay as they are, in training mode too."""
         residual = x.reshape(-1, x.shape[2])
         ids: list[Tensor] = []
         for book in self.levels():
@@ -236,40 +214,39 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(ids, dim=1)
 
     def decode(self, ids: Int64[Tensor, "B q N"]) -> Float[Tensor, "B N D"]:
-        """The sum of the first q levels' codes."""
+        """Return the sum of the codes of the first q levels."""
         books = self.levels()[: ids.shape[1]]
         parts = [book.codes[ids[:, level]] for level, book in enumerate(books)]
         return torch.stack(parts).sum(dim=0)
 
     def perplexity(self) -> Float[Tensor, "Q"]:
-        """Of each level's running use, over the codebook's size: 1 if all codes are used alike."""
+        """Return each level's perplexity of recent use over V; 1 if all codes are used alike."""
         shares = torch.stack([book.uses / book.uses.sum() for book in self.levels()])
         entropies = -(shares * shares.clamp(min=1e-9).log()).sum(dim=1)
         return entropies.exp() / shares.shape[1]
 
     def use(self, ids: Int64[Tensor, "B Q N"], mask: Float[Tensor, "B N"]) -> dict[str, Tensor]:
-        """For the log of a training.
+        """Return how codes are used, for the log of a training.
 
         Returns:
-            ``use_0`` and so on, the shares of each level's codes that this batch chose, and
-            ``codebook_use``, their mean; ``perplexity_0`` and so on, of their use of late, with the
-            mean ``codebook_perplexity``; ``codebook_worst``, the lowest level's, 0 if it is down to
-            one code and 1 if all are used alike.
+            ``use_0`` and so on, the share of each level's codes that this batch chose, with the
+            mean ``codebook_use``; ``perplexity_0`` and so on, of recent use, with the mean
+            ``codebook_perplexity``; ``codebook_worst``, the lowest level's perplexity, scaled to 0
+            for a single code and 1 for even use.
         """
         valid, size = mask > 0, self.levels()[0].codes.shape[0]
         used = torch.tensor([level[valid].unique().numel() / size for level in ids.unbind(1)])
-        lately = self.perplexity()
+        recent = self.perplexity()
         figures = {
             "codebook_use": used.mean(),
-            "codebook_perplexity": lately.mean(),
-            "codebook_worst": (lately.min() - 1 / size) / (1 - 1 / size),
+            "codebook_perplexity": recent.mean(),
+            "codebook_worst": (recent.min() - 1 / size) / (1 - 1 / size),
         }
         figures |= {f"use_{level}": value for level, value in enumerate(used)}
-        return figures | {f"perplexity_{level}": value for level, value in enumerate(lately)}
+        return figures | {f"perplexity_{level}": value for level, value in enumerate(recent)}
 
     def _ready_levels(self) -> Iterator[Codebook]:
-        """The levels up to the first that is still to be seeded: asked anew after each, since
-        a level may be seeded while it is in use."""
+        """Yield the levels up to the first without codes, which may get some while in use."""
         for book in self.levels():
             yield book
             if self.training and not book.seeded:
@@ -281,3 +258,20 @@ class ResidualQuantizer(nn.Module):
             return kept
         fewer = torch.randint(1, len(self.books) + 1, (batch,), device=device)
         return torch.where(torch.rand(batch, device=device) < self.dropout, fewer, kept)
+
+
+def _nearest(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Int64[Tensor, "M"]:
+    # |x - c|^2 without |x|^2, which is the same for every code.
+    energies, turned = codes.square().sum(1), codes.T
+    parts = x.split(max(1, LARGEST_DISTANCES // codes.shape[0]))
+    return torch.cat([torch.addmm(energies, p, turned, alpha=-2.0).argmin(dim=1) for p in parts])
+
+
+def _kmeans(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
+    """Return codes after Lloyd's iterations; a code that no vector is nearest to stays."""
+    for _ in range(KMEANS_ITERATIONS):
+        ids = _nearest(x, codes)
+        uses = summed(torch.bincount(ids, minlength=len(codes)).to(x.dtype))[:, None]
+        sums = summed(torch.zeros_like(codes).index_add_(0, ids, x))
+        codes = torch.where(uses > 0, sums / uses.clamp(min=1), codes)
+    return codes

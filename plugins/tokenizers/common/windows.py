@@ -1,4 +1,4 @@
-"""Long audio in windows, for encoders whose cost grows faster than the audio."""
+"""Encode rows one by one and long rows in windows, for networks over whole recordings."""
 
 from __future__ import annotations
 
@@ -8,30 +8,60 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segue.core.interfaces import Lengths, Wave
 
-def in_windows(
-    encode: Callable[[Float[Tensor, "T"]], Float[Tensor, "N D"]],
-    wave: Float[Tensor, "T"],
+Encode = Callable[[Float[Tensor, "T"]], Float[Tensor, "N D"]]
+
+
+def encode_rows(
+    encode: Encode,
+    wave: Wave,
+    lengths: Lengths,
     frame_size: int,
+    width: int,
     window: int,
     margin: int,
-) -> Float[Tensor, "N D"]:
-    """Frames of a recording of any length; of a window or less, they are those of ``encode``.
+) -> Float[Tensor, "B N D"]:
+    """Return the frames of a ragged batch, each row encoded on its own by ``in_windows``.
+
+    A batched network sums in another order, so that a token close to two centroids could depend
+    on the rows beside it.
 
     Args:
-        encode: gives ``ceil(T / frame_size)`` frames.
+        encode: returns ``ceil(T / frame_size)`` frames of D = ``width`` features.
+        wave: the rows; what lies beyond ``lengths`` is ignored.
+        lengths: samples.
+        frame_size: samples per frame.
+        width: D.
+        window: most frames to encode at once.
+        margin: frames to drop where windows meet.
+    """
+    found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // frame_size), width)
+    for row, length in enumerate(lengths.tolist()):
+        if length:
+            frames = in_windows(encode, wave[row, :length], frame_size, window, margin)
+            found[row, : frames.shape[0]] = frames
+    return found
+
+
+def in_windows(
+    encode: Encode, wave: Float[Tensor, "T"], frame_size: int, window: int, margin: int
+) -> Float[Tensor, "N D"]:
+    """Return the frames of one recording, encoded in overlapping windows if it is long.
+
+    Args:
+        encode: returns ``ceil(T / frame_size)`` frames.
         wave: the recording.
-        frame_size: samples of a frame.
-        window: most frames that are encoded at once; more than two margins.
-        margin: frames dropped where a window has a neighbour, whose they are.
+        frame_size: samples per frame.
+        window: most frames to encode at once; more than two margins.
+        margin: frames to drop at a side where another window continues.
     """
     total = -(-wave.shape[0] // frame_size)
     if total <= window:
         return encode(wave)
     pieces = []
-    step = window - 2 * margin
-    # Every window but the last is whole; the last one reaches as far back as it needs to be so.
-    for first in range(0, total - 2 * margin, step):
+    # Every window is whole; the last one begins early enough to be so.
+    for first in range(0, total - 2 * margin, window - 2 * margin):
         start = min(first, total - window)
         stop = min(start + window, total)
         found = encode(wave[start * frame_size : stop * frame_size])

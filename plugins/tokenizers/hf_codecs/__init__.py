@@ -1,1 +1,1 @@
-"""What the codecs of Hugging Face transformers share: their source, their options, their rows."""
+"""Pretrained codecs of Hugging Face transformers: EnCodec, DAC and Mimi."""

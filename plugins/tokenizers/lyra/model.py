@@ -1,19 +1,22 @@
 """Lyra V2 as an acoustic codec: SoundStream (Zeghidour et al., arXiv 2107.03312) for speech.
 
-Its models are files of TensorFlow Lite and run on the CPU; there is nothing to train. Encoder and
-decoder carry a state from frame to frame: rows are taken one by one, each from a state of silence.
+Its models are files of TensorFlow Lite and run on the CPU by LiteRT, frame by frame; there is
+nothing to train. Encoder and decoder carry a state from frame to frame: each row starts from a new
+one.
 
 A level joins two of Lyra's quantizers of 16 codes, so that a stage predicts fewer, larger tokens.
+
+Shape legend: B batch, T samples, N frames, Q levels.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -31,33 +34,40 @@ from segue.plugins.tokenizers.lyra.config import (
     CODES_PER_QUANTIZER,
     FILES,
     FRAME_SIZE,
+    MAX_QUANTIZERS,
     LyraOptions,
-    find,
-    model_path,
+    describe,
+    read_models,
 )
-from segue.plugins.tokenizers.lyra.runtime import Array, LyraRuntime, Stateful
+
+FEATURES = 64
+_ABSENT = -1  # for the dequantizer: a quantizer that is not used
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class LyraCodec(AcousticCodec):
-    """Runs Lyra's models as they are; their files' content is what it stores.
+    """Run Lyra's models as they are; the content of their files is what a checkpoint stores.
 
     Args:
-        config: options; those that are kept say what was found at ``weights``.
+        config: options; those that are kept record what was found at ``weights``.
     """
 
     needs = "none"
     config: LyraOptions
 
     def __init__(self, config: LyraOptions) -> None:
-        found = config.found or find(config.weights)
-        super().__init__(config.model_copy(update={"found": found}))
-        for name, file in found.items():
-            content = torch.zeros(file.size, dtype=torch.uint8)
-            if config.found is None:
-                content = _content(model_path(config.weights, name).read_bytes())
-            self.register_buffer(name, content)
-        self._runtime = _Made()
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        models: dict[str, bytes] = {}
+        if config.found is None:
+            models = read_models(config.weights)
+            config = config.model_copy(update={"found": describe(models)})
+        super().__init__(config)
+        assert config.found is not None
+        for name, file in config.found.items():
+            content = models.get(name, bytes(file.size))  # zeros until a checkpoint is loaded
+            self.register_buffer(name, torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        self._lazy = _Lazy()
+        self.register_load_state_dict_post_hook(_drop_runtime)  # type: ignore[no-untyped-call]
 
     @property
     def can_stream(self) -> bool:
@@ -71,41 +81,33 @@ class LyraCodec(AcousticCodec):
 
     @property
     def runtime(self) -> LyraRuntime:
-        """The models, made when they are first used.
+        """Return the models ready to run, made on first use.
 
         Raises:
             CheckpointError: if the codec has no weights, or LiteRT cannot run them.
         """
-        if self._runtime.made is None:
+        if self._lazy.runtime is None:
             if not any(bool(getattr(self, name).any()) for name in FILES):
                 raise CheckpointError(
-                    type(self).__name__, "has no weights yet", "load those that it was saved with"
+                    type(self).__name__, "has no weights yet", "load those it was saved with"
                 )
-            models = {name: _bytes(getattr(self, name)) for name in FILES}
-            self._runtime.made = LyraRuntime(models)
-        return self._runtime.made
+            self._lazy.runtime = LyraRuntime(self._models())
+        return self._lazy.runtime
 
     def token_state(self) -> Mapping[str, Tensor]:
-        """Nothing as long as the files are those that were found: the options' hashes stand for
-        them. All of them otherwise."""
-        assert self.config.found is not None
-        same = all(
-            hashlib.sha256(_bytes(getattr(self, name))).hexdigest() == file.sha256
-            for name, file in self.config.found.items()
-        )
-        return {} if same else self.state_dict()
+        """Return nothing while the files are those found: the options hold their hashes."""
+        return {} if describe(self._models()) == self.config.found else self.state_dict()
 
     @torch.no_grad()
     def encode(self, wave: Wave, lengths: Lengths) -> Tokens:
         rows = [
-            self.encode_row(row[:length], self.runtime.encoder())
+            self.encode_row(row[:length], self.runtime.start("encoder"))
             for row, length in zip(wave, lengths.tolist(), strict=True)
         ]
-        none = Tokens.empty(0, self.spec.num_levels, wave.device)
-        return Tokens.stack(rows) if rows else none
+        return Tokens.stack(rows) if rows else Tokens.empty(0, self.spec.num_levels, wave.device)
 
     def encode_row(self, wave: Float[Tensor, "T"], encoder: Stateful) -> Int64[Tensor, "Q N"]:
-        """Codes of one row after what ``encoder`` has seen; zeros fill up the last frame."""
+        """Return the codes of one row after what ``encoder`` saw; zeros complete the last frame."""
         if wave.shape[0] == 0:
             return torch.zeros(self.spec.num_levels, 0, dtype=torch.long, device=wave.device)
         whole = torch.nn.functional.pad(wave.float(), (0, -wave.shape[0] % FRAME_SIZE))
@@ -117,13 +119,16 @@ class LyraCodec(AcousticCodec):
         wave = torch.zeros(codes.shape[0], codes.shape[2] * FRAME_SIZE)
         for row, (ids, frames) in enumerate(zip(codes, lengths.tolist(), strict=True)):
             if frames:
-                made = self.runtime.decode(_split(ids[:, :frames]), self.runtime.decoder())
+                made = self.runtime.decode(_split(ids[:, :frames]), self.runtime.start("decoder"))
                 wave[row, : frames * FRAME_SIZE] = torch.from_numpy(made)
         return wave.to(codes.device)
 
+    def _models(self) -> dict[str, bytes]:
+        return {name: getattr(self, name).cpu().numpy().tobytes() for name in FILES}
+
 
 class LyraDecoderStream(StreamingDecoder):
-    """One decoder per row, which remembers all frames since the stream began."""
+    """Keep one decoder per row, which remembers all frames since the stream began."""
 
     def __init__(self, runtime: LyraRuntime) -> None:
         self._runtime = runtime
@@ -133,7 +138,7 @@ class LyraDecoderStream(StreamingDecoder):
     def push(self, codes: Ids) -> Wave:
         self._device = codes.device
         if not self._decoders:
-            self._decoders = [self._runtime.decoder() for _ in codes]
+            self._decoders = [self._runtime.start("decoder") for _ in codes]
         if codes.shape[2] == 0:
             return torch.zeros(codes.shape[0], 0, device=codes.device)
         rows = zip(codes, self._decoders, strict=True)
@@ -146,7 +151,7 @@ class LyraDecoderStream(StreamingDecoder):
 
 
 class LyraEncoderStream(StreamingEncoder):
-    """One encoder per row; what does not fill a frame waits for more."""
+    """Keep one encoder per row, and the samples of a frame that is not full yet."""
 
     def __init__(self, codec: LyraCodec) -> None:
         self._codec = codec
@@ -155,7 +160,7 @@ class LyraEncoderStream(StreamingEncoder):
 
     def push(self, wave: Wave) -> Ids:
         if not self._encoders:
-            self._encoders = [self._codec.runtime.encoder() for _ in wave]
+            self._encoders = [self._codec.runtime.start("encoder") for _ in wave]
             self._waiting = wave[:, :0]
         wave = torch.cat([self._waiting, wave], dim=1)
         whole = wave.shape[1] // FRAME_SIZE * FRAME_SIZE
@@ -174,38 +179,101 @@ class LyraEncoderStream(StreamingEncoder):
         return torch.stack([self._codec.encode_row(row, encoder) for row, encoder in rows])
 
 
-class _Made:
-    """What is made of the weights when it is needed; a copy of a codec makes its own."""
+class LyraRuntime:
+    """Run the three models frame by frame.
+
+    Args:
+        models: contents of the files, by the names in ``FILES``.
+
+    Raises:
+        CheckpointError: if LiteRT cannot run one of them.
+    """
+
+    def __init__(self, models: Mapping[str, bytes]) -> None:
+        self._models = models
+        self._quantizer = _interpreter(models["quantizer"], "quantizer")  # runners need it alive
+        self._quantize = self._quantizer.get_signature_runner("encode")
+        self._dequantize = self._quantizer.get_signature_runner("decode")
+
+    def start(self, name: str) -> Stateful:
+        """Return the ``encoder`` or ``decoder`` for one row or stream."""
+        return Stateful(self._models[name], name)
+
+    def encode(self, wave: Array, num_quantizers: int, encoder: Stateful) -> Array:
+        """Return the codes ``[q, N]`` of ``N * FRAME_SIZE`` samples after what ``encoder`` saw."""
+        count = np.array(num_quantizers, np.int32)
+        frames = [
+            self._quantize(
+                input_frames=encoder.step(frame[None]).reshape(1, 1, FEATURES),
+                num_quantizers=count,
+            )["output_0"][:num_quantizers, 0, 0]
+            for frame in wave.reshape(-1, FRAME_SIZE)
+        ]
+        return np.stack(frames, axis=1)
+
+    def decode(self, codes: Array, decoder: Stateful) -> Array:
+        """Return ``N * FRAME_SIZE`` samples of codes ``[q, N]`` after what ``decoder`` saw."""
+        padded = np.full((codes.shape[1], MAX_QUANTIZERS, 1, 1), _ABSENT, np.int32)
+        padded[:, : codes.shape[0], 0, 0] = codes.T
+        frames = [
+            decoder.step(self._dequantize(encoding_indices=frame)["output_0"])[0]
+            for frame in padded
+        ]
+        return np.concatenate(frames)
+
+
+class Stateful:
+    """Run a model of one input and one output that remembers the frames it saw.
+
+    Make a new one for each row, which takes a millisecond or two: LiteRT's ``reset_all_variables``
+    leaves some of the state behind.
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        self._interpreter = _interpreter(content, name)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+
+    def step(self, frame: Array) -> Array:
+        """Return the output of one frame, given those before it."""
+        self._interpreter.set_tensor(self._input, frame)
+        self._interpreter.invoke()
+        output: Array = self._interpreter.get_tensor(self._output)
+        return output
+
+
+class _Lazy:
+    """Hold the runtime of a codec; a copied or unpickled codec makes its own."""
 
     def __init__(self) -> None:
-        self.made: LyraRuntime | None = None
+        self.runtime: LyraRuntime | None = None
 
-    def __deepcopy__(self, memo: object) -> _Made:
-        return _Made()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Made, ()
+    def __reduce__(self) -> tuple[Any, ...]:  # used by copy.deepcopy too
+        return _Lazy, ()
 
 
-def _forget(codec: LyraCodec, _: object) -> None:
-    codec._runtime = _Made()
+def _drop_runtime(codec: LyraCodec, _: object) -> None:
+    codec._lazy = _Lazy()
 
 
-def _content(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
-
-
-def _bytes(content: Tensor) -> bytes:
-    return content.cpu().numpy().tobytes()
+def _interpreter(content: bytes, name: str) -> Interpreter:
+    try:
+        # One thread: a frame is too little work to share.
+        return Interpreter(model_content=content, num_threads=1)
+    except ValueError as error:
+        raise CheckpointError(
+            FILES[name], "is not a model that LiteRT can run", "restore the file"
+        ) from error
 
 
 def _join(codes: Array) -> Array:
-    """Codes of the levels ``[q, n]`` from those of the quantizers ``[2q, n]``."""
+    """Return the codes of the levels ``[q, n]`` from those of the quantizers ``[2q, n]``."""
     return codes[::2].astype(np.int64) * CODES_PER_QUANTIZER + codes[1::2]
 
 
 def _split(ids: Tensor) -> Array:
-    """Codes of the quantizers ``[2q, n]`` from those of the levels ``[q, n]``."""
+    """Return the codes of the quantizers ``[2q, n]`` from those of the levels ``[q, n]``."""
     levels = ids.cpu().numpy()
     pairs = np.stack([levels // CODES_PER_QUANTIZER, levels % CODES_PER_QUANTIZER], axis=1)
     return pairs.reshape(-1, ids.shape[1])

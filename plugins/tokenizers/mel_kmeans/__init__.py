@@ -1,1 +1,1 @@
-"""A semantic tokenizer that clusters mel cepstra: no network, fitted in minutes."""
+"""Semantic tokens from clustered mel cepstra: no network, fitted in minutes."""

@@ -8,14 +8,13 @@ from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
 
 
 class MelKMeansOptions(KMeansOptions):
-    """Options of ``mel_kmeans``.
+    """Configure ``mel_kmeans``.
 
     Attributes:
         window: samples of the spectra's window.
         num_mels: mel bands.
-        num_cepstra: cepstral coefficients kept, from the first on; the zeroth, loudness, is not.
-        slope_reach: spectra to either side of a token over which the slope of each coefficient
-            is taken.
+        num_cepstra: cepstral coefficients, without the zeroth, which is loudness.
+        slope_reach: spectra to either side of a token over which slopes are taken as well.
         remove_mean: subtract each recording's mean, which removes much of voice and channel.
     """
 
@@ -26,7 +25,7 @@ class MelKMeansOptions(KMeansOptions):
     remove_mean: bool = True
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> MelKMeansOptions:
+    def _check_sizes(self) -> MelKMeansOptions:
         check_window("window", self.window, self.hop)
         if self.num_cepstra >= self.num_mels:
             raise ValueError(

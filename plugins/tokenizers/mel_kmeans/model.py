@@ -1,8 +1,15 @@
-"""Mel cepstra and their slopes, clustered.
+"""Semantic tokens from mel cepstra and their slopes.
 
-Cepstra (Davis & Mermelstein, 1980) describe the shape of the vocal tract's filter with little of
-the pitch; without the zeroth and without a recording's mean, little of loudness and channel is
-left either.
+The simplest tokenizer, and the first to read. Audio goes through four steps: spectra of 25 ms,
+their energies in mel bands, the cosine transform of the logarithms (cepstra), and for each token
+the mean and the slope of every coefficient. ``KMeansTokenizer`` does the rest: it normalises these
+features and gives each frame the number of the nearest centroid.
+
+Cepstra (Davis & Mermelstein, 1980) describe the vocal tract's filter, hence the phone, with little
+of the pitch. Without the zeroth coefficient and a recording's mean they keep little of loudness and
+channel either: content instead of sound, which is what a semantic token is for.
+
+Shape legend: B batch, T samples, M spectra, C coefficients, N frames (tokens), D features.
 """
 
 from __future__ import annotations
@@ -13,53 +20,48 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.interfaces import Lengths, Wave
-from segue.plugins.tokenizers.common.framing import Framing, with_edges
+from segue.plugins.layers.lengths import length_mask
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
+from segue.plugins.tokenizers.common.spectra import Framing, mean_and_slope
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 
 FLOOR = 1e-5  # magnitude; a full-scale sine has about 0.5
+LOWEST_HERTZ = 20.0
 
 
 class MelKMeansTokenizer(KMeansTokenizer):
-    """Tokens that follow the spectrum's envelope: an approximation of phones.
-
-    Args:
-        config: options.
-    """
+    """Emit tokens that follow the spectrum's envelope: an approximation of phones."""
 
     config: MelKMeansOptions
     filters: Tensor
     cosines: Tensor
 
     def __init__(self, config: MelKMeansOptions) -> None:
-        super().__init__(config, 2 * config.num_cepstra)
+        super().__init__(config, num_features=2 * config.num_cepstra)
         self.framing = Framing(config.hop, config.window)
         filters = torchaudio.functional.melscale_fbanks(
-            config.window // 2 + 1, 20.0, config.sample_rate / 2, config.num_mels,
+            config.window // 2 + 1, LOWEST_HERTZ, config.sample_rate / 2, config.num_mels,
             config.sample_rate, norm=None, mel_scale="htk",
         )  # fmt: skip
         cosines = torchaudio.functional.create_dct(config.num_cepstra + 1, config.num_mels, "ortho")
+        # Constant tables are not persistent: the fingerprint hashes all that a checkpoint stores,
+        # and the options determine these.
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("cosines", cosines[:, 1:].contiguous(), persistent=False)
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        """Mean and slope of each coefficient over a token's spectra."""
         config = self.config
         cepstra = self._cepstra(wave)
-        valid = -(-lengths // config.hop)
+        num_spectra = -(-lengths // config.hop)
         if config.remove_mean:
-            mask = (torch.arange(cepstra.shape[1], device=wave.device) < valid[:, None])[..., None]
+            # Of each row's own spectra: padding must not move it.
+            mask = length_mask(num_spectra, cepstra.shape[1])[..., None]
             mean = (cepstra * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             cepstra = cepstra - mean
-        tokens = -(-wave.shape[1] // (config.hop * config.subframes))
-        reach = config.slope_reach
-        padded = with_edges(cepstra, valid, tokens * config.subframes, reach)
-        around = padded.unfold(1, config.subframes + 2 * reach, config.subframes)  # [B, N, D, W]
-        mean = around[..., reach : reach + config.subframes].mean(-1)
-        offsets = torch.arange(around.shape[-1], device=wave.device, dtype=wave.dtype)
-        offsets = offsets - offsets.mean()
-        slope = (around * offsets).sum(-1) / offsets.square().sum()
-        return torch.cat([mean, slope], dim=2)
+        num_tokens = -(-wave.shape[1] // (config.hop * config.subframes))
+        return mean_and_slope(
+            cepstra, num_spectra, num_tokens, config.subframes, config.slope_reach
+        )
 
     def _cepstra(self, wave: Wave) -> Float[Tensor, "B M C"]:
         mel = self.framing.analyse(wave).abs() @ self.filters.to(wave.dtype)

@@ -1,1 +1,1 @@
-"""SoundStream: a causal convolutional codec that works on the wave and streams both ways."""
+"""AudioLM's acoustic codec: causal convolutions on the wave around a residual quantizer."""

@@ -1,1 +1,1 @@
-"""An acoustic codec on short-time Fourier features, small enough to be trained on a CPU."""
+"""An acoustic codec on short-time Fourier features, small enough to train on a CPU."""

@@ -3,36 +3,64 @@
 Log-mel and log-magnitude distances at several resolutions (Yamamoto et al., arXiv 1910.11480;
 Défossez et al., arXiv 2210.13438), and a distance of compressed complex spectra (Braun & Tashev,
 arXiv 2009.12286) that ties phases where they can be coded.
+
+Shape legend: B batch, T samples, F frequencies, M spectra.
 """
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 import torchaudio
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from segue.plugins.tokenizers.spectral_codec.config import LossWeights
-from segue.plugins.tokenizers.spectral_codec.spectral import COMPRESSION
+from segue.core.interfaces import Wave
+from segue.plugins.tokenizers.spectral_codec.config import SpectralLossWeights
+from segue.plugins.tokenizers.spectral_codec.network import COMPRESSION
 
 # (samples of the window, mel bands). Hops are a quarter of the window.
 RESOLUTIONS = ((256, 32), (512, 64), (1024, 80), (2048, 96))
-# Some way above a 16-bit file's own noise: nothing is gained by matching what is below.
+# A little above the noise of a 16-bit file: nothing is gained by matching what is below.
 MAGNITUDE_FLOOR = 1e-5
 POWER_FLOOR = 1e-12
 SILENT_POWER = 1e-5  # of a wave at -50 dB
 
 
-class Resolution(nn.Module):
-    """The losses at one window size.
+class ReconstructionLoss(nn.Module):
+    """Compute the weighted sum of all reconstruction losses, and each by itself.
 
     Args:
-        sample_rate: samples per second.
+        sample_rate: Hz.
+        weights: of the losses.
+    """
+
+    def __init__(self, sample_rate: int, weights: SpectralLossWeights) -> None:
+        super().__init__()
+        self.weights = weights
+        resolutions = (Resolution(sample_rate, size, mels) for size, mels in RESOLUTIONS)
+        self.resolutions = nn.ModuleList(resolutions)
+
+    def forward(self, wave: Wave, target: Wave) -> dict[str, Tensor]:
+        """Return the losses by name; both waves must be zero beyond each row's length."""
+        parts = [resolution(wave, target) for resolution in self.resolutions]
+        named = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        named["waveform"] = _relative_error(wave, target)
+        weights = self.weights.model_dump()
+        total = torch.stack([weights[name] * value for name, value in named.items()]).sum()
+        return {"reconstruction": total, **named}
+
+
+class Resolution(nn.Module):
+    """Compute the losses at one window size.
+
+    Args:
+        sample_rate: Hz.
         window: samples of the window.
         num_mels: mel bands.
     """
+
+    window: Tensor
+    filters: Tensor
 
     def __init__(self, sample_rate: int, window: int, num_mels: int) -> None:
         super().__init__()
@@ -43,35 +71,34 @@ class Resolution(nn.Module):
         self.register_buffer("window", torch.hann_window(window), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
-    def forward(
-        self, wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]
-    ) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, wave: Wave, target: Wave) -> dict[str, Tensor]:
         with torch.no_grad():
-            there = self._spectrum(target)
-            there_size = _magnitude(there)
-        here = self._spectrum(wave)
-        here_size = _magnitude(here)
-        filters = cast(Tensor, self.filters)
-        mel = _log(here_size.transpose(1, 2) @ filters) - _log(there_size.transpose(1, 2) @ filters)
-        # Over the whole batch, so that a silent crop divides nothing by zero.
-        energy = there_size.norm() + 1e-3 * there_size.numel() ** 0.5
-        return {
-            "mel": mel.abs().mean(),
-            "log_magnitude": (_log(here_size) - _log(there_size)).abs().mean(),
-            "convergence": (here_size - there_size).norm() / energy,
-            "complex_stft": _complex_distance(here, here_size, there, there_size),
+            real = self._spectrum(target)
+            real_size = _magnitude(real)
+        made = self._spectrum(wave)
+        made_size = _magnitude(made)
+        made_mel = made_size.transpose(1, 2) @ self.filters
+        real_mel = real_size.transpose(1, 2) @ self.filters
+        # Over the whole batch, so that a silent crop does not divide by zero.
+        energy = real_size.norm() + 1e-3 * real_size.numel() ** 0.5
+        losses = {
+            "mel": (_log(made_mel) - _log(real_mel)).abs().mean(),
+            "log_magnitude": (_log(made_size) - _log(real_size)).abs().mean(),
+            "convergence": (made_size - real_size).norm() / energy,
         }
+        exponent = COMPRESSION - 1.0
+        gap = torch.view_as_real(made * made_size.pow(exponent) - real * real_size.pow(exponent))
+        return losses | {"complex_stft": gap.abs().mean()}
 
-    def _spectrum(self, wave: Float[Tensor, "B T"]) -> Complex[Tensor, "B F M"]:
-        window = cast(Tensor, self.window)
+    def _spectrum(self, wave: Wave) -> Complex[Tensor, "B F M"]:
         spectrum = torch.stft(
-            wave, self.size, self.hop, window=window, pad_mode="constant", return_complex=True
+            wave, self.size, self.hop, window=self.window, pad_mode="constant", return_complex=True
         )
         return spectrum * (2.0 / self.size)
 
 
-def _relative_error(wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]) -> Tensor:
-    """Mean over rows of the error's share of the amplitude; what is near silence counts little."""
+def _relative_error(wave: Wave, target: Wave) -> Tensor:
+    """Return the error's share of the amplitude, averaged over rows; silence counts little."""
     error = (wave - target).square().mean(1) / (target.square().mean(1) + SILENT_POWER)
     return (error + 1e-4).sqrt().mean()  # the slope of a root has no bound at zero
 
@@ -83,38 +110,3 @@ def _magnitude(spectrum: Complex[Tensor, "B F M"]) -> Float[Tensor, "B F M"]:
 
 def _log(magnitude: Tensor) -> Tensor:
     return torch.log(magnitude + MAGNITUDE_FLOOR)
-
-
-def _complex_distance(
-    here: Tensor, here_size: Tensor, there: Tensor, there_size: Tensor
-) -> Float[Tensor, ""]:
-    """Mean L1 distance of the spectra with their magnitudes raised to ``COMPRESSION``."""
-    exponent = COMPRESSION - 1.0
-    gap = torch.view_as_real(here * here_size.pow(exponent) - there * there_size.pow(exponent))
-    return gap.abs().mean()
-
-
-class ReconstructionLoss(nn.Module):
-    """The weighted sum of all reconstruction losses, and each by itself.
-
-    Args:
-        sample_rate: samples per second.
-        weights: of the losses.
-    """
-
-    def __init__(self, sample_rate: int, weights: LossWeights) -> None:
-        super().__init__()
-        self.weights = weights
-        resolutions = (Resolution(sample_rate, size, mels) for size, mels in RESOLUTIONS)
-        self.resolutions = nn.ModuleList(resolutions)
-
-    def forward(
-        self, wave: Float[Tensor, "B T"], target: Float[Tensor, "B T"]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Both waves must be zero beyond each row's length."""
-        parts = [resolution(wave, target) for resolution in self.resolutions]
-        named = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        named["waveform"] = _relative_error(wave, target)
-        weights = self.weights.model_dump()
-        total = torch.stack([weights[name] * value for name, value in named.items()]).sum()
-        return {"reconstruction": total, **named}

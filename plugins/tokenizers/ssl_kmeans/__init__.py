@@ -1,1 +1,1 @@
-"""A semantic tokenizer that clusters one layer of a pretrained self-supervised model."""
+"""Semantic tokens from one clustered layer of a pretrained self-supervised model."""

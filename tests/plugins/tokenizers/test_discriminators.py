@@ -8,7 +8,6 @@ from torch import nn
 
 from segue.plugins.tokenizers.common.discriminators import (
     DilatedStftDiscriminator,
-    Discriminators,
     StftDiscriminator,
     Verdict,
     WaveDiscriminator,
@@ -28,8 +27,7 @@ def small() -> list[nn.Module]:
     ]
 
 
-@pytest.mark.parametrize("index", range(4))
-@pytest.mark.parametrize("samples", [1, 37, 2001])
+@pytest.mark.parametrize(("index", "samples"), [(0, 1), (1, 37), (2, 1), (2, 2001), (3, 37)])
 def test_any_length_is_judged_and_every_weight_learns(index: int, samples: int) -> None:
     discriminator = small()[index]
     wave = torch.randn(2, samples, requires_grad=True)
@@ -64,7 +62,7 @@ def test_the_paper_s_discriminators_have_the_paper_s_shapes() -> None:
 
 
 def test_noise_is_told_from_tones() -> None:
-    discriminators = Discriminators(small())
+    discriminators = nn.ModuleList(small())
     optimizer = torch.optim.Adam(discriminators.parameters(), lr=5e-3)
     time = torch.arange(800) / 16000
     draw = torch.Generator().manual_seed(0)
@@ -72,7 +70,9 @@ def test_noise_is_told_from_tones() -> None:
         pitches = 200 + 600 * torch.rand(4, 1, generator=draw)
         tones = 0.3 * torch.sin(2 * torch.pi * pitches * time)
         noise = 0.2 * torch.randn(4, 800, generator=draw)
-        loss = adversary_hinge(discriminators(tones), discriminators(noise))
+        loss = adversary_hinge(
+            [d(tones) for d in discriminators], [d(noise) for d in discriminators]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

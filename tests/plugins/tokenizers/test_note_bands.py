@@ -11,19 +11,20 @@ import torch
 from pydantic import ValidationError
 
 from segue.core.interfaces import WaveBatch
-from segue.plugins.tokenizers.w2v_bert.chroma import ChromaRegression
-from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.disturbing import transposed, warp
-from segue.plugins.tokenizers.w2v_bert.encoder import FLOOR, LogMel, valid_mask
-from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
-from segue.plugins.tokenizers.w2v_bert.targets import ChromaClusters
+from segue.plugins.layers.lengths import length_mask
+from segue.plugins.tokenizers.ssl_encoder.augment import transposed, warp
+from segue.plugins.tokenizers.ssl_encoder.chroma import ChromaRegression
+from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
+from segue.plugins.tokenizers.ssl_encoder.encoder import FLOOR, LogMel
+from segue.plugins.tokenizers.ssl_encoder.model import SslEncoderTokenizer
+from segue.plugins.tokenizers.ssl_encoder.targets import ChromaClusters
 
 RATE = 16_000
 
 
 @pytest.fixture
-def options() -> W2vBertOptions:
-    return W2vBertOptions(
+def options() -> SslEncoderOptions:
+    return SslEncoderOptions(
         bands="note", num_mels=84, window=4096, width=16, depth=2, heads=2, layer=1,
         objective="hubert", target_codes=24, num_clusters=8,
     )  # fmt: skip
@@ -37,7 +38,7 @@ def notes(*midi: int, seconds: float = 0.5) -> torch.Tensor:
     return 0.1 * torch.cat([torch.as_tensor(tone) for tone in tones])
 
 
-def test_the_strongest_band_is_the_note_that_is_played(options: W2vBertOptions) -> None:
+def test_the_strongest_band_is_the_note_that_is_played(options: SslEncoderOptions) -> None:
     played = [40, 52, 60, 67, 76, 90]
     wave = notes(*played)[None]
     spectra = LogMel(options).framing.analyse(wave).abs() @ LogMel(options).filters
@@ -45,7 +46,7 @@ def test_the_strongest_band_is_the_note_that_is_played(options: W2vBertOptions) 
     assert heard == played
 
 
-def test_targets_tell_pitch_classes_and_hardly_octaves(options: W2vBertOptions) -> None:
+def test_targets_tell_pitch_classes_and_hardly_octaves(options: SslEncoderOptions) -> None:
     wave = notes(48, 60, 55, 67, 50, 62)[None]
     mel = LogMel(options)(wave, torch.tensor([wave.shape[1]]))
     found = ChromaClusters(options).features(mel)[0]
@@ -54,11 +55,14 @@ def test_targets_tell_pitch_classes_and_hardly_octaves(options: W2vBertOptions) 
     assert heard == [0, 0, 7, 7, 2, 2]
 
 
-def test_an_encoder_learns_what_is_played(options: W2vBertOptions) -> None:
+@pytest.mark.slow
+def test_an_encoder_learns_what_is_played(options: SslEncoderOptions) -> None:
     torch.manual_seed(0)
     rows = torch.stack([notes(*torch.randint(48, 72, (4,)).tolist()) for _ in range(8)])
     batch = WaveBatch(rows, torch.full((8,), rows.shape[1]))
-    tokenizer = W2vBertTokenizer(options.model_copy(update={"dropout": 0.0, "warp": 0.0})).train()
+    tokenizer = SslEncoderTokenizer(
+        options.model_copy(update={"dropout": 0.0, "warp": 0.0})
+    ).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-2)
     history = []
     for _ in range(40):
@@ -70,19 +74,19 @@ def test_an_encoder_learns_what_is_played(options: W2vBertOptions) -> None:
     assert sum(history[-5:]) < 0.7 * sum(history[5:10])
 
 
-def test_what_is_measured_is_part_of_a_tokens_meaning(options: W2vBertOptions) -> None:
+def test_what_is_measured_is_part_of_a_tokens_meaning(options: SslEncoderOptions) -> None:
     assert options.identity()["bands"] == "note"
     other = options.model_copy(update={"lowest_note": 25})
     assert other.identity() != options.identity()
-    mel = W2vBertOptions()
+    mel = SslEncoderOptions()
     assert mel.model_copy(update={"lowest_note": 25}).identity() == mel.identity()
 
 
 CHROMA = {"objective": "chroma", "warp": 0.0, "normalise": "row", "layer": 2}
 
 
-def test_strong_classes_are_told_from_what_sounds_everywhere(options: W2vBertOptions) -> None:
-    chosen = W2vBertOptions(**(options.model_dump() | CHROMA))
+def test_strong_classes_are_told_from_what_sounds_everywhere(options: SslEncoderOptions) -> None:
+    chosen = SslEncoderOptions(**(options.model_dump() | CHROMA))
     wave = notes(48, 60, 55, 67, 50, 62)[None]
     noise = 0.002 * torch.randn(wave.shape, generator=torch.Generator().manual_seed(0))
     told = []
@@ -100,11 +104,11 @@ def test_strong_classes_are_told_from_what_sounds_everywhere(options: W2vBertOpt
     assert silent.norm() < 1e-3
 
 
-def test_targets_of_a_row_do_not_depend_on_longer_ones(options: W2vBertOptions) -> None:
-    chosen = W2vBertOptions(**(options.model_dump() | CHROMA))
+def test_targets_of_a_row_do_not_depend_on_longer_ones(options: SslEncoderOptions) -> None:
+    chosen = SslEncoderOptions(**(options.model_dump() | CHROMA))
     wave = notes(60, 64, 67)
     raw = LogMel(chosen).raw(torch.stack([wave, torch.cat([wave[:16_000], 0 * wave[16_000:]])]))
-    valid = valid_mask(torch.tensor([raw.shape[1] // 4, 25]), raw.shape[1] // 4)
+    valid = length_mask(torch.tensor([raw.shape[1] // 4, 25]), raw.shape[1] // 4)
     regression = ChromaRegression(chosen)
     padded = regression.targets(raw, valid)[1]
     alone = regression.targets(raw[1:, :100], valid[1:, :25])[0]
@@ -112,19 +116,20 @@ def test_targets_of_a_row_do_not_depend_on_longer_ones(options: W2vBertOptions) 
     assert not padded[25:].any()
 
 
-def test_no_class_is_stronger_for_having_more_bands(options: W2vBertOptions) -> None:
+def test_no_class_is_stronger_for_having_more_bands(options: SslEncoderOptions) -> None:
     uneven = options.model_dump() | CHROMA | {"num_mels": 80}
-    regression = ChromaRegression(W2vBertOptions(**uneven))
+    regression = ChromaRegression(SslEncoderOptions(**uneven))
     found = regression.targets(torch.zeros(1, 40, 80), torch.ones(1, 10, dtype=torch.bool))
     assert found.abs().max() < 1e-5
 
 
-def test_harmony_can_be_learnt_though_spans_are_hidden(options: W2vBertOptions) -> None:
+@pytest.mark.slow
+def test_harmony_can_be_learnt_though_spans_are_hidden(options: SslEncoderOptions) -> None:
     torch.manual_seed(0)
     rows = torch.stack([notes(*torch.randint(48, 72, (4,)).tolist()) for _ in range(8)])
     batch = WaveBatch(rows, torch.full((8,), rows.shape[1]))
     chosen = options.model_dump() | CHROMA | {"dropout": 0.0, "width": 32}
-    tokenizer = W2vBertTokenizer(W2vBertOptions(**chosen)).train()
+    tokenizer = SslEncoderTokenizer(SslEncoderOptions(**chosen)).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
     losses: Mapping[str, torch.Tensor] = {}
     for _ in range(90):
@@ -152,7 +157,7 @@ def test_rows_are_transposed_by_whole_semitones() -> None:
     assert (down[-5:] == silence).all() and (down[:-5] > silence).all()
 
 
-def test_a_key_survives_only_where_rows_are_normalised(options: W2vBertOptions) -> None:
+def test_a_key_survives_only_where_rows_are_normalised(options: SslEncoderOptions) -> None:
     """A note that is held all along stands out of its row; in its band it is the mean."""
     wave = notes(60, seconds=2.0)[None]
     lengths = torch.tensor([wave.shape[1]])
@@ -175,13 +180,13 @@ def test_a_key_survives_only_where_rows_are_normalised(options: W2vBertOptions) 
     ],
 )
 def test_options_of_harmony_fit_together(
-    options: W2vBertOptions, wrong: dict[str, Any], problem: str
+    options: SslEncoderOptions, wrong: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ValidationError, match=problem):
-        W2vBertOptions(**(options.model_dump() | wrong))
+        SslEncoderOptions(**(options.model_dump() | wrong))
 
 
-def test_notes_are_moved_by_equal_steps(options: W2vBertOptions) -> None:
+def test_notes_are_moved_by_equal_steps(options: SslEncoderOptions) -> None:
     """A warp of frequencies by up to a fifth: each row's peak moves alike wherever it lies."""
     mel = torch.zeros(6, 2, 84)
     mel[:, :, 20], mel[:, :, 70] = 1.0, 1.0

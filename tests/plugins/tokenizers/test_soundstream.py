@@ -12,6 +12,7 @@ from segue.core.interfaces import StreamingDecoder, Tokens, WaveBatch
 from segue.plugins.tokenizers.soundstream.config import SoundStreamOptions
 from segue.plugins.tokenizers.soundstream.losses import MelDistance, SpectralLoss
 from segue.plugins.tokenizers.soundstream.model import SoundStream
+from segue.testing import ragged_audio
 
 ADVERSARY = {"wave_scales": (1, 2), "wave_channels": 2, "stft_windows": (256,), "stft_channels": 2}
 SMALL = {
@@ -27,11 +28,11 @@ def options(**others: object) -> SoundStreamOptions:
     return SoundStreamOptions.model_validate(SMALL | others)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "weight-norm"])
-def stream(request: pytest.FixtureRequest, audio: WaveBatch) -> SoundStream:
+@pytest.fixture
+def stream(audio: WaveBatch) -> SoundStream:
     """A codec whose codebooks were moved onto audio, in eval mode."""
     torch.manual_seed(0)
-    codec = SoundStream(options(weight_norm=request.param)).train()
+    codec = SoundStream(options()).train()
     for _ in range(2):
         codec.training_step(audio)
     return codec.eval()
@@ -67,16 +68,7 @@ def test_rows_of_a_batch_are_encoded_as_alone(stream: SoundStream, audio: WaveBa
         assert torch.equal(alone.ids[0], together.row(row))
 
 
-def test_rows_of_a_batch_are_decoded_as_alone(stream: SoundStream) -> None:
-    codes, lengths = random_codes(stream, 3, 20), torch.tensor([20, 7, 1])
-    together = stream.decode(codes, lengths)
-    for row, length in enumerate(lengths.tolist()):
-        alone = decode(stream, codes[row : row + 1, :, :length])
-        torch.testing.assert_close(together[row, : length * 320], alone[0], atol=1e-5, rtol=0)
-        assert not together[row, length * 320 :].any()
-
-
-@pytest.mark.parametrize("samples", [0, 1, 319, 320, 321])
+@pytest.mark.parametrize("samples", [0, 1, 321])
 def test_short_audio(stream: SoundStream, samples: int) -> None:
     tokens = stream.encode(torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
     assert tokens.lengths.tolist() == [-(-samples // 320), -(-(samples // 2) // 320)]
@@ -84,10 +76,10 @@ def test_short_audio(stream: SoundStream, samples: int) -> None:
     assert wave.shape == (2, 320 * int(tokens.lengths[0])) and wave.isfinite().all()
 
 
-@pytest.mark.parametrize("strides", [(2,), (3, 5), (2, 4, 5, 8)])
-@pytest.mark.parametrize("kernel", [1, 4, 7])
+@pytest.mark.parametrize(("strides", "kernel"), [((2,), 1), ((3, 5), 4)])
 def test_any_strides_and_kernels_give_whole_frames(strides: tuple[int, ...], kernel: int) -> None:
-    codec = SoundStream(options(strides=strides, kernel=kernel, channels=2)).eval()
+    chosen = options(strides=strides, kernel=kernel, channels=2, weight_norm=True)
+    codec = SoundStream(chosen).eval()
     hop = math.prod(strides)
     assert codec.spec.frame_size == hop
     tokens = codec.encode(torch.randn(1, 7 * hop - 1), torch.tensor([7 * hop - 1]))
@@ -112,7 +104,7 @@ def test_nothing_depends_on_what_comes_later(stream: SoundStream) -> None:
     assert not torch.equal(here[:, 1600:1920], there[:, 1600:1920])
 
 
-@pytest.mark.parametrize("sizes", [[1] * 12, [5, 1, 6], [12]])
+@pytest.mark.parametrize("sizes", [[1, 5, 1, 5], [12]])
 def test_each_frame_pushed_comes_out_at_once(stream: SoundStream, sizes: list[int]) -> None:
     codes = random_codes(stream, 2, 12)
     decoder = stream.streaming_decoder()
@@ -123,7 +115,7 @@ def test_each_frame_pushed_comes_out_at_once(stream: SoundStream, sizes: list[in
     torch.testing.assert_close(torch.cat(pieces, dim=1), decode(stream, codes), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("sizes", [[1, 318, 2, 959, 1033], [2313], [0, 640, 640, 1033]])
+@pytest.mark.parametrize("sizes", [[1, 318, 2, 959, 1033], [0, 640, 640, 1033]])
 def test_encoding_in_chunks_changes_nothing(stream: SoundStream, sizes: list[int]) -> None:
     wave = 0.3 * torch.randn(2, 2313)
     encoder = stream.streaming_encoder()
@@ -165,8 +157,9 @@ def test_streams_of_one_codec_do_not_disturb_each_other(stream: SoundStream) -> 
 # --- training ---------------------------------------------------------------------------------
 
 
-def test_a_few_steps_lower_the_loss_and_log_the_codebooks(audio: WaveBatch) -> None:
+def test_a_few_steps_lower_the_loss_and_log_the_codebooks() -> None:
     torch.manual_seed(0)
+    audio = ragged_audio([4000, 2500], 16_000)
     codec = SoundStream(options(quantizer_dropout=0.0)).train()
     optimizer = torch.optim.Adam(codec.parameters(), lr=2e-3)
     losses = []
@@ -195,7 +188,7 @@ def test_an_adversarial_step_adds_weighted_terms_for_both_sides(audio: WaveBatch
     assert adversary is not None
     figures = codec.adversarial_step(audio, adversary)
     weights = codec.config.loss.model_dump()
-    total = sum(weight * float(figures[name]) for name, weight in weights.items())
+    total = sum(weight * float(figures[name].detach()) for name, weight in weights.items())
     assert float(figures["loss"].detach()) == pytest.approx(total, rel=1e-4)
     assert {"score_real", "score_made"} <= set(figures)
     for loss, side in (("adversary_loss", adversary), ("loss", codec)):

@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from segue.core.interfaces import Tokens, WaveBatch
-from segue.plugins.tokenizers.common.framing import Framing
-from segue.plugins.tokenizers.spectral_codec.config import LossWeights, SpectralCodecOptions
+from segue.plugins.tokenizers.common.spectra import Framing
+from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions, SpectralLossWeights
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
 
 
@@ -17,31 +17,17 @@ def random_codes(codec: SpectralCodec, rows: int, frames: int) -> torch.Tensor:
     return torch.randint(spec.codebook_size, (rows, spec.num_levels, frames))
 
 
-def test_frames_are_those_declared(codec: SpectralCodec, audio: WaveBatch) -> None:
-    tokens = codec.encode(audio.wave, audio.lengths)
-    assert codec.spec.frame_rate == 50
-    assert tokens.lengths.tolist() == [25, 17, 2, 2, 1]
-    assert tokens.ids.shape == (5, 3, 25)
-
-
 def test_rows_of_a_batch_are_encoded_as_alone(codec: SpectralCodec, audio: WaveBatch) -> None:
     together = codec.encode(audio.wave, audio.lengths)
+    assert codec.spec.frame_rate == 50
+    assert together.lengths.tolist() == [25, 17, 2, 2, 1]
+    assert together.ids.shape == (5, 3, 25)
     for row, length in enumerate(audio.lengths.tolist()):
         alone = codec.encode(audio.wave[row : row + 1, :length], torch.tensor([length]))
         assert torch.equal(alone.ids[0], together.row(row))
 
 
-def test_rows_of_a_batch_are_decoded_as_alone(codec: SpectralCodec) -> None:
-    codes, lengths = random_codes(codec, 3, 20), torch.tensor([20, 7, 1])
-    together = codec.decode(codes, lengths)
-    for row, length in enumerate(lengths.tolist()):
-        alone = codec.decode(codes[row : row + 1, :, :length], torch.tensor([length]))
-        torch.testing.assert_close(together[row, : length * 320], alone[0], atol=1e-5, rtol=0)
-        assert not together[row, length * 320 :].any()
-
-
-@pytest.mark.parametrize("subframes", [1, 2, 4])
-@pytest.mark.parametrize("window", [640, 960])
+@pytest.mark.parametrize(("subframes", "window"), [(1, 640), (2, 960), (4, 640)])
 def test_streamed_equals_offline(
     codec_options: SpectralCodecOptions, subframes: int, window: int
 ) -> None:
@@ -67,9 +53,8 @@ def test_decode_context_is_no_wider_than_needed(codec: SpectralCodec) -> None:
     assert per_frame[1:-1].all()
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_levels_asked_for_are_the_levels_decoded(codec: SpectralCodec, training: bool) -> None:
-    codec.train(training)
+def test_levels_asked_for_are_the_levels_decoded(codec: SpectralCodec) -> None:
+    codec.train()  # in training mode levels are dropped, but not here
     codes = random_codes(codec, 2, 6)
     lengths = Tokens.full(codes).lengths
     waves = [codec.decode(codes[:, :count], lengths) for count in (1, 2, 3)]
@@ -89,23 +74,7 @@ def test_mode_changes_neither_tokens_nor_audio(codec: SpectralCodec, audio: Wave
     assert all(torch.equal(value, before[key]) for key, value in codec.state_dict().items())
 
 
-def test_every_code_decodes_to_finite_audio(codec: SpectralCodec) -> None:
-    codes = torch.arange(32).expand(1, 3, 32)
-    assert codec.decode(codes, torch.tensor([32])).isfinite().all()
-
-
-def test_state_round_trip_gives_the_same_tokens(
-    codec: SpectralCodec, codec_options: SpectralCodecOptions, audio: WaveBatch
-) -> None:
-    torch.manual_seed(1)
-    other = SpectralCodec(codec_options).eval()
-    other.load_state_dict(codec.state_dict(), strict=True)
-    ids = codec.encode(audio.wave, audio.lengths).ids
-    assert torch.equal(other.encode(audio.wave, audio.lengths).ids, ids)
-    assert other.seal("spectral_codec.v1") == codec.seal("spectral_codec.v1")
-
-
-@pytest.mark.parametrize("samples", [0, 1, 100, 4000])
+@pytest.mark.parametrize("samples", [0, 1, 641])
 def test_silent_and_short_audio(codec: SpectralCodec, samples: int) -> None:
     tokens = codec.encode(torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
     assert tokens.lengths.tolist() == [-(-samples // 320), -(-(samples // 2) // 320)]
@@ -130,7 +99,11 @@ def test_options_of_training_change_no_token(codec_options: SpectralCodecOptions
     torch.manual_seed(0)
     codec = SpectralCodec(codec_options)
     fingerprint = codec.seal("spectral_codec.v1")
-    trained = {"quantizer_dropout": 0.1, "codebook_decay": 0.5, "loss": LossWeights(mel=3.0)}
+    trained = {
+        "quantizer_dropout": 0.1,
+        "codebook_decay": 0.5,
+        "loss": SpectralLossWeights(mel=3.0),
+    }
     codec.config = codec_options.model_copy(update=trained)
     assert codec.seal("spectral_codec.v1") == fingerprint
     codec.config = codec_options.model_copy(update={"window": 960})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segue.core.interfaces import WaveBatch
-from segue.plugins.tokenizers.common.adversary import CodecAdversary, collapsed
+from segue.plugins.tokenizers.common.codec import CodecAdversary, collapsed
 from segue.plugins.tokenizers.common.options import AdversaryOptions
 from segue.plugins.tokenizers.common.quantizer import Codebook, ResidualQuantizer
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
@@ -41,7 +41,7 @@ def test_loss_falls_on_one_batch(codec_options: SpectralCodecOptions) -> None:
     assert float(losses["codebook_use"]) > 0.1  # of 32 codes, by 25 frames
 
 
-@pytest.mark.parametrize("head", ["complex", "polar"])
+@pytest.mark.parametrize("head", [pytest.param("complex", marks=pytest.mark.slow), "polar"])
 def test_every_parameter_learns_from_both_kinds_of_step(
     codec_options: SpectralCodecOptions, audio: WaveBatch, head: str
 ) -> None:
@@ -62,10 +62,14 @@ def test_every_parameter_learns_from_both_kinds_of_step(
 
 
 def test_discriminators_learn_to_tell_and_the_codec_to_deceive(
-    codec_options: SpectralCodecOptions, audio: WaveBatch
+    codec_options: SpectralCodecOptions,
 ) -> None:
     torch.manual_seed(0)
-    codec = SpectralCodec(codec_options).train()
+    audio = ragged_audio([3200, 2500], 16_000)
+    critics = AdversaryOptions(
+        wave_scales=(), stft_windows=(256,), stft_channels=4, stft_residual=False
+    )
+    codec = SpectralCodec(codec_options.model_copy(update={"adversary": critics})).train()
     adversary = codec.adversary()
     assert adversary is not None
     critic = torch.optim.AdamW(adversary.parameters(), lr=3e-3)
@@ -98,16 +102,16 @@ def test_discriminators_judge_a_stretch_at_a_random_place(audio: WaveBatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("figures", "said"),
+    ("figures", "word"),
     [
-        ({"codebook_worst": 0.004}, "a codebook collapsed"),
-        ({"codebook_worst": 0.6, "adversary_loss": 0.01}, "tell every crop apart"),
-        ({"codebook_worst": 0.6, "adversary_loss": 40.0}, "lost their way"),
+        ({"codebook_worst": 0.004}, "codebook"),
+        ({"codebook_worst": 0.6, "adversary_loss": 0.01}, "recognise"),
+        ({"codebook_worst": 0.6, "adversary_loss": 40.0}, "diverged"),
     ],
 )
-def test_a_collapse_is_noticed(codec: SpectralCodec, figures: dict[str, float], said: str) -> None:
+def test_a_collapse_is_noticed(codec: SpectralCodec, figures: dict[str, float], word: str) -> None:
     found = codec.trouble(figures)
-    assert found is not None and said in found
+    assert found is not None and word in found
 
 
 @pytest.mark.parametrize("size", [8, 1024])
@@ -119,7 +123,7 @@ def test_one_dead_level_among_many_is_noticed(size: int) -> None:
     assert collapsed({k: float(v) for k, v in quantizer.use(ids, mask).items()}) is not None
 
 
-def test_an_even_game_is_no_collapse(codec: SpectralCodec) -> None:
+def test_an_even_game_is_not_a_collapse(codec: SpectralCodec) -> None:
     assert codec.trouble({"codebook_worst": 0.3}) is None
     assert codec.trouble({"codebook_worst": 0.3, "adversary_loss": 1.9}) is None
 
@@ -158,13 +162,6 @@ def test_bypassed_rows_keep_their_latents() -> None:
     x, mask = torch.randn(4, 5, 3), torch.ones(4, 5)
     assert torch.equal(quantizer(x, mask).latents, x)
     assert not torch.equal(quantizer.eval()(x, mask).latents, x)
-
-
-def test_gradients_pass_straight_through() -> None:
-    quantizer = ResidualQuantizer(2, 16, 3, decay=0.9, revive_below=0.0).eval()
-    x = torch.randn(2, 5, 3, requires_grad=True)
-    quantizer(x, torch.ones(2, 5)).latents.sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_nearly_all_codes_come_into_use_with_batches_smaller_than_the_codebook() -> None:

@@ -30,6 +30,7 @@ from segue.core.config.load import load_config
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError, SegueError
 from segue.core.plugins import PluginHost
 from segue.plugins.tokenizers.ssl_kmeans import bundles
+from segue.core.manager import PluginHost
 from segue.plugins.tokenizers.ssl_kmeans.config import SslKMeansOptions
 from segue.plugins.tokenizers.ssl_kmeans.model import SslKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
@@ -120,10 +121,14 @@ def subject(name: str, **options: Any) -> Subject:
     return Subject("semantic_tokenizer", make, SslKMeansOptions(**values), label=label)
 
 
-@parametrize_with_checks(
-    [subject("hubert", pool=2), subject("wavlm-stable"), subject("wav2vec2-bert")]
-)
+@parametrize_with_checks([subject("hubert", pool=2)])
 def test_conformance(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([subject("wavlm-stable"), subject("wav2vec2-bert")])
+def test_conformance_of_other_models(subject: Subject, check: Check) -> None:
     check(subject)
 
 
@@ -146,8 +151,10 @@ def reference(name: str, wave: Tensor, layer: int) -> Tensor:
     return states[layer][0]  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("layer", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [*((name, 2) for name in MODELS), ("hubert-stable", 3), ("wav2vec2-bert", 1)],
+)
 def test_features_are_the_hidden_states(
     name: str, layer: int, saved: Callable[[str], Path]
 ) -> None:
@@ -226,7 +233,7 @@ def test_a_mert_runs_as_a_hubert(saved: Callable[[str], Path], tmp_path: Path) -
     own = build(saved("hubert")).features(wave, torch.tensor([9600]))
     assert torch.allclose(tokenizer.features(wave, torch.tensor([9600])), own, atol=1e-6)
     path.write_text(json.dumps(values | {"feature_extractor_cqt": True}))
-    with pytest.raises(ConfigError, match="only its own code can run"):
+    with pytest.raises(ConfigError, match="feature_extractor_cqt"):
         build(tmp_path)
 
 
@@ -274,7 +281,7 @@ def test_segue_train_fits_it_and_the_source_may_go(tmp_path: Path, recordings_fo
         .parts[part]
         .model_copy(update={"options": {"pretrained": str(source), "layer": 1}})
     )
-    with pytest.raises(AssemblyError, match=r"is 1, but the checkpoint .* was trained with 2"):
+    with pytest.raises(AssemblyError, match="layer"):
         plan_part(part, changed, host)
 
 
@@ -352,49 +359,47 @@ def test_a_bundle_of_torchaudio_gives_its_own_features(
 
 
 def test_bundles_are_described_without_their_weights() -> None:
-    shape = bundles.describe("WAVLM_LARGE").shape()
+    options = {"state": "unread", "layer": 1}
+    shape = SslKMeansOptions(pretrained="torchaudio:WAVLM_LARGE", **options).shape()
     assert (shape.sample_rate, shape.stride, shape.reach) == (16_000, 320, 400)
     assert (shape.num_layers, shape.width) == (24, 1024)
     with pytest.raises(ConfigError, match="HUBERT_BASE"):
-        bundles.describe("HUBERT_BASS")
+        SslKMeansOptions(pretrained="torchaudio:HUBERT_BASS", **options).shape()
 
 
 # --- refusals ---------------------------------------------------------------------------------
 
 
+def refused(source: Path | str, word: str, **options: Any) -> str:
+    """Return the place of the error, whose problem names a word."""
+    with pytest.raises(ConfigError) as caught:
+        build(source, **options)
+    assert word in caught.value.problem
+    return caught.value.place
+
+
 def test_a_layer_that_does_not_exist_is_refused(saved: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match=r"is 4, but .* has 3 layers"):
-        build(saved("hubert"), layer=4)
+    assert refused(saved("hubert"), "3 layers", layer=4) == "layer"
 
 
-def test_a_directory_without_feature_extractor_is_refused(tmp_path: Path) -> None:
+def test_incomplete_and_other_models_are_refused(tmp_path: Path) -> None:
+    assert refused("./no/such/place", "no directory") == "pretrained"
     whole_model("hubert").save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds no preprocessor_config.json"):
-        build(tmp_path)
-
-
-def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, "preprocessor_config.json") == "pretrained"
     save("hubert", tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = {k: v for k, v in load_file(path).items() if "layers.1.attention" not in k}
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"holds no weights for encoder\.layers\.1"):
-        build(tmp_path)
-
-
-def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
-    save("hubert", tmp_path)
+    assert refused(tmp_path, "encoder.layers.1") == "pretrained"
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "whisper"}))
-    with pytest.raises(ConfigError, match="is a model of type 'whisper'"):
-        build(tmp_path)
+    assert refused(tmp_path, "'whisper'") == "pretrained"
 
 
 def test_wrong_weights_for_a_bundle_are_refused(tmp_path: Path) -> None:
     state = tmp_path / "state.safetensors"
     save_file({"x": torch.zeros(1)}, state)
-    with pytest.raises(ConfigError, match="does not hold this model's weights"):
-        build("torchaudio:HUBERT_BASE", state=str(state), layer=1)
+    assert refused("torchaudio:HUBERT_BASE", "weights", state=str(state), layer=1) == "state"
 
 
 @pytest.mark.parametrize(
@@ -410,8 +415,3 @@ def test_wrong_weights_for_a_bundle_are_refused(tmp_path: Path) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         SslKMeansOptions(**options)
-
-
-def test_a_missing_directory_is_refused() -> None:
-    with pytest.raises(SegueError, match="there is no directory"):
-        build("./no/such/place")

@@ -10,18 +10,28 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from segue.core.checkpoint import load_state, save_component
+from segue.core.checkpoint import load_component, load_state, save_component
+from segue.core.component_manifest import read_manifest
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import WaveBatch
+from segue.core.manager import default_host
+from segue.plugins.domains import speech
+from segue.plugins.layers.lengths import length_mask
 from segue.plugins.tokenizers.common.windows import in_windows
-from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.disturbing import disturb, in_noise, warp, warped_bands
-from segue.plugins.tokenizers.w2v_bert.encoder import valid_mask
-from segue.plugins.tokenizers.w2v_bert.masking import Masked, draw_spans, hide
-from segue.plugins.tokenizers.w2v_bert.model import W2vBertTokenizer
-from segue.plugins.tokenizers.w2v_bert.objectives import GumbelQuantizer, Hubert
-from segue.plugins.tokenizers.w2v_bert.swap import Swap, given_alike
-from segue.plugins.tokenizers.w2v_bert.targets import OnlineClusters, RandomQuantizer, perplexity
+from segue.plugins.tokenizers.ssl_encoder.augment import (
+    Masked,
+    add_noise,
+    disturb,
+    draw_spans,
+    hide,
+    warp,
+    warped_bands,
+)
+from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
+from segue.plugins.tokenizers.ssl_encoder.model import SslEncoderTokenizer
+from segue.plugins.tokenizers.ssl_encoder.objectives import GumbelQuantizer, Hubert
+from segue.plugins.tokenizers.ssl_encoder.swap import Swap, share_out
+from segue.plugins.tokenizers.ssl_encoder.targets import OnlineClusters, RandomQuantizer, perplexity
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.testing.synthetic import fit_on_synthetic
 from segue.training.adaptation import start_from
@@ -39,56 +49,64 @@ CHROMA: dict[str, Any] = {
 OBJECTIVES: list[dict[str, Any]] = [
     {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP, CHROMA,
 ]  # fmt: skip
-LENGTHS = [32_000, 25_000, 6_001, 70]
+LENGTHS = [32_000, 6_001, 70]
 
 
-def build(seed: int = 0, **options: Any) -> W2vBertTokenizer:
+def build(seed: int = 0, **options: Any) -> SslEncoderTokenizer:
     torch.manual_seed(seed)
-    return W2vBertTokenizer(W2vBertOptions(**(TINY | options)))
+    return SslEncoderTokenizer(SslEncoderOptions(**(TINY | options)))
 
 
-def speech() -> WaveBatch:
+def recordings() -> WaveBatch:
     return ragged_audio(LENGTHS, 16_000)
 
 
+HUBERT = {"objective": "hubert", "refine_at": 1, "window_seconds": 1, "margin_seconds": 0.2}
+
+
+@parametrize_with_checks([Subject("semantic_tokenizer", "ssl_encoder.v1", TINY | HUBERT)])
+def test_conformance(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+@pytest.mark.slow
 @parametrize_with_checks(
     [
-        Subject("semantic_tokenizer", "w2v_bert.v1", TINY | {"objective": "w2v_bert"}),
+        Subject("semantic_tokenizer", "ssl_encoder.v1", TINY | {"objective": "w2v_bert"}),
         Subject(
             "semantic_tokenizer",
-            "w2v_bert.v1",
+            "ssl_encoder.v1",
             TINY | {"objective": "best_rq", "subframes": 2, "frame_rate": 50},
             label="best_rq-50",
         ),
         Subject(
             "semantic_tokenizer",
-            "w2v_bert.v1",
-            TINY
-            | {"objective": "hubert", "refine_at": 1, "window_seconds": 1, "margin_seconds": 0.2},
-            label="hubert-windows",
-        ),
-        Subject(
-            "semantic_tokenizer",
-            "w2v_bert.v1",
+            "ssl_encoder.v1",
             TINY | SWAP | {"noise": 0.5, "equalise": 0.5},
             label="swap",
         ),
-        Subject("semantic_tokenizer", "w2v_bert.v1", TINY | CHROMA, label="chroma"),
+        Subject("semantic_tokenizer", "ssl_encoder.v1", TINY | CHROMA, label="chroma"),
     ]
-)  # fmt: skip
-def test_conformance(subject: Subject, check: Check) -> None:
+)
+def test_conformance_of_other_objectives(subject: Subject, check: Check) -> None:
     check(subject)
 
 
 # --- learning ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("extra", [PLAIN, {"warp": 0.1, "seen_weight": 0.5, "mask_fill": "zero"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param(PLAIN, marks=pytest.mark.slow),
+        {"warp": 0.1, "seen_weight": 0.5, "mask_fill": "zero"},
+    ],
+)
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
 def test_every_objective_can_be_learnt(options: dict[str, Any], extra: dict[str, Any]) -> None:
     model = build(**(extra | options), dropout=0.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch = ragged_audio([32_000, 20_000], 16_000)
+    batch = ragged_audio([16_000, 10_000], 16_000)
     losses, figures = [], {}
     for _ in range(40):
         torch.manual_seed(0)  # the same spans and noise each time: they can be learnt by heart
@@ -106,30 +124,24 @@ def test_every_objective_can_be_learnt(options: dict[str, Any], extra: dict[str,
 
 
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
-def test_steps_are_repeated_under_a_seed(options: dict[str, Any]) -> None:
-    found = []
+def test_steps_repeat_under_a_seed_and_validation_learns_nothing(options: dict[str, Any]) -> None:
+    losses = []
     for _ in range(2):
         model = build(**options).train()
         torch.manual_seed(5)
-        found.append(model.training_step(speech())["loss"])
-    assert torch.equal(*found)
-
-
-@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
-def test_validation_draws_the_same_spans_and_learns_nothing(options: dict[str, Any]) -> None:
-    model = build(**options).train()
-    model.training_step(speech())
+        losses.append(model.training_step(recordings())["loss"])
+    assert torch.equal(*losses)
     model.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    first, second = (model.training_step(speech()) for _ in range(2))
+    first, second = (model.training_step(recordings()) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
 def test_what_lies_beyond_a_row_is_not_learnt_from(options: dict[str, Any]) -> None:
-    batch = speech()
-    beyond = ~valid_mask(batch.lengths, batch.wave.shape[1])
+    batch = recordings()
+    beyond = ~length_mask(batch.lengths, batch.wave.shape[1])
     noisy = WaveBatch(batch.wave + beyond * torch.rand_like(batch.wave), batch.lengths)
     model = build(**options).eval()
     quiet, loud = (model.training_step(b)["loss"] for b in (batch, noisy))
@@ -140,17 +152,17 @@ def test_training_forgets_the_clusters() -> None:
     model = build().eval()
     fit_on_synthetic(model)
     assert model.is_fitted
-    model.training_step(speech())
+    model.training_step(recordings())
     assert model.is_fitted  # in eval mode: a validation
-    model.train().training_step(speech())
+    model.train().training_step(recordings())
     assert not model.is_fitted
-    with pytest.raises(CheckpointError, match="has not been fitted"):
+    with pytest.raises(CheckpointError, match="fitted"):
         model.encode(torch.zeros(1, 640), torch.tensor([640]))
 
 
 def test_hidden_frames_are_out_of_sight() -> None:
     """What is in a hidden span has no influence on the activations."""
-    config = W2vBertOptions(**TINY, mask_fill="zero")
+    config = SslEncoderOptions(**TINY, mask_fill="zero")
     mel, other = torch.randn(2, 1, 80, 20)
     hidden = torch.zeros(1, 20, dtype=torch.bool)
     hidden[:, 5:12] = True
@@ -163,8 +175,8 @@ def test_hidden_frames_are_out_of_sight() -> None:
 
 
 def test_spans_cover_their_share() -> None:
-    config = W2vBertOptions(**TINY, mask_share=0.4, mask_seconds=0.4)
-    valid = valid_mask(torch.tensor([2000, 1500, 3, 1]), 2000)
+    config = SslEncoderOptions(**TINY, mask_share=0.4, mask_seconds=0.4)
+    valid = length_mask(torch.tensor([2000, 1500, 3, 1]), 2000)
     hidden = draw_spans(valid, config, torch.Generator().manual_seed(0))
     assert not (hidden & ~valid).any()
     assert hidden.any(1).all()
@@ -175,7 +187,7 @@ def test_spans_cover_their_share() -> None:
 
 
 def test_warping_moves_a_tone_to_its_new_band() -> None:
-    config = W2vBertOptions(warp=0.2)
+    config = SslEncoderOptions(warp=0.2)
     places = warped_bands(torch.tensor([1.0, 1.2, 1 / 1.2]), 80, 20.0, 8000.0)
     assert torch.allclose(places[0], torch.arange(80.0), atol=1e-3)
     # Band 40 is about 1.9 kHz; what stands there was, before the stretch, higher or lower.
@@ -186,14 +198,14 @@ def test_warping_moves_a_tone_to_its_new_band() -> None:
     peaks = warped[:, 0].argmax(1)
     assert len(set(peaks.tolist())) > 1 and (peaks - 40).abs().max() <= 8
     assert torch.allclose(warped[:, 0].amax(1), torch.ones(3), atol=0.2)
-    plain = warp(tone.expand(3, 7, 80), W2vBertOptions(warp=0.0), None)
+    plain = warp(tone.expand(3, 7, 80), SslEncoderOptions(warp=0.0), None)
     assert torch.allclose(plain, tone.expand(3, 7, 80), atol=1e-3)
 
 
 def test_noise_covers_what_is_quiet_in_its_share_of_rows() -> None:
     mel = torch.full((400, 6, 20), -11.0)
     mel[:, :, 5] = 0.0  # a loud band
-    found = in_noise(mel, 0.25, torch.Generator().manual_seed(0))
+    found = add_noise(mel, 0.25, torch.Generator().manual_seed(0))
     changed = (found != mel).flatten(1).any(1)
     assert 0.18 < changed.float().mean() < 0.32
     noisy = found[changed]
@@ -207,8 +219,8 @@ def test_noise_covers_what_is_quiet_in_its_share_of_rows() -> None:
 def test_disturbing_leaves_an_undisturbed_row_alone() -> None:
     mel = torch.randn(3, 12, 20)
     plain = {"warp": 0.0, "noise": 0.0, "equalise": 0.0}
-    assert torch.equal(disturb(mel, W2vBertOptions(**(TINY | plain)), None), mel)
-    gained = disturb(mel, W2vBertOptions(**(TINY | plain | {"equalise": 0.5})), None) - mel
+    assert torch.equal(disturb(mel, SslEncoderOptions(**(TINY | plain)), None), mel)
+    gained = disturb(mel, SslEncoderOptions(**(TINY | plain | {"equalise": 0.5})), None) - mel
     torch.testing.assert_close(gained, gained[:, :1].expand_as(gained))  # the same all along
     assert gained.std() > 0.2 and gained[:, 0].diff(dim=1).abs().max() < 1.0
 
@@ -216,13 +228,13 @@ def test_disturbing_leaves_an_undisturbed_row_alone() -> None:
 # --- targets ----------------------------------------------------------------------------------
 
 
-def test_prototypes_are_given_alike() -> None:
+def test_prototypes_are_share_out() -> None:
     """Though all frames are closest to the same few."""
     torch.manual_seed(0)
     cosines = 0.15 * torch.randn(600, 12)
     cosines[:, :2] += 0.4
     assert torch.bincount(cosines.argmax(1), minlength=12)[2:].sum() < 100
-    shares = given_alike(cosines)
+    shares = share_out(cosines)
     torch.testing.assert_close(shares.sum(1), torch.ones(600))
     assert (shares.sum(0) - 50).abs().max() < 10
     # Who goes to a prototype is who is closest to it among those that could.
@@ -237,18 +249,18 @@ def test_the_slow_copy_follows() -> None:
     with torch.no_grad():
         model.encoder.subsampling.out.weight.add_(0.1)
     first = model.encoder.subsampling.out.weight.clone()
-    model.training_step(speech())
+    model.training_step(recordings())
     torch.testing.assert_close(objective.encoder_copy.subsampling.out.weight, first)
     with torch.no_grad():
         model.encoder.subsampling.out.weight.add_(0.4)
-    model.training_step(speech())
+    model.training_step(recordings())
     torch.testing.assert_close(objective.encoder_copy.subsampling.out.weight, first + 0.1)
     fresh = build(**SWAP, copy_decay=0.75, fresh_copy=True).train()
     assert isinstance(fresh.objective, Swap)
     before = fresh.objective.encoder_copy.subsampling.out.weight.clone()
     with torch.no_grad():
         fresh.encoder.subsampling.out.weight.add_(0.4)
-    fresh.training_step(speech())
+    fresh.training_step(recordings())
     torch.testing.assert_close(fresh.objective.encoder_copy.subsampling.out.weight, before + 0.1)
     copies = [*objective.encoder_copy.parameters(), *objective.head_copy.parameters()]
     assert not any(p.requires_grad for p in copies)
@@ -260,9 +272,9 @@ def test_what_only_training_needs_may_be_left_out(options: dict[str, Any], tmp_p
     fit_on_synthetic(first)
     save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {}, state=first.token_state())
     load_state(second, tmp_path, "x.v1")
-    wave = speech().wave[:1], torch.tensor([32_000])
+    wave = recordings().wave[:1], torch.tensor([32_000])
     assert torch.equal(first.eval().encode(*wave).ids, second.eval().encode(*wave).ids)
-    second.train().training_step(speech())
+    second.train().training_step(recordings())
     needed = {k: v for k, v in first.token_state().items() if k != "centroids"}
     save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {}, state=needed)
     with pytest.raises(CheckpointError, match="centroids"):
@@ -273,14 +285,14 @@ def test_swapping_begins_where_another_objective_ended(tmp_path: Path) -> None:
     """Though the copies of the encoder are in no checkpoint of tokens."""
     first = build(depth=3, layer=2)
     for _ in range(2):
-        first.train().training_step(speech())
+        first.train().training_step(recordings())
     fit_on_synthetic(first.eval())
     first.seal("x.v1")
     save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {})
     second = build(seed=1, **SWAP)
     left = start_from(second, tmp_path, "semantic_tokenizer.training.start_from")
     assert "objective.head.prototypes" in left and "encoder.subsampling.out.weight" not in left
-    second.train().training_step(speech())
+    second.train().training_step(recordings())
     assert isinstance(second.objective, Swap)
     block = "conformer.blocks.1.attention.out.weight"
     taken = first.state_dict()[f"encoder.{block}"]
@@ -307,7 +319,7 @@ def test_targets_of_swapping_are_of_single_precision() -> None:
 
 
 def test_a_random_quantizer_is_fixed_and_uses_many_codes() -> None:
-    config = W2vBertOptions(**(TINY | {"objective": "best_rq", "num_codebooks": 2}))
+    config = SslEncoderOptions(**(TINY | {"objective": "best_rq", "num_codebooks": 2}))
     quantizer = RandomQuantizer(config)
     mel = torch.randn(2, 200, 20)
     ids = quantizer(mel, torch.ones(2, 50, dtype=torch.bool))
@@ -338,7 +350,7 @@ def test_hubert_goes_over_to_its_own_layer() -> None:
     with torch.no_grad():
         model.encoder.subsampling.out.weight.add_(0.1)
     for step in range(4):
-        model.training_step(speech())
+        model.training_step(recordings())
         assert bool(objective.refined.counts.any()) == (step >= 2)
     own, copied = (e.state_dict() for e in (model.encoder, objective.teacher))
     assert all(torch.equal(own[key], copied[key]) for key in own)
@@ -348,18 +360,18 @@ def test_hubert_goes_over_to_its_own_layer() -> None:
 def test_a_trained_encoder_can_be_refined_later() -> None:
     first = build(objective="hubert").train()
     for _ in range(2):
-        first.training_step(speech())
+        first.training_step(recordings())
     assert isinstance(first.objective, Hubert) and not first.objective.refines
     second = build(seed=7, objective="hubert", refine_at=0).train()
     second.load_state_dict(first.state_dict())
-    second.training_step(speech())
+    second.training_step(recordings())
     assert isinstance(second.objective, Hubert) and second.objective.refines
     own, copied = (e.state_dict() for e in (first.encoder, second.objective.teacher))
     assert all(torch.equal(own[key], copied[key]) for key in own)
 
 
 def test_the_gumbel_temperature_falls() -> None:
-    config = W2vBertOptions(**TINY, gumbel=(2.0, 0.5), gumbel_decay=0.5)
+    config = SslEncoderOptions(**TINY, gumbel=(2.0, 0.5), gumbel_decay=0.5)
     quantizer = GumbelQuantizer(config).train()
     temperatures = []
     for _ in range(4):
@@ -379,7 +391,7 @@ def test_perplexity_counts_codes_in_use() -> None:
 
 def test_features_are_the_layers_activations() -> None:
     model = build().eval()
-    wave = speech().wave[:1].double()
+    wave = recordings().wave[:1].double()
     lengths = torch.tensor([32_000])
     with torch.no_grad():
         states = model.encoder(model.mel(wave, lengths).float(), torch.ones(1, 50).bool(), 3)
@@ -387,6 +399,20 @@ def test_features_are_the_layers_activations() -> None:
     assert found.shape == (1, 50, 16)
     assert torch.allclose(found.float(), states[1], atol=1e-5)
     assert not torch.allclose(found.float(), states[2], atol=1e-2)
+
+
+def test_the_former_name_makes_the_same_tokenizer() -> None:
+    """A shipped checkpoint stores it, with the fingerprint that stages were trained on."""
+    host = default_host()
+    former = host.find("semantic_tokenizer", "w2v_bert.v1", "test")
+    current = host.find("semantic_tokenizer", "ssl_encoder.v1", "test")
+    assert (former.target, former.config) == (current.target, current.config)
+    shipped = Path(speech.__file__).parent / "pretrained" / "semantic_tokenizer"
+    manifest = read_manifest(shipped)
+    assert manifest.use == "w2v_bert.v1" and manifest.token_spec is not None
+    opened = load_component(shipped, host, "test")
+    assert isinstance(opened, SslEncoderTokenizer)
+    assert opened.spec.fingerprint == manifest.token_spec.fingerprint
 
 
 def test_the_fingerprint_is_of_what_determines_tokens() -> None:
@@ -413,7 +439,7 @@ def test_the_fingerprint_is_of_what_determines_tokens() -> None:
     assert other.seal("x.v1") != sealed
 
 
-@pytest.mark.parametrize("total", [10, 11, 17, 23, 64])
+@pytest.mark.parametrize("total", [10, 11, 64])
 def test_windows_cover_every_frame_once(total: int) -> None:
     wave = torch.arange(4.0 * total)
     calls: list[int] = []
@@ -459,13 +485,13 @@ def test_a_window_sees_its_margins() -> None:
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
-        W2vBertOptions(**(TINY | wrong))
+        SslEncoderOptions(**(TINY | wrong))
 
 
 def test_codes_that_no_frame_could_choose_have_a_gradient() -> None:
     """A wide encoder's first scores are so far apart that shares underflow."""
     torch.manual_seed(0)
-    config = W2vBertOptions(objective="w2v_bert", width=1024, heads=4, target_codes=512)
+    config = SslEncoderOptions(objective="w2v_bert", width=1024, heads=4, target_codes=512)
     quantizer = GumbelQuantizer(config).train()
     vectors, _, idle = quantizer(torch.randn(4, 1024))
     (vectors.sum() + idle).backward()

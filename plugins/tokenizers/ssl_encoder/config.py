@@ -1,4 +1,4 @@
-"""Options of the w2v-BERT tokenizer. Imports no torch."""
+"""Options of the self-supervised tokenizer. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segue.plugins.tokenizers.common.options import KMeansOptions, check_window
+from segue.plugins.tokenizers.common.options import KMeansOptions, check_margins, check_window
 
 
-class W2vBertOptions(KMeansOptions):
-    """Options of ``w2v_bert``. Defaults are what did best for ``hubert`` on seven hours of speech
-    and half an hour of one CPU core, which is far from the papers' setting.
+class SslEncoderOptions(KMeansOptions):
+    """Configure ``ssl_encoder``.
+
+    Defaults are the best for ``hubert`` on seven hours of speech and half an hour of one CPU core,
+    which is far from the papers' setting.
 
     Attributes:
         window: samples of the spectra's window.
-        bands: what a spectrum is cut into: ``mel`` bands, for speech, or ``note``: semitones from
-            ``lowest_note`` up, for music; these need a ``window`` of some 4096 samples.
-        lowest_note: MIDI number of the lowest of the bands of notes.
+        bands: ``mel`` bands, for speech, or ``note``: semitones from ``lowest_note`` up, for music,
+            which need a ``window`` of some 4096 samples.
+        lowest_note: MIDI number of the lowest band of notes.
         num_mels: bands of a spectrum.
-        normalise: what has zero mean and unit variance over a recording (a window of it): each
-            ``band``, which takes out voices and rooms but also the key of music, or the ``row``.
-        subframes: spectra per token, by which convolutions reduce the rate: 4 or 2.
+        normalise: what gets zero mean and unit variance over a recording (a window of it): each
+            ``band``, which removes voices and rooms but also the key of music, or the ``row``.
+        subframes: spectra per token; convolutions reduce the rate by 4 or 2.
         width: D, channels of the encoder.
         depth: conformer layers.
         heads: attention heads.
@@ -30,43 +32,42 @@ class W2vBertOptions(KMeansOptions):
         dropout: in training, of what each sublayer adds.
         layer: whose activations are clustered, 1 being the lowest.
         window_seconds: longer audio is encoded in windows of this length.
-        margin_seconds: of what a window has in common with its neighbours, which is dropped.
-        objective: what the encoder learns from:
+        margin_seconds: part of a window's overlap with its neighbours that is dropped.
+        objective: how the encoder learns:
             ``w2v_bert``: a contrastive loss below, codes of a learnt quantizer above (Chung et al.,
             arXiv 2108.06209);
             ``best_rq``: codes of a fixed random quantizer (Chiu et al., arXiv 2202.01855);
-            ``hubert``: clusters of cepstra, with bands of notes of chroma, later of its own layer
+            ``hubert``: clusters of cepstra (of chroma, with bands of notes), later of its own layer
             (Hsu et al., arXiv 2106.07447);
-            ``swap``: what a slow copy of the encoder says of the row, otherwise disturbed (Chang et
-            al., arXiv 2305.11072); best begun from an encoder that is trained;
-            ``chroma``: with bands of notes, how strong the twelve pitch classes are.
-        mask_share: of the frames that are hidden from the encoder, on average.
+            ``swap``: prototypes that a slow copy of the encoder chooses for the same row under
+            other disturbances (Chang et al., arXiv 2305.11072); best after another objective;
+            ``chroma``: with bands of notes, the strengths of the twelve pitch classes.
+        mask_share: mean share of the frames that are hidden from the encoder.
         mask_seconds: length of one hidden span.
-        mask_fill: what stands in a span: noise or zeros (the mean of what is normalised).
-        warp: largest factor, less 1, by which the frequencies of a row that the encoder sees are
-            stretched or squeezed in training (Jaitly and Hinton, 2013), while what is to be told is
-            of the row as it is: voices differ by such factors, words do not. For music take 0.
-        noise: share of the rows that the encoder hears in stationary noise in training.
+        mask_fill: fill spans with noise or with zeros (the mean of what is normalised).
+        warp: largest factor, minus 1, by which the encoder's input is stretched or squeezed over
+            frequency in training (Jaitly and Hinton, 2013), while targets stay those of the row as
+            it is: voices differ by such factors, words do not. Take 0 for music.
+        noise: share of rows that get stationary noise in training.
         equalise: standard deviation, in nats, of smooth gains over frequencies in training. With
-            bands that are normalised it matters beside ``noise`` only, which covers more or less.
-        transpose: semitones by which bands of notes are moved up or down at most, in training.
-        seen_weight: of the loss on frames that are not hidden, beside 1 for hidden ones.
-        num_codebooks: G, ids per frame to predict; 1 for ``hubert`` and ``swap``, none for
+            normalised bands it changes only how much ``noise`` covers.
+        transpose: most semitones by which bands of notes are moved up or down in training.
+        seen_weight: of the loss on frames that are not hidden, where hidden ones have 1.
+        num_codebooks: G, ids per frame to predict; 1 for ``hubert`` and ``swap``, unused by
             ``chroma``.
-        target_codes: entries of each codebook (not for ``chroma``).
-        code_width: channels of a codebook's entries and of a projection (not for ``hubert`` and
+        target_codes: V, entries of each codebook (unused by ``chroma``).
+        code_width: channels of a codebook's entries and of a projection (unused by ``hubert`` and
             ``chroma``).
         contrastive_depth: layers of the contrastive module; those above it predict ids.
         temperature: of the contrastive loss and of ``swap``.
-        diversity: weight of the loss that asks for all codes alike.
+        diversity: weight of the loss that asks for even use of the codes.
         gumbel: temperature of the Gumbel softmax at first and at last.
-        gumbel_decay: by which it is multiplied at each step.
-        refine_at: for ``hubert``: steps after which targets are clusters of the encoder's own
-            ``layer``, as it is then, in place of cepstra; None keeps the cepstra. With 0 and a
+        gumbel_decay: factor on that temperature at each step.
+        refine_at: for ``hubert``: step from which targets are clusters of the encoder's own
+            ``layer``, as it is then, instead of cepstra; None keeps the cepstra. With 0 and a
             checkpoint, a trained encoder is its own teacher from the start.
-        copy_decay: for ``swap``: share of the slow copy that a step leaves as it was.
-        fresh_copy: for ``swap``: whether the slow copy has random weights at first, whatever the
-            encoder begins with, in place of the encoder's.
+        copy_decay: for ``swap``: share of the slow copy that a step leaves unchanged.
+        fresh_copy: for ``swap``: begin with random weights in the slow copy, not the encoder's.
     """
 
     of_training = frozenset(
@@ -115,14 +116,15 @@ class W2vBertOptions(KMeansOptions):
 
     @field_validator("gumbel")
     @classmethod
-    def _falls(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _check_gumbel(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[1] <= value[0]:
             raise ValueError(f"gumbel must fall and stay above 0, not go from {value}")
         return value
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> W2vBertOptions:
+    def _check_sizes(self) -> SslEncoderOptions:
         check_window("window", self.window, self.hop)
+        check_margins(self.window_seconds, self.margin_seconds)
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} is not an even multiple of heads {self.heads};"
@@ -132,15 +134,10 @@ class W2vBertOptions(KMeansOptions):
             raise ValueError(f"kernel {self.kernel} must be odd")
         if self.layer > self.depth:
             raise ValueError(f"layer {self.layer} does not exist: depth is {self.depth}")
-        if 2 * self.margin_seconds >= self.window_seconds:
-            raise ValueError(
-                f"window_seconds ({self.window_seconds:g}) must be more than two margins of"
-                f" {self.margin_seconds:g}"
-            )
         return self
 
     @model_validator(mode="after")
-    def _objective_fits(self) -> W2vBertOptions:
+    def _check_objective(self) -> SslEncoderOptions:
         if self.objective == "w2v_bert" and self.contrastive_depth >= self.depth:
             raise ValueError(
                 f"contrastive_depth ({self.contrastive_depth}) leaves no layer of {self.depth} to"
@@ -155,10 +152,6 @@ class W2vBertOptions(KMeansOptions):
                 f"swap learns from the uppermost layer: with layer {self.layer}, set depth to"
                 f" {self.layer}, not {self.depth}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _bands_fit(self) -> W2vBertOptions:
         if self.bands == "mel" and (self.objective == "chroma" or self.transpose):
             what = "objective chroma" if self.objective == "chroma" else "transpose"
             raise ValueError(f"{what} needs bands of notes: set bands to note")
@@ -170,13 +163,15 @@ class W2vBertOptions(KMeansOptions):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What layers below ``layer`` there are is told by their weights, whatever lies above;
-        mel bands need no lowest note, and bands are what is normalised unless it is said."""
-        unsaid = {"depth", *({"bands", "lowest_note"} if self.bands == "mel" else ())}
-        unsaid |= {"normalise"} if self.normalise == "band" else set()
-        return {key: value for key, value in super().identity().items() if key not in unsaid}
+        """Leave out what does not matter for tokens, and defaults that older fingerprints lack."""
+        unused = {"depth"}  # the weights of the layers up to ``layer`` count, not those above
+        if self.bands == "mel":
+            unused |= {"bands", "lowest_note"}
+        if self.normalise == "band":
+            unused |= {"normalise"}
+        return {key: value for key, value in super().identity().items() if key not in unused}
 
     @property
     def span(self) -> int:
-        """Frames of one hidden span."""
+        """Return the frames of one hidden span."""
         return max(1, round(self.mask_seconds * self.frame_rate))

@@ -1,6 +1,8 @@
-"""What the encoder learns from; these parts are used in training only.
+"""Train the encoder by masked prediction: w2v-BERT, BEST-RQ and HuBERT.
 
-Shape legend: B batch, N frames, M hidden frames of all rows, D width, G codebooks, V codes,
+``swap`` and ``chroma`` hold the other two objectives. Their parts are used in training only.
+
+Shape legend: B batch, N frames, M chosen frames of all rows, D width, G codebooks, V codes,
 C code width.
 """
 
@@ -14,12 +16,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.plugins.tokenizers.w2v_bert.chroma import ChromaRegression
-from segue.plugins.tokenizers.w2v_bert.config import W2vBertOptions
-from segue.plugins.tokenizers.w2v_bert.encoder import Encoder
-from segue.plugins.tokenizers.w2v_bert.masking import Masked
-from segue.plugins.tokenizers.w2v_bert.swap import Swap
-from segue.plugins.tokenizers.w2v_bert.targets import (
+from segue.plugins.tokenizers.ssl_encoder.augment import Masked, masked_figures
+from segue.plugins.tokenizers.ssl_encoder.chroma import ChromaRegression
+from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
+from segue.plugins.tokenizers.ssl_encoder.encoder import Encoder, Mask
+from segue.plugins.tokenizers.ssl_encoder.swap import Swap
+from segue.plugins.tokenizers.ssl_encoder.targets import (
     CepstralClusters,
     ChromaClusters,
     OnlineClusters,
@@ -28,10 +30,25 @@ from segue.plugins.tokenizers.w2v_bert.targets import (
 )
 
 
-class Prediction(nn.Module):
-    """Predict the ids of hidden frames from the uppermost layer."""
+def make_objective(config: SslEncoderOptions, encoder: Encoder) -> nn.Module:
+    """Build the training parts of ``config.objective``.
 
-    def __init__(self, config: W2vBertOptions) -> None:
+    An objective is called with a ``Masked`` batch and the encoder. It returns a scalar ``loss`` and
+    further figures for the log.
+    """
+    if config.objective == "best_rq":
+        return BestRq(config)
+    if config.objective == "swap":
+        return Swap(config, encoder)
+    if config.objective == "chroma":
+        return ChromaRegression(config)
+    return Hubert(config, encoder) if config.objective == "hubert" else W2vBert(config)
+
+
+class Prediction(nn.Module):
+    """Predict ids from the uppermost layer."""
+
+    def __init__(self, config: SslEncoderOptions) -> None:
         super().__init__()
         self.codebooks, self.codes = config.num_codebooks, config.target_codes
         self.seen_weight = config.seen_weight
@@ -39,30 +56,23 @@ class Prediction(nn.Module):
         self.heads = nn.Linear(config.width, self.codebooks * self.codes)
 
     def forward(self, batch: Masked, ids: Int64[Tensor, "B N G"]) -> dict[str, Tensor]:
-        """``loss``; of hidden frames ``masked`` (nats per id), ``accuracy`` and ``perplexity`` of
-        the ids; of the others ``seen``, if it counts."""
-        masked, accuracy = self._nats(batch.states[-1][batch.hidden], ids[batch.hidden])
-        figures = {"accuracy": accuracy, "perplexity": perplexity(ids[batch.hidden], self.codes)}
-        if not self.seen_weight:
-            return {"loss": masked, "masked": masked, **figures}
-        shown = batch.valid & ~batch.hidden
-        seen, _ = self._nats(batch.states[-1][shown], ids[shown])
-        return {"loss": masked + self.seen_weight * seen, "masked": masked, "seen": seen, **figures}
+        """Return the figures of ``masked_figures``, losses in nats per id."""
 
-    def _nats(
-        self, states: Float[Tensor, "M D"], ids: Int64[Tensor, "M G"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Mean loss and accuracy; of no frame, nothing."""
-        logits = self.heads(self.norm(states)).view(-1, self.codebooks, self.codes)
-        count = max(1, ids.numel())
-        loss = functional.cross_entropy(logits.transpose(1, 2), ids, reduction="sum") / count
-        return loss, (logits.argmax(-1) == ids).sum() / count
+        def compare(chosen: Mask) -> tuple[Tensor, Tensor]:
+            states, wanted = batch.states[-1][chosen], ids[chosen]
+            logits = self.heads(self.norm(states)).view(-1, self.codebooks, self.codes)
+            count = max(1, wanted.numel())
+            loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="sum") / count
+            return loss, (logits.argmax(-1) == wanted).sum() / count
+
+        used = perplexity(ids[batch.hidden], self.codes)
+        return masked_figures(batch, self.seen_weight, compare, used)
 
 
 class BestRq(nn.Module):
-    """Masked prediction of what a random quantizer says (Chiu et al., arXiv 2202.01855)."""
+    """Predict the ids of a random quantizer (Chiu et al., arXiv 2202.01855)."""
 
-    def __init__(self, config: W2vBertOptions) -> None:
+    def __init__(self, config: SslEncoderOptions) -> None:
         super().__init__()
         self.quantizer = RandomQuantizer(config)
         self.prediction = Prediction(config)
@@ -72,20 +82,22 @@ class BestRq(nn.Module):
 
 
 class Hubert(nn.Module):
-    """Masked prediction of clusters: of cepstra first, then, from ``refine_at`` on, of a copy of
-    the encoder that is made then (Hsu et al., arXiv 2106.07447)."""
+    """Predict clusters of cepstra, and from ``refine_at`` on those of a copy of the encoder.
+
+    The copy is made at that step and stays as it is (Hsu et al., arXiv 2106.07447).
+    """
 
     updates: Tensor
     refines: Tensor
 
-    def __init__(self, config: W2vBertOptions, encoder: Encoder) -> None:
+    def __init__(self, config: SslEncoderOptions, encoder: Encoder) -> None:
         super().__init__()
         self.refine_at, self.layer = config.refine_at, config.layer
         self.cepstral = (
             ChromaClusters(config) if config.bands == "note" else CepstralClusters(config)
         )
         self.prediction = Prediction(config)
-        # There from the start, so that what was trained without refinement can be refined.
+        # Present from the start, so that a training without refinement can go on with it.
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.refined = OnlineClusters(config.width, config.target_codes)
         self.refined_prediction = Prediction(config)
@@ -100,26 +112,28 @@ class Hubert(nn.Module):
                 self.refines.fill_(True)
             self.updates.add_(1)
         if self.refines:
-            found: dict[str, Tensor] = self.refined_prediction(batch, self._clusters(batch))
+            found: dict[str, Tensor] = self.refined_prediction(batch, self._teacher_ids(batch))
         else:
             found = self.prediction(batch, self.cepstral(batch.mel, batch.valid))
         return found
 
     @torch.no_grad()
-    def _clusters(self, batch: Masked) -> Int64[Tensor, "B N 1"]:
-        """Of the teacher's activations for the whole spectra."""
+    def _teacher_ids(self, batch: Masked) -> Int64[Tensor, "B N 1"]:
         states = self.teacher.eval()(batch.mel, batch.valid, self.layer)
         ids: Tensor = self.refined(states[-1], batch.valid)
         return ids
 
 
 class GumbelQuantizer(nn.Module):
-    """A product quantizer that is learnt with its user (Baevski et al., arXiv 2006.11477, section
-    2): in training a code is drawn, and the gradient is that of the soft choice."""
+    """Quantize by codebooks that are learnt with their user.
+
+    In training a code is drawn, and the gradient is that of the soft choice (Baevski et al., arXiv
+    2006.11477, section 2).
+    """
 
     updates: Tensor
 
-    def __init__(self, config: W2vBertOptions) -> None:
+    def __init__(self, config: SslEncoderOptions) -> None:
         super().__init__()
         count, codes, width = config.num_codebooks, config.target_codes, config.code_width
         self.first, self.last = config.gumbel
@@ -138,7 +152,7 @@ class GumbelQuantizer(nn.Module):
     def forward(
         self, x: Float[Tensor, "M D"]
     ) -> tuple[Float[Tensor, "M C"], Int64[Tensor, "M G"], Float[Tensor, ""]]:
-        """Quantised vectors, ids, and the diversity loss: the share of codes that lie idle."""
+        """Return quantized vectors, ids, and the diversity loss: the share of unused codes."""
         count, codes, _ = self.codebooks.shape
         logits = self.choose(x).view(-1, count, codes)
         ids = logits.argmax(-1)
@@ -154,10 +168,12 @@ class GumbelQuantizer(nn.Module):
 
 
 class W2vBert(nn.Module):
-    """Contrastive loss on a lower layer, masked prediction of the quantizer's ids on the upper
-    ones, jointly (Chung et al., arXiv 2108.06209, section 3)."""
+    """Combine a contrastive loss on a lower layer with prediction of its ids on the upper ones.
 
-    def __init__(self, config: W2vBertOptions) -> None:
+    Chung et al., arXiv 2108.06209, section 3.
+    """
+
+    def __init__(self, config: SslEncoderOptions) -> None:
         super().__init__()
         self.depth = config.contrastive_depth
         self.temperature, self.diversity = config.temperature, config.diversity
@@ -171,9 +187,9 @@ class W2vBert(nn.Module):
     def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
         whole = encoder.subsampling(batch.mel, batch.valid)
         chosen = batch.valid if self.prediction.seen_weight else batch.hidden
-        quantised, ids, idle = self.quantizer(self.target_norm(whole[chosen]))
+        quantized, ids, idle = self.quantizer(self.target_norm(whole[chosen]))
         hidden = batch.hidden[chosen]
-        contrastive, found_right = self._contrastive(batch, quantised[hidden])
+        contrastive, contrastive_accuracy = self._contrastive(batch, quantized[hidden])
         every = ids.new_zeros(*batch.hidden.shape, ids.shape[1])
         every[chosen] = ids
         found = self.prediction(batch, every)
@@ -181,34 +197,23 @@ class W2vBert(nn.Module):
             **found,
             "loss": found["loss"] + contrastive + self.diversity * idle,
             "contrastive": contrastive,
-            "contrastive_accuracy": found_right,
+            "contrastive_accuracy": contrastive_accuracy,
             "idle_codes": idle,
         }
 
     def _contrastive(
-        self, batch: Masked, quantised: Float[Tensor, "M C"]
+        self, batch: Masked, quantized: Float[Tensor, "M C"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Tell a frame's quantised vector from those of the row's other hidden frames.
+        """Return loss and accuracy of finding a frame's vector among the row's hidden frames.
 
-        All of them are distractors, those of equal codes as well: the loss of a quantizer that
-        gives all frames one code is that of guessing, not zero. They are of one recording, so
-        what tells its voice from others is of no use.
+        All others are distractors, those of equal codes too: a quantizer that gives all frames one
+        code has the loss of guessing, not zero. They are of one recording, so that knowing its
+        voice does not help.
         """
         context = self.context(batch.states[self.depth - 1][batch.hidden])
-        scores = functional.normalize(context, dim=-1) @ functional.normalize(quantised, dim=-1).T
+        scores = functional.normalize(context, dim=-1) @ functional.normalize(quantized, dim=-1).T
         row = batch.hidden.nonzero()[:, 0]
         scores = (scores / self.temperature).masked_fill(row[:, None] != row[None], -torch.inf)
         places = torch.arange(len(row), device=row.device)
         loss = functional.cross_entropy(scores, places)
         return loss, (scores.argmax(1) == places).float().mean()
-
-
-def make_objective(config: W2vBertOptions, encoder: Encoder) -> nn.Module:
-    """The training parts that ``config.objective`` names."""
-    if config.objective == "best_rq":
-        return BestRq(config)
-    if config.objective == "swap":
-        return Swap(config, encoder)
-    if config.objective == "chroma":
-        return ChromaRegression(config)
-    return Hubert(config, encoder) if config.objective == "hubert" else W2vBert(config)

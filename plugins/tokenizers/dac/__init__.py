@@ -1,1 +1,0 @@
-"""The Descript Audio Codec of Hugging Face transformers. Imports no torch."""

@@ -1,1 +1,0 @@
-"""EnCodec of Hugging Face transformers. Imports no torch."""

@@ -1,1 +1,0 @@
-"""Mimi of Hugging Face transformers. Imports no torch."""

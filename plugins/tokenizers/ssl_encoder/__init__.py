@@ -1,0 +1,1 @@
+"""AudioLM's semantic tokens: a self-supervised masked conformer, one layer of it clustered."""

@@ -1,1 +1,0 @@
-"""AudioLM's semantic tokenizer: a self-supervised masked conformer, one layer of it clustered."""
