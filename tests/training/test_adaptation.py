@@ -29,8 +29,8 @@ from segue.plugins.models.flat_transformer.model import FlatTransformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.model import MaskedTransformer
 from segue.training.adaptation import adapt, matches, start_from
-from segue.training.checkpoints import STATE
 from segue.training.loop import TrainingRun, train
+from segue.training.saving import STATE
 
 STAGE = StageSpec("coarse", SliceSpec("acoustic", 0, 2, 7, Fraction(50), "aaaa"), ())
 

@@ -35,10 +35,10 @@ from segue.core.training_directory import newest_checkpoint
 from segue.data.share import WHOLE, Share
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
-from segue.training import checkpoints, loop
+from segue.training import loop, saving
 from segue.training.guard import MAX_SKIPPED_STEPS
-from segue.training.loop import TrainingRun, make_optimizer, train
-from segue.training.schedule import learning_rate
+from segue.training.learner import learning_rate, make_optimizer
+from segue.training.loop import TrainingRun, train
 
 # --- a component that uses all that a resumed run must repeat ---------------------------------
 
@@ -146,7 +146,7 @@ def logged(directory: Path) -> dict[int, dict[str, float]]:
 
 def trained(directory: Path) -> tuple[bytes, bytes]:
     """All that a checkpoint holds of what was learnt: weights and the optimizer's state."""
-    files = ("model.safetensors", checkpoints.STATE)
+    files = ("model.safetensors", saving.STATE)
     weights, state = ((directory / file).read_bytes() for file in files)
     return weights, state
 
@@ -403,7 +403,7 @@ def test_a_scale_too_large_for_half_precision_goes_down(tmp_path: Path, spoilt: 
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert skipped == spoilt and 2 < len(overflown) < 12
     assert [i for i in range(24) if not moved[i]] == sorted(skipped + overflown)
-    state = json.loads((last / checkpoints.STATE_JSON).read_text())
+    state = json.loads((last / saving.STATE_JSON).read_text())
     assert state["scaler"]["scale"] == 2.0 ** (16 - len(overflown))
 
 
@@ -464,8 +464,7 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path: Path) -> None
 
     train(run(tmp_path, component=Scored(), config=config(best=1, keep=1, validate_every=3)))
     assert names(tmp_path) == ["log.jsonl", "step-00000009", "step-00000024"]
-    assert checkpoints.best_checkpoint(tmp_path) == tmp_path / "step-00000009"
-    assert checkpoints.lowest_loss(tmp_path) == 0
+    assert saving.lowest_loss(tmp_path) == 0
 
 
 def test_running_means_are_what_is_validated_and_saved(tmp_path: Path) -> None:
@@ -514,7 +513,7 @@ def test_whatever_is_asked_for_an_interrupted_run_ends_the_same(
         run(parts, component=Tiny(seed=99), train_batches=shared_batch, config=config(**changes))
     )
     assert trained(last) == trained(whole)
-    states = [json.loads((path / checkpoints.STATE_JSON).read_text()) for path in (whole, last)]
+    states = [json.loads((path / saving.STATE_JSON).read_text()) for path in (whole, last)]
     assert states[0] == states[1]
 
 
@@ -603,7 +602,7 @@ def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     manifest = read_manifest(last)
     assert (manifest.kind, manifest.use, manifest.options) == ("codec", "tiny.v1", {"width": 6})
     assert manifest.trained == {"steps": 24, "seed": 4, "data": "here"}
-    state = json.loads((last / checkpoints.STATE_JSON).read_text())
+    state = json.loads((last / saving.STATE_JSON).read_text())
     assert state.pop("valid_loss") == pytest.approx(logged(tmp_path)[24]["valid_loss"], rel=1e-5)
     assert state == {"step": 24, "training": config().model_dump(mode="json")}
 
@@ -639,7 +638,7 @@ def spoil(path: Path) -> None:
     path.write_text("not what it was")
 
 
-FILES = ["model.safetensors", checkpoints.STATE, checkpoints.STATE_JSON, "component.json"]
+FILES = ["model.safetensors", saving.STATE, saving.STATE_JSON, "component.json"]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -650,7 +649,7 @@ def test_a_damaged_checkpoint_is_named(
     last = train(run(tmp_path, config=config(steps=6)))
     harm(last / file)
     if newest_checkpoint(tmp_path) != last:
-        assert (file, harm) == (checkpoints.STATE_JSON, Path.unlink)  # it no longer counts as one
+        assert (file, harm) == (saving.STATE_JSON, Path.unlink)  # it no longer counts as one
         return
     with pytest.raises(CheckpointError) as caught:
         train(run(tmp_path, config=config(steps=7)))
@@ -661,7 +660,7 @@ def test_a_damaged_checkpoint_is_named(
 def test_the_checkpoint_before_a_damaged_one_can_be_resumed(tmp_path: Path) -> None:
     last = train(run(tmp_path))
     before = trained(last)
-    cut(last / checkpoints.STATE)
+    cut(last / saving.STATE)
     with pytest.raises(CheckpointError, match="delete it to resume the one before"):
         train(run(tmp_path))
     shutil.rmtree(last)

@@ -39,11 +39,11 @@ from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
-from segue.training.checkpoints import STATE
 from segue.training.guard import LOG
 from segue.training.loop import TrainingRun, train
 from segue.training.prefetch import Batches
 from segue.training.ranks import disconnect, ranks
+from segue.training.saving import STATE
 
 # --- what the ranks run -----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from segue.core.config.load import load_config
 from segue.core.manager import PluginHost
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
-from segue.training.parts import Workspace, train_part
+from segue.training.workspace import Workspace, train_part
 
 RATE = 16_000
 SMALL = "{width: 16, depth: 1, heads: 2}"

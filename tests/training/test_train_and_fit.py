@@ -20,8 +20,8 @@ from segue.core.errors import AssemblyError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.manager import PluginHost
 from segue.core.training_directory import newest_checkpoint
-from segue.training.checkpoints import STATE
-from segue.training.parts import Workspace, tokenize, train_all, train_part
+from segue.training.saving import STATE
+from segue.training.workspace import Workspace, tokenize, train_all, train_part
 
 PART = "semantic_tokenizer"
 SET = [

@@ -19,8 +19,8 @@ from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.training_directory import newest_checkpoint
 from segue.data.audio_crops import PartCache
-from segue.training.checkpoints import STATE
-from segue.training.parts import Workspace, tokenize, train_all, train_part
+from segue.training.saving import STATE
+from segue.training.workspace import Workspace, tokenize, train_all, train_part
 
 
 def fresh_host() -> PluginHost:
