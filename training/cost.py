@@ -7,6 +7,7 @@ computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from segue.core.config.schema import PipelineConfig, TrainingConfig
 from segue.core.errors import ConfigError, DataError, TrainingError
 from segue.core.interfaces import Component, StageBatch, StageLM, Tokenizer, Tokens, WaveBatch
 from segue.core.manager import PluginHost
-from segue.core.spec import SliceSpec, StageSpec
+from segue.core.spec import SliceSpec
 from segue.data.places import exists
 from segue.data.sources import load_recordings
 from segue.data.store_plan import HEADER
 from segue.data.token_store import TokenStore
 from segue.training.adaptation import adapt
-from segue.training.shape_trace import StepCounts, count_step, weightless
+from segue.training.shape_trace import count_step, weightless
 from segue.training.telemetry import PEAK_TFLOPS, flops_per_token
 
 ROWS = 2  # rows of the batch that is traced
@@ -48,12 +49,14 @@ class Hardware:
     mfu: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.ranks < 1:
-            raise ConfigError(f"--ranks {self.ranks}", "is less than one", "give 1 or more")
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(f"--mfu {self.mfu:g}", "is not a share", "give 1 or less, above 0")
-        if self.tflops is not None and not self.tflops > 0:
-            raise ConfigError(f"--gpu-tflops {self.tflops:g}", "is not above 0", "give its peak")
+        for option, value, most in (
+            ("--ranks", self.ranks, None),
+            ("--mfu", self.mfu, 1),
+            ("--gpu-tflops", self.tflops, None),
+        ):
+            if value is not None and not 0 < value <= (most or math.inf):
+                limit = "" if most is None else f", at most {most}"
+                raise ConfigError(f"{option} {value:g}", "cannot be", f"give more than 0{limit}")
         if self.gpu is not None and self.gpu not in PEAK_TFLOPS:
             fix = f"use one of {', '.join(PEAK_TFLOPS)}, or give --gpu-tflops"
             raise ConfigError(f"--gpu {self.gpu}", "is unknown", fix)
@@ -71,18 +74,11 @@ class Hardware:
 class PartCost:
     """What the training of one part takes.
 
-    Attributes:
-        unit: ``token`` (of the target, for stages) or ``second`` of audio.
-        parameters, trainable: numbers; ``adversary`` counts the adversary's.
-        flops: operations per unit, forwards and backwards.
-        counted: whether a whole step was traced; if not, ``flops`` is three times the forward pass
-            as far as it ran, or 6 per weight and frame if that is more.
-        per_step, in_all: units of one step and of the whole training.
-        per_epoch: units of the data, if given.
-        memory: GiB per rank with ``ddp`` and ``fsdp``: ``weights``, ``gradients``, ``moments``,
-            ``mean``, ``buckets``.
-        activations: estimate in GiB per rank, ``kept`` and ``checkpointed``; None if not counted.
-        days: of the whole training, if the GPU's peak is known.
+    A ``unit`` is a token of the target (stages) or a second of audio. ``flops`` are operations per
+    unit, forwards and backwards; unless they were ``counted`` on a whole step, three times the
+    forward pass as far as it ran, or 6 per weight and frame if that is more. ``per_step``,
+    ``in_all`` and ``per_epoch`` are units. ``memory`` is GiB per rank by strategy and purpose,
+    ``activations`` GiB per rank, an estimate.
     """
 
     part: str
@@ -172,8 +168,8 @@ def _build(assembly: AssemblyPlan, host: PluginHost, part: str) -> Component:
         component = host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
         assert isinstance(component, Component)
         if "training" in component.needs:
-            place = f"{part}.lm" if part in stages else part
-            adapt(component, ref.training, f"{place}.training", ref.checkpoint is not None)
+            place = f"{part}.lm.training" if part in stages else f"{part}.training"
+            adapt(component, ref.training, place, ref.checkpoint is not None)
     return component
 
 
@@ -197,6 +193,11 @@ def _cost_of(
     if not counts.whole:
         frames = float(component.spec.frame_rate) if isinstance(component, Tokenizer) else 1.0
         flops = max(flops, flops_per_token(component) * frames)
+    activations = None
+    if counts.whole:  # half precision takes half of what was counted
+        rows = -(-config.batch_size // (hardware.ranks * config.accumulate))
+        gib = rows / ROWS / GIB * (1.0 if config.precision == "32-true" else 0.5)
+        activations = {"kept": counts.kept * gib, "checkpointed": counts.checkpointed * gib}
     per_step = config.batch_size * crop * rate
     speed = hardware.flops_per_second(config.precision)
     return PartCost(
@@ -212,7 +213,7 @@ def _cost_of(
         in_all=per_step * config.steps,
         per_epoch=None if hours is None else hours * 3600 * rate,
         memory=_memory(component, opposed, config, hardware.ranks),
-        activations=_activations(counts, config, hardware.ranks) if counts.whole else None,
+        activations=activations,
         days=None if speed is None else flops * per_step * config.steps / speed / 86400,
     )
 
@@ -224,15 +225,14 @@ def _memory(
     gib = (2 if config.precision == "bf16-true" else 4) / GIB
     every = sum(p.numel() for p in component.parameters()) + opposed
     own = sum(p.numel() for p in component.parameters() if p.requires_grad)
-    trained = own + opposed
     plain = {
         "weights": every * gib,
-        "gradients": trained * gib,
-        "moments": 2 * trained * gib,  # AdamW keeps two numbers per weight
+        "gradients": (own + opposed) * gib,
+        "moments": 2 * (own + opposed) * gib,  # AdamW keeps two numbers per weight
         "mean": own * gib if config.ema else 0.0,
     }
     # DDP copies gradients into buckets; FSDP gathers a block's weights when they are needed.
-    memory = {"ddp": {**plain, "buckets": trained * gib if ranks > 1 else 0.0}}
+    memory = {"ddp": {**plain, "buckets": (own + opposed) * gib if ranks > 1 else 0.0}}
     if isinstance(component, StageLM) and config.lora is None:
         sizes = [sum(p.numel() for p in block.parameters()) for block in component.blocks()]
         gathered = 2 * max(sizes, default=every) * gib if ranks > 1 else 0.0
@@ -240,23 +240,13 @@ def _memory(
     return memory
 
 
-def _activations(counts: StepCounts, config: TrainingConfig, ranks: int) -> dict[str, float]:
-    """Return GiB per rank; half precision takes half of what was counted."""
-    rows = -(-config.batch_size // (ranks * config.accumulate))
-    factor = rows / ROWS / GIB * (1.0 if config.precision == "32-true" else 0.5)
-    return {"kept": counts.kept * factor, "checkpointed": counts.checkpointed * factor}
-
-
 def _batch(component: Component, crop: float) -> WaveBatch | StageBatch:
-    """Return ``ROWS`` crops: audio as a shape, token ids all 0."""
-    if isinstance(component, StageLM):
-        return _stage_batch(component.stage, crop)
-    assert isinstance(component, Tokenizer)
-    samples = round(crop * component.spec.sample_rate)
-    return WaveBatch(torch.empty(ROWS, samples, device="meta"), torch.full((ROWS,), samples))
-
-
-def _stage_batch(stage: StageSpec, crop: float) -> StageBatch:
+    """Return ``ROWS`` crops of so many seconds: audio as a shape, token ids all 0."""
+    if not isinstance(component, StageLM):
+        assert isinstance(component, Tokenizer)
+        samples = round(crop * component.spec.sample_rate)
+        return WaveBatch(torch.empty(ROWS, samples, device="meta"), torch.full((ROWS,), samples))
+    stage = component.stage
     slowest = min(part.frame_rate for part in (stage.target, *stage.given))
     frames = max(1, int(crop * slowest))
 

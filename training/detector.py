@@ -19,7 +19,7 @@ from segue.core.training_directory import newest_checkpoint
 from segue.data.origin_clips import Clip, as_float, trimmed
 from segue.data.share import WHOLE, Share, row_generators
 from segue.training.loop import Report, TrainingRun, train
-from segue.training.saving import trained_settings
+from segue.training.saving import read_state
 
 GAIN_DB = (-30.0, 3.0)
 NOISE_DB = (-60.0, -30.0)  # relative to the signal
@@ -88,7 +88,7 @@ def train_detector(
 
 def _check_same(newest: Path, training: TrainingConfig) -> None:
     """Refuse to go on with a training of other settings, or to take its result for this one's."""
-    before = trained_settings(newest)
+    before = read_state(newest).get("training", {})
     for name in ("steps", "learning_rate"):
         if before.get(name) != getattr(training, name):
             raise CheckpointError(

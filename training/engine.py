@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -37,29 +37,15 @@ class _Opaque:
         self.values = values
 
 
-class _Step(nn.Module):
-    """Make a training step a forward pass: DDP and FSDP hook into ``forward``."""
+class _Forward(nn.Module):
+    """Make some call of a module its forward pass, which is what DDP and FSDP hook into."""
 
-    def __init__(self, component: Component) -> None:
+    def __init__(self, module: nn.Module, call: Callable[..., Mapping[str, Tensor]]) -> None:
         super().__init__()
-        self.component = component
+        self.module, self.call = module, call
 
     def forward(self, held: _Opaque) -> dict[str, Tensor]:
-        batch, adversary = held.values
-        if adversary is None:
-            return dict(self.component.training_step(batch))
-        return dict(self.component.adversarial_step(batch, adversary))
-
-
-class _AdversaryStep(nn.Module):
-    """Wrap an adversary in the same way."""
-
-    def __init__(self, adversary: Adversary) -> None:
-        super().__init__()
-        self.adversary = adversary
-
-    def forward(self, held: _Opaque) -> dict[str, Tensor]:
-        return dict(self.adversary(*held.values))
+        return dict(self.call(*held.values))
 
 
 class Engine:
@@ -85,18 +71,24 @@ class Engine:
         self.ranks = connect(component.device)
         #: False for a part that learns in buffers only, such as counts.
         self.has_gradients = any(p.requires_grad for p in component.parameters())
-        _check(component, config, place, adversary, self.ranks)
+        _check(component, config, place, adversary is not None, self.ranks)
         self.fabric = _fabric(component, config, place, self.ranks)
         self._accumulate = config.accumulate
         _prepare_blocks(component, config)
-        step = _Step(component)
+
+        def losses(batch: Batch, opponent: Any) -> Mapping[str, Tensor]:
+            if opponent is None:
+                return component.training_step(batch)
+            return component.adversarial_step(batch, opponent)
+
+        step = _Forward(component, losses)
         if config.compile and not component.blocks():
             step.compile()
         # DDP refuses modules that have no gradients.
         self._step: Any = self.fabric.setup_module(step) if self.has_gradients else step
         self._adversary_step: Any = None
         if adversary is not None:
-            self._adversary_step = self.fabric.setup_module(_AdversaryStep(adversary))
+            self._adversary_step = self.fabric.setup_module(_Forward(adversary, adversary.__call__))
         self._optimizers: dict[int, Any] = {}
         if self.ranks.size > 1 and config.strategy == "fsdp":
             accept_whole_tensors(component)
@@ -113,12 +105,9 @@ class Engine:
         Gradients of ranks can be averaged, buffers cannot: without gradients each rank learns
         from the whole batch, so that all end with the same buffers.
         """
-        if not self.has_gradients:
-            return [Share(piece, self._accumulate) for piece in range(self._accumulate)]
-        rank, size = self.ranks.rank, self.ranks.size
-        return [
-            Share(piece * size + rank, size * self._accumulate) for piece in range(self._accumulate)
-        ]
+        own = self.ranks if self.has_gradients else Ranks()
+        count = own.size * self._accumulate
+        return [Share(piece * own.size + own.rank, count) for piece in range(self._accumulate)]
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let Fabric step an optimizer."""
@@ -127,16 +116,13 @@ class Engine:
 
     def losses(self, batch: Batch, adversarial: bool = False) -> dict[str, Tensor]:
         """Return the losses of one piece, computed in the number format of the training."""
-        opponent = self._ask_adversary if adversarial else None
+
+        def opponent(real: Tensor, made: Tensor) -> Any:
+            return self._adversary_step(_Opaque(real, made))
+
         with nullcontext() if self.has_gradients else by_itself():
-            return cast("dict[str, Tensor]", self._step(_Opaque(batch, opponent)))
-
-    def _ask_adversary(self, real: Tensor, made: Tensor) -> Mapping[str, Tensor]:
-        return cast("Mapping[str, Tensor]", self._adversary_step(_Opaque(real, made)))
-
-    def backward(self, loss: Tensor, **options: Any) -> None:
-        """Call ``loss.backward(**options)``, scaled in half precision."""
-        self.fabric.backward(loss, **options)
+            found: dict[str, Tensor] = self._step(_Opaque(batch, opponent if adversarial else None))
+            return found
 
     @contextmanager
     def gradients_kept_local(self, enabled: bool, adversarial: bool) -> Iterator[None]:
@@ -149,10 +135,10 @@ class Engine:
 
     def clip(self, optimizer: torch.optim.Optimizer, largest: float) -> float:
         """Scale an optimizer's gradients down to a norm; return the norm that they had."""
-        norm = self.fabric.clip_gradients(
-            self._step, self._optimizers[id(optimizer)], max_norm=largest, error_if_nonfinite=False
+        own = self._optimizers[id(optimizer)]
+        norm: Any = self.fabric.clip_gradients(
+            self._step, own, max_norm=largest, error_if_nonfinite=False
         )
-        assert norm is not None
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -168,45 +154,32 @@ class Engine:
         if not self.has_gradients:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.fabric.device)
-        return cast("list[float]", summed(sums).tolist())
+        found: list[float] = summed(sums).tolist()
+        return found
 
 
 def _check(
-    component: Component,
-    config: TrainingConfig,
-    place: str,
-    adversary: Adversary | None,
-    ranks: Ranks,
+    component: Component, config: TrainingConfig, place: str, adversarial: bool, ranks: Ranks
 ) -> None:
     """Refuse combinations that would fail later, or train wrongly without an error."""
-    name, stage = type(component).__name__, isinstance(component, StageLM)
-    sharded = config.strategy == "fsdp" and ranks.size > 1
-    other = "use bf16-mixed or 32-true"
-    refusals = [
-        (
-            adversary is not None and config.precision == "16-mixed",
-            ("precision", "16-mixed cannot scale the gradients of two optimizers", other),
-        ),
-        (
-            config.precision == "bf16-true" and not stage,
-            ("precision", f"bf16-true is for stage language models, not for {name}", other),
-        ),
-        (
-            sharded and config.precision == "16-mixed",
-            ("precision", "16-mixed does not work with fsdp", "use bf16-mixed, or ddp"),
-        ),
-        (
-            sharded and not stage,
-            ("strategy", f"fsdp is for stage language models, not for {name}", "use ddp"),
-        ),
-        (
-            sharded and config.lora is not None,
-            ("strategy", "fsdp cannot shard adapted matrices", "use ddp: adapters need little"),
-        ),
-    ]
-    for refused, (setting, problem, fix) in refusals:
-        if refused:
-            raise TrainingError(f"{place}.{setting}", problem, fix)
+
+    def refuse(setting: str, problem: str, fix: str) -> NoReturn:
+        raise TrainingError(f"{place}.{setting}", problem, fix)
+
+    stages_only = f"is for stage language models, not for {type(component).__name__}"
+    if config.precision == "16-mixed" and adversarial:
+        problem = "16-mixed cannot scale the gradients of two optimizers"
+        refuse("precision", problem, "use bf16-mixed or 32-true")
+    if config.precision == "bf16-true" and not isinstance(component, StageLM):
+        refuse("precision", f"bf16-true {stages_only}", "use bf16-mixed or 32-true")
+    if config.strategy == "ddp" or ranks.size == 1:
+        return
+    if config.precision == "16-mixed":
+        refuse("precision", "16-mixed does not work with fsdp", "use bf16-mixed, or ddp")
+    if not isinstance(component, StageLM):
+        refuse("strategy", f"fsdp {stages_only}", "use ddp")
+    if config.lora is not None:
+        refuse("strategy", "fsdp cannot shard adapted matrices", "use ddp: adapters need little")
 
 
 def _fabric(component: Component, config: TrainingConfig, place: str, ranks: Ranks) -> Fabric:
@@ -247,12 +220,12 @@ def _strategy(config: TrainingConfig, size: int) -> Any:
     return DDPStrategy(find_unused_parameters=True, timeout=PATIENCE, **{name: False})
 
 
-def _shard(step: _Step, mesh: Any) -> _Step:
+def _shard(step: Any, mesh: Any) -> Any:
     """Share weights out to the ranks (FSDP2): block by block, and then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     ranks = mesh["data_parallel"]
-    for block in step.component.blocks():
+    for block in step.module.blocks():
         fully_shard(block, mesh=ranks)
     fully_shard(step, mesh=ranks)
     return step

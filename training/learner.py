@@ -31,14 +31,12 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    after = step - config.warmup_steps
+    warm, after = max(1, config.warmup_steps), step - config.warmup_steps
     progress = min(1.0, after / max(1, config.steps - config.warmup_steps))
     factors = {
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "linear": 1 - progress,
-        "inverse_sqrt": math.sqrt(
-            max(1, config.warmup_steps) / (max(1, config.warmup_steps) + after)
-        ),
+        "inverse_sqrt": math.sqrt(warm / (warm + after)),
         "constant": 1.0,
     }
     return config.learning_rate * factors[config.schedule]
@@ -87,6 +85,23 @@ class RunningMean:
             here.copy_(there)
             there.copy_(before)
 
+    def tensors(self, keep: bool) -> dict[str, Tensor]:
+        """Return parameters and means: a component's own file holds the means only."""
+        found = {f"{LAST}{name}": whole(value, keep) for name, value in self.parameters.items()}
+        return found | {f"{MEAN}{name}": whole(value, keep) for name, value in self.means.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Load what ``tensors`` returned; after a run without means, begin with the weights."""
+        self.updates = updates
+        for name, parameter in self.parameters.items():
+            weight, mean = local(parameter.detach()), local(self.means[name])
+            if f"{LAST}{name}" in tensors:
+                weight.copy_(local(as_sharded(tensors[f"{LAST}{name}"], parameter)))
+                mean.copy_(local(as_sharded(tensors[f"{MEAN}{name}"], parameter)))
+            else:
+                mean.copy_(weight)
+
 
 @dataclass
 class Learner:
@@ -95,7 +110,8 @@ class Learner:
     Attributes:
         component: the part that learns.
         optimizer: of the component.
-        adversary: what a codec is trained against, if anything, with its optimizer.
+        adversary: what a codec is trained against, if anything.
+        adversary_optimizer: of the adversary.
         mean: running means of the component's weights, if the config asks for them.
         scaler: of gradients in half precision, if there is one.
     """
@@ -119,7 +135,7 @@ class Learner:
                 self.mean.swap()
 
     def tensors(self, keep: bool = True) -> dict[str, Tensor]:
-        """Return all that exact resume needs beside the component's weights, as whole tensors.
+        """Return what exact resume needs beside the component's weights, as whole tensors.
 
         Args:
             keep: False on ranks that only help to gather tensors.
@@ -129,10 +145,8 @@ class Learner:
             weights = self.adversary.state_dict().items()
             found |= {f"{ADVERSARY}{name}": whole(value, keep) for name, value in weights}
             found |= _optimizer_tensors(self.adversary_optimizer, ADVERSARY_OPTIMIZER, keep)
-        if self.mean is not None:  # the component's own file holds the mean, so both are kept here
-            for name, value in self.mean.parameters.items():
-                found[f"{LAST}{name}"] = whole(value, keep)
-                found[f"{MEAN}{name}"] = whole(self.mean.means[name], keep)
+        if self.mean is not None:
+            found |= self.mean.tensors(keep)
         return found | adapter_tensors(self.component, self.component.state_dict())
 
     def state(self) -> dict[str, Any]:
@@ -158,21 +172,9 @@ class Learner:
             self.adversary.load_state_dict(_with_prefix(ADVERSARY, tensors))
             _load_optimizer(self.adversary_optimizer, _with_prefix(ADVERSARY_OPTIMIZER, tensors))
         if self.mean is not None:
-            self._load_means(self.mean, tensors)
-            self.mean.updates = int(state.get("updates", 0))
+            self.mean.load(tensors, int(state.get("updates", 0)))
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
-
-    @torch.no_grad()
-    def _load_means(self, mean: RunningMean, tensors: Mapping[str, Tensor]) -> None:
-        """Load means; after a run without means they begin with the weights."""
-        for name, parameter in mean.parameters.items():
-            weight, average = local(parameter.detach()), local(mean.means[name])
-            if f"{LAST}{name}" in tensors:
-                weight.copy_(local(as_sharded(tensors[f"{LAST}{name}"], parameter)))
-                average.copy_(local(as_sharded(tensors[f"{MEAN}{name}"], parameter)))
-            else:
-                average.copy_(weight)
 
 
 def make_adversary(component: Component, seed: int) -> Adversary | None:
@@ -186,18 +188,13 @@ def make_learner(
     component: Component, adversary: Adversary | None, config: TrainingConfig, engine: Engine
 ) -> Learner:
     """Return the component with fresh optimizers, and running means if the config asks for them."""
-    learner = Learner(
-        component,
-        make_optimizer(component, config),
-        adversary,
-        None if adversary is None else make_optimizer(adversary, config),
-        RunningMean(component, config.ema) if config.ema else None,
-        engine.scaler,
-    )
-    engine.add_optimizer(learner.optimizer)
-    if learner.adversary_optimizer is not None:
-        engine.add_optimizer(learner.adversary_optimizer)
-    return learner
+    optimizer, opposed = make_optimizer(component, config), None
+    engine.add_optimizer(optimizer)
+    if adversary is not None:
+        opposed = make_optimizer(adversary, config)
+        engine.add_optimizer(opposed)
+    mean = RunningMean(component, config.ema) if config.ema else None
+    return Learner(component, optimizer, adversary, opposed, mean, engine.scaler)
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -207,10 +204,9 @@ def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 def _optimizer_tensors(
     optimizer: torch.optim.Optimizer, prefix: str, keep: bool
 ) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
     return {
         f"{prefix}{index}.{key}": whole(torch.as_tensor(value), keep)
-        for index, entry in state.items()
+        for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
 

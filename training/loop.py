@@ -219,13 +219,13 @@ def _backward(
 ) -> None:
     """Compute gradients; with an adversary, each side gets those of its own loss only."""
     if not adversarial or learner.adversary is None:
-        engine.backward(losses["loss"] * factor)
+        engine.fabric.backward(losses["loss"] * factor)
         return
     own = [p for p in learner.component.parameters() if p.requires_grad]
     theirs = [p for p in learner.adversary.parameters() if p.requires_grad]
     # Both losses come from one forward pass, so its graph is kept for the second backward pass.
-    engine.backward(losses["adversary_loss"] * factor, retain_graph=True, inputs=theirs)
-    engine.backward(losses["loss"] * factor, inputs=own)
+    engine.fabric.backward(losses["adversary_loss"] * factor, retain_graph=True, inputs=theirs)
+    engine.fabric.backward(losses["loss"] * factor, inputs=own)
 
 
 def _step_optimizers(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 STATE = "trainer.safetensors"
 HIDDEN = ".tmp-step-"  # begins the names of checkpoints that are half written or half deleted
-UNREADABLE = "delete it to resume the one before"
 
 
 def save_checkpoint(
@@ -155,28 +155,32 @@ def go_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> i
 def _load(run: TrainingRun, learner: Learner, checkpoint: Path) -> int:
     _check_same(run, checkpoint)
     load_state(run.component, checkpoint, run.use)
-    try:
-        trainer = json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8"))
-        _check_same_adaptation(run, checkpoint, trainer.get("training"))
-        learner.load(load_file(checkpoint / STATE), trainer)
-        return int(trainer["step"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            str(checkpoint), f"cannot be resumed ({error})", UNREADABLE
-        ) from error
+    state = read_state(checkpoint)
+    with _readable(checkpoint):
+        _check_same_adaptation(run, checkpoint, state["training"])
+        learner.load(load_file(checkpoint / STATE), state)
+        return int(state["step"])
 
 
-def trained_settings(checkpoint: Path) -> dict[str, Any]:
-    """Return the settings that a checkpoint was trained with, as JSON.
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return ``trainer.json`` of a checkpoint: step, settings, and the learner's numbers.
 
     Raises:
-        CheckpointError: if they cannot be read.
+        CheckpointError: if it cannot be read.
     """
+    with _readable(checkpoint):
+        return dict(json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Name the checkpoint in errors that a damaged file causes within the block."""
     try:
-        return dict(json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8"))["training"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        problem = f"cannot be resumed ({error})"
         raise CheckpointError(
-            str(checkpoint), f"cannot be resumed ({error})", UNREADABLE
+            str(checkpoint), problem, "delete it to resume the one before"
         ) from error
 
 
@@ -201,13 +205,12 @@ def _check_same(run: TrainingRun, checkpoint: Path) -> None:
 def _check_same_adaptation(run: TrainingRun, checkpoint: Path, trained: Any) -> None:
     """Refuse to resume with other ``freeze`` or ``lora`` than the run began with."""
     now = run.config.model_dump(mode="json")
-    for key, nothing in (("freeze", []), ("lora", None)):
-        before: Any = trained.get(key, nothing) if isinstance(trained, dict) else nothing
-        if before != now[key]:
+    for key, nothing in (("freeze", []), ("lora", None)):  # old checkpoints may lack them
+        before = json.dumps(trained.get(key, nothing))
+        if before != json.dumps(now[key]):
             raise CheckpointError(
                 str(checkpoint),
-                f"was trained with {key} {json.dumps(before)}, {run.part} now has"
-                f" {json.dumps(now[key])}",
+                f"was trained with {key} {before}, {run.part} now has {json.dumps(now[key])}",
                 "restore it, or start another output directory from this checkpoint",
             )
 
@@ -226,9 +229,8 @@ def _drop_old(directory: Path, step: int, keep: int, best: int) -> None:
 
 def _valid_loss(checkpoint: Path) -> float:
     try:
-        state = json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8"))
-        return float(state.get("valid_loss", math.inf))
-    except (OSError, ValueError, AttributeError):  # damaged: reported where it is loaded
+        return float(read_state(checkpoint).get("valid_loss", math.inf))
+    except (CheckpointError, ValueError, TypeError):  # damaged: reported where it is loaded
         return math.inf
 
 

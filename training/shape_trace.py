@@ -71,14 +71,12 @@ def count_step(
         adversary: built the same way, if the component has one.
         batch: token ids and lengths with values; a wave on the ``meta`` device.
     """
-    modules: list[nn.Module] = [component, *([] if adversary is None else [adversary])]
+    modules: list[nn.Module] = [component] if adversary is None else [component, adversary]
     for module in modules:
-        _prepare_buffers(module)
-        module.train()
+        _prepare_buffers(module.train())
     kept = _KeptBytes(component, modules)
     forward = 0.0
     with ExitStack() as stack:
-        stack.callback(kept.remove_hooks)
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(0)
         # Masks without values are true everywhere.
@@ -153,10 +151,9 @@ class _KeptBytes:
         self._seen: set[Any] = {t.untyped_storage()._cdata for t in weights}
         self._storages: list[Any] = []  # held, so that no address is used again
         self.total, self._inside, self._largest, self._inputs = 0.0, 0.0, 0.0, 0.0
-        self._handles: list[Any] = []
         for block in component.blocks():
-            self._handles.append(block.register_forward_pre_hook(self._enter))
-            self._handles.append(block.register_forward_hook(self._leave))
+            block.register_forward_pre_hook(self._enter)
+            block.register_forward_hook(self._leave)
 
     @property
     def checkpointed(self) -> float:
@@ -170,10 +167,6 @@ class _KeptBytes:
             self._storages.append(storage)
             self.total += storage.nbytes()
         return tensor
-
-    def remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _enter(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._before = self.total

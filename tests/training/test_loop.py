@@ -138,9 +138,10 @@ MACHINE = {"seconds", "data_seconds", "audio_seconds_per_second", "tokens_per_se
 
 
 def logged(directory: Path) -> dict[int, dict[str, float]]:
-    """The last line of each step, without what it took."""
+    """Return the line of each step, without what it took; no step has two."""
     lines = (directory / loop.LOG).read_text().splitlines()
     entries = [json.loads(line) for line in lines]
+    assert len(entries) == len({entry["step"] for entry in entries})
     return {e["step"]: {k: v for k, v in e.items() if k not in MACHINE} for e in entries}
 
 
@@ -233,7 +234,7 @@ def test_validation_does_not_alter_what_is_learnt(tmp_path: Path) -> None:
 # --- resuming ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [5, 7, 10, 19, 23])
+@pytest.mark.parametrize("stop", [5, 7, 23])
 def test_an_interrupted_run_ends_like_one_that_was_not(
     tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -893,7 +894,7 @@ def test_a_stage_is_not_trained_on_with_other_tokens(tmp_path: Path) -> None:
     last = train(run(tmp_path, component=stage_lm(), config=config(steps=2), **values))
     assert read_manifest(last).stage_spec == STAGE
     changed = run(tmp_path, component=stage_lm(other_tokens()), config=config(steps=4), **values)
-    with pytest.raises(CheckpointError, match=r"other than those that stages\.fine") as caught:
+    with pytest.raises(CheckpointError, match=r"other tokens") as caught:
         train(changed)
     assert caught.value.place == str(last)
     train(run(tmp_path, component=stage_lm(), config=config(steps=4), **values))

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from tests.adversarial_helpers import Critic
 from tests.data_helpers import clocks, stage, timed
+from tests.training.test_counts import CountOptions, Counts
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -80,6 +81,19 @@ class Painter(Component):
         figures = dict(adversary(batch.wave, made))
         loss = (made - batch.wave).square().mean() + figures.pop("adversarial")
         return {"loss": loss, **figures}
+
+
+class CountingTransformer(FlatTransformer):
+    """Counts its own rows only, which is wrong on several ranks."""
+
+    def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, StageBatch)
+        self.seen += batch.target.lengths.sum()
+        return super().training_step(batch)
 
 
 class Host:
@@ -160,7 +174,13 @@ def settings(directory: Path, what: str, **changes: Any) -> TrainingRun:
     if what == "store":
         spec, batches = stored(directory.with_name("tokens"), harm == "lost")
     torch.manual_seed(0)
-    component = FlatTransformer(FlatTransformerOptions(width=16, depth=2, heads=2, dropout=0), spec)
+    component: Component
+    options = FlatTransformerOptions(width=16, depth=2, heads=2, dropout=0)
+    component = FlatTransformer(options, spec)
+    if what == "counts":
+        component = Counts(CountOptions(), spec)
+    elif harm == "counts alone":
+        component = CountingTransformer(options, spec)
     valid = lost if harm == "held out lost" else tokens if what == "stage" else None
     return TrainingRun(
         "part", "stage_lm", "it.v1", component, config, directory, batches, valid, host
@@ -256,6 +276,20 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> N
     trained(2, parts, "stage", steps=3, schedule="constant", strategy="fsdp")
     alone(parts, "stage", steps=6, schedule="constant")
     check_alike(whole, trained(2, parts, "stage", steps=8, schedule="constant", strategy="fsdp"))
+
+
+def test_counts_are_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """A model without parameters learns the whole batch on each rank."""
+    ends = [alone(tmp_path / "one", "counts"), trained(2, tmp_path / "two", "counts")]
+    one, two = (load_file(end / "model.safetensors")["counts"] for end in ends)
+    assert torch.equal(one, two) and int(one.sum()) > 0
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_counts_that_differ_between_ranks_are_not_saved(tmp_path: Path) -> None:
+    stories = ended(tmp_path, "stage, counts alone")
+    assert "buffer seen differs between ranks" in " ".join(stories[0])
 
 
 COMPILED: list[Any] = [

@@ -81,6 +81,5 @@ def untrained() -> Digits:
     ],
 )
 def test_what_cannot_be_heard_is_not(spec: StageSpec, frames: int, make: type[Digits]) -> None:
-    assert (
-        validation_audio(model(spec), batch(spec, frames), StageDecoder(make, Sampling())) is None
-    )
+    decoder = StageDecoder(make, Sampling())
+    assert validation_audio(model(spec), batch(spec, frames), decoder) is None
