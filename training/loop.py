@@ -25,10 +25,10 @@ from segue.core.errors import DivergedError
 from segue.core.interfaces import AcousticCodec, Component
 from segue.core.records import Kind
 from segue.core.training_directory import newest_checkpoint, step_of, trained_checkpoints
-from segue.data.share import SEED_STRIDE, WHOLE
+from segue.data.share import SEED_STRIDE, WHOLE, Share
 from segue.training.adaptation import restore_frozen_buffers
 from segue.training.engine import Batch, Engine
-from segue.training.guard import LOG, Guard, add_log_entry, note_rollback, rollbacks
+from segue.training.guard import Guard, add_log_entry, note_rollback, rollbacks
 from segue.training.learner import Learner, learning_rate, make_adversary, make_learner
 from segue.training.prefetch import Batches, Prefetcher
 from segue.training.ranks import on_each, on_first
@@ -39,8 +39,6 @@ from segue.training.validation_audio import StageDecoder, validation_audio
 
 if TYPE_CHECKING:
     from segue.core.manager import PluginHost
-
-__all__ = ["LOG", "LOG_EVERY", "Report", "TrainingRun", "train", "validate"]
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
@@ -134,11 +132,11 @@ def train(run: TrainingRun) -> Path:
                 offset = _start_drawing(run, batches, step)
                 continue
 
-            _call_hook(run, "segue_train_step", step=step, losses=figures)
+            on_first(partial(_call_hook, run, "segue_train_step", step=step, losses=figures))
             last = step == config.steps
             best = False
             if run.valid_batches is not None and (last or step % config.validate_every == 0):
-                figures |= _validate(run, engine, learner, step)
+                figures |= validate(run, engine, learner, step)
                 best = bool(config.best) and figures["valid_loss"] < on_first(
                     lambda: lowest_loss(run.directory)
                 )
@@ -200,7 +198,9 @@ def optimization_step(
     sums: dict[str, Tensor] = {}
     shares = zip(engine.shares, pieces, weights, strict=True)
     for index, (share, piece, weight) in enumerate(shares):
-        _seed(config.seed, number, share.index)
+        seed = config.seed * SEED_STRIDE + number + share.index * PIECE_STRIDE
+        torch.manual_seed(seed)  # of dropout and noise
+        random.seed(seed)
         # Ranks exchange gradients with the last piece only.
         with engine.gradients_kept_local(index + 1 < len(pieces), adversarial):
             losses = engine.losses(piece.to(learner.component.device), adversarial)
@@ -263,58 +263,51 @@ def _step_optimizers(
         engine.step(optimizer)
 
 
-def _seed(seed: int, number: int, piece: int) -> None:
-    """Seed dropout and noise of one piece of one batch."""
-    value = seed * SEED_STRIDE + number + piece * PIECE_STRIDE
-    torch.manual_seed(value)
-    random.seed(value)
-
-
 def _add(sums: dict[str, Tensor], losses: Mapping[str, Tensor], factor: float) -> None:
     for key, value in losses.items():
         part = value.detach().double() * factor
         sums[key] = sums[key] + part if key in sums else part
 
 
-def _validate(run: TrainingRun, engine: Engine, learner: Learner, step: int) -> dict[str, float]:
-    """Return validation losses, of the running means if there are any; let hooks hear samples."""
-    run.component.eval()
-    with torch.no_grad(), learner.averaged():
-        found = validate(run, engine)
-        on_first(lambda: _play(run, step))
-    run.component.train()
-    return found
+def validate(run: TrainingRun, engine: Engine, learner: Learner, step: int) -> dict[str, float]:
+    """Return mean losses over the validation batches, which are the same each time.
 
-
-def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
-    """Return mean losses over the validation batches, which are the same each time."""
+    They are those of the running means, if there are any. Hooks get samples to listen to.
+    """
     batches, count = run.valid_batches, run.config.validation_batches
     assert batches is not None
     sums: dict[str, Tensor] = {}
-    for index in range(count):
-        pieces = on_each(lambda index=index: [batches(index, share) for share in engine.shares])
-        weights = [run.component.weight_of(piece) for piece in pieces]
-        total = max(engine.total([sum(weights)])[0], 1e-9)
-        for piece, weight in zip(pieces, weights, strict=True):
-            _add(sums, engine.losses(piece.to(run.component.device)), weight / total)
-    totals = engine.total(torch.stack(list(sums.values())).tolist())
+    run.component.eval()
+    with torch.no_grad(), learner.averaged():
+        for index in range(count):
+            pieces = on_each(partial(_draw, batches, index, engine.shares))
+            weights = [run.component.weight_of(piece) for piece in pieces]
+            total = max(engine.total([sum(weights)])[0], 1e-9)
+            for piece, weight in zip(pieces, weights, strict=True):
+                _add(sums, engine.losses(piece.to(run.component.device)), weight / total)
+        totals = engine.total(torch.stack(list(sums.values())).tolist())
+        on_first(partial(_play, run, batches, step))
+    run.component.train()
     return {f"valid_{key}": value / count for key, value in zip(sums, totals, strict=True)}
 
 
-def _play(run: TrainingRun, step: int) -> None:
+def _draw(batches: Batches, number: int, shares: Sequence[Share]) -> list[Batch]:
+    return [batches(number, share) for share in shares]
+
+
+def _play(run: TrainingRun, batches: Batches, step: int) -> None:
     """Let hooks hear a few validation crops, and what a codec or a stage makes of them."""
-    if run.valid_batches is None or not (run.decoder or isinstance(run.component, AcousticCodec)):
+    if not (run.decoder or isinstance(run.component, AcousticCodec)):
         return
-    found = validation_audio(run.component, run.valid_batches(0, WHOLE), run.decoder)
+    found = validation_audio(run.component, batches(0, WHOLE), run.decoder)
     if found is not None:
-        rate, audio = found
-        run.host.call_hook(
+        _call_hook(
+            run,
             "segue_validation_audio",
-            part=run.part,
             step=step,
             directory=run.directory,
-            sample_rate=rate,
-            audio=audio,
+            sample_rate=found[0],
+            audio=found[1],
         )
 
 
@@ -350,17 +343,15 @@ def _where_stopped(run: TrainingRun, step: int) -> str:
 
 
 def _log(run: TrainingRun, step: int, figures: Mapping[str, float]) -> None:
-    """Pass figures to the log, to hooks and to whoever waits for them."""
+    """Pass figures to the log, to hooks and to the caller."""
     add_log_entry(run.directory, step, figures)
-    run.host.call_hook(
-        "segue_train_logged", part=run.part, step=step, directory=run.directory, figures=figures
-    )
+    _call_hook(run, "segue_train_logged", step=step, directory=run.directory, figures=figures)
     if run.report is not None:
         run.report(run.part, step, run.config.steps, figures)
 
 
 def _call_hook(run: TrainingRun, name: str, **arguments: Any) -> None:
-    on_first(lambda: run.host.call_hook(name, part=run.part, **arguments))
+    run.host.call_hook(name, part=run.part, **arguments)
 
 
 def _say(run: TrainingRun, sentence: str) -> None:

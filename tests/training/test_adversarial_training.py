@@ -21,9 +21,9 @@ from segue.core.options import Options
 from segue.core.training_directory import newest_checkpoint
 from segue.data.share import WHOLE, Share
 from segue.training import saving
-from segue.training.guard import ROLLBACKS, SETTLING_STEPS, Guard
+from segue.training.guard import LOG, ROLLBACKS, SETTLING_STEPS, Guard
 from segue.training.learner import make_adversary
-from segue.training.loop import LOG, TrainingRun, train
+from segue.training.loop import TrainingRun, train
 from segue.training.saving import STATE
 
 

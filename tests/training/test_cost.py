@@ -97,10 +97,15 @@ COUNTED: list[Any] = [
     ("speech", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),
     ("speech/masked", ACOUSTIC, ("options.blocks=conformer",)),
     ("speech", "codec", ()),
-    ("speech/paper", "codec", ("options.channels=8",)),
+    pytest.param("speech/paper", "codec", ("options.channels=8",), marks=pytest.mark.slow),
     ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.contrastive_depth=1")),
-    ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.objective=best_rq")),
-    ("speech/trained_tokenizers", ENCODER, ()),
+    pytest.param(
+        "speech/paper",
+        ENCODER,
+        (*SMALL, "options.layer=1", "options.objective=best_rq"),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param("speech/trained_tokenizers", ENCODER, (), marks=pytest.mark.slow),
 ]
 
 
@@ -167,8 +172,9 @@ def test_mistakes_are_named() -> None:
         training_cost(config, host, "stages.none", Hardware())
     with pytest.raises(ConfigError, match="H100"):
         Hardware(gpu="B9000")
-    with pytest.raises(ConfigError, match="ranks"):
-        Hardware(ranks=0)
+    for option in ({"ranks": 0}, {"mfu": 0.0}, {"mfu": 1.5}, {"tflops": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(option))):
+            Hardware(**option)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="hours-of-audio"):
         training_cost(config, host, "codec", Hardware(), hours=-1)
 

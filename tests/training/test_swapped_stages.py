@@ -44,7 +44,7 @@ def use(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("stage", ["semantic", "acoustic"])
+@pytest.mark.parametrize("stage", [pytest.param("semantic", marks=pytest.mark.slow), "acoustic"])
 def test_a_swapped_stage_continues_streams_and_is_saved(
     tiny_pipelines: dict[str, Path], plugin_host: PluginHost, tmp_path: Path, use: str, stage: str
 ) -> None:
