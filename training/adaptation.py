@@ -115,6 +115,7 @@ def _freeze(component: nn.Module, frozen: Iterable[str]) -> None:
     for name in frozen:
         if name in parameters:
             parameters[name].requires_grad_(False)
+    # Buffers have no gradient to switch off: their values are put back after each step.
     kept = {name: buffers[name].detach().clone() for name in frozen if name in buffers}
     if kept:
         object.__setattr__(component, _FROZEN_BUFFERS, kept)

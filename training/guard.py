@@ -50,6 +50,7 @@ class Guard:
             kept = min(DECAY, seen / (seen + 1))  # a plain mean at first
             self._means[name] = kept * self._means.get(name, 0.0) + (1 - kept) * value
             self._seen[name] = seen + 1
+        # Early figures are wild in every training, so they are not judged.
         settled = {n: v for n, v in self._means.items() if self._seen[n] >= SETTLING_STEPS}
         return self._component.trouble(settled) if settled else None
 

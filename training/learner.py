@@ -96,6 +96,7 @@ class RunningMean:
         self.updates = updates
         for name, parameter in self.parameters.items():
             weight, mean = local(parameter.detach()), local(self.means[name])
+            # The component was loaded with its means: put the weights themselves back.
             if f"{LAST}{name}" in tensors:
                 weight.copy_(local(as_sharded(tensors[f"{LAST}{name}"], parameter)))
                 mean.copy_(local(as_sharded(tensors[f"{MEAN}{name}"], parameter)))
@@ -164,6 +165,7 @@ class Learner:
         Raises:
             ValueError, KeyError, RuntimeError: if it does not fit.
         """
+        # The component's file holds weights with adapters added in: take both apart again.
         load_adapters(self.component, tensors)
         others = ("adversary.", ADAPTER, LAST, MEAN)
         own = {name: value for name, value in tensors.items() if not name.startswith(others)}
@@ -216,8 +218,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
+        # Moments have the shape of their weight and are sharded like it; step counts have none.
         like = parameters[int(index)]
         fitting = as_sharded(tensor, like) if tensor.shape == like.shape else tensor
         state.setdefault(int(index), {})[key] = fitting
+    # Rates and decays are those of the config now, which may differ from the checkpoint's.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

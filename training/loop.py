@@ -96,6 +96,7 @@ def train(run: TrainingRun) -> Path:
         Stopped: after a signal.
     """
     config, component = run.config, run.component
+    # The adversary comes first: its random weights must not depend on what the engine draws.
     adversary = make_adversary(component, config.seed)
     engine = Engine(component, config, f"{run.part}.training", adversary)
     learner = make_learner(component, adversary, config, engine)
@@ -117,7 +118,7 @@ def train(run: TrainingRun) -> Path:
             figures, weight = optimization_step(
                 engine, learner, config, step, offset + step, pieces
             )
-            restore_frozen_buffers(component)
+            restore_frozen_buffers(component)  # training steps move codebooks and statistics
             finite = math.isfinite(figures["loss"])
             if learner.mean is not None and finite:
                 learner.mean.update()
@@ -143,6 +144,7 @@ def train(run: TrainingRun) -> Path:
             if last or step % LOG_EVERY == 0 or "valid_loss" in figures:
                 figures |= telemetry.figures()
                 on_first(partial(_log, run, step, figures))
+            # All ranks must agree: a signal may reach only some of them during this step.
             stopped = not everywhere(not signals.received, component.device)
             if last or (finite and (step % config.save_every == 0 or best or stopped)):
                 save_checkpoint(run, learner, step, figures.get("valid_loss"))

@@ -60,7 +60,7 @@ class Prefetcher:
         if self._items is not None:
             return _taken(self._items)
         future = self._coming.popleft()
-        self._submit()
+        self._submit()  # the thread makes the next batch while this one is learnt from
         return future.result()
 
     def close(self) -> None:

@@ -99,7 +99,7 @@ def on_first(work: Callable[[], Result]) -> Result:
     if ranks().first:
         try:
             shared = [work(), True]
-        except Exception:
+        except Exception:  # tell the others, which wait, before the error ends this rank
             distributed.broadcast_object_list(shared, src=0)
             raise
     distributed.broadcast_object_list(shared, src=0)
@@ -123,6 +123,7 @@ def on_each(work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as error:
         failure = error
+    # The lowest rank that failed speaks; the number of ranks stands for "none failed".
     speaker = torch.tensor(own.size if failure is None else own.rank)
     distributed.all_reduce(speaker, distributed.ReduceOp.MIN)
     if failure is not None and int(speaker) == own.rank:

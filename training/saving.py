@@ -48,6 +48,7 @@ def save_checkpoint(
     Every rank must call this; the first one writes.
     """
     _check_buffers(run.component, run.part)
+    # Gathering sharded tensors needs every rank; only the first one keeps and writes them.
     first = ranks().first
     tensors = learner.tensors(keep=first)
     with learner.averaged():  # component files hold the running means, if there are any
@@ -73,6 +74,7 @@ def _write(
         if valid_loss is not None:
             state["valid_loss"] = valid_loss
         write_json(temporary / STATE_JSON, state)
+    # Only now is the new checkpoint on disk under its name: old ones may go.
     _drop_old(run.directory, step, run.config.keep, run.config.best)
     sweep(run.directory)
     run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
@@ -140,7 +142,7 @@ def go_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> i
     Raises:
         CheckpointError: if none can be read; then nothing is dropped.
     """
-    for candidate in candidates[:-1]:
+    for candidate in candidates[:-1]:  # a damaged one is passed over if another is left
         try:
             step = _load(run, learner, candidate)
             break
@@ -222,6 +224,7 @@ def _drop_old(directory: Path, step: int, keep: int, best: int) -> None:
     by_loss = sorted((p for p in found if math.isfinite(losses[p])), key=lambda path: losses[path])
     kept = {*found[-keep:], *by_loss[:best]}
     for path in directory.glob("step-*"):
+        # What was fitted to earlier weights is stale; older leftovers without a state go, too.
         stale = path.name.endswith(FITTED) and step_of(path) < step
         if stale or (path in found and path not in kept) or path.name < found[0].name:
             _drop(path)

@@ -121,6 +121,7 @@ class _ShapesOfUnknowns(TorchDispatchMode):
         if not any(tensor.is_meta for tensor in tensors):
             if kwargs.get("device") is not None:
                 kwargs["device"] = torch.device("cpu")
+            # Random numbers and masks are real if small; a large mask would take real memory.
             if not tensors and not _is_small(args):
                 kwargs["device"] = torch.device("meta")
             return func(*args, **kwargs)

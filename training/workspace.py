@@ -140,6 +140,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
     connect(torch.device(workspace.device))
     wait_for_all()  # parts that other ranks trained before are complete
     assembly = plan(workspace.current(stages=False), workspace.host)
+    # On every rank, so that an error on one ends all instead of leaving the others waiting.
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if component.needs == "none":
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
@@ -166,7 +167,7 @@ def train_all(workspace: Workspace) -> Path:
     Returns:
         A directory that ``Pipeline.from_pretrained`` takes.
     """
-    own = connect(torch.device(workspace.device))
+    own = connect(torch.device(workspace.device))  # tokenizing is shared out to the ranks
     parts = workspace.config.parts
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
@@ -242,7 +243,7 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     depend on the seed, and on ``start_from``.
     """
     ref = workspace.config.parts[part]
-    torch.manual_seed(ref.training.seed)
+    torch.manual_seed(ref.training.seed)  # of the initial weights
     stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
     arguments = (stages[part],) if part in stages else ()
     plain = assembly.parts[part]
@@ -364,7 +365,7 @@ def _fit(
     target = workspace.part_directory(part) / f"step-{step:08d}{ending}"
     if (target / STATE_JSON).is_file():
         return target
-    component.eval()
+    component.eval()  # no dropout while features are computed
     batches, seen = _fitting_batches(workspace, part, component)
     torch.manual_seed(workspace.config.parts[part].training.seed)
     figures = component.fit(batches)
