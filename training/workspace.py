@@ -280,17 +280,18 @@ def _is_only_fitted(ref: ComponentConfig, component: Component, part: str) -> bo
 def _training_run(
     workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
 ) -> TrainingRun:
-    batches = _token_batches if isinstance(component, StageLM) else _audio_batches
-    train_batches, valid_batches = batches(workspace, part, component)
+    config = workspace.config.parts[part].training
+    train_batches = _batches(workspace, part, component, "train", config.seed)
+    assert train_batches is not None
     return TrainingRun(
         part=part,
         kind=kind_of(part),
         use=workspace.config.parts[part].use,
         component=component,
-        config=workspace.config.parts[part].training,
+        config=config,
         directory=workspace.part_directory(part),
         train_batches=train_batches,
-        valid_batches=valid_batches,
+        valid_batches=_batches(workspace, part, component, "valid", VALIDATION_SEED),
         host=workspace.host,
         notes={"data": workspace.data_name},
         report=workspace.report,
@@ -299,31 +300,20 @@ def _training_run(
     )
 
 
-def _audio_batches(
-    workspace: Workspace, part: str, component: Component
-) -> tuple[Batches, Batches | None]:
+def _batches(
+    workspace: Workspace, part: str, component: Component, split: Split, seed: int
+) -> Batches | None:
+    """Return crops of tokens for a stage, of audio for a tokenizer; None if nothing is held out."""
     config = workspace.config.parts[part].training
+    if isinstance(component, StageLM):
+        if split == "valid" and not has_split(workspace.directory / TOKENS, split):
+            return None
+        return _token_crops(workspace, component.stage, split, config.batch_size, seed).batch
+    if split == "valid" and not workspace.has_valid():
+        return None
     assert isinstance(component, Tokenizer)
-    rate = component.spec.sample_rate
-
-    def crops(split: Split, seed: int) -> Batches:
-        recordings = workspace.recordings(split)
-        return AudioCrops(recordings, rate, config.crop_seconds, config.batch_size, seed).batch
-
-    valid = crops("valid", VALIDATION_SEED) if workspace.has_valid() else None
-    return crops("train", config.seed), valid
-
-
-def _token_batches(
-    workspace: Workspace, part: str, component: Component
-) -> tuple[Batches, Batches | None]:
-    config = workspace.config.parts[part].training
-    assert isinstance(component, StageLM)
-    stage, size = component.stage, config.batch_size
-    valid = None
-    if has_split(workspace.directory / TOKENS, "valid"):
-        valid = _token_crops(workspace, stage, "valid", size, VALIDATION_SEED).batch
-    return _token_crops(workspace, stage, "train", size, config.seed).batch, valid
+    rate, recordings = component.spec.sample_rate, workspace.recordings(split)
+    return AudioCrops(recordings, rate, config.crop_seconds, config.batch_size, seed).batch
 
 
 def _token_crops(
