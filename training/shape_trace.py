@@ -82,7 +82,7 @@ def count_step(
         # Masks without values are true everywhere.
         patched: Any = experimental
         stack.enter_context(patched.patch(meta_nonzero_assume_all_nonzero=True))
-        stack.enter_context(_ShapesOfUnknowns())
+        stack.enter_context(_ShapesOfUnknowns())  # type: ignore[no-untyped-call]
         counter = stack.enter_context(FlopCounterMode(display=False))
         try:
             with saved_tensors_hooks(kept.add, lambda tensor: tensor):
