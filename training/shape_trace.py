@@ -181,12 +181,16 @@ class _KeptBytes:
 
 
 def _prepare_buffers(module: nn.Module) -> None:
-    """Set small buffers as in the middle of a training, when codebooks are ready."""
+    """Set flags and counts as in the middle of a training, when codebooks are initialised.
+
+    Windows, filters and codebooks become shapes: PyTorch wants them on the device of the audio.
+    """
     for part in module.modules():
         for name, value in part._buffers.items():
             if value is None or value.is_meta:
                 continue
-            if value.numel() > LARGEST_REAL or value.is_complex():
+            table = value.ndim > 0 and (value.is_floating_point() or value.is_complex())
+            if table or value.numel() > LARGEST_REAL:
                 part._buffers[name] = value.to("meta")
             elif value.is_floating_point() or value.dtype == torch.bool:
                 part._buffers[name] = torch.ones_like(value)
