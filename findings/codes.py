@@ -27,7 +27,7 @@ from segue.findings.measures import FLOPS
 from segue.findings.study import Study
 from segue.findings.suite import Direction
 from segue.findings.variants import Variant, Workshop
-from segue.training.parts import TOKENS
+from segue.training.workspace import TOKENS
 
 NEEDED = {"sample_rate", "hop", "window", "num_levels", "codebook_size"}
 NO_ADVERSARY: dict[str, list[int]] = {"wave_scales": [], "stft_windows": []}

@@ -13,8 +13,8 @@ from segue.core.errors import OutputError
 from segue.core.files import link_to
 from segue.findings.changes import steps_of, with_options
 from segue.findings.study import Study, plain_command
-from segue.training.parts import TOKENS, Workspace, export, tokenize, train_all, train_part
-from segue.training.planning import Hardware, estimate
+from segue.training.cost import Hardware, training_cost
+from segue.training.workspace import TOKENS, Workspace, export, tokenize, train_all, train_part
 
 TOKENIZER = "semantic_tokenizer"
 BASE, RUNS = "from_scratch.yaml", "runs"
@@ -64,7 +64,7 @@ class Workshop:
         config, total = self.config(overrides), 0.0
         for stage in config.stages:
             if stage.lm.checkpoint is None:
-                (one,) = estimate(config, self.study.host, f"stages.{stage.name}", Hardware())
+                (one,) = training_cost(config, self.study.host, f"stages.{stage.name}", Hardware())
                 total += one.flops * one.in_all
         return total
 

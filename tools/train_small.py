@@ -21,7 +21,7 @@ import torch
 
 from segue.core.files import link_to
 from segue.core.pipeline import Pipeline
-from segue.training.parts import TOKENS
+from segue.training.workspace import TOKENS
 
 #: What is asked of a domain's tokenizers beside its config.
 TOKENIZERS = {

@@ -1,4 +1,4 @@
-"""Train a detector on examples, and measure it on speakers or pieces it has not heard."""
+"""Train a detector of generated audio on examples."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from segue.core.plugins import PluginHost
 from segue.core.training_directory import newest_checkpoint
 from segue.data.origin_clips import Clip, as_float, trimmed
 from segue.data.share import WHOLE, Share, row_generators
-from segue.training.checkpoints import training_of
 from segue.training.loop import Report, TrainingRun, train
+from segue.training.saving import read_state
 
 GAIN_DB = (-30.0, 3.0)
-NOISE_DB = (-60.0, -30.0)  # against the signal
+NOISE_DB = (-60.0, -30.0)  # relative to the signal
 NOISE_SHARE = 0.3  # of rows that get noise, so that no faint trace decides alone
-WARM_UP = 0.1  # of a training, at most
-SAVES = 8  # of a training
+WARM_UP = 0.1  # largest share of a training
+SAVES = 8  # checkpoints in a training
 
 
 def detector_training(steps: int, learning_rate: float, seed: int) -> TrainingConfig:
-    """How detectors are trained: as many rows of each origin."""
+    """Return the settings that detectors are trained with; batches have equal rows per origin."""
     return TrainingConfig(
         steps=steps, batch_size=30, learning_rate=learning_rate, seed=seed,
         warmup_steps=min(50, round(WARM_UP * steps)), save_every=max(1, steps // SAVES), best=0,
@@ -45,38 +45,41 @@ def train_detector(
     host: PluginHost,
     report: Report | None = None,
 ) -> Path:
-    """Learn from the clips that are not kept for the test, or go on with it.
+    """Train on the clips that are not kept for the test, or go on with it.
 
     Args:
+        detector: on its device; gets the weights of the last checkpoint.
         use: the detector's registered name.
-        directory: of checkpoints and the log.
+        clips: examples of each origin.
+        training: from ``detector_training``.
+        directory: for checkpoints and the log.
+        host: calls the plugins' hooks.
+        report: takes figures of the steps.
 
     Returns:
-        The directory of the last checkpoint, whose weights the detector has.
+        The directory of the last checkpoint.
 
     Raises:
         DataError: if every clip is kept for the test, or none is.
         DivergedError: if losses stay non-finite.
         CheckpointError: if the newest checkpoint was written with other options or settings.
     """
-    learnt = [clip for clip in clips if not clip.tested]
-    if not learnt or len(learnt) == len(clips):
+    own = [clip for clip in clips if not clip.tested]
+    if not own or len(own) == len(clips):
         raise DataError(
             "examples",
-            f"{len(learnt)} of {len(clips)} are to learn from: too few groups to hold some out",
+            f"{len(own)} of {len(clips)} are for training: too few groups to hold some out",
             "give recordings of more speakers or pieces",
         )
-    crops = OriginCrops(learnt, detector.config, training)
     newest = newest_checkpoint(directory)
     if newest is not None:
         _check_same(newest, training)
+    crops = OriginCrops(own, detector.config, training)
+    run = TrainingRun(
+        "detector", "detector", use, detector, training, directory, crops, None, host, report=report
+    )
     try:
-        last = train(
-            TrainingRun(
-                "detector", "detector", use, detector, training, directory, crops, None, host,
-                report=report,
-            )
-        )  # fmt: skip
+        last = train(run)
     except DivergedError as error:
         raise DivergedError("detector", error.problem, "lower --learning-rate") from error
     detector.eval()
@@ -84,8 +87,8 @@ def train_detector(
 
 
 def _check_same(newest: Path, training: TrainingConfig) -> None:
-    """Refuse to go on with, or to take for its own, what was trained otherwise."""
-    before = training_of(newest)
+    """Refuse to go on with a training of other settings, or to take its result for this one's."""
+    before = read_state(newest).get("training", {})
     for name in ("steps", "learning_rate"):
         if before.get(name) != getattr(training, name):
             raise CheckpointError(
@@ -97,8 +100,7 @@ def _check_same(newest: Path, training: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class OriginCrops:
-    """Batches of random windows, as many of each origin, at random levels, some with a little
-    noise."""
+    """Make batches of random windows, as many of each origin, at random levels, some with noise."""
 
     clips: Sequence[Clip]
     options: DetectorOptions
@@ -110,18 +112,19 @@ class OriginCrops:
         window = round(self.options.window_seconds * self.options.sample_rate)
         wave, lengths = torch.zeros(len(rows), window), torch.zeros(len(rows), dtype=torch.long)
         origins = torch.tensor(rows) % len(ORIGINS)
-        draws = row_generators(self.training.seed, step, rows, size)
-        for index, random in enumerate(draws):
+        for index, random in enumerate(row_generators(self.training.seed, step, rows, size)):
             clip = self.clips[int(torch.randint(len(self.clips), (), generator=random))]
             whole = trimmed(as_float(clip.waves[int(origins[index])]))
-            spare = max(0, whole.shape[0] - window)
-            start = int(torch.randint(spare + 1, (), generator=random))
+            last_start = max(0, whole.shape[0] - window)
+            start = int(torch.randint(last_start + 1, (), generator=random))
             piece = _disturbed(whole[start : start + window], random)
             wave[index, : piece.shape[0]], lengths[index] = piece, piece.shape[0]
         return WaveBatch(wave, lengths, origins)
 
 
 def _disturbed(wave: Float[Tensor, "T"], random: torch.Generator) -> Float[Tensor, "T"]:
+    """Add noise to some windows, and set a random level."""
+
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=random))
 

@@ -1,11 +1,15 @@
-"""The training loop of a pipeline: every part of one that learns by gradient goes through it."""
+"""The training loop: codecs, tokenizers, stages and detectors all go through ``train``.
+
+Read ``train`` from top to bottom. A step draws a batch, adds up the gradients of its pieces, clips
+them and steps the optimizers; between steps the loop validates, logs, saves and guards.
+"""
 
 from __future__ import annotations
 
-import json
 import math
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,32 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from segue.core.collectives import everywhere
 from segue.core.config.schema import TrainingConfig
 from segue.core.errors import DivergedError
-from segue.core.files import add_line
-from segue.core.interfaces import AcousticCodec, Adversary, Component
+from segue.core.interfaces import AcousticCodec, Component
 from segue.core.records import Kind
-from segue.core.training_directory import newest_checkpoint, step_of
-from segue.data.share import WHOLE
-from segue.training.adaptation import keep_frozen
-from segue.training.averaging import Average
-from segue.training.checkpoints import (
-    Learner,
-    lowest_loss,
-    resume,
-    save_checkpoint,
-    step_back,
-    way_back,
-)
-from segue.training.engine import Engine
-from segue.training.guard import LOG, Guard, note_rollback, rollbacks
-from segue.training.listening import Voice, heard
-from segue.training.prefetch import Batch, Batches, Feed
+from segue.core.training_directory import newest_checkpoint, step_of, trained_checkpoints
+from segue.data.share import SEED_STRIDE, WHOLE, Share
+from segue.training.adaptation import restore_frozen_buffers
+from segue.training.engine import Batch, Engine
+from segue.training.guard import Guard, add_log_entry, note_rollback, rollbacks
+from segue.training.learner import Learner, learning_rate, make_adversary, make_learner
+from segue.training.prefetch import Batches, Prefetcher
 from segue.training.ranks import on_each, on_first
-from segue.training.steps import learn, shares
+from segue.training.saving import go_back, lowest_loss, resume, save_checkpoint
+from segue.training.stopping import Stopped, StopSignals
 from segue.training.telemetry import Telemetry, peak_tflops
+from segue.training.validation_audio import StageDecoder, validation_audio
 
 if TYPE_CHECKING:
     from segue.core.plugins import PluginHost
@@ -46,12 +43,27 @@ if TYPE_CHECKING:
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 
 LOG_EVERY = 10
+PIECE_STRIDE = 1 << 40  # between the seeds of pieces of a batch
+LEAST_SCALE = 1e-4  # of losses in half precision: below it, gradients overflow for other reasons
 
 
 @dataclass
 class TrainingRun:
-    """All that one run needs; ``directory`` is where it saves and what it resumes from, ``voice``
-    what a stage is heard by."""
+    """Everything that one training needs.
+
+    Attributes:
+        part: path of the part in the pipeline, such as ``stages.coarse``.
+        kind, use: what the part is registered as.
+        component: to be trained, on its device.
+        config: settings of the training.
+        directory: for checkpoints and the log; resumed if it holds any.
+        train_batches, valid_batches: make the batch of a number.
+        host: calls the plugins' hooks.
+        notes: written into each checkpoint's manifest.
+        report: takes part, step, number of steps and figures whenever a line is logged.
+        decoder: makes a stage's validation tokens audible.
+        say: takes sentences for the user.
+    """
 
     part: str
     kind: Kind
@@ -64,187 +76,253 @@ class TrainingRun:
     host: PluginHost
     notes: dict[str, Any] = field(default_factory=dict)
     report: Report | None = None
-    voice: Voice | None = None
+    decoder: StageDecoder | None = None
+    say: Callable[[str], None] | None = None
 
 
 def train(run: TrainingRun) -> Path:
     """Train until ``run.config.steps``, resuming from the newest checkpoint if there is one.
 
-    Under torchrun every rank calls this alike; the first one reports and writes. Batches, dropout
-    and codebook noise of a step depend on the seed, the step and the number of rollbacks alone, so
-    a run that was killed and resumed repeats what it would have done.
+    Under torchrun every rank calls this alike; the first one reports and writes. On Ctrl-C or
+    SIGTERM the step is finished and a checkpoint saved.
 
     Returns:
         The directory of the last checkpoint.
 
     Raises:
-        TrainingError: if the loss stays non-finite, or the component reports trouble, in spite of
-            ``run.config.rollbacks``.
+        DivergedError: if the loss stays non-finite or the component reports trouble, after
+            ``run.config.rollbacks`` returns to an earlier checkpoint.
         CheckpointError: if the newest checkpoint was written with other options.
+        Stopped: after a signal.
     """
-    adversary = make_adversary(run)
-    engine = Engine(run.component, run.config, f"{run.part}.training", adversary)
-    learner = make_learner(run, engine, adversary)
+    config, component = run.config, run.component
+    # The adversary comes first: its random weights must not depend on what the engine draws.
+    adversary = make_adversary(component, config.seed)
+    engine = Engine(component, config, f"{run.part}.training", adversary)
+    learner = make_learner(component, adversary, config, engine)
+    guard = Guard(component)
+    peak = peak_tflops(component.device, config.precision)
+    telemetry = Telemetry(component, component.device, engine.ranks.size, peak)
     step = resume(run, learner)
-    run.component.train()
-    with closing(Feed(run.train_batches, shares(engine, run.config), run.config.workers)) as feed:
-        _Loop(run, engine, learner, feed).go_on_from(step)
+    if step:
+        _say(run, f"{run.part}: resumed at step {step} of {config.steps}")
+    component.train()
+    batches = Prefetcher(run.train_batches, engine.shares, config.workers)
+    with closing(batches), StopSignals() as signals:
+        offset = _start_drawing(run, batches, step)
+        while step < config.steps:
+            started = time.perf_counter()
+            pieces = on_each(batches.take)
+            waited = time.perf_counter() - started
+
+            figures, weight = optimization_step(
+                engine, learner, config, step, offset + step, pieces
+            )
+            restore_frozen_buffers(component)  # training steps move codebooks and statistics
+            finite = math.isfinite(figures["loss"])
+            if learner.mean is not None and finite:
+                learner.mean.update()
+            figures["seconds"] = time.perf_counter() - started
+            telemetry.note(figures["seconds"], waited, weight)
+            step += 1
+
+            trouble = guard.watch(step, figures)
+            if trouble is not None:
+                step = _roll_back(run, learner, step, trouble)
+                guard.reset()
+                offset = _start_drawing(run, batches, step)
+                continue
+
+            on_first(partial(_call_hook, run, "segue_train_step", step=step, losses=figures))
+            last = step == config.steps
+            best = False
+            if run.valid_batches is not None and (last or step % config.validate_every == 0):
+                figures |= validate(run, engine, learner, step)
+                best = bool(config.best) and figures["valid_loss"] < on_first(
+                    lambda: lowest_loss(run.directory)
+                )
+            if last or step % LOG_EVERY == 0 or "valid_loss" in figures:
+                figures |= telemetry.figures()
+                on_first(partial(_log, run, step, figures))
+            # All ranks must agree: a signal may reach only some of them during this step.
+            stopped = not everywhere(not signals.received, component.device)
+            if last or (finite and (step % config.save_every == 0 or best or stopped)):
+                save_checkpoint(run, learner, step, figures.get("valid_loss"))
+            if stopped:
+                raise Stopped(_where_stopped(run, step), signals.received)
     return on_first(lambda: newest_checkpoint(run.directory, fitted=False) or run.directory)
 
 
-def make_adversary(run: TrainingRun) -> Adversary | None:
-    """The component's adversary, which depends on the seed alone."""
-    torch.manual_seed(run.config.seed)
-    adversary = run.component.adversary()
-    return None if adversary is None else adversary.to(run.component.device).train()
+def _start_drawing(run: TrainingRun, batches: Prefetcher, step: int) -> int:
+    """Begin to prepare batches from ``step`` on; return what is added to a step to number them.
+
+    Batches, dropout and noise of a step depend on the seed and this number alone, so that a
+    resumed run repeats what it would have done. Each rollback adds to it, to draw other crops.
+    """
+    offset = run.config.steps * on_first(lambda: len(rollbacks(run.directory)))
+    batches.start(range(offset + step, offset + run.config.steps))
+    return offset
 
 
-def make_learner(run: TrainingRun, engine: Engine, adversary: Adversary | None) -> Learner:
-    """Fresh optimizers of both sides, and running means if the config wants them."""
-    learner = Learner(
-        run.component,
-        make_optimizer(run.component, run.config),
-        adversary,
-        None if adversary is None else make_optimizer(adversary, run.config),
-        Average(run.component, run.config.ema) if run.config.ema else None,
-        engine.scaler,
-    )
-    engine.take(learner.optimizer)
-    if learner.adversary_optimizer is not None:
-        engine.take(learner.adversary_optimizer)
-    return learner
+def optimization_step(
+    engine: Engine,
+    learner: Learner,
+    config: TrainingConfig,
+    step: int,
+    number: int,
+    pieces: Sequence[Batch],
+) -> tuple[dict[str, float], float]:
+    """Learn from one batch; a loss or gradient that is not finite changes no weight.
 
+    Args:
+        engine: runs forward and backward passes.
+        learner: the component and its optimizers.
+        config: settings of the training.
+        step: decides on the learning rate, and whether the adversary is at work.
+        number: dropout and noise depend on it.
+        pieces: this rank's rows of the batch, cut in ``config.accumulate`` pieces, on the CPU.
 
-def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms) are not decayed."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    Returns:
+        Figures as if the whole batch had been learnt from at once, and its weight (frames or
+        samples); a loss of NaN if nothing was learnt.
+    """
+    adversarial = learner.adversary is not None and step >= config.adversary_from
+    optimizers = [learner.optimizer]
+    if adversarial and learner.adversary_optimizer is not None:
+        optimizers.append(learner.adversary_optimizer)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
 
-
-class _Loop:
-    """Steps, and what is done between them."""
-
-    def __init__(self, run: TrainingRun, engine: Engine, learner: Learner, feed: Feed) -> None:
-        self.run, self.engine, self.learner, self.feed = run, engine, learner, feed
-        self.guard = Guard(run.component)
-        device = run.component.device
-        peak = peak_tflops(device, run.config.precision)
-        self.telemetry = Telemetry(run.component, device, engine.ranks.size, peak)
-
-    def go_on_from(self, step: int) -> None:
-        self._feed_from(step)
-        while step < self.run.config.steps:
-            figures = self._step(step)
-            step += 1
-            trouble = self.guard.watch(step, figures)
-            if trouble is None:
-                self._after(step, figures)
-                continue
-            step = _roll_back(self.run, self.learner, step, trouble)
-            self.guard.reset()
-            self._feed_from(step)
-
-    def _feed_from(self, step: int) -> None:
-        """Each rollback draws other crops and noise."""
-        attempt = on_first(lambda: len(rollbacks(self.run.directory)))
-        steps = self.run.config.steps
-        self._first = attempt * steps
-        self.feed.start(range(self._first + step, self._first + steps))
-
-    def _step(self, step: int) -> dict[str, float]:
-        started = time.perf_counter()
-        pieces = on_each(self.feed.take)
-        waited = time.perf_counter() - started
-        config = self.run.config
-        figures, weight = learn(self.engine, self.learner, config, step, self._first + step, pieces)
-        keep_frozen(self.run.component)
-        if self.learner.average is not None and math.isfinite(figures["loss"]):
-            self.learner.average.update()
-        figures["seconds"] = time.perf_counter() - started
-        self.telemetry.note(figures["seconds"], waited, weight)
-        return figures
-
-    def _after(self, step: int, figures: dict[str, float]) -> None:
-        run, config = self.run, self.run.config
-        on_first(
-            lambda: run.host.call_hook("segue_train_step", part=run.part, step=step, losses=figures)
-        )
-        last = step == config.steps
-        if run.valid_batches is not None and (last or step % config.validate_every == 0):
-            figures |= self._validate(step)
-        if last or step % LOG_EVERY == 0 or "valid_loss" in figures:
-            figures |= self.telemetry.figures()
-            on_first(lambda: _log(run, step, figures))
-        finite = math.isfinite(figures["loss"])
-        if last or (finite and (step % config.save_every == 0 or self._is_best(figures))):
-            save_checkpoint(run, self.learner, step, figures.get("valid_loss"))
-
-    def _is_best(self, figures: Mapping[str, float]) -> bool:
-        if not self.run.config.best or "valid_loss" not in figures:
-            return False
-        return figures["valid_loss"] < on_first(lambda: lowest_loss(self.run.directory))
-
-    def _validate(self, step: int) -> dict[str, float]:
-        """Mean losses over the same batches each time, of the running means if there are any."""
-        self.run.component.eval()
-        with torch.no_grad(), self.learner.averaged():
-            found = validate(self.run, self.engine)
-            on_first(lambda: _play(self.run, step))
-        self.run.component.train()
-        return found
-
-
-def validate(run: TrainingRun, engine: Engine) -> dict[str, float]:
-    """Mean losses over the validation batches, each as if it were learnt from at once."""
+    # Ragged pieces and ranks count by their valid frames. DDP averages the gradients of ranks, so
+    # each loss is scaled to make that average the mean over all frames of all ranks.
+    weights = [learner.component.weight_of(piece) for piece in pieces]
+    total = max(engine.total([sum(weights)])[0], 1e-9)
     sums: dict[str, Tensor] = {}
-    for index in range(run.config.validation_batches):
-        pieces = on_each(partial(_valid_pieces, run, engine, index))
-        weights = [run.component.weight_of(piece) for piece in pieces]
-        total = max(engine.total([sum(weights)])[0], 1e-9)
-        for piece, weight in zip(pieces, weights, strict=True):
-            losses = engine.losses(piece.to(run.component.device))
-            for key, value in losses.items():
-                part = value.double() * (weight / total)
-                sums[key] = sums[key] + part if key in sums else part
-    totals = engine.total(torch.stack(list(sums.values())).tolist())
-    count = run.config.validation_batches
+    shares = zip(engine.shares, pieces, weights, strict=True)
+    for index, (share, piece, weight) in enumerate(shares):
+        seed = config.seed * SEED_STRIDE + number + share.index * PIECE_STRIDE
+        torch.manual_seed(seed)  # of dropout and noise
+        random.seed(seed)
+        # Ranks exchange gradients with the last piece only.
+        with engine.gradients_kept_local(index + 1 < len(pieces), adversarial):
+            losses = engine.losses(piece.to(learner.component.device), adversarial)
+            if engine.has_gradients:
+                _backward(engine, learner, losses, weight * engine.ranks.size / total, adversarial)
+        _add(sums, losses, weight / total)
+    values = engine.total(torch.stack(list(sums.values())).tolist())
+    figures = dict(zip(sums, values, strict=True))
+    if engine.has_gradients:
+        _step_optimizers(engine, config, step, figures, optimizers)
+    return figures, total
+
+
+def _backward(
+    engine: Engine, learner: Learner, losses: dict[str, Tensor], factor: float, adversarial: bool
+) -> None:
+    """Compute gradients; with an adversary, each side gets those of its own loss only."""
+    if not adversarial or learner.adversary is None:
+        engine.fabric.backward(losses["loss"] * factor)
+        return
+    own = [p for p in learner.component.parameters() if p.requires_grad]
+    theirs = [p for p in learner.adversary.parameters() if p.requires_grad]
+    # Both losses come from one forward pass, so its graph is kept for the second backward pass.
+    engine.fabric.backward(losses["adversary_loss"] * factor, retain_graph=True, inputs=theirs)
+    engine.fabric.backward(losses["loss"] * factor, inputs=own)
+
+
+def _step_optimizers(
+    engine: Engine,
+    config: TrainingConfig,
+    step: int,
+    figures: dict[str, float],
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
+    """Clip gradients and step, if all is finite; set the loss to NaN if not."""
+    for name, optimizer in zip(
+        ("gradient_norm", "adversary_gradient_norm"), optimizers, strict=False
+    ):
+        figures[name] = engine.clip(optimizer, config.gradient_clip)
+    checked = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
+    finite = {name: math.isfinite(figures[name]) for name in checked if name in figures}
+    scaler = engine.scaler
+    if (
+        finite["loss"]
+        and not finite["gradient_norm"]
+        and scaler
+        and scaler.get_scale() > LEAST_SCALE
+    ):
+        # The scale is too large for half precision: the scaler skips this step and lowers it.
+        figures |= {"gradient_norm": 0.0, "overflow": 1.0}
+    elif not all(finite.values()):
+        figures["loss"] = math.nan
+        engine.skip_step()
+        return
+    rate = learning_rate(config, step)
+    rates = (rate, rate * config.adversary_learning_rate / config.learning_rate)
+    for optimizer, own_rate in zip(optimizers, rates, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = own_rate
+        engine.step(optimizer)
+
+
+def _add(sums: dict[str, Tensor], losses: Mapping[str, Tensor], factor: float) -> None:
+    for key, value in losses.items():
+        part = value.detach().double() * factor
+        sums[key] = sums[key] + part if key in sums else part
+
+
+def validate(run: TrainingRun, engine: Engine, learner: Learner, step: int) -> dict[str, float]:
+    """Return mean losses over the validation batches, which are the same each time.
+
+    They are those of the running means, if there are any. Hooks get samples to listen to.
+    """
+    batches, count = run.valid_batches, run.config.validation_batches
+    assert batches is not None
+    sums: dict[str, Tensor] = {}
+    run.component.eval()
+    with torch.no_grad(), learner.averaged():
+        for index in range(count):
+            pieces = on_each(partial(_draw, batches, index, engine.shares))
+            weights = [run.component.weight_of(piece) for piece in pieces]
+            total = max(engine.total([sum(weights)])[0], 1e-9)
+            for piece, weight in zip(pieces, weights, strict=True):
+                _add(sums, engine.losses(piece.to(run.component.device)), weight / total)
+        totals = engine.total(torch.stack(list(sums.values())).tolist())
+        on_first(partial(_play, run, batches, step))
+    run.component.train()
     return {f"valid_{key}": value / count for key, value in zip(sums, totals, strict=True)}
 
 
-def _valid_pieces(run: TrainingRun, engine: Engine, index: int) -> list[Batch]:
-    assert run.valid_batches is not None
-    return [run.valid_batches(index, share) for share in shares(engine, run.config)]
+def _draw(batches: Batches, number: int, shares: Sequence[Share]) -> list[Batch]:
+    return [batches(number, share) for share in shares]
 
 
-def _play(run: TrainingRun, step: int) -> None:
+def _play(run: TrainingRun, batches: Batches, step: int) -> None:
     """Let hooks hear a few validation crops, and what a codec or a stage makes of them."""
-    if run.valid_batches is None or not (run.voice or isinstance(run.component, AcousticCodec)):
+    if not (run.decoder or isinstance(run.component, AcousticCodec)):
         return
-    found = heard(run.component, run.valid_batches(0, WHOLE), run.voice)
-    if found is None:
-        return
-    rate, audio = found
-    run.host.call_hook(
-        "segue_validation_audio",
-        part=run.part,
-        step=step,
-        directory=run.directory,
-        sample_rate=rate,
-        audio=audio,
-    )
+    found = validation_audio(run.component, batches(0, WHOLE), run.decoder)
+    if found is not None:
+        _call_hook(
+            run,
+            "segue_validation_audio",
+            step=step,
+            directory=run.directory,
+            sample_rate=found[0],
+            audio=found[1],
+        )
 
 
 def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> int:
-    """Go back to an earlier checkpoint, if there is one and it was not tried too often.
+    """Go back to an earlier checkpoint; return its step.
 
-    Returns:
-        The step to go on from.
+    Raises:
+        DivergedError: if there is none, or training went back too often.
     """
-    candidates, tried = on_first(lambda: (way_back(run.directory), len(rollbacks(run.directory))))
+    # The older of two checkpoints comes first: the newest may have the trouble in it already.
+    candidates, tried = on_first(
+        lambda: (trained_checkpoints(run.directory)[-2:], len(rollbacks(run.directory)))
+    )
     if tried >= run.config.rollbacks or not candidates:
         again = f", after {tried} rollbacks" if tried else ""
         raise DivergedError(
@@ -253,21 +331,31 @@ def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> i
             f"lower training.learning_rate (now {run.config.learning_rate:g}), or allow more"
             f" training.rollbacks (now {run.config.rollbacks})",
         )
-    back_to = step_of(candidates[0])
-    # Noted first: killed in between, the run goes on from the newest checkpoint with other crops.
-    on_first(lambda: note_rollback(run.directory, step, trouble, back_to))
-    back_to = step_back(run, learner, candidates)
-    if run.report is not None:
-        run.report(run.part, back_to, run.config.steps, {"rolled_back_from": float(step)})
+    # Noted first: if killed in between, the run resumes the newest checkpoint with other crops.
+    on_first(lambda: note_rollback(run.directory, step, trouble, step_of(candidates[0])))
+    back_to = go_back(run, learner, candidates)
+    _say(run, f"{run.part}: went back from step {step} to step {back_to}: {trouble}")
     return back_to
 
 
+def _where_stopped(run: TrainingRun, step: int) -> str:
+    newest = on_first(lambda: newest_checkpoint(run.directory, fitted=False))
+    saved = "nothing is saved" if newest is None else f"{newest} is saved"
+    return f"{run.part}: stopped after step {step}; {saved}; the same command goes on"
+
+
 def _log(run: TrainingRun, step: int, figures: Mapping[str, float]) -> None:
-    """To the log, to hooks and to whoever waits."""
-    rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
-    add_line(run.directory / LOG, json.dumps({"step": step, **rounded}))
-    run.host.call_hook(
-        "segue_train_logged", part=run.part, step=step, directory=run.directory, figures=figures
-    )
+    """Pass figures to the log, to hooks and to the caller."""
+    add_log_entry(run.directory, step, figures)
+    _call_hook(run, "segue_train_logged", step=step, directory=run.directory, figures=figures)
     if run.report is not None:
         run.report(run.part, step, run.config.steps, figures)
+
+
+def _call_hook(run: TrainingRun, name: str, **arguments: Any) -> None:
+    run.host.call_hook(name, part=run.part, **arguments)
+
+
+def _say(run: TrainingRun, sentence: str) -> None:
+    if run.say is not None:
+        run.say(sentence)

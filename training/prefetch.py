@@ -1,4 +1,4 @@
-"""Batches of coming steps, made while the present one is learnt from."""
+"""Prepare the batches of coming steps while the present one is learnt from."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from segue.data.share import Share
 Batch = WaveBatch | StageBatch
 Batches = Callable[[int, Share], Batch]
 
-AHEAD = 2  # steps, of the thread and of each process
+AHEAD = 2  # steps that the thread, or each process, prepares in advance
 
 
-class Feed:
-    """The pieces of step after step: ``batches(draw, share)`` for each share.
+class Prefetcher:
+    """Make the pieces of batch after batch: ``batches(number, share)`` for each share.
 
-    A batch depends on its draw and share alone, so whoever makes it, and when, changes nothing.
+    A batch depends on its number and share alone, so it does not matter who makes it, or when.
 
     Args:
         batches: makes one piece.
-        shares: the pieces of a step that this rank learns from.
-        workers: processes that make them; 0 leaves it to a thread of this one.
+        shares: the pieces of a batch that this rank learns from.
+        workers: processes that make them; with 0, a thread of this process does.
     """
 
     def __init__(self, batches: Batches, shares: Sequence[Share], workers: int = 0) -> None:
@@ -37,71 +37,71 @@ class Feed:
         self._workers = workers
         self._thread: ThreadPoolExecutor | None = None
         self._coming: deque[Future[list[Batch]]] = deque()
-        self._draws: Iterator[int] = iter(())
+        self._numbers: Iterator[int] = iter(())
         self._items: Iterator[Any] | None = None
 
-    def start(self, draws: Sequence[int]) -> None:
-        """Forget what was made ahead; the next steps are these."""
+    def start(self, numbers: Sequence[int]) -> None:
+        """Drop what was prepared, and prepare the batches of these numbers."""
         self.close()
-        self._draws = iter(draws)
+        self._numbers = iter(numbers)
         if self._workers:
-            self._items = iter(_loader(self._make, draws, self._workers))
+            self._items = iter(_loader(self._make, numbers, self._workers))
             return
-        self._thread = ThreadPoolExecutor(1, "segue-feed")
+        self._thread = ThreadPoolExecutor(1, "segue-batches")
         for _ in range(AHEAD):
-            self._order()
+            self._submit()
 
     def take(self) -> list[Batch]:
-        """The pieces of the next step.
+        """Return the pieces of the next batch.
 
         Raises:
-            SegueError: as ``batches`` did.
+            SegueError: if ``batches`` raised it.
         """
         if self._items is not None:
             return _taken(self._items)
         future = self._coming.popleft()
-        self._order()
+        self._submit()  # the thread makes the next batch while this one is learnt from
         return future.result()
 
     def close(self) -> None:
-        """End the thread, or the processes."""
+        """End the thread or the processes."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._thread, self._items = None, None
         self._coming.clear()
 
-    def _order(self) -> None:
-        draw = next(self._draws, None)
-        if draw is not None and self._thread is not None:
-            self._coming.append(self._thread.submit(self._make, draw))
+    def _submit(self) -> None:
+        number = next(self._numbers, None)
+        if number is not None and self._thread is not None:
+            self._coming.append(self._thread.submit(self._make, number))
 
 
 class _Pieces(Dataset[Any]):
-    """Draw to pieces; as a data set, it tells errors as items, which pickling leaves whole."""
+    """Map a number to pieces. As a data set, return errors as items: pickling keeps them whole."""
 
     def __init__(self, batches: Batches, shares: Sequence[Share]) -> None:
         self._batches, self._shares = batches, shares
 
-    def __call__(self, draw: int) -> list[Batch]:
-        return [self._batches(draw, share) for share in self._shares]
+    def __call__(self, number: int) -> list[Batch]:
+        return [self._batches(number, share) for share in self._shares]
 
-    def __getitem__(self, draw: int) -> list[Batch] | SegueError:
+    def __getitem__(self, number: int) -> list[Batch] | SegueError:
         try:
-            return self(draw)
+            return self(number)
         except SegueError as error:
             return error
 
 
-def _loader(pieces: _Pieces, draws: Sequence[int], workers: int) -> DataLoader[Any]:
+def _loader(pieces: _Pieces, numbers: Sequence[int], workers: int) -> DataLoader[Any]:
     return DataLoader(
         pieces,
         batch_size=None,
-        sampler=draws,
+        sampler=numbers,
         num_workers=workers,
         prefetch_factor=AHEAD,
-        # Forked, they share the data set's tables; elsewhere forking is not safe.
+        # Forked processes share the data set's tables; forking is unsafe outside of Linux.
         multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
-        generator=torch.Generator(),  # not the global one, whose state would move
+        generator=torch.Generator(),  # the global one would change its state
     )
 
 
@@ -111,7 +111,7 @@ def _taken(items: Iterator[Any]) -> list[Batch]:
     except RuntimeError as error:
         raise DataError(
             "training.workers", f"a process that prepares batches ended ({error})",
-            "start again, with fewer workers if memory was short: training goes on",
+            "run the same command again to go on, with fewer workers if memory was short",
         ) from error  # fmt: skip
     if isinstance(item, SegueError):
         raise item

@@ -1,4 +1,4 @@
-"""What a training makes of its machine: throughput, waiting, memory, arithmetic used."""
+"""Measure how a training uses its machine: throughput, waiting, memory, share of the peak."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from segue.core.interfaces import Component, StageLM, Tokenizer
 
 #: Peak dense TFLOP/s from the makers' data sheets: in half precision, and in single precision as
-#: PyTorch computes it unless told otherwise (without TF32).
+#: PyTorch computes it by default (without TF32).
 PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "H100 PCIe": (756.0, 51.0),
@@ -28,7 +28,7 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """Of one GPU that is known here; None of others and of CPUs."""
+    """Return the peak of a known GPU; None for other GPUs and for CPUs."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -39,19 +39,20 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
 
 
 def flops_per_token(component: nn.Module) -> float:
-    """Of one training step: twice the weights forwards, and backwards as much again for what goes
-    through them and for each weight that is trained (Kaplan et al., arXiv 2001.08361, section 2.1).
+    """Return operations of one training step per token (Kaplan et al., arXiv 2001.08361, 2.1).
 
-    Tables are looked up in, not multiplied by; attention over positions is left out.
+    The forward pass takes two per weight; the backward pass two for what flows through each
+    weight, and two more for each weight that is trained. Embeddings are looked up, not
+    multiplied by; attention over positions is left out.
     """
     tables = {id(part.weight) for part in component.modules() if isinstance(part, nn.Embedding)}
     weights = [p for p in component.parameters() if id(p) not in tables]
-    every = sum(p.numel() for p in weights)
-    return 4.0 * every + 2.0 * sum(p.numel() for p in weights if p.requires_grad)
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    return 4.0 * sum(p.numel() for p in weights) + 2.0 * trained
 
 
 class Telemetry:
-    """Figures of the steps since the last time they were asked for.
+    """Collect figures of the steps since ``figures`` was called last.
 
     Args:
         component: that is trained.
@@ -64,7 +65,7 @@ class Telemetry:
         self, component: Component, device: torch.device, num_ranks: int, peak: float | None
     ) -> None:
         self._device = device
-        self._flops = None
+        self._flops = None  # share of the peak that one token per second takes
         if isinstance(component, StageLM):
             self._unit, self._per_second = float(component.stage.target.num_levels), "tokens"
             if peak is not None:
@@ -78,11 +79,11 @@ class Telemetry:
         self._steps, self._seconds, self._waited, self._amount = 0, 0.0, 0.0, 0.0
 
     def note(self, seconds: float, waited: float, weight: float) -> None:
-        """One step.
+        """Add one step.
 
         Args:
             seconds: that it took.
-            waited: seconds of these that the batch was waited for.
+            waited: seconds of these that it waited for its batch.
             weight: frames or samples that all ranks learnt from.
         """
         self._steps += 1
@@ -91,8 +92,8 @@ class Telemetry:
         self._amount += weight * self._unit
 
     def figures(self) -> dict[str, float]:
-        """Of the steps since the last call: means of ``seconds`` and ``data_seconds``; throughput;
-        ``mfu``, the share of the peak that the model's arithmetic is; ``peak_memory_gib``."""
+        """Return means of ``seconds`` and ``data_seconds``, throughput, ``peak_memory_gib``, and
+        ``mfu``: the share of the peak that the model's arithmetic reaches."""
         steps, seconds = max(1, self._steps), max(self._seconds, 1e-9)
         found = {
             "seconds": self._seconds / steps,
@@ -106,7 +107,7 @@ class Telemetry:
         return found
 
     def _peak_memory(self) -> int:
-        """Bytes; of the process where the device is a CPU."""
+        """Return bytes; on a CPU, those of the process."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         unit = 1 if sys.platform == "darwin" else 1024

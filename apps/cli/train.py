@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from segue.apps.cli.options import (
     SetOption,
     chosen_source,
 )
-from segue.apps.cli.output import console, print_json
+from segue.apps.cli.output import console, note, print_json
 from segue.apps.cli.progress import training_progress
 from segue.core.errors import ConfigError
 
@@ -42,13 +44,19 @@ def command(
     plan: Annotated[
         bool, typer.Option("--plan", help="Estimate what it would take instead; writes nothing.")
     ] = False,
-    num_ranks: Annotated[int, typer.Option("--ranks", help="Plan: GPUs.")] = 1,
+    num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="Plan: GPUs.")] = 1,
     gpu: Annotated[str | None, typer.Option(help="Plan: H100, A100, ...")] = None,
-    gpu_tflops: Annotated[float | None, typer.Option(help="Plan: peak of one GPU.")] = None,
-    mfu: Annotated[float, typer.Option(help="Plan: share of the peak reached.")] = 0.4,
+    gpu_tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Plan: peak of one GPU.")
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Plan: share of the peak reached.")
+    ] = 0.4,
     hours: Annotated[
         float | None,
-        typer.Option("--hours-of-audio", help="Plan: size of the data, if it is not there yet."),
+        typer.Option(
+            "--hours-of-audio", min=0.001, help="Plan: size of the data, if it is not there yet."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -57,12 +65,13 @@ def command(
     from segue.core.config.load import load_config
     from segue.core.files import check_writable
     from segue.core.plugins import default_host
-    from segue.training.parts import Workspace, train_all, train_part
+    from segue.core.manager import default_host
     from segue.training.ranks import device_of_rank, disconnect, ranks
+    from segue.training.workspace import Workspace, train_all, train_part
 
     if plan:
         from segue.apps.cli.plan import show_plan
-        from segue.training.planning import Hardware, hours_of_data
+        from segue.training.cost import Hardware, hours_of_data
 
         hardware = Hardware(num_ranks, gpu, gpu_tflops, mfu)
         host = default_host()
@@ -77,7 +86,7 @@ def command(
     host = default_host()
     _add_tensorboard(host)
     loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
-    with _removed_if_unused(output), training_progress(quiet) as progress:
+    with stopped(quiet), _removed_if_unused(output), training_progress(quiet) as progress:
         workspace = Workspace(
             loaded.config,
             output,
@@ -86,6 +95,7 @@ def command(
             checked_device(device_of_rank(device)),
             None if progress is None else progress.training_step,
             progress,
+            None if quiet else note,
         )
         try:
             result = train_all(workspace) if part == "all" else train_part(workspace, part)
@@ -105,6 +115,20 @@ def _add_tensorboard(host: PluginHost) -> None:
 
     if all(status.entry_point != tensorboard.__name__ for status in host.statuses()):
         host.register(tensorboard, "segue")
+
+
+@contextmanager
+def stopped(quiet: bool) -> Iterator[None]:
+    """Say where a training stopped and how to go on, after Ctrl-C or SIGTERM."""
+    from segue.training.stopping import Stopped
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = stop.signal_number if isinstance(stop, Stopped) else 0
+        if not quiet:
+            note(str(stop) or "stopped; the same command goes on")
+        sys.exit(128 + (number or signal.SIGINT))
 
 
 @contextmanager

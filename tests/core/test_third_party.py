@@ -15,7 +15,7 @@ from segue.core.config.load import load_config
 from segue.core.errors import AssemblyError, PluginError
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
-from segue.training.parts import Workspace, train_all
+from segue.training.workspace import Workspace, train_all
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "third_party_plugin"
 SWAPS = {

@@ -20,10 +20,11 @@ from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
 from segue.core.options import Options
 from segue.core.training_directory import newest_checkpoint
 from segue.data.share import WHOLE, Share
-from segue.training import checkpoints
-from segue.training.checkpoints import STATE
-from segue.training.guard import ROLLBACKS, SETTLING_STEPS, Guard
-from segue.training.loop import LOG, TrainingRun, make_adversary, train
+from segue.training import saving
+from segue.training.guard import LOG, ROLLBACKS, SETTLING_STEPS, Guard
+from segue.training.learner import make_adversary
+from segue.training.loop import TrainingRun, train
+from segue.training.saving import STATE
 
 
 class Painter(Component):
@@ -89,7 +90,7 @@ def log(directory: Path) -> dict[int, dict[str, float]]:
 def test_each_side_takes_the_gradient_of_its_own_loss_only(tmp_path: Path) -> None:
     """One step of plain descent on each loss by itself, from the same start, comes out the same."""
     settings = run(tmp_path, steps=1, warmup_steps=0, gradient_clip=1e9)
-    adversary = make_adversary(settings)
+    adversary = make_adversary(settings.component, settings.config.seed)
     assert isinstance(adversary, Critic)
     painter, critic = Painter(), Critic()
     critic.load_state_dict(adversary.state_dict())
@@ -107,7 +108,7 @@ def test_both_sides_learn_at_their_own_rates(tmp_path: Path) -> None:
     component = Painter()
     before = component.paint.weight.detach().clone()
     settings = run(tmp_path, component, steps=1, warmup_steps=0, adversary_learning_rate=0.004)
-    first = make_adversary(settings)
+    first = make_adversary(settings.component, settings.config.seed)
     assert first is not None
     train(settings)
     moved = (component.paint.weight.detach() - before).abs().max()
@@ -211,10 +212,10 @@ def test_a_checkpoint_that_is_being_dropped_never_looks_whole(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.shutil, "rmtree", killed)
+        patch.setattr(saving.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             train(run(tmp_path, steps=15))
-    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [
+    assert [path.name for path in saving.checkpoints(tmp_path)] == [
         "step-00000010", "step-00000015",
     ]  # fmt: skip
     train(run(tmp_path, steps=20))

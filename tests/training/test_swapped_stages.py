@@ -14,7 +14,7 @@ from segue.core.config.load import load_config
 from segue.core.plugins import PluginHost
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
-from segue.training.parts import Workspace, train_part
+from segue.training.workspace import Workspace, train_part
 
 RATE = 16_000
 SMALL = "{width: 16, depth: 1, heads: 2}"
@@ -44,7 +44,7 @@ def use(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("stage", ["semantic", "acoustic"])
+@pytest.mark.parametrize("stage", [pytest.param("semantic", marks=pytest.mark.slow), "acoustic"])
 def test_a_swapped_stage_continues_streams_and_is_saved(
     tiny_pipelines: dict[str, Path], plugin_host: PluginHost, tmp_path: Path, use: str, stage: str
 ) -> None:

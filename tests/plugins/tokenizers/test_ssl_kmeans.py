@@ -35,7 +35,7 @@ from segue.plugins.tokenizers.ssl_kmeans.config import SslKMeansOptions
 from segue.plugins.tokenizers.ssl_kmeans.model import SslKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.testing.synthetic import fit_on_synthetic
-from segue.training.parts import Workspace, train_part
+from segue.training.workspace import Workspace, train_part
 
 SIZE = {
     "hidden_size": 16,

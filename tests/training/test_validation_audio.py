@@ -14,7 +14,7 @@ from segue.core.options import Sampling, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
-from segue.training.listening import Voice, heard
+from segue.training.validation_audio import StageDecoder, validation_audio
 
 
 class DigitsOptions(TokenizerOptions):
@@ -57,7 +57,7 @@ def batch(spec: StageSpec, frames: int) -> StageBatch:
 def test_a_stage_sounds_with_the_levels_that_it_is_given() -> None:
     spec = stage(2, ("semantic", 0, 1), ("acoustic", 0, 2))
     drawn = batch(spec, 30)
-    found = heard(model(spec), drawn, Voice(Digits, Sampling()))
+    found = validation_audio(model(spec), drawn, StageDecoder(Digits, Sampling()))
     assert found is not None
     rate, audio = found
     codes = torch.cat([drawn.given[1].ids, drawn.target.ids], dim=1)[:2]
@@ -81,4 +81,5 @@ def untrained() -> Digits:
     ],
 )
 def test_what_cannot_be_heard_is_not(spec: StageSpec, frames: int, make: type[Digits]) -> None:
-    assert heard(model(spec), batch(spec, frames), Voice(make, Sampling())) is None
+    decoder = StageDecoder(make, Sampling())
+    assert validation_audio(model(spec), batch(spec, frames), decoder) is None

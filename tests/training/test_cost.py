@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from segue.apps.cli.main import app
 from segue.core.assembly import plan
 from segue.core.config.load import kind_of, load_config
 from segue.core.config.schema import PipelineConfig
@@ -29,8 +31,8 @@ from segue.core.interfaces import (
 from segue.core.plugins import PluginHost, default_host
 from segue.data.share import WHOLE, Share
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
+from segue.training.cost import ROWS, Hardware, training_cost
 from segue.training.loop import TrainingRun, train
-from segue.training.planning import ROWS, Hardware, estimate
 
 PARTS = ("semantic_tokenizer", "codec", "stages.semantic", "stages.coarse", "stages.fine")
 
@@ -65,7 +67,7 @@ def test_paper_stages_are_counted_without_memory(domain: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host = default_host()
     config = load_config(f"{domain}/paper", host).config
-    (one,) = estimate(config, host, "stages.coarse", Hardware(8, "A100"), hours=100)
+    (one,) = training_cost(config, host, "stages.coarse", Hardware(8, "A100"), hours=100)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert one.counted
     assert one.trainable > 190e6
@@ -97,10 +99,15 @@ COUNTED: list[Any] = [
     ("speech", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),
     ("speech/masked", ACOUSTIC, ("options.blocks=conformer",)),
     ("speech", "codec", ()),
-    ("speech/paper", "codec", ("options.channels=8",)),
+    pytest.param("speech/paper", "codec", ("options.channels=8",), marks=pytest.mark.slow),
     ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.contrastive_depth=1")),
-    ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.objective=best_rq")),
-    ("speech/trained_tokenizers", ENCODER, ()),
+    pytest.param(
+        "speech/paper",
+        ENCODER,
+        (*SMALL, "options.layer=1", "options.objective=best_rq"),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param("speech/trained_tokenizers", ENCODER, (), marks=pytest.mark.slow),
 ]
 
 
@@ -113,7 +120,7 @@ def test_counted_arithmetic_is_that_of_a_real_step(
     place, crop = (f"{part}.lm", part) if part.startswith("stages.") else (part, f"{part}.training")
     settings = [f"{crop}.crop_seconds={seconds}", *(f"{place}.{change}" for change in changes)]
     config = load_config(source, host, settings).config
-    (one,) = estimate(config, host, part, Hardware())
+    (one,) = training_cost(config, host, part, Hardware())
     component = built(config, host, part).train()
     for buffer in component.buffers():
         if buffer.dtype == torch.bool:
@@ -135,7 +142,7 @@ def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
     """A codec whose step looks at its loss: three times the forward pass, not six per weight."""
     host = default_host()
     config = load_config("speech", host).config
-    (whole,) = estimate(config, host, "codec", Hardware())
+    (whole,) = training_cost(config, host, "codec", Hardware())
     step = SpectralCodec.adversarial_step
 
     def looking(self: SpectralCodec, *arguments: Any) -> Mapping[str, Tensor]:
@@ -144,7 +151,7 @@ def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
         return losses
 
     monkeypatch.setattr(SpectralCodec, "adversarial_step", looking)
-    (one,) = estimate(config, host, "codec", Hardware())
+    (one,) = training_cost(config, host, "codec", Hardware())
     assert whole.counted and not one.counted
     assert one.flops == pytest.approx(whole.flops, rel=0.3)
     assert one.flops > 1.5 * 6 * whole.parameters * 50 and one.activations is None
@@ -154,8 +161,8 @@ def test_days_follow_from_rate_and_ranks() -> None:
     host = default_host()
     config = load_config("speech", host).config
     part = next(name for name in config.parts if name.startswith("stages."))
-    (one,) = estimate(config, host, part, Hardware(1, tflops=10.0, mfu=0.5))
-    (four,) = estimate(config, host, part, Hardware(4, tflops=10.0, mfu=0.5))
+    (one,) = training_cost(config, host, part, Hardware(1, tflops=10.0, mfu=0.5))
+    (four,) = training_cost(config, host, part, Hardware(4, tflops=10.0, mfu=0.5))
     assert one.days == pytest.approx(one.flops * one.in_all / 5e12 / 86400)
     assert four.days == pytest.approx(one.days / 4)
 
@@ -164,13 +171,24 @@ def test_mistakes_are_named() -> None:
     host = default_host()
     config = load_config("speech", host).config
     with pytest.raises(TrainingError, match=r"stages\.none"):
-        estimate(config, host, "stages.none", Hardware())
+        training_cost(config, host, "stages.none", Hardware())
     with pytest.raises(ConfigError, match="H100"):
-        Hardware(gpu="B9000")
-    with pytest.raises(ConfigError, match="ranks"):
-        Hardware(ranks=0)
-    with pytest.raises(ConfigError, match="hours-of-audio"):
-        estimate(config, host, "codec", Hardware(), hours=-1)
+        training_cost(config, host, "stages.semantic", Hardware(gpu="B9000"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--ranks", "0"),
+        ("--mfu", "0"),
+        ("--mfu", "1.5"),
+        ("--gpu-tflops", "-1"),
+        ("--hours-of-audio", "0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(option: str, value: str) -> None:
+    done = CliRunner().invoke(app, ["train", "codec", "--plan", option, value])
+    assert done.exit_code == 2 and option in done.output
 
 
 @pytest.mark.slow

@@ -1,0 +1,149 @@
+"""A stage model without parameters takes part: it counts while it is trained, or is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from segue.core.config.load import load_config
+from segue.core.hookspecs import hookimpl
+from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBatch
+from segue.core.manager import PluginHost
+from segue.core.options import Options, Sampling
+from segue.core.pipeline import Pipeline
+from segue.core.records import PluginRecord
+from segue.core.spec import StageSpec
+from segue.data.token_crops import TokenCrops
+from segue.data.token_store import TokenStore
+from segue.training.workspace import Workspace, train_part
+
+
+class CountOptions(Options):
+    pass
+
+
+class Counts(StageLM):
+    """Draw each token by how often it was seen at its level."""
+
+    counts: Tensor
+
+    def __init__(self, config: Options, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        shape = (stage.target.num_levels, stage.target.codebook_size)
+        self.register_buffer("counts", torch.zeros(shape, dtype=torch.long))
+
+    def add(self, batch: StageBatch) -> None:
+        for level in range(self.counts.shape[0]):
+            ids = batch.target.ids[:, level][batch.target.mask]
+            self.counts[level] += ids.bincount(minlength=self.counts.shape[1])
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, StageBatch)
+        if self.training:
+            self.add(batch)
+        return super().training_step(batch)
+
+    def loss(self, batch: StageBatch) -> StageLoss:
+        levels = -self.score(batch).sum((0, 2)) / batch.target.mask.sum()
+        return StageLoss(levels.mean(), levels)
+
+    def score(self, batch: StageBatch) -> Tensor:
+        shares = (self.counts + 1.0).log_softmax(1)
+        levels = [row[batch.target.ids[:, level]] for level, row in enumerate(shares)]
+        return torch.stack(levels, dim=1) * batch.target.mask[:, None]
+
+    def generate(
+        self,
+        given: tuple[Tokens, ...],
+        prompt: Tokens,
+        num_frames: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        shares = self.counts + 1e-3
+        rows = [shares.multinomial(num_frames, True, generator=draw) for draw in generators]
+        return Tokens.full(torch.stack(rows))
+
+
+class FittedCounts(Counts):
+    needs = "fitting"
+
+    def fit(self, batches: Iterable[Any]) -> Mapping[str, float]:
+        for batch in batches:
+            self.add(batch)
+        return {"tokens": float(self.counts.sum())}
+
+
+class Plugin:
+    @hookimpl
+    def segue_register_stage_lms(self) -> list[PluginRecord]:
+        models = {"counts.v1": "Counts", "fitted_counts.v1": "FittedCounts"}
+        return [
+            PluginRecord("stage_lm", name, f"{__name__}:{model}", f"{__name__}:CountOptions")
+            for name, model in models.items()
+        ]
+
+
+@pytest.fixture
+def host() -> PluginHost:
+    found = PluginHost.discover(entry_points=False)
+    found.register(Plugin())
+    return found
+
+
+def workspace(
+    directory: Path, tiny: Path, host: PluginHost, use: str, steps: int = 4
+) -> tuple[Workspace, TokenStore]:
+    directory.mkdir()
+    (directory / "tokens").symlink_to(tiny.parent / "tokens")
+    lm = "stages.semantic.lm"
+    settings = (f"{lm}.use={use}", f"{lm}.checkpoint=null", f"{lm}.options={{}}")
+    steps_ = (f"{lm}.training.steps={steps}", f"{lm}.training.validate_every=2")
+    config = load_config(tiny / "pipeline.yaml", host, [*settings, *steps_]).config
+    return Workspace(config, directory, None, host), TokenStore(directory / "tokens", "train")
+
+
+def counts(checkpoint: Path) -> Tensor:
+    return load_file(checkpoint / "model.safetensors")["counts"]
+
+
+def test_a_model_that_only_counts_is_trained_resumed_and_used(
+    tmp_path: Path, tiny_pipelines: dict[str, Path], host: PluginHost
+) -> None:
+    tiny = tiny_pipelines["speech"]
+    space, store = workspace(tmp_path / "whole", tiny, host, "counts.v1")
+    last = train_part(space, "stages.semantic")
+    config = space.config.parts["stages.semantic"].training
+    seconds = space.config.stages[0].crop_seconds
+    stage = Pipeline.from_config(space.current(), host=host).stage_lm("semantic").stage
+    crops = TokenCrops(store, stage, seconds, config.batch_size, config.seed)
+    seen = [crops.batch(step).target for step in range(4)]
+    ids = torch.cat([tokens.ids[:, 0][tokens.mask] for tokens in seen])
+    assert torch.equal(counts(last)[0], ids.bincount(minlength=16))
+
+    part, _ = workspace(tmp_path / "parts", tiny, host, "counts.v1", steps=2)
+    train_part(part, "stages.semantic")
+    part.config = space.config
+    assert torch.equal(counts(train_part(part, "stages.semantic")), counts(last))
+
+
+def test_a_model_that_is_only_fitted_gets_every_crop_once(
+    tmp_path: Path, tiny_pipelines: dict[str, Path], host: PluginHost
+) -> None:
+    space, store = workspace(tmp_path / "run", tiny_pipelines["speech"], host, "fitted_counts.v1")
+    told: list[tuple[str, int, int]] = []
+    space.progress = lambda part, done, total: told.append((part, done, total))
+    last = train_part(space, "stages.semantic")
+    lm = Pipeline.from_config(space.current(), host=host).stage_lm("semantic")
+    assert isinstance(lm, FittedCounts) and torch.equal(lm.counts, counts(last))
+    crops = TokenCrops(store, lm.stage, space.config.stages[0].crop_seconds, 1, 0)
+    frames = sum(int(crops.batch(n).target.lengths.sum()) for n in range(crops.epochs.size))
+    assert int(counts(last).sum()) == frames >= int(store.frames_of("semantic").sum())
+    assert told[-1] == ("stages.semantic", crops.epochs.size, crops.epochs.size)
+    assert train_part(space, "stages.semantic") == last

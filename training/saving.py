@@ -1,0 +1,252 @@
+"""Save a training run and resume it exactly: checkpoints are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, distributed, nn
+
+from segue.core.checkpoint import load_state, save_component, save_tensors
+from segue.core.component_manifest import read_manifest
+from segue.core.errors import CheckpointError, TrainingError
+from segue.core.files import atomic_directory, write_json
+from segue.core.interfaces import StageLM
+from segue.core.training_directory import (
+    FITTED,
+    STATE_JSON,
+    checkpoints,
+    newest_checkpoint,
+    step_of,
+    trained_checkpoints,
+)
+from segue.training.guard import cut_log
+from segue.training.learner import Learner
+from segue.training.ranks import on_each, on_first, ranks, whole
+
+if TYPE_CHECKING:
+    from segue.training.loop import TrainingRun
+
+STATE = "trainer.safetensors"
+HIDDEN = ".tmp-step-"  # begins the names of checkpoints that are half written or half deleted
+
+
+def save_checkpoint(
+    run: TrainingRun, learner: Learner, step: int, valid_loss: float | None = None
+) -> Path:
+    """Write ``step-NNNNNNNN``, then drop old checkpoints and what a killed run left.
+
+    Every rank must call this; the first one writes.
+    """
+    _check_buffers(run.component, run.part)
+    # Gathering sharded tensors needs every rank; only the first one keeps and writes them.
+    first = ranks().first
+    tensors = learner.tensors(keep=first)
+    with learner.averaged():  # component files hold the running means, if there are any
+        state = run.component.state_dict()
+        weights = {name: whole(value, keep=first) for name, value in state.items()}
+        return on_first(lambda: _write(run, learner, step, valid_loss, weights, tensors))
+
+
+def _write(
+    run: TrainingRun,
+    learner: Learner,
+    step: int,
+    valid_loss: float | None,
+    weights: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> Path:
+    directory = run.directory / f"step-{step:08d}"
+    with atomic_directory(directory) as temporary:
+        trained = {"steps": step, "seed": run.config.seed, **run.notes}
+        save_component(run.component, temporary, run.kind, run.use, trained, state=weights)
+        save_tensors(tensors, temporary / STATE)
+        state = {"step": step, "training": run.config.model_dump(mode="json"), **learner.state()}
+        if valid_loss is not None:
+            state["valid_loss"] = valid_loss
+        write_json(temporary / STATE_JSON, state)
+    # Only now is the new checkpoint on disk under its name: old ones may go.
+    _drop_old(run.directory, step, run.config.keep, run.config.best)
+    sweep(run.directory)
+    run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
+    return directory
+
+
+def _check_buffers(component: nn.Module, part: str) -> None:
+    """Refuse counts that differ between ranks: only those of the first rank would be saved."""
+    counts = {
+        name: value
+        for name, value in component.named_buffers()
+        if not value.is_floating_point() and not value.is_complex() and value.numel()
+    }
+    if ranks().size == 1 or not counts:
+        return
+    own = torch.stack([value.double().sum().cpu() for value in counts.values()])
+    least, most = own.clone(), own.clone()
+    distributed.all_reduce(least, distributed.ReduceOp.MIN)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    for name, differs in zip(counts, (least != most).tolist(), strict=True):
+        if differs:
+            raise TrainingError(
+                part,
+                f"buffer {name} differs between ranks: training_step adds up its own rows only",
+                "add them up with segue.core.collectives.summed, or train in one process",
+            )
+
+
+def sweep(directory: Path) -> None:
+    """Delete what a killed run left half written or half deleted."""
+    for path in directory.glob(f"{HIDDEN}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def lowest_loss(directory: Path) -> float:
+    """Return the lowest validation loss of a part's checkpoints; infinity if none has one."""
+    return min(map(_valid_loss, trained_checkpoints(directory)), default=math.inf)
+
+
+def resume(run: TrainingRun, learner: Learner) -> int:
+    """Load the newest checkpoint, if there is one, and return its step, else 0.
+
+    Log entries after that step go, since the run writes them again.
+
+    Raises:
+        CheckpointError: if it belongs to another component or cannot be read.
+    """
+    newest = on_first(lambda: _tidied(run))
+    step = 0 if newest is None else on_each(partial(_load, run, learner, newest))
+    on_first(lambda: cut_log(run.directory, step))
+    return step
+
+
+def _tidied(run: TrainingRun) -> Path | None:
+    newest = newest_checkpoint(run.directory, fitted=False)
+    if newest is not None:
+        _drop_old(run.directory, step_of(newest), run.config.keep, run.config.best)
+    sweep(run.directory)
+    return newest
+
+
+def go_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> int:
+    """Load the first candidate that can be read, drop what is newer, and return its step.
+
+    Raises:
+        CheckpointError: if none can be read; then nothing is dropped.
+    """
+    for candidate in candidates[:-1]:  # a damaged one is passed over if another is left
+        try:
+            step = _load(run, learner, candidate)
+            break
+        except CheckpointError:
+            continue
+    else:
+        step = _load(run, learner, candidates[-1])
+    on_first(partial(_drop_after, run.directory, step))
+    return step
+
+
+def _load(run: TrainingRun, learner: Learner, checkpoint: Path) -> int:
+    _check_same(run, checkpoint)
+    load_state(run.component, checkpoint, run.use)
+    state = read_state(checkpoint)
+    with _readable(checkpoint):
+        _check_same_adaptation(run, checkpoint, state["training"])
+        learner.load(load_file(checkpoint / STATE), state)
+        return int(state["step"])
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return ``trainer.json`` of a checkpoint: step, settings, and the learner's numbers.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    with _readable(checkpoint):
+        return dict(json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Name the checkpoint in errors that a damaged file causes within the block."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        problem = f"cannot be resumed ({error})"
+        raise CheckpointError(
+            str(checkpoint), problem, "delete it to resume the one before"
+        ) from error
+
+
+def _check_same(run: TrainingRun, checkpoint: Path) -> None:
+    """Refuse a checkpoint of another component than the run's."""
+    manifest = read_manifest(checkpoint)
+    options = run.component.config.model_dump(mode="json")
+    if (manifest.use, manifest.options) != (run.use, options):
+        raise CheckpointError(
+            str(checkpoint),
+            f"was trained as {manifest.use} with other options than {run.part} has now",
+            "choose another output directory, or restore the options",
+        )
+    if isinstance(run.component, StageLM) and manifest.stage_spec != run.component.stage:
+        raise CheckpointError(
+            str(checkpoint),
+            f"was trained on other tokens or slices than {run.part} has now",
+            "choose another output directory, or restore the tokenizers and slices",
+        )
+
+
+def _check_same_adaptation(run: TrainingRun, checkpoint: Path, trained: Any) -> None:
+    """Refuse to resume with other ``freeze`` or ``lora`` than the run began with."""
+    now = run.config.model_dump(mode="json")
+    for key, nothing in (("freeze", []), ("lora", None)):  # old checkpoints may lack them
+        before = json.dumps(trained.get(key, nothing))
+        if before != json.dumps(now[key]):
+            raise CheckpointError(
+                str(checkpoint),
+                f"was trained with {key} {before}, {run.part} now has {json.dumps(now[key])}",
+                "restore it, or start another output directory from this checkpoint",
+            )
+
+
+def _drop_old(directory: Path, step: int, keep: int, best: int) -> None:
+    """Keep the newest checkpoints and those of the lowest validation loss."""
+    found = trained_checkpoints(directory)
+    losses = {path: _valid_loss(path) for path in found}
+    by_loss = sorted((p for p in found if math.isfinite(losses[p])), key=lambda path: losses[path])
+    kept = {*found[-keep:], *by_loss[:best]}
+    for path in directory.glob("step-*"):
+        # What was fitted to earlier weights is stale; older leftovers without a state go, too.
+        stale = path.name.endswith(FITTED) and step_of(path) < step
+        if stale or (path in found and path not in kept) or path.name < found[0].name:
+            _drop(path)
+
+
+def _valid_loss(checkpoint: Path) -> float:
+    try:
+        return float(read_state(checkpoint).get("valid_loss", math.inf))
+    except (CheckpointError, ValueError, TypeError):  # damaged: reported where it is loaded
+        return math.inf
+
+
+def _drop_after(directory: Path, step: int) -> None:
+    for path in checkpoints(directory):
+        if step_of(path) > step:
+            _drop(path)
+    cut_log(directory, step)
+
+
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint; renamed first, so that a kill leaves none that only looks complete."""
+    hidden = checkpoint.with_name(f"{HIDDEN}{checkpoint.name.removeprefix('step-')}.dropped")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
