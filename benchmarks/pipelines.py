@@ -18,7 +18,6 @@ from benchmarks.timing import median_seconds, peak_memory_mib, seconds
 from segue.core.audio import read_audio
 from segue.core.config.load import find_domain
 from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.core.manager import default_host
 from segue.core.options import Decoding, Sampling
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host

@@ -66,7 +66,6 @@ def tiny_pipelines(
     """Directories of both domains' pipelines, shrunk and trained for a few steps by `train_all`."""
     from segue.core.config.load import load_config
     from segue.core.plugins import PluginHost
-    from segue.core.manager import PluginHost
     from segue.training.workspace import Workspace, train_all
 
     host = PluginHost.discover(entry_points=False)

@@ -10,8 +10,6 @@ from segue.apps.cli.output import console, print_json, print_table
 if TYPE_CHECKING:
     from segue.core.config.schema import PipelineConfig
     from segue.core.plugins import PluginHost
-    from segue.training.planning import Hardware, PartEstimate
-    from segue.core.manager import PluginHost
     from segue.training.cost import Hardware, PartCost
 
 

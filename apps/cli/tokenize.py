@@ -95,7 +95,6 @@ def run_job(job: Job, progress: Progress | None) -> None:
     from segue.core.building import checked_device
     from segue.core.config.load import load_config
     from segue.core.plugins import default_host
-    from segue.core.manager import default_host
     from segue.training.workspace import Workspace, tokenize
 
     host = default_host()

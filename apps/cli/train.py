@@ -65,7 +65,6 @@ def command(
     from segue.core.config.load import load_config
     from segue.core.files import check_writable
     from segue.core.plugins import default_host
-    from segue.core.manager import default_host
     from segue.training.ranks import device_of_rank, disconnect, ranks
     from segue.training.workspace import Workspace, train_all, train_part
 

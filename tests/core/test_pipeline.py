@@ -24,7 +24,6 @@ from segue.core.errors import (
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
-from segue.core.manager import PluginHost
 from segue.training.workspace import Workspace, train_all
 
 RATE = 16_000

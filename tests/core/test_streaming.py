@@ -15,7 +15,6 @@ from segue.core.errors import GenerationError, OutputError
 from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageLM, Tokens
-from segue.core.manager import PluginHost
 from segue.core.plugins import PluginHost
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 

@@ -28,9 +28,8 @@ from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host
-from segue.plugins.tokenizers.common import hf_source as source
-from segue.plugins.tokenizers.hf_codecs.model import HfCodec, dac_decode_context
 from segue.plugins.layers import hugging_face
+from segue.plugins.tokenizers.hf_codecs.model import HfCodec, dac_decode_context
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 
 ENCODEC: dict[str, Any] = {

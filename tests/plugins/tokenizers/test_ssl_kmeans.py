@@ -27,10 +27,8 @@ from segue.core.building import build_part
 from segue.core.checkpoint import load_component, load_state, save_component
 from segue.core.component_manifest import read_manifest
 from segue.core.config.load import load_config
-from segue.core.errors import AssemblyError, CheckpointError, ConfigError, SegueError
+from segue.core.errors import AssemblyError, CheckpointError, ConfigError
 from segue.core.plugins import PluginHost
-from segue.plugins.tokenizers.ssl_kmeans import bundles
-from segue.core.manager import PluginHost
 from segue.plugins.tokenizers.ssl_kmeans.config import SslKMeansOptions
 from segue.plugins.tokenizers.ssl_kmeans.model import SslKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
