@@ -17,7 +17,7 @@ from segue.core.assembly import AssemblyPlan, plan
 from segue.core.config.schema import PipelineConfig, TrainingConfig
 from segue.core.errors import ConfigError, DataError, TrainingError
 from segue.core.interfaces import Component, StageBatch, StageLM, Tokenizer, Tokens, WaveBatch
-from segue.core.manager import PluginHost
+from segue.core.plugins import PluginHost
 from segue.core.spec import SliceSpec
 from segue.data.places import exists
 from segue.data.sources import load_recordings

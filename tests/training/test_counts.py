@@ -14,9 +14,9 @@ from torch import Tensor
 from segue.core.config.load import load_config
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBatch
-from segue.core.manager import PluginHost
 from segue.core.options import Options, Sampling
 from segue.core.pipeline import Pipeline
+from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
 from segue.core.spec import StageSpec
 from segue.data.token_crops import TokenCrops

@@ -14,7 +14,7 @@ from segue.core.checkpoint import load_component, load_state, save_component
 from segue.core.component_manifest import read_manifest
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import WaveBatch
-from segue.core.manager import default_host
+from segue.core.plugins import default_host
 from segue.plugins.domains import speech
 from segue.plugins.layers.lengths import length_mask
 from segue.plugins.tokenizers.common.windows import in_windows
