@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def prepare_by_default(component: Component) -> None:
     """Fit what needs fitting; anything else is checked as it was built, untrained."""
-    if "fitting" in component.needs and isinstance(component, Tokenizer):
+    if component.needs_fitting and isinstance(component, Tokenizer):
         fit_on_synthetic(component)
 
 

@@ -18,19 +18,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segue.core.checkpoint import load_state, save_component, save_tensors
-from segue.core.component_manifest import read_manifest
-from segue.core.errors import CheckpointError
-from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import Adversary, Component, StageLM
-from segue.core.lora import ADAPTER, adapter_tensors, load_adapters
-from segue.core.training_directory import (
+from segue.core.checkpoint_files import (
     FITTED,
     STATE_JSON,
     checkpoints,
     newest_checkpoint,
+    read_manifest,
     step_of,
     trained_checkpoints,
 )
+from segue.core.errors import CheckpointError
+from segue.core.files import atomic_directory, write_json
+from segue.core.interfaces import Adversary, Component, StageLM
+from segue.core.lora import ADAPTER, adapter_tensors, load_adapters
 from segue.training.adaptation import check_same_adaptation
 from segue.training.averaging import Average
 from segue.training.ranks import on_each, on_first, ranks

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from segue.core.config.schema import TrainingConfig
+from segue.core.checkpoint_files import newest_checkpoint, step_of
+from segue.core.config import TrainingConfig
 from segue.core.errors import DivergedError
 from segue.core.files import add_line
 from segue.core.interfaces import AcousticCodec, Adversary, Component
 from segue.core.records import Kind
-from segue.core.training_directory import newest_checkpoint, step_of
 from segue.data.share import WHOLE
 from segue.training.adaptation import keep_frozen
 from segue.training.averaging import Average

@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 
-from segue.core.assembly import AssemblyPlan, plan
-from segue.core.building import build_part, write_pipeline_file
-from segue.core.checkpoint import load_state, save_component
-from segue.core.component_manifest import read_manifest
-from segue.core.config.load import kind_of, replace_parts
-from segue.core.config.schema import ComponentConfig, PipelineConfig
+from segue.core.assembly import Assembly, assemble
+from segue.core.checkpoint import build_part, load_state, save_component
+from segue.core.checkpoint_files import (
+    FITTED,
+    STATE_JSON,
+    newest_checkpoint,
+    read_manifest,
+    step_of,
+)
+from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
+from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
@@ -25,7 +30,6 @@ from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
 from segue.core.manager import PluginHost
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
-from segue.core.training_directory import FITTED, STATE_JSON, newest_checkpoint, step_of
 from segue.data.audio_crops import AudioCrops, whole_recordings
 from segue.data.places import is_url
 from segue.data.recordings import Recordings, Split
@@ -66,7 +70,7 @@ class Workspace:
     progress: Progress | None = None
 
     def part_directory(self, part: str) -> Path:
-        return self.directory.joinpath(*part.split("."))
+        return self.directory / self.config.slots[part].folder
 
     def current(self, stages: bool = True) -> PipelineConfig:
         """The config with the newest checkpoint of every part that was trained here.
@@ -126,9 +130,9 @@ def train_part(workspace: Workspace, part: str) -> Path:
         )
     connect(torch.device(workspace.device))
     wait_for_all()  # what others trained before is complete
-    assembly = plan(workspace.current(stages=False), workspace.host)
+    assembly = assemble(workspace.current(stages=False), workspace.host)
     component = on_each(lambda: _fresh(workspace, assembly, part))
-    if component.needs == "none":
+    if not component.learns:
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
     if _is_only_fitted(parts[part], component, part):
         on_each(lambda: workspace.recordings("train"))
@@ -138,16 +142,16 @@ def train_part(workspace: Workspace, part: str) -> Path:
     run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _keep_config(workspace))
     newest = train(run)
-    if "fitting" in component.needs:
+    if component.needs_fitting:
         return on_first(lambda: _fit_trained(workspace, part, component))
     return newest
 
 
 def _is_only_fitted(ref: ComponentConfig, component: Component, part: str) -> bool:
     """Whether there is no training before fitting."""
-    if component.needs == "fitting":
+    if not component.needs_training:
         return True
-    if ref.training.steps == 0 and ("fitting" not in component.needs or ref.checkpoint is None):
+    if ref.training.steps == 0 and (not component.needs_fitting or ref.checkpoint is None):
         raise TrainingError(
             f"{part}.training.steps", "is 0", "give some, or name a trained tokenizer's checkpoint"
         )
@@ -168,7 +172,7 @@ def _keep_config(workspace: Workspace) -> None:
     write_pipeline_file(workspace.config, workspace.directory / "config.yaml")
 
 
-def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component:
+def _fresh(workspace: Workspace, assembly: Assembly, part: str) -> Component:
     """The component as it is before training.
 
     Its weights are those of the checkpoint that the config names, if it names one (fine-tuning);
@@ -177,12 +181,9 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     """
     ref = workspace.config.parts[part]
     torch.manual_seed(ref.training.seed)
-    stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
-    arguments = (stages[part],) if part in stages else ()
     plain = assembly.parts[part]
-    component = workspace.host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
-    assert isinstance(component, Component)
-    place = f"{part}.lm.training" if part in stages else f"{part}.training"
+    component = plain.build(workspace.host)
+    place = f"{plain.place}.training"
     source = ref.training.start_from
     if ref.checkpoint is not None and source is not None:
         raise TrainingError(
@@ -190,7 +191,7 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
         )
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), ref.use)
-    if "training" in component.needs:
+    if component.needs_training:
         base = ref.checkpoint is not None
         if source is not None:
             base = not start_from(component, Path(source), f"{place}.start_from")
@@ -211,16 +212,16 @@ def _without_checkpoint(ref: ComponentConfig) -> ComponentConfig:
 
 
 def _training_run(
-    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+    workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> TrainingRun:
     config = workspace.config.parts[part].training
-    name = part.partition(".")[2]
-    make = _token_batches if name else _audio_batches
+    is_stage = workspace.config.slots[part].stage is not None
+    make = _token_batches if is_stage else _audio_batches
     train_batches, valid_batches = make(workspace, assembly, part, component)
     notes: dict[str, Any] = {"data": workspace.data_name}
     return TrainingRun(
         part,
-        kind_of(part),
+        workspace.config.slots[part].kind,
         workspace.config.parts[part].use,
         component,
         config,
@@ -235,7 +236,7 @@ def _training_run(
 
 
 def _voice(
-    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+    workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> Voice | None:
     """What a stage is heard by, if somebody listens and its sampling is one that it can do now."""
     listeners = workspace.host.hook.segue_validation_audio.get_hookimpls()
@@ -246,7 +247,7 @@ def _voice(
     assert stage is not None
 
     def codec() -> AcousticCodec:
-        built = build_part(assembly.parts["codec"], (), workspace.host, allow_untrained=False)
+        built = build_part(assembly.parts["codec"], workspace.host, allow_untrained=False)
         assert isinstance(built, AcousticCodec)
         return built.to(workspace.device)
 
@@ -258,7 +259,7 @@ def _voice(
 
 
 def _audio_batches(
-    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+    workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> tuple[Batches, Batches | None]:
     config = workspace.config.parts[part].training
     assert isinstance(component, Tokenizer)
@@ -273,12 +274,12 @@ def _audio_batches(
 
 
 def _token_batches(
-    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+    workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> tuple[Batches, Batches | None]:
     config = workspace.config.parts[part].training
-    name = part.partition(".")[2]
-    stage = next(stage for stage in assembly.stages if stage.name == name)
-    crop = next(s.crop_seconds for s in workspace.config.stages if s.name == name)
+    stage, config_stage = assembly.parts[part].stage, workspace.config.slots[part].stage
+    assert stage is not None and config_stage is not None
+    crop = config_stage.crop_seconds
     directory = workspace.directory / TOKENS
 
     def crops(split: Split, seed: int) -> TokenCrops:
@@ -307,10 +308,10 @@ def _fit(
     batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
     figures = component.fit(_reported(batches, workspace, part, len(chosen)))
     with atomic_directory(target) as temporary:
-        steps = {"steps": step} if "training" in component.needs else {}
+        steps = {"steps": step} if component.needs_training else {}
         trained = {**steps, "data": workspace.data_name, "recordings": len(chosen), **figures}
         use = workspace.config.parts[part].use
-        save_component(component, temporary, kind_of(part), use, trained)
+        save_component(component, temporary, workspace.config.slots[part].kind, use, trained)
         write_json(temporary / STATE_JSON, {"step": step})
     sweep(target.parent)
     workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=step)
@@ -334,12 +335,12 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
     Raises:
         AssemblyError: if a tokenizer that must be trained is not.
     """
-    assembly = plan(workspace.current(stages=False), workspace.host)
+    assembly = assemble(workspace.current(stages=False), workspace.host)
     names = {"semantic": "semantic_tokenizer", "acoustic": "codec"}
     tokenizers: dict[str, Tokenizer] = {}
     for stream in assembly.streams:
         part = assembly.parts[names[stream]]
-        component = build_part(part, (), workspace.host, allow_untrained=False)
+        component = build_part(part, workspace.host, allow_untrained=False)
         assert isinstance(component, Tokenizer)
         tokenizers[stream] = component.to(workspace.device)
     splits: Sequence[Split] = ("train", "valid") if workspace.has_valid() else ("train",)
@@ -371,8 +372,8 @@ def train_all(workspace: Workspace) -> Path:
 
 def _train_unless_given(workspace: Workspace, part: str) -> None:
     given = workspace.config.parts[part].checkpoint is not None
-    assembly = plan(workspace.current(stages=False), workspace.host)
-    if not given and _fresh(workspace, assembly, part).needs != "none":
+    assembly = assemble(workspace.current(stages=False), workspace.host)
+    if not given and _fresh(workspace, assembly, part).learns:
         train_part(workspace, part)
 
 

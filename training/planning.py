@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental import _config as experimental
 from torch.utils.flop_counter import FlopCounterMode
 
-from segue.core.assembly import AssemblyPlan, plan
-from segue.core.config.schema import PipelineConfig, TrainingConfig
+from segue.core.assembly import Assembly, assemble
+from segue.core.config import PipelineConfig, TrainingConfig
 from segue.core.errors import ConfigError, DataError, TrainingError
 from segue.core.interfaces import (
     Adversary,
@@ -136,11 +136,11 @@ def estimate(
         raise TrainingError(part, f"is no part of {config.name}", f"take one of {known}")
     if hours is not None and not hours > 0:
         raise ConfigError(f"--hours-of-audio {hours:g}", "is not above 0", "give the data's hours")
-    assembly = plan(config, host)
+    assembly = assemble(config, host)
     found = []
     for name in config.parts if part == "all" else (part,):
         component = _build(assembly, host, name)
-        if "training" in component.needs:
+        if component.needs_training:
             found.append(_of_part(assembly, name, component, hardware, hours))
         elif part != "all":
             problem = f"{config.parts[name].use} is not trained by gradient"
@@ -175,21 +175,18 @@ def hours_of_data(data: Path | str | None, output: Path | None) -> float | None:
     return seconds / 3600
 
 
-def _build(assembly: AssemblyPlan, host: PluginHost, part: str) -> Component:
-    stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
-    arguments = (stages[part],) if part in stages else ()
+def _build(assembly: Assembly, host: PluginHost, part: str) -> Component:
     plain, ref = assembly.parts[part], assembly.config.parts[part]
     with weightless(), torch.random.fork_rng(devices=[]):
-        component = host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
-        assert isinstance(component, Component)
-        if "training" in component.needs:
-            place = f"{part}.lm" if part in stages else part
-            adapt(component, ref.training, f"{place}.training", ref.checkpoint is not None)
+        component = plain.build(host)
+        if component.needs_training:
+            place = f"{plain.place}.training"
+            adapt(component, ref.training, place, ref.checkpoint is not None)
     return component
 
 
 def _of_part(
-    assembly: AssemblyPlan,
+    assembly: Assembly,
     part: str,
     component: Component,
     hardware: Hardware,
@@ -234,7 +231,7 @@ def _of_part(
     )
 
 
-def _crop(assembly: AssemblyPlan, part: str, config: TrainingConfig) -> float:
+def _crop(assembly: Assembly, part: str, config: TrainingConfig) -> float:
     crops = {f"stages.{stage.name}": stage.crop_seconds for stage in assembly.config.stages}
     return crops.get(part, config.crop_seconds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from segue.core.config.schema import TrainingConfig
+from segue.core.config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.core.config.schema import TrainingConfig
+from segue.core.config import TrainingConfig
 from segue.core.interfaces import StageBatch, WaveBatch
 from segue.data.share import SEED_STRIDE, Share
 from segue.training.checkpoints import Learner

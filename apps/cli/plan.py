@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from segue.apps.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from segue.core.config.schema import PipelineConfig
+    from segue.core.config import PipelineConfig
     from segue.core.manager import PluginHost
     from segue.training.planning import Hardware, PartEstimate
 

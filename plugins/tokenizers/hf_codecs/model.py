@@ -32,7 +32,7 @@ class HfCodec(AcousticCodec):
             codec is opened without it.
     """
 
-    needs = "none"
+    needs_training = False
     config: HfCodecOptions
     model_class: ClassVar[type[PreTrainedModel]]
 

@@ -45,7 +45,7 @@ class LyraCodec(AcousticCodec):
         config: options; those that are kept say what was found at ``weights``.
     """
 
-    needs = "none"
+    needs_training = False
     config: LyraOptions
 
     def __init__(self, config: LyraOptions) -> None:

@@ -33,7 +33,7 @@ class W2vBertTokenizer(KMeansTokenizer):
         config: options.
     """
 
-    needs = "training and fitting"
+    needs_fitting = True
     config: W2vBertOptions
 
     def __init__(self, config: W2vBertOptions) -> None:
