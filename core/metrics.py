@@ -1,4 +1,4 @@
-"""The contracts of metrics: a figure of one pair of waves, or figures of a set of continuations."""
+"""The contract of metrics that judge a set of continuations."""
 
 from __future__ import annotations
 
