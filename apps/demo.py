@@ -57,7 +57,7 @@ def run(
 
 def default_prompt(domain: str) -> Path:
     """Return a real recording of a held-out speaker if there is one, else the shipped prompt."""
-    from segue.core.config.load import find_domain
+    from segue.core.config_files import find_domain
     from segue.core.plugins import default_host
     from segue.data.recordings import Recording
     from segue.data.sources import load_recordings
@@ -84,7 +84,7 @@ def _target(output: Path, name: str) -> Path:
 
 def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) -> dict[str, Any]:
     from segue.core.audio import read_audio
-    from segue.core.building import pretrained_path
+    from segue.core.config_files import pretrained_path
     from segue.core.pipeline import Pipeline
 
     # The first seconds: the recording's own continuation stays unused, to compare with.

@@ -12,7 +12,7 @@ from segue.core.errors import OutputError
 from segue.core.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
-    from segue.core.generated import GeneratedAudio
+    from segue.core.request import GeneratedAudio
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
 ROW_INCHES, MOST_FILES = 1.7, 100  # height of each row, and most rows

@@ -33,7 +33,7 @@ from benchmarks import stages
 from benchmarks.peers.packages import use_packages
 from benchmarks.report import Report
 from benchmarks.timing import machine, median_seconds, seconds
-from segue.core.config.load import find_domain
+from segue.core.config_files import find_domain
 from segue.core.plugins import default_host
 from segue.plugins.layers.config import SIZES
 from segue.training.loop import LOG_EVERY

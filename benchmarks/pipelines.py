@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.report import Report
 from benchmarks.timing import median_seconds, peak_memory_mib, seconds
 from segue.core.audio import read_audio
-from segue.core.config.load import find_domain
+from segue.core.config_files import find_domain
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.pipeline import Pipeline

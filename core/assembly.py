@@ -1,7 +1,17 @@
-"""Prove that the parts of a pipeline fit together, before any weight is loaded. Imports no torch.
+"""Prove that the parts of a pipeline fit together, before any weight is loaded.
 
-``plan`` reads configs and ``component.json`` files only. Every refusal names both parts and the
-way out.
+``assemble`` turns a config into an ``Assembly``: one ``Part`` per component, each stage's slices
+bound to the tokenizers that emit them. It reads configs and ``component.json`` files only and
+imports no torch, so `segue config validate` answers at once. What it proves:
+
+- every level of a stream is predicted by one stage, and stages are given only what earlier ones
+  predict;
+- frame rates have a whole ratio;
+- a checkpoint was made by the plugin and the options that the config names;
+- a trained stage runs only on the tokens it was trained on. A tokenizer's *fingerprint* identifies
+  its tokens, and a stage's checkpoint records the fingerprints of its training tokens.
+
+Each error names both parts and the fix.
 """
 
 from __future__ import annotations
@@ -10,11 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from segue.core.component_manifest import ComponentManifest, read_manifest
-from segue.core.config.load import kind_of
-from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig
+from segue.core.checkpoint_files import ComponentManifest, read_manifest
+from segue.core.config import PipelineConfig, Slot, StageConfig
 from segue.core.errors import AssemblyError
 from segue.core.options import FINGERPRINT_DIGITS, Options, TokenizerOptions, options_digest
 from segue.core.plugins import PluginHost
@@ -22,23 +31,46 @@ from segue.core.records import Kind
 from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec, StageSpec, StreamSlice, TokenSpec
 from segue.core.validation import below
 
+if TYPE_CHECKING:
+    from segue.core.interfaces import Component
+
+#: The part that emits each stream.
 TOKENIZER_OF = {SEMANTIC: "semantic_tokenizer", ACOUSTIC: "codec"}
 
 
 @dataclass(frozen=True)
-class PartPlan:
-    """One component that is to be built, and the weights it is to be given."""
+class Part:
+    """One component of a pipeline: which plugin to build with which options and weights.
 
-    part: str
+    Attributes:
+        name, kind, place: those of the slot in the config that it fills.
+        use: registered name of the plugin.
+        options: the plugin's options, validated.
+        checkpoint: directory of its weights, if any.
+        manifest: the description of those weights.
+        stage: the slices of a stage, bound to the tokenizers; None for a tokenizer.
+    """
+
+    name: str
     kind: Kind
     use: str
     options: Options
-    checkpoint: Path | None
-    manifest: ComponentManifest | None
+    place: str
+    checkpoint: Path | None = None
+    manifest: ComponentManifest | None = None
+    stage: StageSpec | None = None
+
+    def build(self, host: PluginHost) -> Component:
+        """Build the component with new weights; ``segue.core.checkpoint.build_part`` loads them."""
+        arguments = () if self.stage is None else (self.stage,)
+        component: Component = host.create(
+            self.kind, self.use, self.options, *arguments, place=self.name
+        )
+        return component
 
     @property
-    def to_be_fitted(self) -> bool:
-        """Whether its checkpoint was fitted with other options than these."""
+    def must_be_refitted(self) -> bool:
+        """Whether the checkpoint was fitted with other options than these."""
         if self.manifest is None:
             return False
         then, now = self.manifest.options, self.options.model_dump(mode="json")
@@ -46,76 +78,88 @@ class PartPlan:
 
 
 @dataclass(frozen=True)
-class AssemblyPlan:
+class Assembly:
     """A pipeline whose parts are known to fit.
 
     Attributes:
-        streams: the tokens of each stream that stages predict: of a codec maybe its first levels.
+        config: the config it was made from.
+        parts: every part under its name.
+        streams: the tokens of each stream that stages predict: of a codec possibly only its first
+            levels.
     """
 
     config: PipelineConfig
-    parts: Mapping[str, PartPlan]
+    parts: Mapping[str, Part]
     streams: Mapping[str, TokenSpec]
-    stages: tuple[StageSpec, ...]
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """The bound stages, in the order they run."""
+        return tuple(part.stage for part in self.parts.values() if part.stage is not None)
 
 
-def plan(config: PipelineConfig, host: PluginHost) -> AssemblyPlan:
+def assemble(config: PipelineConfig, host: PluginHost) -> Assembly:
     """Check every promise that one part of ``config`` relies on another for.
 
     Raises:
         AssemblyError: if parts do not fit: streams that do not chain, levels predicted twice or
             never, frame rates without a whole ratio, codebook sizes or fingerprints that differ.
         CheckpointError: if a checkpoint's description cannot be read.
-        ConfigError, PluginError: if a part cannot be described at all.
+        ConfigError, PluginError: if a plugin or its options cannot be used.
     """
-    parts = {part: plan_part(part, ref, host) for part, ref in config.parts.items()}
+    parts = {name: resolve_part(slot, host) for name, slot in config.slots.items()}
     streams = {
-        stream: _token_spec(parts[part]) for stream, part in TOKENIZER_OF.items() if part in parts
+        stream: _token_spec(parts[name]) for stream, name in TOKENIZER_OF.items() if name in parts
     }
     _check_streams(streams)
-    stages = tuple(bind_stage(stage, streams) for stage in config.stages)
-    predicted = _predicted(stages, streams)
-    _check_chain(stages)
-    for stage in stages:
-        _check_rates(stage)
-        _check_trained_on(stage, parts[f"stages.{stage.name}"], streams)
-    return AssemblyPlan(config, parts, predicted, stages)
+    for stage in config.stages:
+        name = f"stages.{stage.name}"
+        parts[name] = replace(parts[name], stage=_bound_stage(stage, streams))
+    bound = {name: part.stage for name, part in parts.items() if part.stage is not None}
+    predicted = _predicted_streams(tuple(bound.values()), streams)
+    for name, spec in bound.items():
+        _check_rates(spec)
+        _check_trained_on(parts[name], spec)
+    return Assembly(config, parts, predicted)
 
 
-def plan_part(part: str, ref: ComponentConfig, host: PluginHost) -> PartPlan:
-    """What one part is built from; it is held against nothing but its own checkpoint.
+# --- one part and its checkpoint --------------------------------------------------------------
+
+
+def resolve_part(slot: Slot, host: PluginHost) -> Part:
+    """Find the plugin, options and checkpoint of one part, without looking at other parts.
 
     Raises:
         AssemblyError: if its checkpoint is of another plugin or of other options.
         CheckpointError: if its checkpoint's description cannot be read.
-        ConfigError, PluginError: if the plugin or its options cannot be had.
+        ConfigError, PluginError: if the plugin or its options cannot be used.
     """
-    kind = kind_of(part)
-    place = f"{part}.lm" if kind == "stage_lm" else part
-    if ref.checkpoint is None:
-        options = host.options(kind, ref.use, ref.options, f"{place}.options")
-        return PartPlan(part, kind, ref.use, options, None, None)
-    directory = Path(ref.checkpoint)
+    chosen, place = slot.component, slot.place
+    if chosen.checkpoint is None:
+        options = host.options(slot.kind, chosen.use, chosen.options, f"{place}.options")
+        return Part(slot.name, slot.kind, chosen.use, options, place)
+    directory = Path(chosen.checkpoint)
     manifest = read_manifest(directory)
-    if (manifest.kind, manifest.use) != (kind, ref.use):
+    if (manifest.kind, manifest.use) != (slot.kind, chosen.use):
         raise AssemblyError(
             f"{place}.use",
-            f"is {ref.use}, but the checkpoint {directory} holds a {manifest.kind} {manifest.use}",
+            f"is {chosen.use}, but the checkpoint {directory} is of the {manifest.kind} "
+            f"{manifest.use}",
             f"set {place}.use={manifest.use}, or name another checkpoint",
         )
-    options = host.options(kind, ref.use, manifest.options, f"{directory}/component.json")
-    if ref.options:  # what must be given was given when the checkpoint was trained
-        asked = host.options(kind, ref.use, ref.options, f"{place}.options")
-        changed = _changed(place, asked, options, directory)
-        options = host.options(kind, ref.use, changed, f"{place}.options")
-    return PartPlan(part, kind, ref.use, options, directory, manifest)
+    options = host.options(slot.kind, chosen.use, manifest.options, f"{directory}/component.json")
+    if chosen.options:
+        asked = host.options(slot.kind, chosen.use, chosen.options, f"{place}.options")
+        changed = _with_asked(place, asked, options, directory)
+        options = host.options(slot.kind, chosen.use, changed, f"{place}.options")
+    return Part(slot.name, slot.kind, chosen.use, options, place, directory, manifest)
 
 
-def _changed(place: str, asked: Options, trained: Options, directory: Path) -> dict[str, Any]:
-    """The checkpoint's options, with those that the config says explicitly.
+def _with_asked(place: str, asked: Options, trained: Options, directory: Path) -> dict[str, Any]:
+    """Return the checkpoint's options, with those that the config names explicitly.
 
-    They must be what the checkpoint was trained with, apart from those that only say how it is
-    trained further or fitted.
+    They must equal those the checkpoint was trained with, unless they only say how it is trained
+    further or fitted.
     """
     free = asked.of_training | asked.of_fitting
     values = trained.model_dump(mode="json")
@@ -132,7 +176,7 @@ def _changed(place: str, asked: Options, trained: Options, directory: Path) -> d
 
 
 def _overlaid(base: Options, asked: Options) -> dict[str, Any]:
-    """The values of ``base``, with what is said explicitly in ``asked``, however deep."""
+    """Return the values of ``base``, overwritten by those that ``asked`` sets, however deep."""
     values, said = base.model_dump(mode="json"), asked.model_dump(mode="json")
     for key in asked.model_fields_set:
         had, wanted = getattr(base, key), getattr(asked, key)
@@ -141,28 +185,29 @@ def _overlaid(base: Options, asked: Options) -> dict[str, Any]:
     return values
 
 
-def _token_spec(part: PartPlan) -> TokenSpec:
-    """The spec that a tokenizer's options promise, with its checkpoint's fingerprint."""
+# --- streams ----------------------------------------------------------------------------------
+
+
+def _token_spec(part: Part) -> TokenSpec:
+    """Return the spec that a tokenizer's options promise, with its checkpoint's fingerprint."""
     if not isinstance(part.options, TokenizerOptions):
         raise AssemblyError(
-            f"{part.part}.use",
+            f"{part.name}.use",
             f"{part.use} has options without a spec()",
             "let its options model extend segue.core.options.TokenizerOptions",
         )
-    recorded = None
-    if part.manifest is not None and not part.to_be_fitted:
-        recorded = part.manifest.token_spec
-    with below(f"{part.part}.options"):
+    with below(f"{part.name}.options"):
         spec = part.options.spec()
-        if recorded is None:
-            # Right for a tokenizer that learns nothing; matches no trained stage if weights are
-            # still to come.
+        if part.manifest is None or part.manifest.spec is None or part.must_be_refitted:
+            # The true fingerprint of a tokenizer that learns nothing. One whose weights are still
+            # to come has another then, so that no trained stage can match this one.
             digest = options_digest(part.use, part.options).hexdigest()
             return spec.with_fingerprint(digest[:FINGERPRINT_DIGITS])
+    recorded = TokenSpec.from_json(part.manifest.spec)
     if recorded.with_fingerprint("") != spec.with_fingerprint(""):
         raise AssemblyError(
-            f"{part.part}.checkpoint",
-            f"{part.checkpoint} was saved with {_shape(recorded)}, {part.use} now says "
+            f"{part.name}.checkpoint",
+            f"{part.checkpoint} was saved with {_shape(recorded)}, but {part.use} now has "
             f"{_shape(spec)}",
             f"install the version of {part.use} that made the checkpoint",
         )
@@ -175,15 +220,15 @@ def _shape(spec: TokenSpec) -> str:
 
 def _check_streams(streams: Mapping[str, TokenSpec]) -> None:
     for stream, spec in streams.items():
-        part = TOKENIZER_OF[stream]
+        name = TOKENIZER_OF[stream]
         if (Fraction(spec.sample_rate) / spec.frame_rate).denominator != 1:
             raise AssemblyError(
-                part,
+                name,
                 f"its {spec.frame_rate} frames/s do not divide its {spec.sample_rate} samples/s",
                 "choose a frame rate that divides the sample rate",
             )
         if min(spec.num_levels, spec.codebook_size, spec.sample_rate) < 1:
-            raise AssemblyError(part, f"promises {_shape(spec)}", "mend the plugin's spec()")
+            raise AssemblyError(name, f"has {_shape(spec)}", "correct the plugin's spec()")
     semantic = streams.get(SEMANTIC)
     if semantic is not None and semantic.num_levels != 1:
         raise AssemblyError(
@@ -193,58 +238,66 @@ def _check_streams(streams: Mapping[str, TokenSpec]) -> None:
         )
 
 
-def bind_stage(stage: StageConfig, streams: Mapping[str, TokenSpec]) -> StageSpec:
-    """The stage with its slices bound to the tokenizers that emit them."""
+def _bound_stage(stage: StageConfig, streams: Mapping[str, TokenSpec]) -> StageSpec:
     place = f"stages.{stage.name}"
-    target = _bind(stage.predicts, streams, f"{place}.predicts")
-    given = tuple(_bind(text, streams, f"{place}.given") for text in stage.given)
+    target = _bound_slice(stage.predicts, streams, f"{place}.predicts")
+    given = tuple(_bound_slice(text, streams, f"{place}.given") for text in stage.given)
     return StageSpec(stage.name, target, given)
 
 
-def _bind(text: str, streams: Mapping[str, TokenSpec], place: str) -> SliceSpec:
+def _bound_slice(text: str, streams: Mapping[str, TokenSpec], place: str) -> SliceSpec:
     part = StreamSlice.parse(text, place)
-    spec = streams.get(part.stream)
+    tokenizer, spec = TOKENIZER_OF[part.stream], streams.get(part.stream)
     if spec is None:
         raise AssemblyError(
             place,
-            f"needs {part.stream} tokens, but the pipeline has no {TOKENIZER_OF[part.stream]}",
-            f"add {TOKENIZER_OF[part.stream]}: {{use: ...}}, or take {text!r} out",
+            f"needs {part.stream} tokens, but the pipeline has no {tokenizer}",
+            f"add {tokenizer}: {{use: ...}}, or take {text!r} out",
         )
     stop = spec.num_levels if part.stop is None else part.stop
     if stop > spec.num_levels:
         raise AssemblyError(
             place,
-            f"{text!r} ends at level {stop}, but {TOKENIZER_OF[part.stream]} emits "
-            f"{spec.num_levels}",
+            f"{text!r} ends at level {stop}, but {tokenizer} emits {spec.num_levels}",
             f"write {part.stream}[{part.start}:{spec.num_levels}], or set "
-            f"{TOKENIZER_OF[part.stream]}.options.num_levels={stop}",
+            f"{tokenizer}.options.num_levels={stop}",
         )
     return SliceSpec(
         part.stream, part.start, stop, spec.codebook_size, spec.frame_rate, spec.fingerprint
     )
 
 
-def _predicted(
+# --- stages -----------------------------------------------------------------------------------
+
+
+def _predicted_streams(
     stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec]
 ) -> dict[str, TokenSpec]:
-    """The streams cut to the levels that stages predict, each level by exactly one.
+    """Cut the streams to the levels that stages predict, and check the stages' order.
 
-    A codec decodes its first levels alone, so those after the last predicted one may be left out;
-    none may be left out before it.
+    Each level must be predicted exactly once. Only the last levels of a stream may be left out, as
+    a codec can decode its first levels alone.
     """
-    owner: dict[tuple[str, int], str] = {}
+    owner: dict[tuple[str, int], str] = {}  # the stage that predicts each level
     for stage in stages:
+        for given in stage.given:
+            for level in range(given.start, given.stop):
+                if (given.stream, level) not in owner:
+                    raise AssemblyError(
+                        f"stages.{stage.name}.given",
+                        f"{given} has level {level}, which no earlier stage predicts",
+                        f"put the stage that predicts it before {stage.name}",
+                    )
         for level in range(stage.target.start, stage.target.stop):
-            key = (stage.target.stream, level)
-            if key in owner:
+            other = owner.setdefault((stage.target.stream, level), stage.name)
+            if other != stage.name:
                 raise AssemblyError(
                     f"stages.{stage.name}.predicts",
-                    f"{key[0]} level {level} is predicted by stage {owner[key]} already",
-                    f"let each level be predicted by one stage; a file that extends another takes "
-                    f"a stage out by {{name: {owner[key]}, drop: true}}",
+                    f"{stage.target.stream} level {level} is predicted by stage {other} already",
+                    "let one stage predict each level; a file that extends another takes a stage "
+                    f"out by {{name: {other}, drop: true}}",
                 )
-            owner[key] = stage.name
-    found = {}
+    predicted = {}
     for stream, spec in streams.items():
         levels = {level for name, level in owner if name == stream}
         count = max(levels, default=0) + 1
@@ -256,74 +309,52 @@ def _predicted(
                 f"that {TOKENIZER_OF[stream]} emits",
                 f"add a stage that predicts {stream}[{missing[0]}:{missing[-1] + 1}]",
             )
-        found[stream] = replace(spec, num_levels=count)
-    return found
-
-
-def _check_chain(stages: tuple[StageSpec, ...]) -> None:
-    """What a stage is given was predicted by the stages before it."""
-    known: set[tuple[str, int]] = set()
-    for stage in stages:
-        for given in stage.given:
-            for level in range(given.start, given.stop):
-                if (given.stream, level) not in known:
-                    raise AssemblyError(
-                        f"stages.{stage.name}.given",
-                        f"{given} holds level {level}, which no earlier stage predicts",
-                        f"put the stage that predicts it before {stage.name}",
-                    )
-        target = stage.target
-        known |= {(target.stream, level) for level in range(target.start, target.stop)}
+        predicted[stream] = replace(spec, num_levels=count)
+    return predicted
 
 
 def _check_rates(stage: StageSpec) -> None:
     for index, given in enumerate(stage.given):
+        # Windows must start where frames of both streams start: one rate must divide the other.
         ratio = stage.frames_per_target_frame(index)
         if 1 not in (ratio.numerator, ratio.denominator):
             raise AssemblyError(
                 f"stages.{stage.name}",
                 f"{TOKENIZER_OF[stage.target.stream]} emits {stage.target.frame_rate} frames/s and "
                 f"{TOKENIZER_OF[given.stream]} {given.frame_rate}: no whole ratio",
-                "choose tokenizers of which one frame rate is a multiple of the other",
+                "choose tokenizers whose frame rates divide one another",
             )
 
 
-def _check_trained_on(stage: StageSpec, part: PartPlan, streams: Mapping[str, TokenSpec]) -> None:
-    """A trained stage runs only on the tokens it was trained on."""
+def _check_trained_on(part: Part, stage: StageSpec) -> None:
+    """Check that a trained stage gets the slices and the tokens it was trained on."""
     trained = part.manifest.stage_spec if part.manifest is not None else None
     if trained is None:
         return
-    place = f"stages.{stage.name}"
     now, then = (stage.target, *stage.given), (trained.target, *trained.given)
-    if [str(s) for s in now] != [str(s) for s in then]:
+    if list(map(str, now)) != list(map(str, then)):
         raise AssemblyError(
-            place,
+            part.name,
             f"predicts {now[0]} given {_list(now[1:])}, but its checkpoint {part.checkpoint} was "
             f"trained to predict {then[0]} given {_list(then[1:])}",
             "restore predicts and given, or train the stage anew",
         )
     for ours, theirs in zip(now, then, strict=True):
-        _check_slice(place, part, ours, theirs)
-
-
-def _check_slice(place: str, part: PartPlan, now: SliceSpec, then: SliceSpec) -> None:
-    tokenizer = TOKENIZER_OF[now.stream]
-    for field, label in (("codebook_size", "codes per level"), ("frame_rate", "frames/s")):
-        if getattr(now, field) != getattr(then, field):
-            raise AssemblyError(
-                place,
-                f"was trained on {now.stream} tokens with {getattr(then, field)} {label}, "
-                f"but {tokenizer} emits {getattr(now, field)}",
-                f"use the {tokenizer} it was trained with, or train the stage anew",
-            )
-    if now.fingerprint != then.fingerprint:
-        raise AssemblyError(
-            place,
-            f"{part.checkpoint} was trained on tokens of the {tokenizer} {then.fingerprint}, "
-            f"but {tokenizer} is {now.fingerprint or 'untrained'}",
-            f"use the {tokenizer} it was trained with, or train the stage anew on the new tokens",
-        )
+        tokenizer = TOKENIZER_OF[ours.stream]
+        for field, unit in (
+            ("codebook_size", " codes per level"),
+            ("frame_rate", " frames/s"),
+            ("fingerprint", " as fingerprint"),
+        ):
+            wanted, found = getattr(theirs, field), getattr(ours, field)
+            if wanted != found:
+                raise AssemblyError(
+                    part.name,
+                    f"{part.checkpoint} was trained on {ours.stream} tokens with {wanted}{unit}, "
+                    f"but {tokenizer} has {found}",
+                    f"use the {tokenizer} it was trained with, or train the stage anew",
+                )
 
 
 def _list(slices: tuple[SliceSpec, ...]) -> str:
-    return ", ".join(str(part) for part in slices) or "nothing"
+    return ", ".join(map(str, slices)) or "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from segue.core.files import atomic_path
 from segue.core.validation import whole_number
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
+MAX_CHANNELS = 64
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
@@ -28,11 +29,17 @@ RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling r
 
 @dataclass(frozen=True)
 class Audio:
-    """Mono audio ``[T]`` and what was done to it to get there (``notes``, for the user)."""
+    """Mono audio.
+
+    Attributes:
+        wave: ``[T]``.
+        sample_rate: samples per second.
+        notes: changes made on the way (mixed, resampled, ...), for the user.
+    """
 
     wave: Float[Tensor, "T"]
     sample_rate: int
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -46,16 +53,16 @@ def read_audio(
     last_seconds: float | None = None,
     place: str | None = None,
 ) -> Audio:
-    """Read any file libsndfile knows as mono audio at its own rate.
+    """Read any file that libsndfile knows as mono audio at its own rate.
 
     Args:
         path: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...
         first_seconds: read no more than this; a two-hour file costs no more.
-        last_seconds: the same, from the end; give one of the two at most.
-        place: what to call the file in errors; its path by default.
+        last_seconds: the same, from the end; give at most one of the two.
+        place: the file's name in errors; its path by default.
 
     Raises:
-        AudioError: if the file is missing, empty, not audio, or holds NaN.
+        AudioError: if the file is missing, empty, not audio, or contains NaN.
     """
     path, place = Path(path), place or str(path)
     _check_file(path, place)
@@ -81,14 +88,14 @@ def read_audio(
     if wanted < total:
         end = "first" if last_seconds is None else "last"
         notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
-    wave, converted = to_mono(torch.from_numpy(data.T.copy()), place)
+    wave, mixed = to_mono(torch.from_numpy(data.T.copy()), place)
     if channels > 1:
-        notes.append(converted)
+        notes.append(mixed)
     return Audio(wave, rate, tuple(notes))
 
 
 def _native(path: Path) -> Path | bytes:
-    """A name that soundfile can open: as it is on disk, where that may be any bytes."""
+    """Return a name that soundfile can open even if it is not valid Unicode."""
     return os.fsencode(path) if os.name == "posix" else path
 
 
@@ -105,13 +112,11 @@ def _check_file(path: Path, place: str) -> None:
 
 
 def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"], str]:
-    """Mean of the channels, and a note that says so.
-
-    Channels that cancel each other (one inverted) would leave silence: then the first is taken.
-    """
+    """Return the mean of the channels, and a note that says so."""
     if wave.shape[0] == 1:
         return wave[0], ""
     mono = wave.mean(dim=0)
+    # Channels that cancel each other (one inverted) would leave silence: take the loudest.
     if mono.numel() and mono.abs().max() < SILENCE <= wave.abs().max():
         loudest = int(wave.abs().amax(dim=1).argmax())
         return wave[loudest], f"took channel {loudest + 1} of {wave.shape[0]}: their mean is silent"
@@ -119,10 +124,10 @@ def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"],
 
 
 def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
-    """Audio from what a caller of the Python API passes: a tensor or array ``[T]`` or ``[C, T]``.
+    """Make audio of a tensor or array ``[T]`` or ``[C, T]`` that a caller passed.
 
     Raises:
-        AudioError: if it is no such array, empty, or not finite, or the rate is out of range.
+        AudioError: if it is not such an array, is empty, or the rate is out of range.
     """
     rate = whole_number(sample_rate)
     if rate is None or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
@@ -133,7 +138,8 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
         )
     try:
         if isinstance(wave, numpy.ndarray):
-            # Any strides and byte order; a copy, as the caller may write to theirs or must not.
+            # A copy in native byte order: PyTorch takes neither others nor negative strides, and
+            # the caller may write to theirs later.
             wave = numpy.array(wave, dtype=wave.dtype.newbyteorder("="), order="C")
         tensor = torch.as_tensor(wave)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -143,11 +149,11 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
     tensor = _as_float(tensor, place)
     if tensor.ndim == 1:
         tensor = tensor[None]
-    if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= 64:
+    if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= MAX_CHANNELS:
         raise AudioError(
             place,
             f"has shape {tuple(tensor.shape)}",
-            "give [T] or [C, T] with 1 to 64 channels; transpose [T, C]",
+            f"give [T] or [C, T] with 1 to {MAX_CHANNELS} channels; transpose [T, C]",
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")
@@ -156,39 +162,32 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
 
 
 def _as_float(tensor: Tensor, place: str) -> Tensor:
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise AudioError(place, f"holds {tensor.dtype}", "give float samples in [-1, 1]")
-    if not tensor.is_floating_point():
-        if tensor.dtype not in (torch.int16, torch.int32):
-            raise AudioError(place, f"holds {tensor.dtype}", "give float, int16 or int32 samples")
-        # As libsndfile scales them: the lowest value is -1.
-        return tensor.cpu().float() / -float(torch.iinfo(tensor.dtype).min)
-    return tensor.detach().float().cpu()
+    if tensor.is_floating_point():
+        return tensor.detach().float().cpu()
+    if tensor.dtype not in (torch.int16, torch.int32):
+        raise AudioError(place, f"holds {tensor.dtype}", "give float, int16 or int32 samples")
+    # As libsndfile scales them: the lowest value is -1.
+    return tensor.cpu().float() / -float(torch.iinfo(tensor.dtype).min)
 
 
 def prepare(
     audio: Audio, sample_rate: int, *, min_seconds: float, max_seconds: float, place: str
 ) -> Audio:
-    """Audio that a pipeline can be given: finite, long enough, cropped, at ``sample_rate``.
+    """Check audio, crop it to its end and resample it, as a pipeline needs it.
 
     Raises:
         AudioError: if it is not finite or shorter than ``min_seconds``.
     """
-    notes = list(audio.notes)
-    wave = audio.wave
+    wave, notes = audio.wave, list(audio.notes)
     if wave.numel() == 0:
         raise AudioError(place, "holds no sample", "give some audio")
-    if not torch.isfinite(wave).all():
-        count = int((~torch.isfinite(wave)).sum())
-        raise AudioError(
-            place, f"holds {count} samples that are NaN or infinite", "repair the file"
-        )
+    wrong = int((~torch.isfinite(wave)).sum())
+    if wrong:
+        problem = f"holds {wrong} samples that are NaN or infinite"
+        raise AudioError(place, problem, "repair the file")
     if audio.seconds < min_seconds:
-        raise AudioError(
-            place,
-            f"lasts {audio.seconds:.3f} s",
-            f"give at least {min_seconds:g} s of audio",
-        )
+        fix = f"give at least {min_seconds:g} s of audio"
+        raise AudioError(place, f"lasts {audio.seconds:.3f} s", fix)
     if audio.seconds > max_seconds:
         wave = wave[-round(max_seconds * audio.sample_rate) :]
         notes.append(f"used the last {max_seconds:g} s of {audio.seconds:.1f} s")
@@ -205,11 +204,9 @@ def prepare(
 
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
-    """Band-limited resampling (windowed sinc, torchaudio).
-
-    The filter grows with the terms of the ratio, to gigabytes for a rate such as 44101 Hz. Then the
-    nearest simpler ratio is taken: less than a cent off.
-    """
+    """Resample band-limited audio (windowed sinc, torchaudio)."""
+    # The filter grows with the terms of the ratio, to gigabytes for 44101 Hz. The nearest simpler
+    # ratio is less than a cent off.
     limit = max(1, math.isqrt(RESAMPLE_TERMS * target // source))
     ratio = Fraction(source, target).limit_denominator(limit)
     resampled: Tensor = torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
@@ -223,7 +220,7 @@ def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) ->
 
     Raises:
         OutputError: if it cannot be written there or in that format.
-        AudioError: if the suffix is no format libsndfile writes.
+        AudioError: if libsndfile cannot write a format of that suffix.
     """
     path = Path(path)
     check_format(path)
@@ -244,15 +241,12 @@ def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) ->
 def check_format(path: Path) -> None:
     """Raise ``AudioError`` if audio cannot be written under this suffix."""
     if _format(path)[1] is None:
-        raise AudioError(
-            str(path),
-            f"the suffix {path.suffix!r} names no audio format",
-            "use .wav, .flac or .ogg",
-        )
+        problem = f"the suffix {path.suffix!r} names no audio format"
+        raise AudioError(str(path), problem, "use .wav, .flac or .ogg")
 
 
 def _format(path: Path) -> tuple[str, str | None]:
-    """libsndfile's names of format and encoding; no encoding where it cannot write the format."""
+    """Return libsndfile's names of format and encoding; None for a format it cannot write."""
     suffix = path.suffix.lower().lstrip(".")
     if suffix == "opus":
         return "OGG", "OPUS"

@@ -1,27 +1,97 @@
-"""Directories that hold one trained component: ``component.json`` and ``model.safetensors``."""
+"""Save the weights of components, and build components from them.
+
+A checkpoint is a directory of two files: ``component.json`` describes the component
+(``segue.core.checkpoint_files``), ``model.safetensors`` holds its weights.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segue.core.component_manifest import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
+from segue.core.assembly import Assembly, Part
+from segue.core.checkpoint_files import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
+from segue.core.config import replace_parts
+from segue.core.config_files import write_pipeline_file
+from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import pack, unpack
-from segue.core.errors import CheckpointError
-from segue.core.files import write_json
+from segue.core.errors import AssemblyError, CheckpointError, ConfigError, OutputError
+from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.lora import load_plain, plain_state
+from segue.core.plugins import PluginHost
 from segue.core.records import Kind
 
-if TYPE_CHECKING:
-    from segue.core.plugins import PluginHost
+# --- build ------------------------------------------------------------------------------------
+
+
+def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Component:
+    """Build the component of a part and load its weights.
+
+    Raises:
+        AssemblyError: if it must be trained or fitted, was not, and ``allow_untrained`` is False.
+    """
+    component = part.build(host)
+    if part.checkpoint is not None:
+        load_state(component, part.checkpoint, part.use)
+        if not (component.is_fitted or allow_untrained):
+            raise AssemblyError(
+                part.name,
+                f"{part.checkpoint} was trained but not fitted",
+                f"run `segue train {part.name}` to its end: fitting comes last",
+            )
+    elif component.learns and not allow_untrained:
+        raise AssemblyError(
+            part.name,
+            f"{part.use} must be trained and the config names no checkpoint",
+            f"train it (`segue train {part.name}`) or name one: --set {part.place}.checkpoint=DIR",
+        )
+    if isinstance(component, Tokenizer):
+        component.seal(part.use)
+    return component.eval()
+
+
+def load_component(directory: Path, host: PluginHost, place: str) -> Component:
+    """Build and load the component that a checkpoint describes.
+
+    Raises:
+        CheckpointError: if the directory cannot be used.
+        PluginError: if its plugin cannot.
+    """
+    manifest = read_manifest(directory)
+    stage = () if manifest.stage_spec is None else (manifest.stage_spec,)
+    component: Component = host.create(
+        manifest.kind, manifest.use, manifest.options, *stage, place=place
+    )
+    load_state(component, directory, manifest.use)
+    return component.eval()
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """Return the device if this machine can compute on it.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    try:
+        with warnings.catch_warnings():  # PyTorch warns of names that it no longer uses
+            warnings.simplefilter("ignore")
+            torch.ones(1, device=device).add(1).cpu()
+    except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
+        problem = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(f"device {device}", f"cannot be used ({problem})", "use cpu") from error
+    return torch.device(device)
+
+
+# --- save -------------------------------------------------------------------------------------
 
 
 def save_component(
@@ -31,22 +101,25 @@ def save_component(
     use: str,
     trained: Mapping[str, Any],
     dtype: torch.dtype | None = None,
-    state: Mapping[str, torch.Tensor] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a component into an existing directory; the caller makes that directory atomic.
 
     Args:
-        dtype: store floating-point weights of a stage LM in this type; ``torch.int8`` makes
-            eight-bit codes of matrices (``segue.core.eight_bits``). A tokenizer's are never
-            changed, as its fingerprint is a hash of them: those that half precision holds exactly
-            are stored in it.
-        state: the component's state dict, if it was put together from several ranks, or a
-            tokenizer's ``token_state``.
+        trained: the data and steps of its training, for people.
+        dtype: store floating-point weights of a stage model in this type; ``torch.int8`` stores
+            matrices as eight-bit codes (``segue.core.eight_bits``). Weights of a tokenizer never
+            change, as its fingerprint hashes them: those that half precision holds exactly are
+            stored in it.
+        state: the component's state dict if it was gathered from several ranks, or a tokenizer's
+            ``token_state``.
     """
     if isinstance(component, Tokenizer):
         component.seal(use)
     found = component.state_dict() if state is None else state
-    state = {k: v.detach().cpu().contiguous() for k, v in _plain(component, found).items()}
+    # Cloned, as safetensors refuses tensors that share storage.
+    plain = plain_state(component, found)
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in plain.items()}
     if dtype is not None:
         exactly = isinstance(component, Tokenizer)
         state = _halved_exactly(state) if exactly else _converted(state, dtype)
@@ -62,8 +135,8 @@ def save_component(
     write_json(directory / MANIFEST, asdict(manifest))
 
 
-def _halved_exactly(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In half precision whatever that does not change."""
+def _halved_exactly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store in half precision every tensor that it does not change."""
     halves = {k: v.half() for k, v in state.items() if v.is_floating_point()}
     return {
         k: halves[k] if k in halves and torch.equal(halves[k].to(v.dtype), v) else v
@@ -71,19 +144,19 @@ def _halved_exactly(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     }
 
 
-def _converted(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     if dtype == torch.int8:
         return pack(state)
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def save_tensors(
-    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file.
 
     Raises:
-        OSError: if it cannot be written; ``segue.core.files`` makes an ``OutputError`` of it.
+        OSError: if it cannot be written; ``segue.core.files`` turns it into an ``OutputError``.
     """
     try:
         save_file(dict(tensors), path, metadata)
@@ -91,25 +164,67 @@ def save_tensors(
         raise OSError(str(error)) from error
 
 
-def _plain(component: Component, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict without tensors that share storage, which safetensors refuses, and with
-    adapters in the weights that they belong to."""
-    return {key: value.clone() for key, value in plain_state(component, state).items()}
+def save_pipeline(
+    assembly: Assembly,
+    components: Mapping[str, Component],
+    directory: Path,
+    lm_dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a pipeline's config and all weights; see ``Pipeline.save_pretrained``."""
+    _check_replaceable(directory)
+    for stage in assembly.config.stages:
+        if stage.decoding.halves:
+            raise OutputError(
+                f"stages.{stage.name}.decoding.weights",
+                f"is {stage.decoding.weights}: the weights in memory are rounded",
+                "load the pipeline with decoding.weights=stored to save it",
+            )
+    with atomic_directory(directory) as temporary:
+        saved = {}
+        for name, slot in assembly.config.slots.items():
+            part, component, folder = assembly.parts[name], components[name], slot.folder
+            (temporary / folder).mkdir(parents=True)
+            trained = part.manifest.trained if part.manifest is not None else {}
+            save_component(component, temporary / folder, part.kind, part.use, trained, lm_dtype)
+            has_weights = bool(component.state_dict())
+            update = {
+                "checkpoint": str(folder) if has_weights else None,
+                "options": {} if has_weights else part.options.model_dump(mode="json"),
+                # The weights hold what training started from; its path may not exist elsewhere.
+                "training": slot.component.training.model_copy(update={"start_from": None}),
+            }
+            saved[name] = slot.component.model_copy(update=update)
+        write_pipeline_file(replace_parts(assembly.config, saved), temporary / PIPELINE_FILE)
+    return directory
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Refuse a directory that holds anything but a pipeline, as saving would delete it."""
+    if not directory.exists() or (directory / PIPELINE_FILE).is_file():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise OutputError(
+            str(directory), "exists and holds no pipeline", "name a new or an empty directory"
+        )
+
+
+# --- load -------------------------------------------------------------------------------------
 
 
 def load_state(component: Component, directory: Path, use: str) -> None:
-    """Load the weights of ``directory`` into a component built from its manifest.
+    """Load the weights of a checkpoint into a component built from its manifest.
 
-    Those of a tokenizer's ``training_state`` may be left out: they then stay as they were built.
+    Tensors of a tokenizer's ``training_state`` may be missing: they stay as they were built.
 
     Raises:
-        CheckpointError: if weights are missing, unfit, or not those that were fingerprinted.
+        CheckpointError: if weights are missing, do not fit, or are not those that were
+            fingerprinted.
     """
     stored = load_tensors(directory)
+    optional = component.training_state() if isinstance(component, Tokenizer) else {}
     try:
         # Stored halves and codes become the component's own floating-point type.
-        spare = component.training_state() if isinstance(component, Tokenizer) else {}
-        load_plain(component, {**spare, **stored})
+        load_plain(component, {**optional, **stored})
     except RuntimeError as error:
         raise CheckpointError(
             str(directory / WEIGHTS),
@@ -121,7 +236,7 @@ def load_state(component: Component, directory: Path, use: str) -> None:
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """The weights of ``directory`` by name, eight-bit ones as numbers.
+    """Return the weights of a checkpoint by name, eight-bit codes decoded.
 
     Raises:
         CheckpointError: if they are missing or cannot be read.
@@ -149,18 +264,3 @@ def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
             f"weights have fingerprint {actual}, {MANIFEST} says {recorded.fingerprint}",
             "restore both files from the same checkpoint: tokens would change their meaning",
         )
-
-
-def load_component(directory: Path, host: PluginHost, place: str) -> Component:
-    """Build and load the component that ``directory`` describes.
-
-    Raises:
-        CheckpointError: if the directory cannot be used.
-        PluginError: if its plugin cannot.
-    """
-    manifest = read_manifest(directory)
-    stage = () if manifest.stage_spec is None else (manifest.stage_spec,)
-    component = host.create(manifest.kind, manifest.use, manifest.options, *stage, place=place)
-    assert isinstance(component, Component)
-    load_state(component, directory, manifest.use)
-    return component.eval()

@@ -1,4 +1,4 @@
-"""What a domain plugin offers: configs, a data recipe, weights, a demo prompt. No torch."""
+"""Describe a domain plugin: configs, a data recipe, weights, a demo prompt. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segue.core.errors import ConfigError
 
-DEFAULT_VARIANT = "config"
+DEFAULT_VARIANT = "config"  # of a domain's configs
 PIPELINE_FILE = "pipeline.yaml"  # of a saved pipeline
 
 
@@ -17,14 +17,14 @@ class Domain:
 
     Attributes:
         name: the word users write: ``--domain speech``.
-        directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``,
-            where ``pipeline.yaml`` is the pipeline of the domain's name, and ``three_stage.yaml``
-            that of ``speech/three_stage``. A config of the same name need not be its recipe.
+        directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``.
+            There ``pipeline.yaml`` is the pipeline ``speech``, and ``three_stage.yaml`` is
+            ``speech/three_stage``; the config of the same name may differ from it.
         recipe: ``"module:function"`` that turns source data into a manifest:
             ``function(source: Path, output: Path, progress) -> Path``.
         prompt: an audio file that may be published with the package, for demos.
-        findings: ``"module:attribute"`` of a ``segue.findings.suite.Suite``, by which
-            `segue reproduce` measures; empty: it cannot.
+        findings: ``"module:attribute"`` of a ``segue.findings.suite.Suite`` that `segue reproduce`
+            measures; empty if there is none.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Domain:
 
     @property
     def pretrained_names(self) -> tuple[str, ...]:
-        """What `Pipeline.from_pretrained` takes: ``speech``, ``speech/three_stage``."""
+        """Names that `Pipeline.from_pretrained` takes: ``speech``, ``speech/three_stage``."""
         if self.pretrained is None:
             return ()
         variants = sorted(path.stem for path in self.pretrained.glob("*.yaml"))
@@ -54,14 +54,14 @@ class Domain:
         return (self.name, *(f"{self.name}/{name}" for name in variants if name != default))
 
     def pretrained_file(self, variant: str = "") -> Path | None:
-        """The pipeline file of shipped weights, if there are any; no variant: the default one."""
+        """Return the pipeline file of shipped weights, if any; "" is the default variant."""
         if self.pretrained is None:
             return None
         path = self.pretrained / (f"{variant}.yaml" if variant else PIPELINE_FILE)
         return path if path.is_file() else None
 
     def config_path(self, variant: str = DEFAULT_VARIANT) -> Path:
-        """The YAML file of a variant.
+        """Return the YAML file of a variant.
 
         Raises:
             ConfigError: if there is no such variant.
@@ -70,7 +70,7 @@ class Domain:
         if not path.is_file():
             raise ConfigError(
                 f"{self.name}/{variant}",
-                "is no config of this domain",
+                "is not a config of this domain",
                 f"choose one of {', '.join(f'{self.name}/{v}' for v in self.variants)}",
             )
         return path

@@ -7,8 +7,8 @@ class SegueError(Exception):
     """Base of every error that Segue raises on purpose.
 
     Args:
-        place: what was being read or built, e.g. ``stages.coarse.lm.options.depht`` or a path.
-        problem: what is wrong there, with the offending value.
+        place: the value or file at fault: ``stages.coarse.lm.options.depht``, ``prompt.wav``.
+        problem: what is wrong with it, with the offending value.
         fix: what the user can do about it.
     """
 

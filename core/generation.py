@@ -1,36 +1,39 @@
-"""Run one stage for any length: windows of the training crop, each continuing the one before.
+"""Run the stages of a pipeline for any length of audio.
 
-A stage LM sees at most a window of ``crop_seconds``, as it did in training; so memory does not
-grow with the length of the audio. A model that slides a window of its own over any length
-(``StageLM.unbounded``) is run in one.
+``StageRun`` continues the stream of one stage in windows: the model sees at most ``crop_seconds``
+at once, as it did in training, so memory does not grow with the length of the audio. Each window
+continues the one before; ``overlap`` says how much of it is known already. ``Generation`` runs all
+stages of a request. A stage is run only as far as somebody needs its tokens: to the end for
+``Pipeline.continue_``, chunk by chunk for ``Pipeline.stream``. Its draws depend on the request
+alone, not on the order in which stages take turns, so both give the same audio.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from segue.core.errors import GenerationError
+from segue.core.assembly import Assembly
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
-from segue.core.spec import StageSpec
+from segue.core.request import Request
+from segue.core.sampling import row_generators
+from segue.core.spec import ACOUSTIC, StageSpec
 
 
 def window_frames(stage: StageSpec, crop_seconds: float) -> int:
-    """Target frames of one window: a whole number of frames of every given slice."""
+    """Return the target frames of a window: a whole number of frames of every given slice."""
     unit = stage.alignment
     return max(1, int(crop_seconds * stage.target.frame_rate) // unit) * unit
 
 
 class StageRun:
-    """One stage that continues every row of a prompt, in pieces as they become known.
-
-    What it draws depends on the arguments alone, not on when it is told to go on: so stages that
-    take turns make what they would make one after the other.
+    """One stage that continues every row of a prompt, window by window and piece by piece.
 
     Args:
         lm: the stage's model.
@@ -41,11 +44,8 @@ class StageRun:
         overlap: part of a window that is known frames once the audio exceeds one window.
         sampling: how tokens are drawn.
         generators: one per row.
-        chunk: most new frames of one window; None: as many as fit.
+        chunk: most new frames of one window; None for as many as fit.
         progress: called with the stage's name, frames done and frames in all.
-
-    Raises:
-        GenerationError: if a prompt ends within a frame of a given slice.
     """
 
     def __init__(
@@ -61,10 +61,9 @@ class StageRun:
         chunk: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.lm = lm
+        self.lm, self.stage = lm, lm.stage
         self.num_frames = num_frames
         self._unit = lm.stage.alignment
-        self._check(prompt.lengths.tolist())
         self._window, self._overlap, self._chunk = window, overlap, chunk
         self._sampling, self._generators, self._progress = sampling, list(generators), progress
         self._start, self._firsts = prompt.lengths, prompt.lengths.tolist()
@@ -74,103 +73,51 @@ class StageRun:
         self._ids[:, :, :longest] = prompt.ids
         #: Frames added to each row; a row that ended counts as full, its last frame repeated.
         self.done = 0
-        #: For each row the frames that it has when it ends; all of them if it does not.
+        #: For each row the frames it has when it ends; all of them if it does not end by itself.
         self.ends = [length + num_frames for length in self._firsts]
-        self._active = list(range(batch))
-        self._pieces: Iterator[Tokens] | None = None
-        self._until = 0  # what ``done`` will be once the window is drawn
+        #: The new frames of the current window as the model draws them; None between windows.
+        self.pieces: Iterator[Tokens] | None = None
+        self._active = list(range(batch))  # rows of the current window
+        self._until = 0  # the value of ``done`` after the current window
 
     @property
     def known(self) -> Tokens:
-        """Prompt and what was added so far, ``[B, Q, N]``; a row that ended is filled up."""
+        """Prompt and frames added so far, ``[B, Q, N]``; a row that ended is filled up."""
         lengths = self._start + self.done
         return Tokens(self._ids[:, :, : int(lengths.max())], lengths)
-
-    @property
-    def result(self) -> Tokens:
-        """``known``, each row cut where it ended."""
-        return self.known.cut(torch.tensor(self.ends, device=self._ids.device))
 
     @property
     def ended(self) -> list[bool]:
         """For each row, whether the model drew its end."""
         return [self._ended(row) for row in range(len(self.ends))]
 
+    def _ended(self, row: int) -> bool:
+        return bool(self.ends[row] < self._firsts[row] + self.num_frames)
+
     @property
     def over(self) -> bool:
-        return self.done >= self.num_frames
+        """Whether all rows have ended."""
+        return all(map(self._ended, self._active))
 
     def needs(self) -> list[Int64[Tensor, "B"]]:
-        """Frames of each given slice, by row, that must be known before ``advance``."""
-        if self._pieces is not None or all(map(self._ended, self._active)):
-            return [torch.zeros_like(self._start) for _ in self.lm.stage.given]
-        count = self._shape()[1]
-        stops, stage = self._start + self.done + count, self.lm.stage
-        return [stage.given_frames(index, stops) for index in range(len(stage.given))]
+        """Return the frames of each given slice, by row, that the next window needs."""
+        stops = self._start + self.done + self._window_shape()[1]
+        return [self.stage.given_frames(index, stops) for index in range(len(self.stage.given))]
 
-    def advance(self, given: Callable[[], Sequence[Tokens]]) -> None:
-        """Take the next piece.
+    def open_window(self, given: Sequence[Tokens]) -> None:
+        """Let the model begin the next window; ``pieces`` then yields its frames.
 
         Args:
-            given: asked when a window begins: one batch per given slice, aligned with frame 0 of
-                the prompt; at least the frames that ``needs`` says.
+            given: one batch per given slice, aligned with frame 0 of the prompt, with at least the
+                frames that ``needs`` returned.
         """
-        if all(map(self._ended, self._active)):
-            self.done = self.num_frames
-        else:
-            if self._pieces is None:
-                self._pieces = self._open(given())
-            with torch.inference_mode():  # whatever the model does itself
-                piece = next(self._pieces, None)
-            if piece is None:
-                self._pieces = None
-                if self.done < self._until:  # fewer than asked for: none of its rows goes on
-                    for row in self._active:
-                        self._end(row, self._firsts[row] + self.done)
-                return
-            self._store(piece)
-        if self._progress is not None:
-            self._progress(self.lm.stage.name, self.done, self.num_frames)
-
-    def _check(self, lengths: Sequence[int]) -> None:
-        odd = [length for length in lengths if length % self._unit]
-        if odd:
-            raise GenerationError(
-                f"stages.{self.lm.stage.name}",
-                f"a prompt has {odd[0]} frames",
-                f"cut it to a multiple of {self._unit} frames, where all its given slices end a "
-                "frame",
-            )
-
-    def _shape(self) -> tuple[int, int]:
-        """Known frames that the next window shows at most, and new ones that it draws."""
-        left = self.num_frames - self.done
-        if self.lm.unbounded:
-            return int((self._start + self.done).max()), left
-        wanted = left
-        if self._chunk is not None:  # up to where every given slice ends a frame
-            wanted = min(left, -(-max(1, self._chunk) // self._unit) * self._unit)
-        budget = self._context_budget(wanted)
-        return budget, min(wanted, self._window - budget)
-
-    def _context_budget(self, wanted: int) -> int:
-        """Known frames the model is shown at most.
-
-        All that leave room for what is wanted, if that fits one window; else the overlap. It
-        depends on no row, so that a row's windows are the same alone and in a batch; it is a whole
-        number of units, so that a window starts where every given slice starts a frame.
-        """
-        budget = max(self._window - wanted, int(self._window * self._overlap))
-        return min(budget // self._unit * self._unit, self._window - self._unit)
-
-    def _open(self, given: Sequence[Tokens]) -> Iterator[Tokens]:
-        budget, count = self._shape()
+        budget, count = self._window_shape()
         self._active = [row for row in self._active if not self._ended(row)]
         self._until = self.done + count
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
         spans = list(zip(self._active, starts, lengths, strict=True))
-        return self.lm.stream(
+        self.pieces = self.lm.stream(
             tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given)),
             Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans]),
             count,
@@ -178,72 +125,197 @@ class StageRun:
             [self._generators[row] for row in self._active],
         )
 
-    def _given_window(
-        self, index: int, given: Tokens, spans: Sequence[tuple[int, int, int]], count: int
-    ) -> Tokens:
-        """The frames of a given stream that lie under each row's window."""
-        ratio = self.lm.stage.frames_per_target_frame(index)
-        rows = []
-        for row, start, stop in spans:
-            last = self.lm.stage.given_frames(index, stop + count)
-            rows.append(given.row(row)[:, int(start * ratio) : last])
-        return Tokens.stack(rows)
-
-    def _store(self, piece: Tokens) -> None:
+    def take(self, piece: Tokens | None) -> None:
+        """Store a piece of the current window; None closes the window."""
+        if piece is None:
+            self.pieces = None
+            if self.done < self._until:  # the window stayed short: all of its rows ended
+                for row in self._active:
+                    self._end(row, self._firsts[row] + self.done)
+            return
         count = piece.ids.shape[2]
-        for index, (row, length) in enumerate(
-            zip(self._active, piece.lengths.tolist(), strict=True)
-        ):
+        for index, length in enumerate(piece.lengths.tolist()):
+            row = self._active[index]
             if self._ended(row):
                 continue
             start = self._firsts[row] + self.done
             self._ids[row, :, start : start + length] = piece.ids[index, :, :length]
             if length < count:
                 self._end(row, start + length)
-        self.done += count
+        self._advance_to(self.done + count)
 
-    def _ended(self, row: int) -> bool:
-        return bool(self.ends[row] < self._firsts[row] + self.num_frames)
+    def fill_up(self) -> None:
+        """Count all frames as done, as every row has ended."""
+        self._advance_to(self.num_frames)
+
+    def _advance_to(self, done: int) -> None:
+        self.done = done
+        if self._progress is not None:
+            self._progress(self.stage.name, self.done, self.num_frames)
 
     def _end(self, row: int, at: int) -> None:
-        """A row ends: later stages are given its last frame until the others have ended."""
-        if self._ended(row):
-            return
-        self.ends[row] = at
-        if at:
-            self._ids[row, :, at:] = self._ids[row, :, at - 1 : at]
+        """End a row; later stages are given its last frame until the other rows have ended."""
+        if not self._ended(row):
+            self.ends[row] = at
+            if at:
+                self._ids[row, :, at:] = self._ids[row, :, at - 1 : at]
+
+    def _window_shape(self) -> tuple[int, int]:
+        """Return how many known frames the next window shows at most, and how many it draws."""
+        left = self.num_frames - self.done
+        if self.lm.unbounded:
+            return int((self._start + self.done).max()), left
+        wanted = left
+        if self._chunk is not None:  # up to where every given slice ends a frame
+            wanted = min(left, -(-max(1, self._chunk) // self._unit) * self._unit)
+        # Show all that leaves room for the wanted frames, if those fit one window; else the
+        # overlap. No row's length counts, so that a row has the same windows alone and in a batch.
+        budget = max(self._window - wanted, int(self._window * self._overlap))
+        # Whole units: a window must start where every given slice starts a frame.
+        budget = min(budget // self._unit * self._unit, self._window - self._unit)
+        return budget, min(wanted, self._window - budget)
+
+    def _given_window(
+        self, index: int, given: Tokens, spans: Sequence[tuple[int, int, int]], count: int
+    ) -> Tokens:
+        """Return the frames of a given stream that lie under each row's window."""
+        ratio = self.stage.frames_per_target_frame(index)
+        rows = []
+        for row, start, stop in spans:
+            last = self.stage.given_frames(index, stop + count)
+            rows.append(given.row(row)[:, int(start * ratio) : last])
+        return Tokens.stack(rows)
 
 
-def run_stage(
-    lm: StageLM,
-    given: Sequence[Tokens],
-    prompt: Tokens,
-    num_frames: int,
-    *,
-    window: int,
-    overlap: float,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-    chunk: int | None = None,
-    progress: Progress | None = None,
-) -> Tokens:
-    """Continue every row of ``prompt`` by ``num_frames`` frames; arguments as for ``StageRun``.
+class Generation:
+    """All stages of one request.
 
     Args:
-        given: whole streams, aligned with frame 0 of the prompt, one per given slice.
-
-    Returns:
-        Prompt and continuation of each row, ``[B, Q, N + num_frames]``.
-
-    Raises:
-        GenerationError: if a prompt ends within a frame of a given slice.
+        assembly: the pipeline's parts and streams.
+        stage_lm: finds a stage's model by name.
+        request: what was asked for.
+        added: seconds to add, a whole number of frames of every stream.
+        prompt: the tokens of every stream of the prompt, ragged.
+        known: streams that are not generated, as the prompt is all of them.
+        progress: called with a stage's name, frames done and frames in all.
     """
-    if num_frames <= 0:
-        return prompt
-    run = StageRun(
-        lm, prompt, num_frames, window=window, overlap=overlap, sampling=sampling,
-        generators=generators, chunk=chunk, progress=progress,
-    )  # fmt: skip
-    while not run.over:
-        run.advance(lambda: given)
-    return run.result
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        stage_lm: Callable[[str], StageLM],
+        request: Request,
+        added: Fraction,
+        prompt: Mapping[str, Tokens],
+        known: frozenset[str] = frozenset(),
+        progress: Progress | None = None,
+    ) -> None:
+        self._streams, self.prompt = assembly.streams, prompt
+        self._runs: list[StageRun] = []
+        self._run_of: dict[tuple[str, int], StageRun] = {}  # who draws each level of a stream
+        for index, config in enumerate(assembly.config.stages):
+            lm = stage_lm(config.name)
+            target, chunk = lm.stage.target, request.chunk_seconds
+            if target.stream in known:
+                continue
+            run = StageRun(
+                lm,
+                prompt[target.stream].levels(target.start, target.stop),
+                int(added * target.frame_rate),
+                window=window_frames(lm.stage, config.crop_seconds),
+                overlap=config.overlap,
+                sampling=request.sampling[config.name],
+                # Each stage has its own random numbers: changing the sampling of one stage leaves
+                # the draws of the others alone.
+                generators=row_generators(request.seed + (index << 32), request.batch),
+                chunk=None if chunk is None else max(1, int(chunk * target.frame_rate)),
+                progress=progress,
+            )
+            self._runs.append(run)
+            for level in range(target.start, target.stop):
+                self._run_of[target.stream, level] = run
+
+    def finish(self) -> dict[str, Tokens]:
+        """Run every stage to the end, one after the other.
+
+        Returns:
+            All streams, prompt included, each row cut where its audio ends.
+        """
+        for run in self._runs:
+            # No further than the last row goes, if an earlier stage drew where they end.
+            stream = run.stage.target.stream
+            self._advance(run, int((self._ends(stream) - self.prompt[stream].lengths).max()))
+        return {name: self._gather(name).cut(self._ends(name)) for name in self._streams}
+
+    @property
+    def ended(self) -> list[bool]:
+        """For each row, whether a stage drew where its audio ends."""
+        rows = zip(*(run.ended for run in self._runs), strict=True)
+        return [any(row) for row in rows]
+
+    def acoustic_pieces(self, seconds: Fraction) -> Iterator[Tokens]:
+        """Yield new acoustic frames ``[B, Q, n]`` of at most so many seconds at a time.
+
+        A stage goes on as soon as those before it have drawn the tokens it is given.
+        """
+        step, total = max(1, int(seconds * self._streams[ACOUSTIC].frame_rate)), 0
+        runs = [run for run in self._runs if run.stage.target.stream == ACOUSTIC]
+        whole = max(run.num_frames for run in runs)
+        while total < whole:
+            until = min(whole, total + step)
+            for run in runs:
+                self._advance(run, until)
+            known = self._gather(ACOUSTIC)
+            starts = self.prompt[ACOUSTIC].lengths + total
+            ends = torch.minimum(starts + until - total, self._ends(ACOUSTIC))
+            pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+            rows = [known.ids[row, :, a:b] for row, (a, b) in enumerate(pairs)]
+            if not any(row.shape[1] for row in rows):
+                return
+            yield Tokens.stack(rows)
+            total = until
+
+    def _advance(self, run: StageRun, frames: int) -> None:
+        """Let a stage add ``frames`` frames, and earlier stages what it needs for that."""
+        while run.done < min(frames, run.num_frames):
+            if run.over:
+                run.fill_up()
+                return
+            if run.pieces is None:
+                for given, needed in zip(run.stage.given, run.needs(), strict=True):
+                    missing = int((needed - self.prompt[given.stream].lengths).max())
+                    for level in range(given.start, given.stop):
+                        earlier = self._run_of.get((given.stream, level))
+                        if earlier is not None:
+                            self._advance(earlier, missing)
+                slices = run.stage.given
+                run.open_window([self._gather(g.stream, g.start, g.stop) for g in slices])
+            assert run.pieces is not None
+            # Left between pieces: who consumes a stream is not in this mode.
+            with torch.inference_mode():
+                piece = next(run.pieces, None)
+            run.take(piece)
+
+    def _gather(self, stream: str, start: int = 0, stop: int | None = None) -> Tokens:
+        """Return the frames known so far at all levels of a slice."""
+        levels = range(start, self._streams[stream].num_levels if stop is None else stop)
+        rows = [self._level(stream, level) for level in levels]
+        lengths = torch.stack([row.lengths for row in rows]).amin(dim=0)
+        width = min(row.ids.shape[2] for row in rows)
+        return Tokens(torch.cat([row.ids[:, :, :width] for row in rows], dim=1), lengths)
+
+    def _level(self, stream: str, level: int) -> Tokens:
+        run = self._run_of.get((stream, level))
+        if run is None:  # a known stream
+            return self.prompt[stream].levels(level, level + 1)
+        own = level - run.stage.target.start
+        return run.known.levels(own, own + 1)
+
+    def _ends(self, stream: str) -> Int64[Tensor, "B"]:
+        """Return the frames of a stream that each row has when it ends, as known so far."""
+        prompt, rate = self.prompt[stream].lengths, self._streams[stream].frame_rate
+        found = [
+            [int(end * rate / run.stage.target.frame_rate) for end in run.ends]
+            for run in self._runs
+        ]
+        return torch.tensor(found, device=prompt.device).amin(dim=0) if found else prompt

@@ -1,10 +1,9 @@
-"""Low-rank adapters on the matrices of a component, and the plain weights that they amount to.
+"""Add low-rank adapters to the matrices of a component, and merge them into plain weights.
 
-Hu et al., LoRA, arXiv 2106.09685: a matrix W stays as it was trained, and W + (alpha / rank) B A is
-computed in its place. Written here, on ``torch.nn.utils.parametrize``, rather than through
-``peft.inject_adapter_in_model``: an adapter then belongs to the weight, so that whatever reads
-``layer.weight`` (the C kernel, fused attention) sees the sum, module names stay as they are, and
-the component can be saved as if it had no adapter.
+Hu et al., LoRA, arXiv 2106.09685: a trained matrix W is kept, and W + (alpha / rank) B A is
+computed in its place. Built on ``torch.nn.utils.parametrize`` rather than ``peft``: the adapter
+belongs to the weight, so everything that reads ``layer.weight`` (the C kernel, fused attention)
+sees the sum, module names stay, and a component can be saved as if it had no adapter.
 
 Shape legend: O rows and I columns of a matrix, R rank.
 """
@@ -25,15 +24,14 @@ _PARTS = ("original", "0.up", "0.down")
 
 
 class LowRank(nn.Module):
-    """The update of one matrix; nothing at first, as B is zero.
+    """The update of one matrix. It starts at nothing, as B is zero.
 
     Args:
         like: the matrix.
         rank: R.
         alpha: the update is scaled by ``alpha / rank``.
-        dropout: share of input channels that the update does without in a training step. In the
-            paper each position of a batch drops its own; the adapter of a weight drops the same
-            for all.
+        dropout: share of input channels that the update leaves out in a training step. In the
+            paper each position of a batch drops its own; here all positions drop the same.
         inputs: the dimension of the matrix that its inputs lie along.
     """
 
@@ -47,6 +45,7 @@ class LowRank(nn.Module):
     def forward(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         sides: list[Tensor] = [self.up, self.down]
         if self.training and self.dropout:
+            # Drop columns of A (or rows of B): the same as dropping those inputs of the update.
             side = sides[self.inputs]
             kept = torch.rand(weight.shape[self.inputs], device=weight.device) >= self.dropout
             share = (kept / (1 - self.dropout)).to(side.dtype)
@@ -54,25 +53,22 @@ class LowRank(nn.Module):
         return self.summed(weight, *sides)
 
     def summed(self, weight: Tensor, up: Tensor, down: Tensor) -> Float[Tensor, "O I"]:
-        """The matrix with its update."""
+        """Return the matrix with its update."""
         return torch.addmm(weight, up, down, alpha=self.scale)
 
 
 def input_side(module: nn.Module) -> int | None:
-    """The dimension of ``module.weight`` that inputs lie along; None if it has no such matrix."""
+    """Return the dimension of ``module.weight`` that inputs lie along, or None if it has none."""
     if isinstance(module, nn.Linear):
         return 1
-    # GPT-2's layers in transformers, which is not imported for it.
+    # GPT-2's layers; known by name, so that transformers need not be imported.
     return 0 if type(module).__name__ == "Conv1D" and hasattr(module, "nf") else None
 
 
 def add_adapters(
     component: nn.Module, layers: Iterable[str], rank: int, alpha: float, dropout: float
 ) -> None:
-    """Give the matrix of each named layer an adapter and freeze all else.
-
-    Random numbers are taken from the global state, layer by layer.
-    """
+    """Add an adapter to the matrix of each named layer, in order, and freeze everything else."""
     component.requires_grad_(False)
     for name in layers:
         module = component.get_submodule(name)
@@ -84,7 +80,7 @@ def add_adapters(
 
 
 def adapters(component: nn.Module) -> dict[str, LowRank]:
-    """Every adapter, by the name of its layer."""
+    """Return every adapter under the name of its layer."""
     found = {}
     for name, module in component.named_modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -95,11 +91,11 @@ def adapters(component: nn.Module) -> dict[str, LowRank]:
 
 
 def plain_state(component: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as that of the component without adapters: their updates are added.
+    """Merge adapters into their weights: return the state dict of a component without adapters.
 
     Args:
         component: with or without adapters.
-        state: ``component.state_dict()``, or as much gathered from several ranks.
+        state: ``component.state_dict()``, or the same gathered from several ranks.
     """
     found = dict(state)
     for name, update in adapters(component).items():
@@ -110,7 +106,7 @@ def plain_state(component: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def load_plain(component: nn.Module, plain: Mapping[str, Tensor]) -> None:
-    """Load what ``plain_state`` gave, or a component without adapters: updates start anew.
+    """Load the state dict of a component without adapters; adapters start anew.
 
     Raises:
         RuntimeError: if it does not fit.
@@ -120,30 +116,29 @@ def load_plain(component: nn.Module, plain: Mapping[str, Tensor]) -> None:
         if f"{name}.weight" in state:
             weight, up, down = (f"{name}{_WEIGHT}{part}" for part in _PARTS)
             state[weight] = state.pop(f"{name}.weight")
+            # B is zero: the layer computes exactly the loaded weight until it is trained.
             state[up], state[down] = torch.zeros_like(update.up), update.down.detach()
     component.load_state_dict(state, strict=True)
 
 
 def adapter_tensors(component: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What ``plain_state`` does not tell: base matrices and both sides of every update.
+    """Return base matrices and both sides of every update, for an exact resume.
 
-    A run that is resumed needs them to go on as if it had not been stopped: neither the base nor
-    the update can be had from their sum.
+    ``plain_state`` holds only their sum, from which neither can be recovered.
     """
-    keys = _keys(component)
+    keys = _adapter_keys(component)
     return {f"{ADAPTER}{key}": state[key].detach().cpu().contiguous().clone() for key in keys}
 
 
 def load_adapters(component: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take up what ``adapter_tensors`` gave; other tensors are left alone.
+    """Load what ``adapter_tensors`` returned; other tensors are left alone.
 
     Raises:
         KeyError, RuntimeError: if a tensor is missing or does not fit.
     """
-    state = {key: tensors[f"{ADAPTER}{key}"] for key in _keys(component)}
+    state = {key: tensors[f"{ADAPTER}{key}"] for key in _adapter_keys(component)}
     component.load_state_dict(state, strict=False)
 
 
-def _keys(component: nn.Module) -> list[str]:
-    """Names of the tensors of all adapters."""
+def _adapter_keys(component: nn.Module) -> list[str]:
     return [f"{name}{_WEIGHT}{part}" for name in adapters(component) for part in _PARTS]

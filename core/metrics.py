@@ -1,4 +1,4 @@
-"""The contract of metrics of continuations: what they get, and what they give back."""
+"""The contract of metrics that judge a set of continuations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt, what a pipeline made of it, and how the recording really goes on.
+    """A prompt, a pipeline's continuation of it, and the recording's own continuation.
 
     Attributes:
-        prompt: ``[T]``, what was continued.
+        prompt: ``[T]``.
         continuation: ``[T]``, without the prompt.
         truth: ``[T]``, the recording after the prompt, at most as long as was asked for; it may be
-            shorter, or hold no sample.
-        sample_rate: of all three, samples per second.
-        group: speaker or piece: records of other groups are what a metric compares with.
+            shorter or empty.
+        sample_rate: samples per second of all three.
+        group: speaker or piece; metrics compare a record with records of other groups.
         place: the recording, as messages name it.
     """
 
@@ -35,10 +35,8 @@ class Continuation:
     @property
     def seconds(self) -> tuple[float, float, float]:
         """Lengths of the prompt, the continuation and the truth."""
-        prompt, ours, truth = (
-            wave.shape[0] / self.sample_rate
-            for wave in (self.prompt, self.continuation, self.truth)
-        )
+        waves = (self.prompt, self.continuation, self.truth)
+        prompt, ours, truth = (wave.shape[0] / self.sample_rate for wave in waves)
         return prompt, ours, truth
 
 
@@ -48,7 +46,7 @@ SetFigure = Callable[[Float[Tensor, "B"]], float]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a metric found.
+    """The figures that a metric found.
 
     Attributes:
         rows: one per record, in their order, all with the same names. NaN where a record leaves
@@ -61,14 +59,14 @@ class Measured:
 
 
 class ContinuationMetric(ABC):
-    """Figures of what a pipeline makes of prompts.
+    """Measure continuations.
 
-    Whatever a metric loads, it loads when it is built, so that a missing package is told before
-    any audio is generated.
+    Load models when the metric is built, so that a missing package is reported before any audio
+    is generated.
 
     Attributes:
-        domains: the domains whose audio it is for, such as ``("speech",)``; none: any audio.
-        costly: takes longer than the audio lasts, so it is left out unless it is named.
+        domains: domains it is made for, such as ``("speech",)``; empty for any audio.
+        costly: takes longer than the audio lasts, so it runs only if it is named.
     """
 
     domains: tuple[str, ...] = ()
@@ -76,8 +74,10 @@ class ContinuationMetric(ABC):
 
     @abstractmethod
     def measure(self, records: Sequence[Continuation]) -> Measured:
-        """The figures of at least one record; the set is given whole, as metrics compare a record
-        with those of other groups. Intervals are computed by the caller."""
+        """Return the figures of at least one record; the caller computes intervals.
+
+        All records come at once, as metrics compare a record with those of other groups.
+        """
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,6 @@ class Note:
 
 
 def group_numbers(groups: Sequence[str]) -> torch.Tensor:
-    """``[B]``: the number of each record's group, in the order in which groups first come."""
+    """Return ``[B]``, the number of each record's group, in order of first appearance."""
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return torch.tensor([numbers[group] for group in groups])

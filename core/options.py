@@ -21,11 +21,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    #: Options that only say how a component is trained: they may be others where training goes on
-    #: from a checkpoint.
+    #: Options that only say how a component is trained: they may change when training goes on from
+    #: a checkpoint, and do not count in a fingerprint.
     of_training: ClassVar[frozenset[str]] = frozenset()
 
-    #: Options that only fitting depends on: with others, a checkpoint is one to be fitted anew.
+    #: Options that only fitting depends on: if they change, a checkpoint must be fitted anew.
     of_fitting: ClassVar[frozenset[str]] = frozenset()
 
 
@@ -39,23 +39,21 @@ class TokenizerOptions(Options, ABC):
     fit before any weight is loaded.
     """
 
-    # What is ``of_training`` says nothing of what tokens mean: it is no part of the fingerprint.
-
     @abstractmethod
     def spec(self) -> TokenSpec:
-        """The emitted tokens' spec, without a fingerprint."""
+        """Return the spec of the emitted tokens, without a fingerprint."""
 
     def identity(self) -> dict[str, Any]:
-        """What of the options determines what a token means, as JSON holds it.
+        """Return the options that determine what a token means, as JSON values.
 
-        By default all but those ``of_training``. Options that name a place where weights are read
-        leave the place out and put in a hash of what lies there.
+        By default all but those ``of_training``. Replace an option that names a file of weights by
+        a hash of the file.
         """
         return self.model_dump(mode="json", exclude=set(self.of_training))
 
 
 def options_digest(name: str, options: TokenizerOptions) -> hashlib._Hash:
-    """The part of a tokenizer's fingerprint that its registered name and options determine."""
+    """Begin a tokenizer's fingerprint: hash its registered name and options."""
     text = json.dumps([name, options.identity()], sort_keys=True)
     return hashlib.sha256(text.encode())
 
@@ -64,8 +62,8 @@ class DetectorOptions(Options):
     """Options of a detector of generated audio.
 
     Attributes:
-        sample_rate: of the audio it is given, Hz.
-        window_seconds: of audio that one judgement is made for.
+        sample_rate: of the audio it takes, in Hz.
+        window_seconds: length of audio that one judgement is made for.
     """
 
     sample_rate: int = Field(default=16000, ge=1000, le=768_000)
@@ -73,7 +71,7 @@ class DetectorOptions(Options):
 
 
 class Sampling(Options):
-    """How one stage draws its tokens.
+    """How a stage draws its tokens.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -81,10 +79,10 @@ class Sampling(Options):
         top_p: keep the smallest set of tokens whose probabilities reach p (nucleus sampling,
             Holtzman et al., arXiv 1904.09751).
         guidance: classifier-free guidance (Ho and Salimans, arXiv 2207.12598): logits are moved
-            away from those without the given slices, by this factor; 1 is none. Only for a model
-            trained with ``condition_dropout``.
-        iterations: for a model that fills masks: forward passes of each level; levels that are not
-            named take one.
+            away from those without the given slices, by this factor; 1 turns it off. Only for a
+            model trained with ``condition_dropout``.
+        iterations: forward passes of each level, for a model that fills masks; further levels
+            take one.
     """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
@@ -95,15 +93,15 @@ class Sampling(Options):
 
 
 class Decoding(Options):
-    """How a stage computes while it generates: changes speed and memory, not what is asked of it.
+    """How a stage computes while it generates: changes speed and memory only.
 
     Attributes:
         weights: number format of the weights. ``stored`` leaves them as they are; ``bfloat16`` and
-            ``float16`` are for GPUs; ``int8`` keeps a code and one scale per 64 weights, which on a
+            ``float16`` are for GPUs; ``int8`` keeps codes and one scale per 64 weights, so that a
             CPU reads a quarter of the memory per token.
-        backend: what computes a step. ``torch`` works everywhere; ``native`` is a kernel for CPUs,
-            compiled once by the C compiler that it finds; ``graph`` replays a CUDA graph;
-            ``compile`` goes through ``torch.compile``. ``auto`` takes ``graph`` on a CUDA device,
+        backend: how a step is computed. ``torch`` works everywhere; ``native`` is a kernel for
+            CPUs, compiled once by the C compiler it finds; ``graph`` replays a CUDA graph;
+            ``compile`` uses ``torch.compile``. ``auto`` takes ``graph`` on a CUDA device,
             ``native`` on a CPU with a compiler, else ``torch``.
     """
 
@@ -112,5 +110,5 @@ class Decoding(Options):
 
     @property
     def halves(self) -> bool:
-        """Whether parameters are replaced by ones of half the size."""
+        """Whether parameters are replaced by numbers of half the size."""
         return self.weights in ("bfloat16", "float16")

@@ -1,8 +1,8 @@
-"""How long work tells how far it is. Imports no torch."""
+"""The callback by which long work reports its progress. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called with what is being done, how much of it is done and how much there is.
+#: Called with the name of the work, the number of items done and the number of all items.
 Progress = Callable[[str, int, int], None]

@@ -1,4 +1,4 @@
-"""What audio files say of where they come from. Imports no torch."""
+"""Mark audio files with how Segue made them, and read the mark. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from segue.core.files import atomic_path
 
 MARK = "made by Segue: "
 TAKE_COMMENTS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "CAF")
-SAID = ("task", "pipeline", "seed", "row", "prompt_seconds")
+FIELDS = ("task", "pipeline", "seed", "row", "prompt_seconds")
 
 
 def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
-    """Write a comment into an audio file that says how Segue made it; samples stay as they are.
+    """Write a comment into an audio file that says how Segue made it; samples do not change.
 
     Returns:
-        Whether it was: only of some formats, in PCM, which can be written anew without loss.
+        Whether it was written: only PCM in some formats can be rewritten without loss.
     """
     with soundfile.SoundFile(_native(path)) as file:
         if file.format not in TAKE_COMMENTS or not file.subtype.startswith("PCM_"):
             return False
+        # As whole numbers: PCM of up to 32 bits is written back bit by bit.
         samples = file.read(dtype="int32", always_2d=True)
         rate, form, subtype = file.samplerate, file.format, file.subtype
-    said = {key: metadata[key] for key in SAID if key in metadata}
+    said = {key: metadata[key] for key in FIELDS if key in metadata}
     with (
         atomic_path(path) as temporary,
         soundfile.SoundFile(
@@ -42,9 +43,9 @@ def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:
-    """What a file's comment says of how Segue made it; None if it says nothing of the kind.
+    """Return how Segue made a file, as its comment says, or None without such a comment.
 
-    Anyone can remove a comment, or write one: it tells what an honest file is, no more.
+    Anyone can remove or write a comment: it is a label, not a proof.
     """
     with soundfile.SoundFile(_native(path)) as file:
         comment = str(file.comment)

@@ -1,4 +1,4 @@
-"""What a token stream is, and which slice of it a stage predicts. Imports no torch."""
+"""Describe token streams, slices of them, and what a stage predicts from what. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TokenSpec:
         frame_rate: frames per second; ``sample_rate / frame_rate`` is a whole number.
         num_levels: Q, tokens per frame.
         codebook_size: V, every id lies in ``[0, V)``.
-        fingerprint: hash of all that determines what a token means; empty until the tokenizer
-            has its weights.
+        fingerprint: hash of everything that determines what a token means; empty until the
+            tokenizer has its weights.
     """
 
     sample_rate: int
@@ -45,13 +45,13 @@ class TokenSpec:
             raise ConfigError(
                 "frame_rate",
                 f"{self.frame_rate} Hz does not divide the sample rate {self.sample_rate} Hz",
-                "choose a frame rate of which the sample rate is a whole multiple",
+                "choose a frame rate that divides the sample rate",
             )
         return int(size)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames emitted for ``num_samples`` samples: the last, partial frame counts."""
-        return -(-num_samples // self.frame_size)
+        """Return the frames emitted for ``num_samples`` samples; the last, partial one counts."""
+        return -(-num_samples // self.frame_size)  # rounded up
 
     def with_fingerprint(self, fingerprint: str) -> TokenSpec:
         return replace(self, fingerprint=fingerprint)
@@ -68,7 +68,7 @@ class TokenSpec:
 class StreamSlice:
     """Some levels of a token stream, as written in a config: ``semantic``, ``acoustic[0:4]``.
 
-    ``stop`` is None where all levels are meant.
+    ``stop`` is None for all levels.
     """
 
     stream: str
@@ -77,6 +77,11 @@ class StreamSlice:
 
     @classmethod
     def parse(cls, text: str, place: str = "stream slice") -> StreamSlice:
+        """Read ``semantic``, ``acoustic`` or ``acoustic[0:4]``.
+
+        Raises:
+            ConfigError: if the text is none of these.
+        """
         match = _SLICE.match(text.replace(" ", ""))
         if match is None or match["stream"] not in STREAMS:
             raise ConfigError(
@@ -89,7 +94,7 @@ class StreamSlice:
         start, stop = int(match["start"]), int(match["stop"])
         if start >= stop:
             raise ConfigError(
-                place, f"{text!r} holds no level", "the second number must exceed the first"
+                place, f"{text!r} holds no level", "make the second number larger than the first"
             )
         return cls(match["stream"], start, stop)
 
@@ -125,30 +130,30 @@ class SliceSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What one stage predicts, and what it is given."""
+    """The slice that one stage predicts, and the slices it is given."""
 
     name: str
     target: SliceSpec
     given: tuple[SliceSpec, ...] = ()
 
     def frames_per_target_frame(self, index: int) -> Fraction:
-        """Frames of ``given[index]`` that pass in one frame of the target."""
+        """Return the frames of ``given[index]`` that pass in one frame of the target."""
         return self.given[index].frame_rate / self.target.frame_rate
 
     def given_frames(self, index: int, frames: Any) -> Any:
-        """Frames of ``given[index]`` that pass in ``frames`` target frames, the last, partial one
-        included; of a number or, element by element, of an integer tensor."""
+        """Return the frames of ``given[index]`` that pass in ``frames`` target frames.
+
+        The last, partial frame counts. ``frames`` is a number or an integer tensor.
+        """
         rate = self.frames_per_target_frame(index)
-        return -(-frames * rate.numerator // rate.denominator)
+        return -(-frames * rate.numerator // rate.denominator)  # rounded up
 
     @property
     def alignment(self) -> int:
         """Fewest target frames that are a whole number of frames of every given slice."""
-        frames = 1
-        for index in range(len(self.given)):
-            step = self.frames_per_target_frame(index).denominator
-            frames = max(frames, step)
-        return frames
+        # Assembly admits only ratios n or 1/n, so the largest denominator serves all of them.
+        steps = (self.frames_per_target_frame(i).denominator for i in range(len(self.given)))
+        return max(steps, default=1)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -167,6 +172,7 @@ class StageSpec:
 
 
 def common_samples(specs: Sequence[TokenSpec], rate: int) -> int:
-    """Samples at ``rate`` after which every stream has a whole number of frames."""
+    """Return the samples at ``rate`` after which every stream has a whole number of frames."""
+    # Periods in samples; fractions, as `rate` need not be the stream's own.
     periods = [rate / spec.frame_rate for spec in specs]
     return math.lcm(*(period.numerator for period in periods))

@@ -1,30 +1,33 @@
-"""The audio side of a pipeline: prompts to tokens of every stream, and codes back to audio."""
+"""Turn audio into the tokens of every stream, and codes into audio."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
-from segue.core.config.schema import PromptConfig
+from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
-from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokens, WaveBatch
+from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
+from segue.core.tokens import Tokens, WaveBatch
 
-MAX_GAIN = 100.0  # 40 dB: what is quieter than that is noise
-DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of that length, where the codec can
+MAX_GAIN = 100.0  # 40 dB: anything quieter is noise
+DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of this length, to save memory
 
 
 class Transcoder:
-    """Takes audio to tokens and back with a pipeline's tokenizers.
+    """The audio side of a pipeline.
 
     Attributes:
-        streams: the tokens of each stream of the pipeline, of the levels that its stages predict.
-        limits: what of a prompt is used, and how loud.
+        streams: the tokens of each stream of the pipeline, with the levels that stages predict.
+        limits: which part of a prompt is used, and at what level.
     """
 
     def __init__(
@@ -51,48 +54,65 @@ class Transcoder:
         """Samples after which every stream has a whole number of frames."""
         return common_samples(list(self.streams.values()), self.sample_rate)
 
+    def whole_seconds(self, seconds: float) -> Fraction:
+        """Round a length up to whole frames of every stream."""
+        # Exact: a float product may lie a hair above a whole number of units.
+        exact = Fraction(seconds).limit_denominator(self.sample_rate)
+        units = math.ceil(exact * self.sample_rate / self.unit_samples)
+        return Fraction(units * self.unit_samples, self.sample_rate)
+
     def prepared(
         self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
     ) -> list[Audio]:
-        """Prompts at the pipeline's rate; ``whole_units``: cut to whole frames of all streams."""
+        """Bring prompts to the pipeline's rate and length.
+
+        Args:
+            prompts: audio, or pairs of a wave and its sample rate.
+            whole_units: cut each to whole frames of all streams.
+
+        Raises:
+            AudioError: if a prompt cannot be used.
+            GenerationError: if there is no prompt.
+        """
         if not prompts:
             raise GenerationError("prompts", "is empty", "give at least one prompt")
-        limits, audios = self.limits, []
-        for index, prompt in enumerate(prompts):
-            place = "prompt" if len(prompts) == 1 else f"prompts[{index}]"
-            audio = prompt if isinstance(prompt, Audio) else _pair(prompt, place)
-            audio = prepare(
-                audio,
-                self.sample_rate,
-                min_seconds=limits.min_seconds,
-                max_seconds=limits.max_seconds,
-                place=place,
-            )
-            if whole_units:
-                # The end is where the continuation joins: what does not fill a frame goes in front.
-                spare = audio.wave.shape[0] % self.unit_samples
-                audio = Audio(audio.wave[spare:], audio.sample_rate, audio.notes)
-                if not audio.wave.shape[0]:
-                    least = self.unit_samples / self.sample_rate
-                    raise AudioError(
-                        place, "is shorter than one frame", f"give at least {least:g} s"
-                    )
-            audios.append(audio)
-        return audios
+        places = [
+            f"prompts[{index}]" if len(prompts) > 1 else "prompt" for index in range(len(prompts))
+        ]
+        return [
+            self._prepared(prompt, whole_units, place)
+            for prompt, place in zip(prompts, places, strict=True)
+        ]
+
+    def _prepared(self, prompt: object, whole_units: bool, place: str) -> Audio:
+        if not isinstance(prompt, Audio):
+            if not isinstance(prompt, tuple) or len(prompt) != 2:
+                raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
+            prompt = as_audio(*prompt, place=place)
+        least, most = self.limits.min_seconds, self.limits.max_seconds
+        audio = prepare(prompt, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
+        if not whole_units:
+            return audio
+        # The continuation joins at the end, so a part of a frame is cut off at the start.
+        rest = audio.wave.shape[0] % self.unit_samples
+        if rest == audio.wave.shape[0]:
+            unit = self.unit_samples / self.sample_rate
+            raise AudioError(place, "is shorter than one frame", f"give at least {unit:g} s")
+        return Audio(audio.wave[rest:], audio.sample_rate, audio.notes)
 
     def gains(self, audios: Sequence[Audio]) -> Float[Tensor, "B"]:
-        """What brings each prompt to the level of the training data."""
+        """Return the factors that bring each prompt to the level of the training data."""
         return gains_to(self.limits.level, [audio.wave for audio in audios])
 
     def no_prompt(self, batch: int) -> dict[str, Tokens]:
-        """Every stream without a frame."""
+        """Return every stream without a frame."""
         return {
             name: Tokens.empty(batch, spec.num_levels, self.device)
             for name, spec in self.streams.items()
         }
 
     def encode(self, audios: Sequence[Audio], gains: Float[Tensor, "B"]) -> dict[str, Tokens]:
-        """Tokens of every stream, of the levels that stages predict."""
+        """Return the tokens of every stream, with the levels that stages predict."""
         return {
             stream: self.encode_stream(stream, audios, gains).levels(0, spec.num_levels)
             for stream, spec in self.streams.items()
@@ -102,7 +122,7 @@ class Transcoder:
     def encode_stream(
         self, stream: str, audios: Sequence[Audio], gains: Float[Tensor, "B"]
     ) -> Tokens:
-        """Tokens of one stream, all levels, cut to the frames that the audio fills."""
+        """Return the tokens of one stream, all levels, cut to the frames that the audio fills."""
         tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
         assert tokenizer is not None
         spec = tokenizer.spec
@@ -111,36 +131,58 @@ class Transcoder:
             waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
         batch = WaveBatch.pad(waves)
         tokens = tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device))
+        # Resampling may round a length up to one more frame than the prompt has.
         frames = [
-            min(row.shape[1], math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate))
-            for row, audio in zip(tokens.rows(), audios, strict=True)
+            math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate) for audio in audios
         ]
-        return Tokens.stack([r[:, :n] for r, n in zip(tokens.rows(), frames, strict=True)])
+        return tokens.cut(torch.tensor(frames, device=tokens.lengths.device))
 
     @torch.inference_mode()
-    def decode(self, codes: Tokens) -> Tensor:
+    def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
+        """Return the audio of codes, on the CPU."""
         piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
         if not self.codec.can_stream or codes.ids.shape[2] <= piece:
             return self.codec.decode(codes.ids, codes.lengths).float().cpu()
         rows = []
-        for row in codes.rows():  # one by one: a stream's pieces end where the row ends
-            decoder = self.codec.streaming_decoder()
+        for row in codes.rows():  # one by one: a stream's last piece ends where the row ends
+            decoder = self.codec.streaming_decoder()  # each holds the state of one stream
             parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
             rows.append(torch.cat([*parts, decoder.finish()], dim=1)[0].float().cpu())
         return WaveBatch.pad(rows).wave
 
+    @torch.inference_mode()
+    def _next(self, decoder: StreamingDecoder, codes: Tokens | None) -> Float[Tensor, "1 T"]:
+        return (decoder.finish() if codes is None else decoder.push(codes.ids)).float().cpu()
+
+    def decode_pieces(
+        self, prompt: Tokens, pieces: Iterator[Tokens]
+    ) -> Iterator[tuple[Float[Tensor, "1 T"], Tokens]]:
+        """Decode one row piece by piece, as pieces are drawn; yield samples with their codes.
+
+        Args:
+            prompt: codes that come before the pieces; their samples are not returned.
+            pieces: codes ``[1, Q, n]``.
+        """
+        decoder, size = self.codec.streaming_decoder(), self.codec.spec.frame_size
+        skip = int(prompt.lengths[0]) * size  # samples of the prompt that are still to come
+        if skip:
+            skip -= self._next(decoder, prompt).shape[1]
+        waiting = prompt.ids[:, :, :0]  # frames whose samples the decoder still withholds
+        for piece in itertools.chain(pieces, [None]):
+            wave = self._next(decoder, piece)
+            wave, skip = wave[:, skip:], max(0, skip - wave.shape[1])
+            if piece is not None:
+                waiting = torch.cat([waiting, piece.ids], dim=2)
+            if wave.shape[1]:
+                frames = wave.shape[1] // size
+                yield wave, Tokens.full(waiting[:, :, :frames])
+                waiting = waiting[:, :, frames:]
+
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:
-    """What brings each wave to an RMS of ``level``; 1 for silence, or if there is no level."""
+    """Return the factors that bring each wave to an RMS of ``level``; 1 for silence or no level."""
     if level is None:
         return torch.ones(len(waves))
     rms = torch.stack([wave.square().mean().sqrt() for wave in waves])
     gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
     return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
-
-
-def _pair(prompt: object, place: str) -> Audio:
-    """Audio from a pair of wave and sample rate."""
-    if not isinstance(prompt, tuple) or len(prompt) != 2:
-        raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
-    return as_audio(*prompt, place=place)

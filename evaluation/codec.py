@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from segue.core.audio import Audio, resample
-from segue.core.config.schema import PromptConfig
+from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import AcousticCodec, Metric, Tokens
 from segue.core.progress import Progress

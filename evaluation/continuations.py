@@ -10,10 +10,10 @@ import torch
 
 from segue.core.audio import Audio, resample
 from segue.core.errors import AudioError, DataError, PluginError
-from segue.core.generated import GeneratedAudio
 from segue.core.metrics import Continuation, ContinuationMetric, Measured, group_numbers
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
+from segue.core.request import GeneratedAudio
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
 from segue.evaluation.statistics import grouped_summary, jackknife_interval

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segue.core.audio import Audio, prepare, read_audio
-from segue.core.config.schema import StageConfig
+from segue.core.config import StageConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.pipeline import Pipeline

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from segue.core.assembly import plan_part
+from segue.core.assembly import resolve_part
 from segue.core.audio import Audio
-from segue.core.building import build_part, checked_device, pretrained_path
-from segue.core.component_manifest import MANIFEST
-from segue.core.config.load import load_config
-from segue.core.config.schema import ComponentConfig, PipelineConfig, PromptConfig
+from segue.core.checkpoint import build_part, checked_device
+from segue.core.checkpoint_files import MANIFEST, newest_checkpoint
+from segue.core.config import ComponentConfig, PipelineConfig, PromptConfig
+from segue.core.config_files import load_config, pretrained_path
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import Tokenizer
 from segue.core.plugins import PluginHost
-from segue.core.training_directory import newest_checkpoint
 from segue.data.audio_files import read_recording
 from segue.data.recipe import read_rows
 from segue.data.recordings import UNKNOWN, Recording, Split
@@ -178,11 +177,12 @@ def load_tokenizer(
         ConfigError: if the config lacks this part.
         SegueError: if it cannot be built or has no weights.
     """
-    ref = config.parts.get(part)
-    if ref is None:
+    slot = config.slots.get(part)
+    if slot is None:
         raise ConfigError(part, "this pipeline has none", "name another pipeline, or another part")
     device = checked_device(device)
-    built = build_part(plan_part(part, _newest(ref), host), (), host, allow_untrained=False)
+    slot = replace(slot, component=_newest(slot.component))
+    built = build_part(resolve_part(slot, host), host, allow_untrained=False)
     assert isinstance(built, Tokenizer)
     return built.to(device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from segue.core.assembly import plan
+from segue.core.assembly import assemble
 from segue.core.spec import ACOUSTIC
 from segue.findings import measures
 from segue.findings.changes import (
@@ -98,7 +98,7 @@ def _cut(shop: Workshop, overrides: Sequence[str], name: str, count: int) -> lis
 
 def _num_levels(study: Study) -> int:
     """Count the acoustic levels that the pipeline's stages predict."""
-    return plan(study.config, study.host).streams[ACOUSTIC].num_levels
+    return assemble(study.config, study.host).streams[ACOUSTIC].num_levels
 
 
 def _of_content(found: Finding) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segue.core.component_manifest import read_manifest
-from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
+from segue.core.checkpoint_files import read_manifest
+from segue.core.config import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
 from segue.core.plugins import PluginHost
 from segue.core.spec import SEMANTIC, StreamSlice
 from segue.findings.finding import InapplicableError

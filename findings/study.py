@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from segue.core.component_manifest import WEIGHTS
-from segue.core.config.load import find_domain
-from segue.core.config.schema import PipelineConfig
+from segue.core.checkpoint_files import WEIGHTS
+from segue.core.config import PipelineConfig
+from segue.core.config_files import find_domain
 from segue.core.discovery import import_target
 from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.files import as_json, write_json

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segue.core.building import write_pipeline_file
-from segue.core.config.load import load_config, replace_parts
-from segue.core.config.schema import PipelineConfig
+from segue.core.config import PipelineConfig, replace_parts
+from segue.core.config_files import load_config, write_pipeline_file
 from segue.core.errors import OutputError
 from segue.core.files import link_to
 from segue.findings.changes import steps_of, with_options

@@ -33,7 +33,7 @@ TINY_STAGES: Mapping[str, StageSpec] = {
 
 def prepare_by_default(component: Component) -> None:
     """Fit what needs fitting; anything else is checked as it was built, untrained."""
-    if "fitting" in component.needs and isinstance(component, Tokenizer):
+    if component.needs_fitting and isinstance(component, Tokenizer):
         fit_on_synthetic(component)
 
 

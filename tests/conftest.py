@@ -64,7 +64,7 @@ def tiny_pipelines(
     tmp_path_factory: pytest.TempPathFactory, recordings_folder: Path
 ) -> dict[str, Path]:
     """Directories of both domains' pipelines, shrunk and trained for a few steps by `train_all`."""
-    from segue.core.config.load import load_config
+    from segue.core.config_files import load_config
     from segue.core.plugins import PluginHost
     from segue.training.workspace import Workspace, train_all
 

@@ -71,7 +71,7 @@ class Clock(Tokenizer):
     """Every level's id is the step in which its frame begins."""
 
     config: ClockOptions
-    needs = "none"
+    needs_training = False
     calls = 0
 
     def encode(self, wave: torch.Tensor, lengths: torch.Tensor) -> Tokens:

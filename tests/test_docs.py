@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from segue.apps.cli.main import app
 from segue.core import hookspecs
-from segue.core.config.load import load_config
-from segue.core.config.schema import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
+from segue.core.config import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
+from segue.core.config_files import load_config
 from segue.core.options import Sampling
 from segue.core.plugins import PluginHost
 from segue.core.records import KINDS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from segue import Pipeline
-from segue.core.component_manifest import read_manifest
+from segue.core.checkpoint_files import read_manifest
 from tests.conftest import TINY, melody
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from segue.core.checkpoint import load_component, save_component
-from segue.core.component_manifest import WEIGHTS, read_manifest
+from segue.core.checkpoint_files import WEIGHTS, newest_checkpoint, read_manifest
 from segue.core.files import atomic_directory
 from segue.core.interfaces import Component
 from segue.core.plugins import default_host
-from segue.core.training_directory import newest_checkpoint
 
 
 def main(part: str, source: str, target: str, levels: str = "") -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.core.checkpoint import load_tensors
-from segue.core.config.schema import LoraConfig, TrainingConfig
+from segue.core.config import LoraConfig, TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Component, StageLM
 from segue.core.lora import add_adapters, input_side

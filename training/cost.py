@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from segue.core.assembly import AssemblyPlan, plan
-from segue.core.config.schema import PipelineConfig, TrainingConfig
+from segue.core.assembly import Assembly, assemble
+from segue.core.config import PipelineConfig, TrainingConfig
 from segue.core.errors import ConfigError, DataError, TrainingError
 from segue.core.interfaces import Component, StageBatch, StageLM, Tokenizer, Tokens, WaveBatch
 from segue.core.plugins import PluginHost
@@ -113,17 +113,17 @@ def training_cost(
     if part != "all" and part not in config.parts:
         known = ", ".join(("all", *config.parts))
         raise TrainingError(part, f"is not a part of {config.name}", f"use one of {known}")
-    assembly = plan(config, host)
+    assembly = assemble(config, host)
     components = {
         name: _build(assembly, host, name) for name in (config.parts if part == "all" else (part,))
     }
-    if part != "all" and "training" not in components[part].needs:
+    if part != "all" and not components[part].needs_training:
         problem = f"{config.parts[part].use} is not trained by gradient"
         raise TrainingError(part, problem, "plan another part, or all")
     return [
         _cost_of(assembly, name, component, hardware, hours)
         for name, component in components.items()
-        if "training" in component.needs
+        if component.needs_training
     ]
 
 
@@ -151,21 +151,17 @@ def hours_of_data(data: Path | str | None, output: Path | None) -> float | None:
     return seconds / 3600
 
 
-def _build(assembly: AssemblyPlan, host: PluginHost, part: str) -> Component:
-    stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
-    arguments = (stages[part],) if part in stages else ()
+def _build(assembly: Assembly, host: PluginHost, part: str) -> Component:
     plain, ref = assembly.parts[part], assembly.config.parts[part]
     with weightless(), torch.random.fork_rng(devices=[]):
-        component = host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
-        assert isinstance(component, Component)
-        if "training" in component.needs:
-            place = f"{part}.lm.training" if part in stages else f"{part}.training"
-            adapt(component, ref.training, place, ref.checkpoint is not None)
+        component = plain.build(host)
+        if component.needs_training:
+            adapt(component, ref.training, f"{plain.place}.training", ref.checkpoint is not None)
     return component
 
 
 def _cost_of(
-    assembly: AssemblyPlan,
+    assembly: Assembly,
     part: str,
     component: Component,
     hardware: Hardware,

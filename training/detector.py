@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.config.schema import TrainingConfig
+from segue.core.checkpoint_files import newest_checkpoint
+from segue.core.config import TrainingConfig
 from segue.core.errors import CheckpointError, DataError, DivergedError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.options import DetectorOptions
 from segue.core.plugins import PluginHost
-from segue.core.training_directory import newest_checkpoint
 from segue.data.origin_clips import Clip, as_float, trimmed
 from segue.data.share import WHOLE, Share, row_generators
 from segue.training.loop import Report, TrainingRun, train

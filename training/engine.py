@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from segue.core.collectives import by_itself, summed
-from segue.core.config.schema import TrainingConfig
+from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, StageLM, WaveBatch
 from segue.data.share import Share

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.core.config.schema import TrainingConfig
+from segue.core.config import TrainingConfig
 from segue.core.interfaces import Adversary, Component
 from segue.core.lora import ADAPTER, adapter_tensors, load_adapters
 from segue.training.engine import Engine

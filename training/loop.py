@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from segue.core.checkpoint_files import newest_checkpoint, step_of, trained_checkpoints
 from segue.core.collectives import everywhere
-from segue.core.config.schema import TrainingConfig
+from segue.core.config import TrainingConfig
 from segue.core.errors import DivergedError
 from segue.core.interfaces import AcousticCodec, Component
 from segue.core.records import Kind
-from segue.core.training_directory import newest_checkpoint, step_of, trained_checkpoints
 from segue.data.share import SEED_STRIDE, WHOLE, Share
 from segue.training.adaptation import restore_frozen_buffers
 from segue.training.engine import Batch, Engine

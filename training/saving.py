@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
 from segue.core.checkpoint import load_state, save_component, save_tensors
-from segue.core.component_manifest import read_manifest
-from segue.core.errors import CheckpointError, TrainingError
-from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import StageLM
-from segue.core.training_directory import (
+from segue.core.checkpoint_files import (
     FITTED,
     STATE_JSON,
     checkpoints,
     newest_checkpoint,
+    read_manifest,
     step_of,
     trained_checkpoints,
 )
+from segue.core.errors import CheckpointError, TrainingError
+from segue.core.files import atomic_directory, write_json
+from segue.core.interfaces import StageLM
 from segue.training.guard import cut_log
 from segue.training.learner import Learner
 from segue.training.ranks import on_each, on_first, ranks, whole

@@ -14,12 +14,17 @@ from typing import Any
 
 import torch
 
-from segue.core.assembly import AssemblyPlan, plan
-from segue.core.building import build_part, write_pipeline_file
-from segue.core.checkpoint import load_state, save_component
-from segue.core.component_manifest import read_manifest
-from segue.core.config.load import kind_of, replace_parts
-from segue.core.config.schema import ComponentConfig, PipelineConfig
+from segue.core.assembly import Assembly, assemble
+from segue.core.checkpoint import build_part, load_state, save_component
+from segue.core.checkpoint_files import (
+    FITTED,
+    STATE_JSON,
+    newest_checkpoint,
+    read_manifest,
+    step_of,
+)
+from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
+from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
@@ -28,7 +33,6 @@ from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.spec import StageSpec
-from segue.core.training_directory import FITTED, STATE_JSON, newest_checkpoint, step_of
 from segue.data.audio_crops import AudioCrops, whole_recordings
 from segue.data.places import is_url
 from segue.data.recordings import Recordings, Split
@@ -76,7 +80,7 @@ class Workspace:
 
     def part_directory(self, part: str) -> Path:
         """Return where a part's checkpoints and log are."""
-        return self.directory.joinpath(*part.split("."))
+        return self.directory / self.config.slots[part].folder
 
     def current(self, stages: bool = True) -> PipelineConfig:
         """Return the config with the newest checkpoint of every part that was trained here.
@@ -139,10 +143,10 @@ def train_part(workspace: Workspace, part: str) -> Path:
         raise TrainingError(part, problem, f"choose one of {known}")
     connect(torch.device(workspace.device))
     wait_for_all()  # parts that other ranks trained before are complete
-    assembly = plan(workspace.current(stages=False), workspace.host)
+    assembly = assemble(workspace.current(stages=False), workspace.host)
     # On every rank, so that an error on one ends all instead of leaving the others waiting.
     component = on_each(lambda: _fresh(workspace, assembly, part))
-    if component.needs == "none":
+    if not component.learns:
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
     if _is_only_fitted(parts[part], component, part):
         on_each(lambda: _fitting_batches(workspace, part, component))
@@ -152,7 +156,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
     run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _write_config(workspace))
     newest = train(run)
-    if "fitting" in component.needs:
+    if component.needs_fitting:
         # Its own checkpoint comes after the trained one, from which training can go on.
         step = step_of(newest)
         return on_first(lambda: _fit(workspace, part, component, step, FITTED))
@@ -180,8 +184,8 @@ def train_all(workspace: Workspace) -> Path:
 
 def _train_unless_given(workspace: Workspace, part: str) -> None:
     given = workspace.config.parts[part].checkpoint is not None
-    assembly = plan(workspace.current(stages=False), workspace.host)
-    if not given and _fresh(workspace, assembly, part).needs != "none":
+    assembly = assemble(workspace.current(stages=False), workspace.host)
+    if not given and _fresh(workspace, assembly, part).learns:
         train_part(workspace, part)
 
 
@@ -199,12 +203,12 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
     Raises:
         AssemblyError: if a tokenizer must be trained first.
     """
-    assembly = plan(workspace.current(stages=False), workspace.host)
+    assembly = assemble(workspace.current(stages=False), workspace.host)
     names = {"semantic": "semantic_tokenizer", "acoustic": "codec"}
     tokenizers: dict[str, Tokenizer] = {}
     for stream in assembly.streams:
         part = assembly.parts[names[stream]]
-        component = build_part(part, (), workspace.host, allow_untrained=False)
+        component = build_part(part, workspace.host, allow_untrained=False)
         assert isinstance(component, Tokenizer)
         tokenizers[stream] = component.to(workspace.device)
     splits: Sequence[Split] = ("train", "valid") if workspace.has_valid() else ("train",)
@@ -236,7 +240,7 @@ def _without_checkpoint(ref: ComponentConfig) -> ComponentConfig:
     return ref.model_copy(update={"checkpoint": None, "options": options})
 
 
-def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component:
+def _fresh(workspace: Workspace, assembly: Assembly, part: str) -> Component:
     """Return the component as it is before training.
 
     Its weights are those of the checkpoint that the config names (fine-tuning); without one they
@@ -244,19 +248,16 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
     """
     ref = workspace.config.parts[part]
     torch.manual_seed(ref.training.seed)  # of the initial weights
-    stages = {f"stages.{stage.name}": stage for stage in assembly.stages}
-    arguments = (stages[part],) if part in stages else ()
     plain = assembly.parts[part]
-    component = workspace.host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
-    assert isinstance(component, Component)
-    place = f"{part}.lm.training" if part in stages else f"{part}.training"
+    component = plain.build(workspace.host)
+    place = f"{plain.place}.training"
     source = ref.training.start_from
     if ref.checkpoint is not None and source is not None:
         problem = "is set, and so is checkpoint"
         raise TrainingError(f"{place}.start_from", problem, "leave one of the two out")
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), ref.use)
-    if "training" in component.needs:
+    if component.needs_training:
         base = ref.checkpoint is not None
         if source is not None:
             base = not start_from(component, Path(source), f"{place}.start_from")
@@ -269,23 +270,23 @@ def _fresh(workspace: Workspace, assembly: AssemblyPlan, part: str) -> Component
 
 def _is_only_fitted(ref: ComponentConfig, component: Component, part: str) -> bool:
     """Return whether fitting comes without training before it."""
-    if component.needs == "fitting":
+    if not component.needs_training:
         return True
-    if ref.training.steps == 0 and ("fitting" not in component.needs or ref.checkpoint is None):
+    if ref.training.steps == 0 and (not component.needs_fitting or ref.checkpoint is None):
         fix = "set it to 1 or more, or name the checkpoint of a trained tokenizer"
         raise TrainingError(f"{part}.training.steps", "is 0", fix)
     return ref.training.steps == 0
 
 
 def _training_run(
-    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+    workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> TrainingRun:
     config = workspace.config.parts[part].training
     train_batches = _batches(workspace, part, component, "train", config.seed)
     assert train_batches is not None
     return TrainingRun(
         part=part,
-        kind=kind_of(part),
+        kind=workspace.config.slots[part].kind,
         use=workspace.config.parts[part].use,
         component=component,
         config=config,
@@ -325,7 +326,7 @@ def _token_crops(
 
 
 def _stage_decoder(
-    workspace: Workspace, assembly: AssemblyPlan, part: str, component: Component
+    workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> StageDecoder | None:
     """Return what makes a stage audible, if a plugin listens and the stage can sample now."""
     listeners = workspace.host.hook.segue_validation_audio.get_hookimpls()
@@ -337,7 +338,7 @@ def _stage_decoder(
     assert stage is not None
 
     def codec() -> AcousticCodec:
-        built = build_part(assembly.parts["codec"], (), workspace.host, allow_untrained=False)
+        built = build_part(assembly.parts["codec"], workspace.host, allow_untrained=False)
         assert isinstance(built, AcousticCodec)
         return built.to(workspace.device)
 
@@ -360,10 +361,10 @@ def _fit(
     torch.manual_seed(workspace.config.parts[part].training.seed)
     figures = component.fit(batches)
     with atomic_directory(target) as temporary:
-        steps = {"steps": step} if "training" in component.needs else {}
+        steps = {"steps": step} if component.needs_training else {}
         trained = {**steps, "data": workspace.data_name, **seen, **figures}
         use = workspace.config.parts[part].use
-        save_component(component, temporary, kind_of(part), use, trained)
+        save_component(component, temporary, workspace.config.slots[part].kind, use, trained)
         write_json(temporary / STATE_JSON, {"step": step})
     sweep(target.parent)
     workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=step)

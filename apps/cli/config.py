@@ -30,10 +30,10 @@ def show(source: SourceArgument, overrides: SetOption = None, json: JsonOption =
 @app.command()
 def validate(source: SourceArgument, overrides: SetOption = None, json: JsonOption = False) -> None:
     """Check a config and prove that its parts fit together."""
-    from segue.core.assembly import plan
+    from segue.core.assembly import assemble
     from segue.core.plugins import default_host
 
-    assembly = plan(_load(source, overrides).config, default_host())
+    assembly = assemble(_load(source, overrides).config, default_host())
     rows: list[dict[str, Any]] = [
         {
             "stage": stage.name,
@@ -61,7 +61,7 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Show where each value comes from: a file, --set, or a default."""
-    from segue.core.config.merge import leaves
+    from segue.core.config_files import leaves
     from segue.core.errors import ConfigError
 
     loaded = _load(source, overrides)
@@ -82,7 +82,7 @@ def explain(
 
 
 def _load(source: str, overrides: list[str] | None) -> Any:
-    from segue.core.config.load import load_config
+    from segue.core.config_files import load_config
     from segue.core.plugins import default_host
 
     return load_config(source, default_host(), overrides or ())

@@ -11,8 +11,8 @@ from segue.apps.cli.options import DeviceOption, JsonOption
 from segue.apps.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
+    from segue.core.detection import Judgement
     from segue.core.interfaces import Detector
-    from segue.core.verdict import Judgement
 
 MADE = ("generated", "partly generated")
 
@@ -38,11 +38,10 @@ def command(
     generated or partly so; 2 if a file cannot be judged.
     """
     from segue.core.audio import read_audio
-    from segue.core.building import checked_device
+    from segue.core.checkpoint import checked_device
+    from segue.core.detection import judge, load_detector, shipped
     from segue.core.plugins import default_host
     from segue.core.provenance import read_stamp
-    from segue.core.shipped_detectors import load_detector, shipped
-    from segue.core.verdict import judge
 
     host = default_host()
     directory = detector if detector is not None else shipped(domain, host)

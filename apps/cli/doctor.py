@@ -95,7 +95,7 @@ def _plugins() -> list[tuple[str, str, str]]:
 
 
 def _weights() -> list[tuple[str, str, str]]:
-    from segue.core.config.load import find_domain
+    from segue.core.config_files import find_domain
     from segue.core.plugins import default_host
 
     host, rows = default_host(), []

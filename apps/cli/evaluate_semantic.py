@@ -27,7 +27,7 @@ from segue.apps.cli.reports import check_report, checked_split, finish, held_out
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError, PluginError
 
 if TYPE_CHECKING:
-    from segue.core.config.schema import PipelineConfig
+    from segue.core.config import PipelineConfig
     from segue.core.plugins import PluginHost
     from segue.evaluation.representations import Representation
 

@@ -27,7 +27,7 @@ from segue.apps.cli.saving import check_outputs, read_recording, report_on, save
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.generated import GeneratedAudio
+    from segue.core.request import GeneratedAudio
 
 #: What errors of the pipeline name → the option that the user wrote.
 PLACES = {
@@ -139,21 +139,18 @@ def resynthesize(
     check_outputs([output], source=source)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     audio = read_recording(source, loaded.config.prompt.max_seconds)
-    wave, rate = audio.wave, audio.sample_rate
     started = time.perf_counter()
     with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
         if through == "sampled":
-            result = loaded.acoustic_generation(wave, rate, seed=seed, progress=progress)
+            result = loaded.acoustic_generation(audio, seed=seed, progress=progress)
         else:
             result = loaded.resynthesize(
-                wave,
-                rate,
+                audio,
                 through=through,  # type: ignore[arg-type]  # one of WAYS
                 levels=levels,
                 progress=progress,
             )
     elapsed = time.perf_counter() - started
-    result.notes[0] = (*audio.notes, *result.notes[0])
     result.metadata["through"] = through
     save_audio(loaded, result, [output])
     report_on(result, [output], elapsed, json, f"through {through}", through=through)
@@ -187,7 +184,7 @@ def stream(
     note(f"16-bit little-endian mono samples at {loaded.sample_rate} Hz")
     with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(False) as progress:
         chunks = loaded.stream(
-            *(() if audio is None else (audio.wave, audio.sample_rate)),
+            audio,
             seconds=seconds,
             chunk_seconds=chunk_seconds,
             seed=seed,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from segue.apps.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from segue.core.config.schema import PipelineConfig
+    from segue.core.config import PipelineConfig
     from segue.core.plugins import PluginHost
     from segue.training.cost import Hardware, PartCost
 

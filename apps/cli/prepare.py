@@ -79,7 +79,7 @@ def command(
 
 
 def _run_recipe(domain: str, source: str, output: Path, json: bool) -> None:
-    from segue.core.config.load import find_domain
+    from segue.core.config_files import find_domain
     from segue.core.plugins import default_host
 
     if "://" in source:

@@ -78,7 +78,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Measure the paper's findings: one JSON for each table, and results.md for all."""
-    from segue.core.building import checked_device
+    from segue.core.checkpoint import checked_device
     from segue.core.files import check_writable
     from segue.core.plugins import default_host
     from segue.findings.code_shape import read_shapes

@@ -15,8 +15,8 @@ from segue.core.errors import OutputError
 
 if TYPE_CHECKING:
     from segue.core.audio import Audio
-    from segue.core.generated import GeneratedAudio
     from segue.core.pipeline import Pipeline
+    from segue.core.request import GeneratedAudio
 
 STREAM = Path("-")  # standard input or output
 

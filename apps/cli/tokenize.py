@@ -92,8 +92,8 @@ def command(
 
 def run_job(job: Job, progress: Progress | None) -> None:
     """Write the shards of one process."""
-    from segue.core.building import checked_device
-    from segue.core.config.load import load_config
+    from segue.core.checkpoint import checked_device
+    from segue.core.config_files import load_config
     from segue.core.plugins import default_host
     from segue.training.workspace import Workspace, tokenize
 

@@ -61,8 +61,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Train; the same command goes on where a run was stopped or killed."""
-    from segue.core.building import checked_device
-    from segue.core.config.load import load_config
+    from segue.core.checkpoint import checked_device
+    from segue.core.config_files import load_config
     from segue.core.files import check_writable
     from segue.core.plugins import default_host
     from segue.training.ranks import device_of_rank, disconnect, ranks

@@ -141,7 +141,7 @@ def test_a_closed_pipe_is_no_mistake(tmp_path: Path) -> None:
 
 def test_a_terminal_that_lacks_letters(tmp_path: Path) -> None:
     done = run([*COMMAND, "config", "show", "é"], tmp_path, PYTHONIOENCODING="ascii")
-    assert done.returncode == 2 and r"error: \xe9: is no domain" in done.stderr
+    assert done.returncode == 2 and r"error: \xe9: is not a domain" in done.stderr
     listed = run([*COMMAND, "plugins", "list"], tmp_path, PYTHONIOENCODING="ascii")
     assert listed.returncode == 0 and "mel_kmeans.v1" in listed.stdout
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segue.core.config.load import load_config
-from segue.core.config.merge import assignment, leaves, merge
+from segue.core.config_files import assignment, leaves, load_config, merge
 from segue.core.errors import ConfigError, PluginError
 from segue.core.plugins import PluginHost
 
@@ -29,7 +28,7 @@ def write(path: Path, text: str) -> Path:
 def test_every_config_of_a_domain_loads_with_all_defaults_filled_in(
     domain: str, host: PluginHost
 ) -> None:
-    from segue.core.config.load import find_domain
+    from segue.core.config_files import find_domain
 
     for variant in find_domain(domain, host).variants:
         config = load_config(f"{domain}/{variant}", host).config

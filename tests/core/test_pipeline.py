@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ import yaml
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core.config.load import find_domain, load_config
+from segue.core.audio import Audio
+from segue.core.config_files import find_domain, load_config
 from segue.core.domain import Domain
 from segue.core.errors import (
     AudioError,
@@ -21,10 +24,10 @@ from segue.core.errors import (
     OutputError,
     SegueError,
 )
-from segue.core.generated import GeneratedAudio
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
-from segue.training.workspace import Workspace, train_all
+from segue.core.request import GeneratedAudio
+from segue.core.tokens import Tokens
 
 RATE = 16_000
 
@@ -69,19 +72,17 @@ def test_prompt_tokens_are_the_tokenizers_own(pipeline: Pipeline) -> None:
 
 
 @pytest.fixture(scope="module")
-def coarse(
-    tiny_pipelines: dict[str, Path],
-    recordings_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Pipeline:
-    """The tiny pipeline with an acoustic stage for two of the codec's three levels."""
-    whole = tiny_pipelines["speech"]
+def coarse(tiny_pipelines: dict[str, Path]) -> Pipeline:
+    """The tiny pipeline with a new acoustic stage for two of the codec's three levels."""
     host = PluginHost.discover(entry_points=False)
-    overrides = ["stages.acoustic.predicts=acoustic[0:2]", "stages.acoustic.lm.checkpoint=null"]
-    config = load_config(whole / "pipeline.yaml", host, overrides).config
-    directory = tmp_path_factory.mktemp("coarse")
-    trained = train_all(Workspace(config, directory, recordings_folder, host))
-    return Pipeline.from_pretrained(trained, host=host)
+    overrides = [
+        "stages.acoustic.predicts=acoustic[0:2]",
+        "stages.acoustic.lm.checkpoint=null",
+        "stages.acoustic.lm.options={width: 16, depth: 1, heads: 2}",
+    ]
+    config = load_config(tiny_pipelines["speech"], host, overrides).config
+    torch.manual_seed(0)
+    return Pipeline.from_config(config, host=host, allow_untrained=True)
 
 
 def test_stages_may_leave_out_a_codec_s_last_levels(coarse: Pipeline) -> None:
@@ -142,7 +143,7 @@ def test_row_i_of_a_ragged_batch_is_prompt_i_alone_with_seed_plus_i(pipeline: Pi
 
 def test_generation_longer_than_every_crop(pipeline: Pipeline) -> None:
     crops = [stage.crop_seconds for stage in pipeline.config.stages]
-    seconds = 2.5 * max(crops)
+    seconds = 1.5 * max(crops)
     result = pipeline.generate(seconds, batch=2)
     assert result.lengths.tolist() == [round(seconds * RATE)] * 2
     assert not torch.equal(result.row(0), result.row(1))
@@ -184,6 +185,21 @@ def test_sampling_is_controlled_per_stage(pipeline: Pipeline) -> None:
     assert greedy.metadata["sampling"]["acoustic"]["temperature"] == 0
 
 
+def test_few_calls_lie_between_a_request_and_a_stage_s_model(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = pipeline.stage_lm("acoustic")
+    draw, calls = lm.stream, []
+
+    def stream(*arguments: Any) -> Iterator[Tokens]:
+        calls.append([frame.function for frame in inspect.stack()[1:5]])
+        yield from draw(*arguments)
+
+    monkeypatch.setattr(lm, "stream", stream)
+    pipeline.continue_batch([(melody(1.0, seed=5), RATE)], seconds=0.4)
+    assert calls[0][:3] == ["_advance", "finish", "continue_batch"]
+
+
 def test_progress_reaches_the_end_of_every_stage(pipeline: Pipeline) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     pipeline.generate(
@@ -196,8 +212,7 @@ def test_progress_reaches_the_end_of_every_stage(pipeline: Pipeline) -> None:
     assert all(steps == sorted(steps) and len(steps) > 1 for steps in seen.values())
 
 
-@pytest.mark.parametrize("channels", [1, 2, 6])
-@pytest.mark.parametrize("rate", [8_000, 44_100])
+@pytest.mark.parametrize(("channels", "rate"), [(1, 8_000), (6, 44_100)])
 def test_any_rate_and_channels(channels: int, rate: int, pipeline: Pipeline) -> None:
     wave = melody(1.0, seed=1, rate=rate).expand(channels, -1)
     result = pipeline.continue_(wave.numpy(), rate, seconds=0.4)
@@ -215,7 +230,7 @@ def test_a_long_prompt_is_cropped_to_its_end_and_says_so(pipeline: Pipeline) -> 
     assert torch.equal(result.row()[:1000], wave[5 * RATE : 5 * RATE + 1000])
 
 
-@pytest.mark.parametrize("factor", [0.02, 0.5, 1.9])
+@pytest.mark.parametrize("factor", [0.02, 1.9])
 def test_a_prompt_s_level_changes_the_output_s_level_alone(
     factor: float, pipeline: Pipeline
 ) -> None:
@@ -232,60 +247,66 @@ def test_a_silent_prompt_is_used_and_says_so(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wave", "rate", "word"),
+    ("wave", "rate", "place"),
     [
-        (torch.zeros(0), RATE, "no sample"),
-        (torch.full((RATE,), torch.nan), RATE, "NaN"),
-        (torch.zeros(100), RATE, "at least 0.5 s"),
-        ("prompt.wav", RATE, "not audio"),
-        (torch.zeros(RATE), 0, "sample rate"),
-        (torch.zeros(RATE), 16_000.0, "sample rate"),
-        (torch.zeros(2, 2, RATE), RATE, "shape"),
-        (torch.zeros(RATE, dtype=torch.complex64), RATE, "complex"),
+        (torch.full((RATE,), torch.nan), RATE, "prompt"),
+        (torch.zeros(100), RATE, "prompt"),
+        ("prompt.wav", RATE, "prompt"),
+        (torch.zeros(RATE), 0, "prompt.sample_rate"),
     ],
 )
 def test_prompts_that_cannot_be_used(
-    wave: object, rate: int, word: str, pipeline: Pipeline
+    wave: object, rate: int, place: str, pipeline: Pipeline
 ) -> None:
-    with pytest.raises(AudioError, match=word) as caught:
+    with pytest.raises(AudioError) as caught:
         pipeline.continue_(wave, rate)
-    assert caught.value.place.startswith("prompt")
+    assert caught.value.place == place
+
+
+def test_a_prompt_may_be_audio(pipeline: Pipeline) -> None:
+    audio = Audio(melody(1.0, seed=5), RATE, ("used the last 1.0 s of 9.0 s",))
+    made = pipeline.continue_(audio, seconds=0.4)
+    assert same(made, pipeline.continue_(audio.wave, RATE, seconds=0.4))
+    assert made.notes[0] == audio.notes
 
 
 def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
     with pytest.raises(AudioError, match=r"prompts\[1\]"):
         pipeline.continue_batch([(torch.zeros(RATE), RATE), (torch.zeros(9), RATE)])
-    with pytest.raises(GenerationError, match="at least one"):
+    with pytest.raises(GenerationError, match="prompts"):
         pipeline.continue_batch([])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("arguments", "place"),
     [
         ({"seconds": 0}, "seconds"),
         ({"seconds": -1.0}, "seconds"),
         ({"seconds": float("nan")}, "seconds"),
-        ({"seconds": 1e9}, "at most 3600"),
+        ({"seconds": 1e9}, "seconds"),
         ({"seconds": "five"}, "seconds"),
         ({"seed": -1}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"sampling": {"corse": {}}}, "semantic, acoustic"),
-        ({"sampling": {"acoustic": {"temprature": 1}}}, "did you mean 'temperature'"),
+        ({"sampling": {"corse": {}}}, "sampling.corse"),
+        ({"sampling": {"acoustic": {"temprature": 1}}}, "sampling.acoustic.temprature"),
         ({"sampling": {"acoustic": {"top_p": 0}}}, "sampling.acoustic.top_p"),
-        ({"prompt_audio": "all"}, "original, codec or none"),
+        ({"prompt_audio": "all"}, "prompt_audio"),
     ],
 )
-def test_requests_out_of_range(arguments: dict[str, object], word: str, pipeline: Pipeline) -> None:
-    with pytest.raises(SegueError, match=word):
+def test_requests_out_of_range(
+    arguments: dict[str, object], place: str, pipeline: Pipeline
+) -> None:
+    with pytest.raises(SegueError) as caught:
         pipeline.continue_(torch.zeros(RATE), RATE, **arguments)  # type: ignore[arg-type]
+    assert caught.value.place == place
 
 
 def test_batch_levels_and_ways_out_of_range(pipeline: Pipeline) -> None:
     with pytest.raises(GenerationError, match="batch"):
         pipeline.generate(1.0, batch=0)
-    with pytest.raises(GenerationError, match="use 1 to 3"):
+    with pytest.raises(GenerationError, match="levels"):
         pipeline.resynthesize(torch.zeros(RATE), RATE, levels=4)
-    with pytest.raises(GenerationError, match="codec or semantic"):
+    with pytest.raises(GenerationError, match="through"):
         pipeline.resynthesize(torch.zeros(RATE), RATE, through="mel")  # type: ignore[arg-type]
 
 
@@ -338,9 +359,9 @@ def test_a_domain_may_ship_several_pipelines(
         Pipeline.from_pretrained("speech").generate(0.4, seed=1),
     )
     assert torch.equal(first.tokens["acoustic"].ids, second.tokens["acoustic"].ids)
-    with pytest.raises(CheckpointError, match="ships no weights; speech, speech/other do"):
+    with pytest.raises(CheckpointError, match="speech, speech/other"):
         Pipeline.from_pretrained("speech/paper")
-    with pytest.raises(CheckpointError, match="name speech, speech/other"):
+    with pytest.raises(CheckpointError, match="speech, speech/other"):
         Pipeline.from_pretrained("speech/othr")
 
 
@@ -431,7 +452,7 @@ def test_saving_never_deletes_what_is_no_pipeline(pipeline: Pipeline, tmp_path: 
 
 
 def test_lengths_that_floats_round_up_ask_for_no_frame_too_many(pipeline: Pipeline) -> None:
-    for units in (7, 29, 57, 201, 403):
+    for units in (7, 29, 57):
         seconds = units * pipeline.unit_samples / RATE
         assert pipeline.generate(seconds).lengths.tolist() == [units * pipeline.unit_samples]
 

@@ -25,7 +25,7 @@ def kept(logits: torch.Tensor) -> list[list[int]]:
 def shares(logits: torch.Tensor, sampling: Sampling, draws: int = 20_000) -> torch.Tensor:
     """How often each token comes: some drawn on from one generator, others once from each."""
     generator = torch.Generator().manual_seed(5)
-    one = [int(sample(logits, sampling, [generator])) for _ in range(draws // 5)]
+    one = [int(sample(logits, sampling, [generator])) for _ in range(draws // 20)]
     rest = draws - len(one)
     many = sample(logits.expand(rest, -1), sampling, row_generators(9, rest))
     counts = torch.bincount(torch.cat([torch.tensor(one), many]), minlength=logits.shape[1])

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import torch
 
-from segue.core.config.load import load_config
-from segue.core.config.schema import PromptConfig
+from segue.core.config import PromptConfig
+from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError, ConfigError, DataError
 from segue.core.interfaces import AcousticCodec, Metric, Tokens
 from segue.core.options import TokenizerOptions
@@ -33,7 +33,7 @@ class Options(TokenizerOptions):
 class Digits(AcousticCodec):
     """The first sample of each frame in decimal digits, one a level; the frame is flat."""
 
-    needs = "none"
+    needs_training = False
 
     def encode(self, wave: torch.Tensor, lengths: torch.Tensor) -> Tokens:
         frames = -(-wave.shape[1] // SIZE)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from segue.core.config.schema import PromptConfig
+from segue.core.config import PromptConfig
 from segue.core.errors import DataError, PluginError
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.core.plugins import PluginHost

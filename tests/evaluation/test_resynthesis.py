@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from segue.core.audio import Audio
-from segue.core.config.schema import PromptConfig
+from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from segue.core.assembly import plan
-from segue.core.component_manifest import read_manifest
+from segue.core.assembly import assemble
+from segue.core.checkpoint_files import read_manifest
 from segue.core.errors import ConfigError, DataError, OutputError
 from segue.core.plugins import PluginHost
 from segue.findings import ablations, codes, masked, structure
@@ -320,7 +320,7 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
             | codes.variants(other)
         )
     configs = {variant.name: shop.config(variant.overrides) for variant in every.values()}
-    plans = {name: plan(config, other.host) for name, config in configs.items()}
+    plans = {name: assemble(config, other.host) for name, config in configs.items()}
     assert {name: [s.name for s in found.stages] for name, found in plans.items()} == parts
     models = {name: config.stage(one[1]) for name, config in configs.items()}
     assert models["masked"].lm.use == "masked_transformer.v1"
@@ -341,14 +341,18 @@ def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) 
             *masked.variants(given, shop).values(),
             *ablations.level_variants(given, shop).values(),
         ]
-    plans = {variant.name: plan(shop.config(variant.overrides), given.host) for variant in every}
+    plans = {
+        variant.name: assemble(shop.config(variant.overrides), given.host) for variant in every
+    }
     assert {"hybrid", "masked", "levels-2", "levels-4"} <= set(plans)
     for name, found in plans.items():
         assert found.streams["acoustic"].num_levels == 4, name
 
 
 def test_parts_of_a_cut_stage_have_no_more_passes_than_levels(study: Make) -> None:
-    total = plan(study(source="speech/masked").config, study().host).streams["acoustic"].num_levels
+    total = (
+        assemble(study(source="speech/masked").config, study().host).streams["acoustic"].num_levels
+    )
     given = study(source="speech/masked", levels=(1, total - 1))
     shop, passes = Workshop(given), []
     with pytest.MonkeyPatch.context() as patch:

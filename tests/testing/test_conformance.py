@@ -39,7 +39,7 @@ class ThresholdOptions(TokenizerOptions):
 class Threshold(SemanticTokenizer):
     """Louder than the mean or not; the mean is fitted."""
 
-    needs = "fitting"
+    needs_training, needs_fitting = False, True
 
     def __init__(self, config: ThresholdOptions) -> None:
         super().__init__(config)

@@ -95,7 +95,7 @@ class TinyCodec(AcousticCodec):
 class TinySemantic(SemanticTokenizer):
     """Loudness of each frame in steps; nothing is learnt."""
 
-    needs = "none"
+    needs_training = False
 
     def __init__(self, config: TinyOptions) -> None:
         super().__init__(config)

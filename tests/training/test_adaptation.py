@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segue.core.checkpoint import save_component
-from segue.core.config.schema import TrainingConfig
+from segue.core.config import TrainingConfig
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokens, WaveBatch
 from segue.core.lora import adapters, load_plain, plain_state

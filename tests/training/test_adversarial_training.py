@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from tests.adversarial_helpers import Critic
 from torch import Tensor, nn
 
-from segue.core.config.schema import TrainingConfig
+from segue.core.checkpoint_files import newest_checkpoint
+from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
 from segue.core.options import Options
-from segue.core.training_directory import newest_checkpoint
 from segue.data.share import WHOLE, Share
 from segue.training import saving
 from segue.training.guard import LOG, ROLLBACKS, SETTLING_STEPS, Guard

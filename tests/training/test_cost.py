@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from segue.apps.cli.main import app
-from segue.core.assembly import plan
-from segue.core.config.load import kind_of, load_config
-from segue.core.config.schema import PipelineConfig
+from segue.core.assembly import assemble
+from segue.core.config import PipelineConfig
+from segue.core.config_files import load_config
 from segue.core.errors import ConfigError, TrainingError
 from segue.core.interfaces import (
     Adversary,
@@ -54,7 +54,7 @@ def random_batch(component: Component, seconds: float, rows: int = 1) -> WaveBat
 
 def built(config: PipelineConfig, host: PluginHost, part: str) -> Component:
     """With weights."""
-    assembly = plan(config, host)
+    assembly = assemble(config, host)
     arguments = [s for s in assembly.stages if f"stages.{s.name}" == part]
     plain = assembly.parts[part]
     component = host.create(plain.kind, plain.use, plain.options, *arguments, place=part)
@@ -215,7 +215,15 @@ def test_paper_parts_take_a_real_step(part: str, tmp_path: Path) -> None:
 
     train(
         TrainingRun(
-            part, kind_of(part), ref.use, component, training, tmp_path, batches, None, host
+            part,
+            config.slots[part].kind,
+            ref.use,
+            component,
+            training,
+            tmp_path,
+            batches,
+            None,
+            host,
         )
     )
     changed = [n for n, p in component.named_parameters() if p.detach().sum() != before[n]]

@@ -25,13 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segue.core.checkpoint import load_component, load_state, save_component
-from segue.core.component_manifest import read_manifest
-from segue.core.config.schema import TrainingConfig
+from segue.core.checkpoint_files import newest_checkpoint, read_manifest
+from segue.core.config import TrainingConfig
 from segue.core.errors import CheckpointError, OutputError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokenizer, Tokens, WaveBatch
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
-from segue.core.training_directory import newest_checkpoint
 from segue.data.share import WHOLE, Share
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer

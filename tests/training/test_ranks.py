@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from segue.apps.cli.output import clear_errors
-from segue.core.config.schema import TrainingConfig
+from segue.core.checkpoint_files import newest_checkpoint
+from segue.core.config import TrainingConfig
 from segue.core.errors import DataError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import Adversary, Component, StageBatch, Tokens, WaveBatch
 from segue.core.options import Options
 from segue.core.plugins import PluginHost
 from segue.core.spec import SliceSpec, StageSpec
-from segue.core.training_directory import newest_checkpoint
 from segue.data.share import Share
 from segue.data.store_writer import write_store
 from segue.data.token_crops import TokenCrops

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core.config.load import load_config
+from segue.core.config_files import load_config
 from segue.core.plugins import PluginHost
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore

@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import TINY
 
-from segue.core.component_manifest import read_manifest
-from segue.core.config.load import load_config
+from segue.core.checkpoint_files import newest_checkpoint, read_manifest
+from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
-from segue.core.training_directory import newest_checkpoint
 from segue.training.saving import STATE
 from segue.training.workspace import Workspace, tokenize, train_all, train_part
 

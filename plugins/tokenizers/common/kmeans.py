@@ -33,7 +33,7 @@ class KMeansTokenizer(SemanticTokenizer):
         num_features: D.
     """
 
-    needs = "fitting"
+    needs_training, needs_fitting = False, True
     config: ClusterOptions
     mean: Tensor
     deviation: Tensor

@@ -44,7 +44,7 @@ class HfCodec(AcousticCodec):
         config: options; those that are kept record what was found at the source.
     """
 
-    needs = "none"
+    needs_training = False
     config: HfCodecOptions
     model_class: ClassVar[type[PreTrainedModel]]
 

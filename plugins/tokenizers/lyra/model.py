@@ -53,7 +53,7 @@ class LyraCodec(AcousticCodec):
         config: options; those that are kept record what was found at ``weights``.
     """
 
-    needs = "none"
+    needs_training = False
     config: LyraOptions
 
     def __init__(self, config: LyraOptions) -> None:

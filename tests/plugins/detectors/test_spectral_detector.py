@@ -13,11 +13,10 @@ from pytest import MonkeyPatch
 
 from segue.core.audio import Audio, read_audio
 from segue.core.checkpoint import save_component
+from segue.core.detection import judge, load_detector, shipped
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.plugins import PluginHost
-from segue.core.shipped_detectors import load_detector, shipped
-from segue.core.verdict import judge
 from segue.data.origin_clips import Clip
 from segue.evaluation.detector import DISTURBANCES, disturbances, evaluate_detector
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
@@ -183,7 +182,7 @@ def test_a_continued_recording_is_told_by_its_seconds() -> None:
 @pytest.mark.parametrize("domain", ["speech", "piano"])
 def test_shipped_weights_tell_the_shipped_prompt_and_its_continuation(domain: str) -> None:
     from segue import Pipeline
-    from segue.core.config.load import find_domain
+    from segue.core.config_files import find_domain
 
     host = PluginHost.discover(entry_points=False)
     detector = load_detector(shipped(domain, host), host)

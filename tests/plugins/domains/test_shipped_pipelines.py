@@ -6,7 +6,7 @@ import pytest
 
 from segue import Pipeline
 from segue.core.audio import read_audio
-from segue.core.config.load import find_domain
+from segue.core.config_files import find_domain
 from segue.core.plugins import PluginHost
 
 HOST = PluginHost.discover(entry_points=False)

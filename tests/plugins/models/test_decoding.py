@@ -13,10 +13,10 @@ import torch
 from helpers_stage import STAGES, CausalLM, alone, batch_for, build, decoding, given_for, recorded
 from helpers_stage import tokens as random_tokens
 from pytest import MonkeyPatch
+from tests.stage_runs import run_stage
 
 from segue.core.eight_bits import quantize
 from segue.core.errors import ConfigError, GenerationError
-from segue.core.generation import run_stage
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators

@@ -21,9 +21,9 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from segue.core.assembly import plan
+from segue.core.assembly import assemble
 from segue.core.checkpoint import load_component, save_component
-from segue.core.config.load import load_config
+from segue.core.config_files import load_config
 from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
 from segue.core.pipeline import Pipeline
@@ -364,7 +364,7 @@ def test_refusals_say_where_in_the_config_they_belong(tmp_path: Path) -> None:
     overrides += ["codec.checkpoint=null"]
     config = load_config("speech/acoustic_only", default_host(), overrides).config
     with pytest.raises(ConfigError) as caught:
-        plan(config, default_host())
+        assemble(config, default_host())
     assert caught.value.place == "codec.options.pretrained"
 
 

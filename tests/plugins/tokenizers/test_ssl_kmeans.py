@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ import torchaudio
 from safetensors.torch import load_file, save_file
 from tests.conftest import TINY
 
-from segue.core.assembly import plan_part
-from segue.core.building import build_part
-from segue.core.checkpoint import load_component, load_state, save_component
-from segue.core.component_manifest import read_manifest
-from segue.core.config.load import load_config
+from segue.core.assembly import resolve_part
+from segue.core.checkpoint import build_part, load_component, load_state, save_component
+from segue.core.checkpoint_files import read_manifest
+from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError
 from segue.core.plugins import PluginHost
 from segue.plugins.tokenizers.ssl_kmeans.config import SslKMeansOptions
@@ -271,16 +271,14 @@ def test_segue_train_fits_it_and_the_source_may_go(tmp_path: Path, recordings_fo
     assert written.token_spec is not None and written.token_spec.frame_rate == 25
     assert written.options["found"]["config"]["model_type"] == "hubert"
     shutil.rmtree(source)
-    planned = plan_part(part, space.current().parts[part], host)
-    opened = build_part(planned, (), host, allow_untrained=False)
+    slot = space.current().slots[part]
+    planned = resolve_part(slot, host)
+    opened = build_part(planned, host, allow_untrained=False)
     assert isinstance(opened, SslKMeansTokenizer) and opened.spec == written.token_spec
-    changed = (
-        space.current()
-        .parts[part]
-        .model_copy(update={"options": {"pretrained": str(source), "layer": 1}})
-    )
-    with pytest.raises(AssemblyError, match="layer"):
-        plan_part(part, changed, host)
+    options = {"options": {"pretrained": str(source), "layer": 1}}
+    changed = slot.component.model_copy(update=options)
+    with pytest.raises(AssemblyError, match=r"is 1, but the checkpoint .* was trained with 2"):
+        resolve_part(replace(slot, component=changed), host)
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_model_lies(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ STARTS = (0, 32, 0, 64, 0, 96, 32, 0)  # first line of each level's band of 32; 
 class MdctCodec(AcousticCodec):
     """Lines of a modified discrete cosine transform, one of 32 values each: 4 dB a step, or 0."""
 
-    needs = "none"
+    needs_training = False
     decode_context = (1, 0)  # half of each frame's window lies in the frame after it
 
     def __init__(self, config: MdctOptions) -> None:

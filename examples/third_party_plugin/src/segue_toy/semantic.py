@@ -13,7 +13,7 @@ QUIETEST_DB = -60.0
 class LoudnessTokenizer(SemanticTokenizer):
     """Energy and zero crossings of a frame; there is nothing to learn."""
 
-    needs = "none"
+    needs_training = False
 
     def __init__(self, config: LoudnessOptions) -> None:
         super().__init__(config)

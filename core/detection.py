@@ -1,9 +1,11 @@
-"""What a detector says of audio of any length: second by second, and on the whole."""
+"""Judge where audio of any length comes from, with a detector that is shipped or in a directory."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,25 +13,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import SILENCE, Audio, resample
-from segue.core.errors import AudioError
+from segue.core.checkpoint import load_component
+from segue.core.checkpoint_files import MANIFEST, read_manifest
+from segue.core.errors import AudioError, CheckpointError
 from segue.core.interfaces import ORIGINS, Detector
+from segue.core.plugins import PluginHost
+from segue.core.records import PluginRecord
 
 Verdict = Literal["real", "coded", "generated", "partly generated"]
 
 LEAST_SECONDS = 0.5
-AT_ONCE = 64  # windows
+BATCH = 64  # windows that are judged together
 SURE_SECONDS = 2  # in a row that must sound generated before a recording counts as partly so
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a detector says of one piece of audio.
+    """A detector's judgement of one piece of audio.
 
     Attributes:
-        verdict: ``partly generated`` where most of it is not, but some seconds in a row are: a
+        verdict: ``partly generated`` if most of it is not, but some seconds in a row are: a
             recording that was continued.
-        probability: of each of ``ORIGINS``, the mean of the seconds that hold sound.
-        seconds: ``[S, 3]``, of each second; NaN where it is silent.
+        probability: of each of ``ORIGINS``, the mean over the seconds that are not silent.
+        seconds: ``[S, 3]``, for each second; NaN if it is silent.
     """
 
     verdict: Verdict
@@ -61,7 +67,7 @@ def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
 
 
 def _by_second(detector: Detector, wave: Float[Tensor, "T"]) -> Float[Tensor, "S 3"]:
-    """The judgement of a window around the middle of each second."""
+    """Judge a window around the middle of each second."""
     rate = detector.config.sample_rate
     window = min(round(detector.config.window_seconds * rate), wave.shape[0])
     # A last part of less than half a second belongs to the second before it.
@@ -72,8 +78,8 @@ def _by_second(detector: Detector, wave: Float[Tensor, "T"]) -> Float[Tensor, "S
     ]
     found = torch.full((count, len(ORIGINS)), math.nan)
     audible = [i for i, s in enumerate(starts) if wave[s : s + window].abs().max() > SILENCE]
-    for first in range(0, len(audible), AT_ONCE):
-        chosen = audible[first : first + AT_ONCE]
+    for first in range(0, len(audible), BATCH):
+        chosen = audible[first : first + BATCH]
         rows = torch.stack([wave[starts[i] : starts[i] + window] for i in chosen])
         lengths = torch.full((len(chosen),), window)
         with torch.inference_mode():
@@ -88,3 +94,52 @@ def _longest_run(true: Tensor) -> int:
         run = run + 1 if value else 0
         longest = max(longest, run)
     return longest
+
+
+def shipped(domain: str, host: PluginHost) -> Path:
+    """Return the directory of a detector's shipped weights for a domain.
+
+    They lie in ``pretrained/<domain>`` beside the detector's module.
+
+    Raises:
+        CheckpointError: if no detector has any for it.
+    """
+    found: set[str] = set()
+    for record in host.records("detector"):
+        folder = _pretrained_folder(record)
+        if folder is None:
+            continue
+        if (folder / domain / MANIFEST).is_file():
+            return folder / domain
+        found |= {path.parent.name for path in folder.glob(f"*/{MANIFEST}")}
+    names = ", ".join(sorted(found)) or "none"
+    raise CheckpointError(
+        domain,
+        f"no detector ships weights for it (there are: {names})",
+        "train one (`segue train-detector`) and name it: --detector DIR",
+    )
+
+
+def _pretrained_folder(record: PluginRecord) -> Path | None:
+    try:  # the options' module, as it imports no torch
+        file = import_module((record.config or record.target).partition(":")[0]).__file__
+    except ImportError:
+        return None
+    return None if file is None else Path(file).parent / "pretrained"
+
+
+def load_detector(directory: Path, host: PluginHost) -> Detector:
+    """Load the detector of a directory.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be used.
+    """
+    if read_manifest(directory).kind != "detector":
+        raise CheckpointError(
+            str(directory),
+            "holds no detector",
+            "name a directory that `segue train-detector` wrote",
+        )
+    detector = load_component(directory, host, "--detector")
+    assert isinstance(detector, Detector)
+    return detector

@@ -1,12 +1,19 @@
-"""The shape of a pipeline config: what a YAML file may say. Imports no torch."""
+"""Describe a pipeline: everything that a YAML config may say. Imports no torch.
+
+``segue.core.config_files`` reads configs, ``segue.core.assembly`` proves that their parts fit.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from segue.core.options import Decoding, Options, Sampling
+from segue.core.records import Kind
 from segue.core.spec import StreamSlice
 from segue.core.validation import refusal
 
@@ -14,12 +21,12 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraConfig(Options):
-    """Low-rank adapters in place of a training of all weights (Hu et al., arXiv 2106.09685).
+    """Train low-rank adapters instead of all weights (Hu et al., arXiv 2106.09685).
 
     Attributes:
         rank: R of each update.
         alpha: updates are scaled by ``alpha / rank``.
-        dropout: share of input channels that updates do without in a training step.
+        dropout: share of input channels that an update leaves out in a training step.
         targets: glob patterns of names of linear layers; None takes all that are larger than the
             rank.
         also_train: glob patterns of tensors that are trained themselves, such as ``heads.*``.
@@ -36,11 +43,10 @@ class TrainingConfig(Options):
     """How one part is trained.
 
     Attributes:
-        steps: optimisation steps in all. With 0 a tokenizer that has a checkpoint is not trained,
-            but fitted anew.
-        batch_size: crops per step, over all ranks and all pieces that are accumulated.
-        accumulate: pieces that each rank cuts its crops of a step into, to learn from one after the
-            other; more take less memory.
+        steps: optimisation steps in all. With 0 a tokenizer that has a checkpoint is fitted anew
+            without training.
+        batch_size: crops per step, over all ranks and all accumulated pieces.
+        accumulate: pieces that each rank splits its crops of a step into; more take less memory.
         crop_seconds: length of each crop; a stage takes its own ``crop_seconds`` instead.
         learning_rate: peak of the schedule.
         schedule: what follows a linear warm-up: ``cosine`` or ``linear`` decay to zero,
@@ -51,32 +57,31 @@ class TrainingConfig(Options):
         gradient_clip: largest global gradient norm.
         precision: number format: ``32-true``; ``bf16-mixed`` or ``16-mixed``, matrix products in
             half precision; ``bf16-true``, the weights too (stages only).
-        strategy: of several ranks: ``ddp``, each has the whole part; ``fsdp``, its weights,
-            gradients and moments are shared out (stages only).
-        ema: decay of a running mean of the weights, such as 0.999; validation and checkpoints then
-            have the mean. 0 does without.
+        strategy: use of several ranks: ``ddp`` copies the whole part to each; ``fsdp`` shards
+            weights, gradients and moments (stages only).
+        ema: decay of a running mean of the weights, such as 0.999, which validation and
+            checkpoints then use; 0 turns it off.
         compile: compile the blocks of the part, or its whole step, with ``torch.compile``.
-        activation_checkpointing: compute activations of blocks again when they are needed, in place
-            of keeping them: a third more time, much less memory.
+        activation_checkpointing: recompute activations of blocks instead of keeping them: a third
+            more time, much less memory.
         adversary_from: step from which a part that has an adversary is trained against it.
         adversary_learning_rate: the adversary's peak; its schedule has the same shape.
         rollbacks: how often training goes back to an earlier checkpoint, with other crops, when
             losses are not finite or the part reports trouble; after that it stops.
-        start_from: a checkpoint of any component, whose tensors are taken that have the name and
-            the shape of one here, such as those of a `delay_transformer` for a
-            `masked_transformer` of plain transformer layers (adapting what was trained from left
-            to right to filling masks: Gong et al., arXiv 2410.17891). Options stay as they are.
-        freeze: glob patterns of names of tensors that stay as they are, such as
+        start_from: a checkpoint of any component; tensors of the same name and shape are taken from
+            it, such as those of a `delay_transformer` for a `masked_transformer` of plain
+            transformer layers (Gong et al., arXiv 2410.17891). Options stay as they are.
+        freeze: glob patterns of names of tensors that are not trained, such as
             ``blocks.[0-3].*``; a pattern may begin at any part of a name.
-        lora: adapters in place of the weights; only for stages.
+        lora: train adapters instead of the weights (stages only).
         seed: of initial weights, crops and dropout.
         save_every: steps between checkpoints.
-        keep: checkpoints kept, the newest.
-        best: checkpoints kept beside them: those of the lowest validation loss. A new lowest one is
-            saved at once, unless this is 0.
+        keep: number of newest checkpoints that are kept.
+        best: number of checkpoints of the lowest validation loss that are kept as well. A new
+            lowest one is saved at once, unless this is 0.
         validate_every: steps between validations.
         validation_batches: batches of one validation.
-        workers: processes that prepare coming batches; 0 leaves it to a thread.
+        workers: processes that prepare coming batches; 0 uses a thread.
     """
 
     steps: int = Field(default=1000, ge=0)
@@ -112,8 +117,8 @@ class TrainingConfig(Options):
 class ComponentConfig(Options):
     """A plugin by its registered name, with its options and how it is trained.
 
-    ``checkpoint`` names a directory of trained weights, relative to the config file; parts that
-    learn nothing need none.
+    ``checkpoint`` names a directory of trained weights, relative to the config file; a part that
+    learns nothing needs none.
     """
 
     use: str
@@ -123,7 +128,7 @@ class ComponentConfig(Options):
 
 
 class StageConfig(Options):
-    """One stage: which slice it predicts, given which, by which language model.
+    """One stage: the slice it predicts, the slices it is given, and its language model.
 
     Attributes:
         name: of the stage, in paths and tables.
@@ -131,9 +136,9 @@ class StageConfig(Options):
         given: stream slices it is conditioned on.
         lm: the language model.
         crop_seconds: length of a training crop and of the longest context in generation.
-        overlap: least part of a window that is context when generation moves to the next one. With
-            0, full windows are independent, as the fine stage's are in the paper; a last one that
-            is not full takes in what came before.
+        overlap: least part of a window that is context when generation moves to the next window.
+            With 0 full windows are independent, as the fine stage's are in the paper; a last
+            window that is not full is filled with context.
         sampling: temperature, top-k, top-p, guidance.
         decoding: number format and backend of the weights while generating.
     """
@@ -150,28 +155,27 @@ class StageConfig(Options):
     @field_validator("predicts")
     @classmethod
     def _predicts_is_a_slice(cls, value: str) -> str:
-        return _slice(value)
+        return _canonical_slice(value)
 
     @field_validator("given")
     @classmethod
     def _given_are_slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_slice(item) for item in value)
+        return tuple(_canonical_slice(item) for item in value)
 
 
-def _slice(text: str) -> str:
-    """The slice in its plain form."""
+def _canonical_slice(text: str) -> str:
     with refusal():
         return str(StreamSlice.parse(text))
 
 
 class PromptConfig(Options):
-    """What of a prompt is used, and how loud.
+    """Which part of a prompt is used, and at what level.
 
     Attributes:
         min_seconds: shorter prompts are refused.
-        max_seconds: of longer prompts the end is taken.
-        level: RMS that prompts are brought to before they are tokenized, that of the training
-            data; the result is brought back to the prompt's own level. None leaves them alone.
+        max_seconds: only the end of longer prompts is used.
+        level: RMS, that of the training data, that prompts are brought to before they are
+            tokenized; the result is brought back to the prompt's own level. None changes nothing.
     """
 
     min_seconds: float = Field(default=0.5, ge=0.01)
@@ -188,14 +192,39 @@ class PromptConfig(Options):
         return self
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A place of a pipeline that one component fills: a tokenizer, or the model of a stage.
+
+    Attributes:
+        name: names the part in commands, hooks, errors and directories: ``codec``,
+            ``stages.coarse``.
+        kind: the kind of plugin that fits.
+        place: the component's path in the config: ``codec``, ``stages.coarse.lm``.
+        component: the plugin that fills it.
+        stage: the stage whose model it is; None for a tokenizer.
+    """
+
+    name: str
+    kind: Kind
+    place: str
+    component: ComponentConfig
+    stage: StageConfig | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The part's own folder below a pipeline's or a training's directory."""
+        return Path(*self.name.split("."))
+
+
 class PipelineConfig(Options):
     """A whole pipeline.
 
     Attributes:
         name: of the pipeline, for tables and metadata.
-        description: one sentence; says what weights were trained on, and how far.
+        description: one sentence; says what the weights were trained on, and how far.
         semantic_tokenizer: absent in an acoustic-only pipeline.
-        codec: what turns acoustic tokens into sound.
+        codec: turns acoustic tokens into sound.
         stages: in the order they run.
     """
 
@@ -220,10 +249,29 @@ class PipelineConfig(Options):
         return next((stage for stage in self.stages if stage.name == name), None)
 
     @property
-    def parts(self) -> dict[str, ComponentConfig]:
-        """Every component under the path that names it: ``codec``, ``stages.coarse``, ..."""
-        found: dict[str, ComponentConfig] = {}
+    def slots(self) -> dict[str, Slot]:
+        """Every part under its name, tokenizers first, then stages in the order they run."""
+        found = [Slot("codec", "codec", "codec", self.codec)]
         if self.semantic_tokenizer is not None:
-            found["semantic_tokenizer"] = self.semantic_tokenizer
-        found["codec"] = self.codec
-        return found | {f"stages.{stage.name}": stage.lm for stage in self.stages}
+            kind: Kind = "semantic_tokenizer"
+            found.insert(0, Slot(kind, kind, kind, self.semantic_tokenizer))
+        found += [
+            Slot(f"stages.{stage.name}", "stage_lm", f"stages.{stage.name}.lm", stage.lm, stage)
+            for stage in self.stages
+        ]
+        return {slot.name: slot for slot in found}
+
+    @property
+    def parts(self) -> dict[str, ComponentConfig]:
+        """Every component under the name of its part: ``codec``, ``stages.coarse``, ..."""
+        return {name: slot.component for name, slot in self.slots.items()}
+
+
+def replace_parts(config: PipelineConfig, parts: Mapping[str, ComponentConfig]) -> PipelineConfig:
+    """Return the config with some components replaced, by the names of their parts."""
+    stages = tuple(
+        stage.model_copy(update={"lm": parts.get(f"stages.{stage.name}", stage.lm)})
+        for stage in config.stages
+    )
+    tokenizers = {key: parts[key] for key in ("semantic_tokenizer", "codec") if key in parts}
+    return config.model_copy(update={"stages": stages, **tokenizers})

@@ -1,6 +1,6 @@
-"""What ``component.json`` in a checkpoint directory says. Imports no torch.
+"""Look at checkpoints without reading weights: ``component.json`` and the steps of a training.
 
-It is read before any weight is, so that assembly can refuse parts that do not fit.
+Assembly needs no more to refuse parts that do not fit. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from segue.core.spec import StageSpec, TokenSpec
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS = "component.json", "model.safetensors"
+STATE_JSON = "trainer.json"
+FITTED = "-fitted"  # ends the names of checkpoints that were fitted after training
 
 
 @dataclass(frozen=True)
 class ComponentManifest:
-    """What ``component.json`` says of the weights beside it.
+    """The contents of ``component.json``: it describes the weights beside it.
 
     Attributes:
         kind: ``semantic_tokenizer``, ``codec``, ``stage_lm`` or ``detector``.
         use: registered name of the plugin.
         options: the plugin's options, complete.
-        spec: of a tokenizer, with its fingerprint.
-        stage: of a stage LM: what it predicts, with the fingerprints it was trained on.
-        trained: what it was trained on and how far; free-form, for people and model cards.
+        spec: a tokenizer's spec, with its fingerprint.
+        stage: a stage model's slices, with the fingerprints it was trained on.
+        trained: the data and steps of its training; free-form, for people and model cards.
     """
 
     kind: Kind
@@ -69,9 +71,35 @@ def read_manifest(directory: Path) -> ComponentManifest:
                 "install the Segue that wrote it, or train again",
             )
         manifest = ComponentManifest(**data)
-        _ = manifest.token_spec, manifest.stage_spec  # so that what is malformed is told here
+        _ = manifest.token_spec, manifest.stage_spec  # malformed ones are refused here
         return manifest
     except (OSError, ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise CheckpointError(
             str(path), f"cannot be read ({error!r})", "restore the file or train again"
         ) from error
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Return the complete checkpoints in a part's directory, by step."""
+    # Steps are zero-padded in the names, so that names sort as steps do.
+    return sorted(path for path in directory.glob("step-*") if (path / STATE_JSON).is_file())
+
+
+def trained_checkpoints(directory: Path) -> list[Path]:
+    """Return the complete checkpoints that training can go on from, by step."""
+    return [path for path in checkpoints(directory) if not path.name.endswith(FITTED)]
+
+
+def newest_checkpoint(directory: Path, fitted: bool = True) -> Path | None:
+    """Return the complete checkpoint of the highest step in a part's directory, if any.
+
+    Args:
+        fitted: include checkpoints that were fitted after training.
+    """
+    found = checkpoints(directory) if fitted else trained_checkpoints(directory)
+    return found[-1] if found else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(checkpoint.name.removesuffix(FITTED).removeprefix("step-"))

@@ -1,0 +1,224 @@
+"""Describe a request for audio and its result, as callers and lifecycle hooks see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from segue.core.audio import Audio
+from segue.core.config import PipelineConfig, StageConfig
+from segue.core.errors import GenerationError
+from segue.core.options import Sampling
+from segue.core.spec import TokenSpec
+from segue.core.tokens import Tokens, WaveBatch
+from segue.core.validation import real_number, validate, whole_number
+
+Task = Literal["continue", "generate", "acoustic_generation", "resynthesize"]
+PromptAudio = Literal["original", "codec", "none"]
+SamplingOverrides = Mapping[str, Mapping[str, Any]]
+
+MAX_SECONDS = 3600.0
+MIN_CHUNK = 0.02
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for audio, checked and completed.
+
+    Attributes:
+        task: the method of the pipeline that was called; ``stream`` continues or generates.
+        seconds: length of audio to add, or of the recording that is resynthesized.
+        seed: of the first row; row i uses ``seed + i``.
+        batch: number of rows.
+        sampling: by stage.
+        chunk_seconds: most new audio of one window of a stage; None for as much as fits.
+        prompts: one recording per row, at the pipeline's rate; empty if there are none.
+        prompt_audio: what the result starts with: the recording, its codec version, or nothing.
+    """
+
+    task: Task
+    seconds: float
+    seed: int
+    batch: int
+    sampling: Mapping[str, Sampling]
+    chunk_seconds: float | None = None
+    prompts: tuple[Audio, ...] = ()
+    prompt_audio: PromptAudio = "original"
+
+    @classmethod
+    def checked(
+        cls,
+        task: Task,
+        *,
+        seconds: object,
+        seed: object,
+        batch: object,
+        sampling: Mapping[str, Sampling],
+        chunk_seconds: object = None,
+        prompts: tuple[Audio, ...] = (),
+        prompt_audio: PromptAudio = "original",
+    ) -> Request:
+        """Make a request from values that a caller passed.
+
+        Raises:
+            GenerationError: if a value is out of range.
+        """
+        rows = whole_number(batch)
+        if rows is None or not 1 <= rows <= MAX_BATCH:
+            raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
+        length = real_number(seconds)
+        if length is None or not 0 < length <= MAX_SECONDS:
+            fix = f"use more than 0, at most {MAX_SECONDS:g}"
+            raise GenerationError("seconds", f"{seconds!r} is out of range", fix)
+        number = whole_number(seed)
+        # Below 2**63 with room for rows and stages, whose own seeds are counted on from it.
+        if number is None or not 0 <= number < 2**62:
+            raise GenerationError("seed", f"{seed!r} is out of range", "use a whole number from 0")
+        chunk = None if chunk_seconds is None else real_number(chunk_seconds)
+        if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
+            fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
+            raise GenerationError("chunk_seconds", f"{chunk_seconds!r} is out of range", fix)
+        return cls(task, length, number, rows, sampling, chunk, prompts, prompt_audio)
+
+
+#: The name that hooks of the first plugin API use.
+GenerationRequest = Request
+
+
+def chosen_sampling(
+    stages: Iterable[StageConfig], overrides: SamplingOverrides | None
+) -> dict[str, Sampling]:
+    """Return the sampling of each stage: that of the config, changed as asked.
+
+    Raises:
+        GenerationError: if a stage does not exist or its changes are not a mapping.
+        ConfigError: if a value is out of range.
+    """
+    chosen = {stage.name: stage.sampling for stage in stages}
+    for name, changes in _as_mapping(overrides or {}, "sampling").items():
+        if name not in chosen:
+            raise GenerationError(
+                f"sampling.{name}", "is not a stage", f"choose one of {', '.join(chosen)}"
+            )
+        merged = chosen[name].model_dump() | dict(_as_mapping(changes, f"sampling.{name}"))
+        chosen[name] = validate(Sampling, merged, f"sampling.{name}")
+    return chosen
+
+
+def _as_mapping(value: object, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise GenerationError(place, f"is {value!r}", "give a mapping, as {'temperature': 0.7}")
+    return value
+
+
+@dataclass
+class GeneratedAudio:
+    """A ragged batch of generated audio.
+
+    Attributes:
+        wave: ``[B, T]`` in [-1, 1], zero beyond a row's length.
+        lengths: ``[B]`` samples.
+        sample_rate: samples per second.
+        prompt_samples: ``[B]`` samples at the start of each row that are the prompt.
+        tokens: every stream's tokens, prompt included.
+        notes: per row, changes made to the prompt (resampled, cropped, ...) and to the result.
+        metadata: how it was made: task, seed, sampling, pipeline, resolved config.
+    """
+
+    wave: Float[Tensor, "B T"]
+    lengths: Int64[Tensor, "B"]
+    sample_rate: int
+    prompt_samples: Int64[Tensor, "B"]
+    tokens: Mapping[str, Tokens]
+    notes: list[tuple[str, ...]]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        wave: Float[Tensor, "B T"],
+        sample_rate: int,
+        tokens: Mapping[str, Tokens],
+        lengths: Int64[Tensor, "B"] | None = None,
+        prompt_samples: Int64[Tensor, "B"] | None = None,
+        ended: Sequence[bool] = (),
+    ) -> GeneratedAudio:
+        """Put the result of a request together, within full scale.
+
+        Args:
+            lengths: valid samples of each row; None for all.
+            prompt_samples: samples of each row that are the prompt; None for none.
+            ended: for each row, whether a stage drew where its audio ends.
+        """
+        nothing = torch.zeros(len(wave), dtype=torch.long)
+        audio = cls(
+            wave,
+            nothing + wave.shape[1] if lengths is None else lengths,
+            sample_rate,
+            nothing if prompt_samples is None else prompt_samples,
+            dict(tokens),
+            [prompt.notes for prompt in request.prompts] or [()] * request.batch,
+        )
+        for row in (row for row, end in enumerate(ended) if end):
+            seconds = audio.continuation(row).shape[0] / sample_rate
+            audio._note(row, f"ended by itself after {seconds:.2f} s")
+        if request.prompt_audio == "none":
+            batch = WaveBatch.pad([audio.continuation(row) for row in range(len(wave))])
+            audio.wave, audio.lengths, audio.prompt_samples = batch.wave, batch.lengths, nothing
+        # Files clip at full scale anyway; here it is noted, and hooks see the final samples.
+        for row, samples in enumerate(audio.wave.abs()):
+            peak = float(samples.max()) if len(samples) else 0.0
+            if peak > 1.0:
+                audio._note(row, f"clipped a peak of {peak:.2f}")
+        audio.wave = audio.wave.clamp(-1.0, 1.0)
+        return audio
+
+    def _note(self, row: int, note: str) -> None:
+        self.notes[row] = (*self.notes[row], note)
+
+    def row(self, index: int = 0) -> Float[Tensor, "T"]:
+        """Return the audio of one row, prompt included."""
+        return self.wave[index, : int(self.lengths[index])]
+
+    def continuation(self, index: int = 0) -> Float[Tensor, "T"]:
+        """Return the audio of one row after its prompt."""
+        return self.row(index)[int(self.prompt_samples[index]) :]
+
+
+def metadata_of(
+    request: Request, config: PipelineConfig, streams: Mapping[str, TokenSpec]
+) -> dict[str, Any]:
+    """Return what is written beside generated audio: how it was made, as JSON values."""
+    return {
+        "generator": "segue",
+        "pipeline": config.name,
+        "description": config.description,
+        "task": request.task,
+        "seconds": request.seconds,
+        "seed": request.seed,
+        "chunk_seconds": request.chunk_seconds,
+        "sampling": {name: sampling.model_dump() for name, sampling in request.sampling.items()},
+        "fingerprints": {name: spec.fingerprint for name, spec in streams.items()},
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def with_recordings(
+    wave: Float[Tensor, "B T"], prompts: Sequence[Audio], join: int
+) -> Float[Tensor, "B T"]:
+    """Put each recorded prompt over its codec version, cross-faded over ``join`` samples."""
+    wave = wave.clone()  # decoded in inference mode, where nothing can be written in place
+    for row, audio in zip(wave, prompts, strict=True):
+        count = audio.wave.shape[0]
+        fade = min(join, count)
+        weight = torch.ones(count)
+        weight[count - fade :] = torch.linspace(1, 0, fade + 2)[1:-1]
+        row[:count] = weight * audio.wave + (1 - weight) * row[:count]
+    return wave

@@ -1,0 +1,33 @@
+"""Run one stage alone, as a pipeline's generation does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from segue.core.generation import StageRun
+from segue.core.interfaces import StageLM, Tokens
+
+
+def run_stage(
+    lm: StageLM, given: Sequence[Tokens], prompt: Tokens, num_frames: int, **options: Any
+) -> Tokens:
+    """Continue every row of ``prompt`` by ``num_frames`` frames; return prompt and continuation.
+
+    Args:
+        given: whole streams, aligned with frame 0 of the prompt, one per given slice.
+        options: as for ``StageRun``.
+    """
+    run = StageRun(lm, prompt, num_frames, **options)
+    while run.done < num_frames and not run.over:
+        if run.pieces is None:
+            run.open_window(given)
+        assert run.pieces is not None
+        with torch.inference_mode():
+            piece = next(run.pieces, None)
+        run.take(piece)
+    if run.done < num_frames:
+        run.fill_up()
+    return run.known.cut(torch.tensor(run.ends))
