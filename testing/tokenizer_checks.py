@@ -219,7 +219,7 @@ def check_fingerprint_follows_options(subject: Subject) -> None:
 def check_fingerprint_without_weights_is_known_early(subject: Subject) -> None:
     """Check that name and options alone give the fingerprint where nothing is learnt."""
     tokenizer = tokenizer_of(subject)
-    if tokenizer.needs != "none":
+    if tokenizer.learns:
         raise NotApplicable("it has weights that are learnt")
     early = options_digest(_NAME, tokenizer.config).hexdigest()[:FINGERPRINT_DIGITS]
     require(

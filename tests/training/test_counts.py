@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from segue.core.config.load import load_config
+from segue.core.config_files import load_config
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBatch
 from segue.core.options import Options, Sampling
@@ -72,7 +72,7 @@ class Counts(StageLM):
 
 
 class FittedCounts(Counts):
-    needs = "fitting"
+    needs_training, needs_fitting = False, True
 
     def fit(self, batches: Iterable[Any]) -> Mapping[str, float]:
         for batch in batches:

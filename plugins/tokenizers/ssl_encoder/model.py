@@ -37,7 +37,7 @@ VALIDATION_SEED = 0  # each validation hides the same frames
 class SslEncoderTokenizer(KMeansTokenizer):
     """Train an encoder by self-supervision, then cluster one of its layers."""
 
-    needs = "training and fitting"
+    needs_fitting = True
     config: SslEncoderOptions
 
     def __init__(self, config: SslEncoderOptions) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segue.core.checkpoint import load_component, load_state, save_component
-from segue.core.component_manifest import read_manifest
+from segue.core.checkpoint_files import read_manifest
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import WaveBatch
 from segue.core.plugins import default_host
