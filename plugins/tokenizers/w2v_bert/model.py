@@ -33,7 +33,7 @@ class W2vBertTokenizer(KMeansTokenizer):
         config: options.
     """
 
-    needs_fitting = True
+    needs_training = needs_fitting = True
     config: W2vBertOptions
 
     def __init__(self, config: W2vBertOptions) -> None:
