@@ -37,7 +37,7 @@ VALIDATION_SEED = 0  # each validation hides the same frames
 class SslEncoderTokenizer(KMeansTokenizer):
     """Train an encoder by self-supervision, then cluster one of its layers."""
 
-    needs_fitting = True
+    needs_training, needs_fitting = True, True
     config: SslEncoderOptions
 
     def __init__(self, config: SslEncoderOptions) -> None:
