@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = ("core", "plugins", "apps")
+ROOTS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
 CARRIED = ("LICENSE", "README.md", "pyproject.toml", "registry.yaml", "setup.py")
 DATA = ("*.yaml", "*.json", "*.safetensors")
 
@@ -119,7 +119,7 @@ def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path
         import sys
         import segue, segue.core.plugins
         from importlib.resources import files
-        roots = {"core", "plugins", "apps"}
+        roots = set(ROOTS)
         assert not roots & set(sys.modules), roots & set(sys.modules)
         assert "torch" not in sys.modules
         host = segue.core.plugins.PluginHost.discover()

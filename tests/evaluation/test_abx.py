@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segue.core.audio import Audio
 from segue.core.errors import DataError
 from segue.evaluation import abx as abx_module
-from segue.evaluation import dtw
+from segue.evaluation import abx as dtw
 from segue.evaluation.abx import abx, abx_errors, frame_distances, pair_distances, warped
 from segue.evaluation.representations import (
     Representation,
@@ -84,7 +84,7 @@ def test_padding_and_batches_change_nothing(
         for a, b in pairs.tolist()
     ]
     for cells in (10, 200, 1 << 20):
-        monkeypatch.setattr(dtw, "MAX_CELLS", cells)
+        monkeypatch.setattr(dtw, "TABLE_CELLS", cells)
         found = pair_distances(sequences, pairs, distance)
         assert found.tolist() == pytest.approx(expected, abs=1e-5)
 

@@ -20,8 +20,8 @@ from tests.training.test_loop import (
 )
 
 from segue.apps.cli.train import stopped
-from segue.core.interfaces import WaveBatch
 from segue.core.checkpoint_files import newest_checkpoint
+from segue.core.interfaces import WaveBatch
 from segue.data.share import WHOLE, Share
 from segue.training import loop
 from segue.training.loop import train
