@@ -70,7 +70,7 @@ class Part:
 
     @property
     def must_be_refitted(self) -> bool:
-        """Whether the checkpoint was fitted with other options than these."""
+        """Return whether the checkpoint was fitted with other options than these."""
         if self.manifest is None:
             return False
         then, now = self.manifest.options, self.options.model_dump(mode="json")

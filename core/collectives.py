@@ -1,4 +1,4 @@
-"""What the processes of one run compute together; each is the identity in a process alone."""
+"""Compute together with the other processes of a run; alone, each function is the identity."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def from_first(x: Tensor) -> Tensor:
 
 
 def everywhere(holds: bool, device: torch.device) -> bool:
-    """Whether something holds on every rank."""
+    """Return whether something holds on every rank."""
     if alone():
         return holds
     flag = torch.tensor(int(holds), device=device)

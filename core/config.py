@@ -40,7 +40,7 @@ class LoraConfig(Options):
 
 
 class TrainingConfig(Options):
-    """How one part is trained.
+    """Settings of one part's training.
 
     Attributes:
         steps: optimisation steps in all. With 0 a tokenizer that has a checkpoint is fitted anew
@@ -169,7 +169,7 @@ def _canonical_slice(text: str) -> str:
 
 
 class PromptConfig(Options):
-    """Which part of a prompt is used, and at what level.
+    """The part of a prompt that is used, and its level.
 
     Attributes:
         min_seconds: shorter prompts are refused.

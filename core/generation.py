@@ -96,7 +96,7 @@ class StageRun:
 
     @property
     def over(self) -> bool:
-        """Whether all rows have ended."""
+        """Return whether all rows have ended."""
         return all(map(self._ended, self._active))
 
     def needs(self) -> list[Int64[Tensor, "B"]]:

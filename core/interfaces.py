@@ -94,7 +94,7 @@ class Component(nn.Module, ABC):
 
     @property
     def learns(self) -> bool:
-        """Whether the component must learn anything before it can be used."""
+        """Return whether the component must learn anything before it can be used."""
         return self.needs_training or self.needs_fitting
 
     @property
@@ -159,7 +159,7 @@ class Component(nn.Module, ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether ``fit`` was called, or weights of a fitted component were loaded."""
+        """Return whether ``fit`` was called, or weights of a fitted component were loaded."""
         return True
 
 
@@ -243,7 +243,7 @@ class AcousticCodec(Tokenizer):
 
     @property
     def can_stream(self) -> bool:
-        """Whether ``streaming_decoder`` works: by default if ``decode_context`` is known."""
+        """Return whether ``streaming_decoder`` works: by default if ``decode_context`` is known."""
         return self.decode_context is not None
 
     @abstractmethod
@@ -311,7 +311,7 @@ class StageLM(Component):
 
     @property
     def unbounded(self) -> bool:
-        """Whether the model continues any length in constant memory, without windows.
+        """Return whether the model continues any length in constant memory, without windows.
 
         Only possible for a stage that is given nothing.
         """

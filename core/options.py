@@ -71,7 +71,7 @@ class DetectorOptions(Options):
 
 
 class Sampling(Options):
-    """How a stage draws its tokens.
+    """Settings for drawing a stage's tokens.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -93,7 +93,7 @@ class Sampling(Options):
 
 
 class Decoding(Options):
-    """How a stage computes while it generates: changes speed and memory only.
+    """Settings of a stage's computation while it generates: they change speed and memory only.
 
     Attributes:
         weights: number format of the weights. ``stored`` leaves them as they are; ``bfloat16`` and
@@ -110,5 +110,5 @@ class Decoding(Options):
 
     @property
     def halves(self) -> bool:
-        """Whether parameters are replaced by numbers of half the size."""
+        """Return whether parameters are replaced by numbers of half the size."""
         return self.weights in ("bfloat16", "float16")

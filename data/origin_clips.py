@@ -38,7 +38,7 @@ TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
 
 @dataclass(frozen=True)
 class ExamplePlan:
-    """How examples are made.
+    """Settings for making examples.
 
     Attributes:
         prompt_seconds: of each recording, which a continuation follows; no part of an example.

@@ -63,7 +63,7 @@ class SourcesConfig(Options):
 
 @dataclass(frozen=True)
 class Grouping:
-    """How recordings are grouped and held out where the source leaves it open.
+    """Rules for grouping recordings and holding groups out where the source leaves it open.
 
     Attributes:
         column: of a manifest, to take as group.

@@ -28,7 +28,7 @@ Array = numpy.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Block:
-    """Where an array lies in a file."""
+    """The place of an array in a file."""
 
     dtype: str
     shape: tuple[int, ...]

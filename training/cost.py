@@ -65,7 +65,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class PartCost:
-    """What the training of one part takes.
+    """The cost of training one part.
 
     A ``unit`` is a token of the target (stages) or a second of audio. ``flops`` are operations per
     unit, forwards and backwards; unless they were ``counted`` on a whole step, three times the

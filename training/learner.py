@@ -1,4 +1,4 @@
-"""What changes while a part is trained: its weights, optimizers, adversary and running means."""
+"""Hold all that changes while a part is trained: weights, optimizers, adversary, running means."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ SECONDS_TO_SPEAK = 2.0  # that a rank has to print its error before torchrun end
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands: its number and the count, in all and on this machine."""
+    """The place of this process: its number and the count, in all and on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -36,7 +36,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that reports and writes."""
+        """Return whether this is the rank that reports and writes."""
         return self.rank == 0
 
 

@@ -31,7 +31,7 @@ SEED = 0  # of the stage's sampling
 
 @dataclass
 class StageDecoder:
-    """How a stage's tokens become audio.
+    """The codec and sampling that turn a stage's tokens into audio.
 
     Attributes:
         make: builds the codec of its tokens; called once, when it is needed.

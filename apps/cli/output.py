@@ -1,4 +1,4 @@
-"""What every command prints: results on standard output, notes and errors beside it. No torch."""
+"""Print results on standard output, notes and errors on standard error. Imports no torch."""
 
 from __future__ import annotations
 

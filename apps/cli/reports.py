@@ -1,4 +1,4 @@
-"""What the `segue evaluate` commands share: recordings, metrics, and how figures are shown."""
+"""Share recordings, metrics and tables of figures among the `segue evaluate` commands."""
 
 from __future__ import annotations
 

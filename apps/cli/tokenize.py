@@ -33,7 +33,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """What one process needs to write its share of a store; picklable, to be sent to it."""
+    """All that one process needs to write its share of a store; picklable, to be sent to it."""
 
     config: str
     overrides: tuple[str, ...]

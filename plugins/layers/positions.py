@@ -1,4 +1,4 @@
-"""How attention knows positions: rotary angles, or a learnt bias by distance.
+"""Give attention its positions: rotary angles, or a learnt bias by distance.
 
 Shape legend: B batch, N queries, K keys, H heads, d channels per head.
 """

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a described architecture, or a pretrained text model."""
+"""Find a backbone: a described architecture, or a pretrained text model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which codes are masked: in a training example, and after each pass of decoding.
+"""Choose which codes are masked: in a training example, and after each pass of decoding.
 
 SoundStorm (Borsos et al., arXiv 2305.09636), sections 3.2 and 3.3, with the cosine schedule of
 MaskGIT (Chang et al., arXiv 2202.04200, section 3.3).
