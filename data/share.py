@@ -40,7 +40,7 @@ class Share:
 WHOLE = Share()
 
 
-def row_generators(seed: int, step: int, rows: range, batch_size: int) -> list[torch.Generator]:
+def crop_generators(seed: int, step: int, rows: range, batch_size: int) -> list[torch.Generator]:
     """Return a random generator for each row."""
     random = torch.Generator().manual_seed(seed * SEED_STRIDE + step)
     seeds = torch.randint(2**62, (batch_size,), generator=random).tolist()

@@ -17,7 +17,7 @@ from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.options import DetectorOptions
 from segue.core.plugins import PluginHost
 from segue.data.origin_clips import Clip, as_float, trimmed
-from segue.data.share import WHOLE, Share, row_generators
+from segue.data.share import WHOLE, Share, crop_generators
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.saving import read_state
 
@@ -112,7 +112,7 @@ class OriginCrops:
         window = round(self.options.window_seconds * self.options.sample_rate)
         wave, lengths = torch.zeros(len(rows), window), torch.zeros(len(rows), dtype=torch.long)
         origins = torch.tensor(rows) % len(ORIGINS)
-        for index, random in enumerate(row_generators(self.training.seed, step, rows, size)):
+        for index, random in enumerate(crop_generators(self.training.seed, step, rows, size)):
             clip = self.clips[int(torch.randint(len(self.clips), (), generator=random))]
             whole = trimmed(as_float(clip.waves[int(origins[index])]))
             last_start = max(0, whole.shape[0] - window)
