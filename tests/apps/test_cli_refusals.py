@@ -310,7 +310,7 @@ def _weights_of_another(folder: Path) -> None:
 
 BROKEN: dict[Callable[[Path], None], str] = {
     _no_pipeline_file: "is not a pipeline directory or a domain",
-    _bad_yaml: "pipeline.yaml, line 1: is no valid YAML",
+    _bad_yaml: "pipeline.yaml, line 1:",
     _no_part: "codec: holds no component.json; name a directory",
     _no_weights: "codec: holds no model.safetensors; restore it or train again",
     _cut_weights: "stages/acoustic/model.safetensors: cannot be read",
