@@ -170,7 +170,7 @@ def kokoro(model: Path, styles: Path, names: Sequence[str], threads: int, output
 
 
 def read_books(path: Path, longest: int) -> dict[str, list[str]]:
-    """Return each book's sentences in their order, joined to passages of at most so many letters."""
+    """Return each book's passages: sentences joined in order, of at most so many letters."""
     books: dict[str, list[str]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
