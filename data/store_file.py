@@ -14,9 +14,8 @@ from typing import Any
 import numpy
 
 from segue.core.errors import DataError
-from segue.core.files import atomic_path
+from segue.core.files import atomic_path, cache_directory
 from segue.data.places import PLACE_ERRORS, is_url, open_bytes, read_range, size_of
-from segue.data.tars import cache_directory
 
 METADATA = "segue"
 MAPPED_AT_ONCE = 512  # shards; a process may map so many files at most (65,530 on Linux)

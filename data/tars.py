@@ -24,7 +24,7 @@ import numpy
 import soundfile
 
 from segue.core.errors import DataError, OutputError
-from segue.core.files import atomic_path
+from segue.core.files import atomic_path, cache_directory
 from segue.data.manifest import Note, is_audio
 from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
 from segue.data.recordings import Recording
@@ -89,12 +89,6 @@ def expand(pattern: str) -> list[str]:
     if not parts:
         raise DataError(pattern, f"{match[0]} counts backwards", "write the smaller number first")
     return [name for part in parts for name in expand(before + part + after)]
-
-
-def cache_directory() -> Path:
-    """Return where indexes and fetched shards are kept: ``SEGUE_CACHE``, or ``~/.cache/segue``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SEGUE_CACHE") or Path(base) / "segue")
 
 
 def tar_index(tar: str, note: Note) -> list[Member]:

@@ -1,0 +1,1 @@
+"""Opinion of speech, predicted by a distilled self-supervised model."""

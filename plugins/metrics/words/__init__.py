@@ -1,0 +1,1 @@
+"""Words that speech recognisers hear."""

@@ -1,0 +1,1 @@
+"""Semantic tokens of a speech recogniser's encoder: the lower layers of Whisper, clustered."""

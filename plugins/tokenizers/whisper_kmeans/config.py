@@ -1,0 +1,59 @@
+"""Options of the Whisper tokenizer. Imports no torch."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from segue.core.spec import TokenSpec
+from segue.plugins.tokenizers.common.options import ClusterOptions
+
+RATE = 16000  # that Whisper hears
+HOP = 160
+FRAME_RATE = 50  # of the encoder
+LONGEST = 30.0  # seconds: what the encoder has positions for
+
+
+class WhisperKMeansOptions(ClusterOptions):
+    """Options of ``whisper_kmeans``. The widths are those of Whisper base.
+
+    Attributes:
+        num_mels: bands of a spectrum.
+        width: D, channels of the encoder.
+        depth: blocks that are kept; the activations of the last one are clustered.
+        heads: attention heads.
+        pool: frames of the encoder per token, whose mean is clustered.
+        window_seconds: longer audio is encoded in windows of this length.
+        margin_seconds: of what a window has in common with its neighbours, which is dropped.
+    """
+
+    num_mels: Literal[80, 128] = 80
+    width: int = Field(default=512, ge=2)
+    depth: int = Field(default=4, ge=1)
+    heads: int = Field(default=8, ge=1)
+    pool: Literal[1, 2, 4] = 2
+    window_seconds: float = Field(default=20.0, ge=1.0, le=LONGEST)
+    margin_seconds: float = Field(default=2.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> WhisperKMeansOptions:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not an even multiple of heads {self.heads};"
+                f" choose one divisible by {2 * self.heads}"
+            )
+        if 2 * self.margin_seconds >= self.window_seconds:
+            raise ValueError(
+                f"window_seconds ({self.window_seconds:g}) must be more than two margins of"
+                f" {self.margin_seconds:g}"
+            )
+        return self
+
+    def spec(self) -> TokenSpec:
+        return TokenSpec(RATE, Fraction(FRAME_RATE, self.pool), 1, self.num_clusters)
+
+    def frames(self, seconds: float) -> int:
+        """Return the tokens of so many seconds."""
+        return round(seconds * FRAME_RATE / self.pool)
