@@ -21,6 +21,7 @@ from segue.core.assembly import Assembly
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
+from segue.core.promises import check_frames
 from segue.core.request import Request
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
@@ -133,6 +134,9 @@ class StageRun:
                 for row in self._active:
                     self._end(row, self._firsts[row] + self.done)
             return
+        target, left = self.stage.target, self._until - self.done
+        levels, rows = target.num_levels, len(self._active)
+        check_frames(self.lm, piece, rows, levels, target.codebook_size, left)
         count = piece.ids.shape[2]
         for index, length in enumerate(piece.lengths.tolist()):
             row = self._active[index]

@@ -26,6 +26,7 @@ from segue.core.generation import Generation
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
 from segue.core.plugins import PluginHost, default_host
 from segue.core.progress import Progress
+from segue.core.promises import check_hooked_wave
 from segue.core.request import (
     GeneratedAudio,
     PromptAudio,
@@ -438,7 +439,9 @@ class Pipeline:
     def _deliver(self, request: Request, audio: GeneratedAudio) -> GeneratedAudio:
         """Describe the result, and let plugins mark it before anyone gets it."""
         audio.metadata = metadata_of(request, self.config, self.assembly.streams)
+        shape = audio.wave.shape
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
+        check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
         return audio
 
 

@@ -15,6 +15,7 @@ from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
+from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Tokens, WaveBatch
 
@@ -130,7 +131,12 @@ class Transcoder:
         if spec.sample_rate != self.sample_rate:
             waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
         batch = WaveBatch.pad(waves)
-        tokens = tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device))
+        tokens = check_tokens(
+            tokenizer,
+            tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device)),
+            spec,
+            batch.lengths,
+        )
         # Resampling may round a length up to one more frame than the prompt has.
         frames = [
             math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate) for audio in audios
@@ -142,17 +148,22 @@ class Transcoder:
         """Return the audio of codes, on the CPU."""
         piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
         if not self.codec.can_stream or codes.ids.shape[2] <= piece:
-            return self.codec.decode(codes.ids, codes.lengths).float().cpu()
-        rows = []
+            wave = self.codec.decode(codes.ids, codes.lengths)
+            rows, samples = len(codes.lengths), codes.ids.shape[2] * self.codec.spec.frame_size
+            return check_wave(self.codec, wave, rows, samples).float().cpu()
+        waves = []
         for row in codes.rows():  # one by one: a stream's last piece ends where the row ends
             decoder = self.codec.streaming_decoder()  # each holds the state of one stream
             parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
-            rows.append(torch.cat([*parts, decoder.finish()], dim=1)[0].float().cpu())
-        return WaveBatch.pad(rows).wave
+            wave = torch.cat([*parts, decoder.finish()], dim=1)
+            samples = row.shape[1] * self.codec.spec.frame_size
+            waves.append(check_wave(self.codec, wave, 1, samples)[0].float().cpu())
+        return WaveBatch.pad(waves).wave
 
     @torch.inference_mode()
     def _next(self, decoder: StreamingDecoder, codes: Tokens | None) -> Float[Tensor, "1 T"]:
-        return (decoder.finish() if codes is None else decoder.push(codes.ids)).float().cpu()
+        wave = decoder.finish() if codes is None else decoder.push(codes.ids)
+        return check_wave(self.codec, wave, 1, None).float().cpu()
 
     def decode_pieces(
         self, prompt: Tokens, pieces: Iterator[Tokens]

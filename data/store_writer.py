@@ -26,6 +26,7 @@ from segue.core.errors import AudioError
 from segue.core.files import atomic_path, write_text
 from segue.core.interfaces import Tokenizer
 from segue.core.progress import Progress
+from segue.core.promises import check_tokens
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.data.audio_files import decode_recording
 from segue.data.recordings import Recording, Split
@@ -169,8 +170,8 @@ def tokenize_recording(
 def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
     own_rate = tokenizer.spec.sample_rate
     own = wave if own_rate == rate else resample(wave, rate, own_rate)
-    tokens = tokenizer.encode(
-        own[None].to(tokenizer.device), torch.tensor([own.shape[0]], device=tokenizer.device)
-    )
+    lengths = torch.tensor([own.shape[0]], device=tokenizer.device)
+    tokens = tokenizer.encode(own[None].to(tokenizer.device), lengths)
+    check_tokens(tokenizer, tokens, tokenizer.spec, lengths)
     frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
     return tokens.ids[0, :, :frames].cpu()

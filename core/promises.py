@@ -1,0 +1,133 @@
+"""Check what plugins return, wherever their contract is called; no result is trusted.
+
+Each check looks at shapes, types and extremes only, which costs far less than the call itself, and
+raises one sentence that names the component and the distribution that it comes from.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import packages_distributions
+from typing import NoReturn
+
+import torch
+from pluggy import HookCaller
+from torch import Tensor
+
+from segue.core.errors import PluginError
+from segue.core.spec import TokenSpec
+from segue.core.tokens import Tokens
+
+
+def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
+    """Check what a tokenizer made of audio.
+
+    Args:
+        component: the tokenizer, for the message.
+        tokens: what ``encode`` returned.
+        spec: what the tokenizer declares.
+        lengths: ``[B]`` samples of each row that was encoded.
+
+    Raises:
+        PluginError: if it breaks the contract of ``Tokenizer.encode``.
+    """
+    if not isinstance(tokens, Tokens):
+        _refuse(component, f"encode returned a {type(tokens).__name__}, not Tokens")
+    _check_ids(component, "encode", tokens.ids, len(lengths), spec.num_levels, spec.codebook_size)
+    frames = [spec.num_frames(int(length)) for length in lengths]
+    found = tokens.lengths.tolist()
+    if found != frames:
+        _refuse(component, f"encode returned {found} frames, its spec declares {frames}")
+    return tokens
+
+
+def check_wave(component: object, wave: object, rows: int, samples: int | None) -> Tensor:
+    """Check what a codec decoded.
+
+    Args:
+        component: the codec, for the message.
+        wave: what ``decode``, ``push`` or ``finish`` returned.
+        rows: B.
+        samples: T, or None where any number is right.
+
+    Raises:
+        PluginError: if it breaks the contract of ``AcousticCodec.decode``.
+    """
+    if not isinstance(wave, Tensor) or not wave.is_floating_point():
+        kind = wave.dtype if isinstance(wave, Tensor) else type(wave).__name__
+        _refuse(component, f"decode returned {kind}, not floating-point samples")
+    right = wave.ndim == 2 and wave.shape[0] == rows and samples in (None, wave.shape[-1])
+    if not right:
+        wanted = f"[{rows}, {'T' if samples is None else samples}]"
+        _refuse(component, f"decode returned shape {list(wave.shape)}, not {wanted}")
+    if not torch.isfinite(wave).all():
+        _refuse(component, "decode returned NaN or infinite samples")
+    return wave
+
+
+def check_frames(
+    component: object, piece: object, rows: int, levels: int, codebook_size: int, most: int
+) -> Tokens:
+    """Check frames that a stage model drew.
+
+    Args:
+        component: the stage model, for the message.
+        piece: what ``stream`` yielded.
+        rows, levels, codebook_size: B, Q and V that were asked for.
+        most: frames that were still to be drawn.
+
+    Raises:
+        PluginError: if it breaks the contract of ``StageLM.stream``.
+    """
+    if not isinstance(piece, Tokens):
+        _refuse(component, f"stream yielded a {type(piece).__name__}, not Tokens")
+    _check_ids(component, "stream", piece.ids, rows, levels, codebook_size)
+    if piece.ids.shape[2] > most:
+        _refuse(component, f"stream yielded {piece.ids.shape[2]} frames where {most} were left")
+    return piece
+
+
+def check_hooked_wave(hook: HookCaller, wave: object, shape: torch.Size) -> None:
+    """Check generated audio after lifecycle hooks had it.
+
+    Args:
+        hook: the hook, for the names of the plugins that implement it.
+        wave: the audio after the hooks.
+        shape: ``[B, T]``, its shape before them.
+
+    Raises:
+        PluginError: if a hook left something else than as many finite samples.
+    """
+    if not isinstance(wave, Tensor) or not wave.is_floating_point():
+        problem = f"audio.wave became a {type(wave).__name__}, not floating-point samples"
+    elif wave.shape != shape:
+        problem = f"audio.wave changed its shape from {list(shape)} to {list(wave.shape)}"
+    elif not torch.isfinite(wave).all():
+        problem = "audio.wave has NaN or infinite samples"
+    else:
+        return
+    names = ", ".join(str(each.plugin_name) for each in hook.get_hookimpls())
+    place = f"{hook.name} of {names or 'no plugin'}"
+    raise PluginError(place, problem, "let hooks change samples only, or block the plugin")
+
+
+def _check_ids(
+    component: object, call: str, ids: Tensor, rows: int, levels: int, codebook_size: int
+) -> None:
+    if ids.dtype != torch.long:
+        _refuse(component, f"{call} returned ids of {ids.dtype}, not int64")
+    if ids.ndim != 3 or ids.shape[:2] != (rows, levels):
+        _refuse(component, f"{call} returned ids {list(ids.shape)}, not [{rows}, {levels}, N]")
+    if ids.numel():
+        low, high = (int(edge) for edge in torch.aminmax(ids))
+        if low < 0 or high >= codebook_size:
+            worst = low if low < 0 else high
+            legal = f"legal are 0 to {codebook_size - 1}"
+            _refuse(component, f"{call} returned the code {worst}, {legal}")
+
+
+def _refuse(component: object, problem: str) -> NoReturn:
+    kind = type(component)
+    package = kind.__module__.partition(".")[0]
+    owner = next(iter(packages_distributions().get(package, ())), package)
+    fix = f"report it to {owner}, and see `segue plugins check`"
+    raise PluginError(f"{kind.__name__} of {owner}", f"it breaks its contract: {problem}", fix)
