@@ -60,6 +60,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield temporary
             for child in temporary.rglob("*"):
                 _sync(child)
+                # Libraries write private files: others may read a shared folder's weights.
+                child.chmod((0o777 if child.is_dir() else 0o666) & ~_umask())
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent))

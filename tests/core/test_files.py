@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from segue.core.checkpoint import save_tensors
 from segue.core.errors import OutputError
 from segue.core.files import (
     atomic_directory,
@@ -330,3 +332,16 @@ def test_json_keeps_its_order_and_letters(tmp_path: Path) -> None:
     write_json(path, {"b": "Dvořák", "a": [1]})
     text = path.read_text(encoding="utf-8")
     assert "Dvořák" in text and text.index('"b"') < text.index('"a"') and text.endswith("}\n")
+
+
+def test_saved_weights_have_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_directory(tmp_path / "new") as temporary:
+            (temporary / "inside").mkdir(mode=0o700)
+            save_tensors({"a": torch.zeros(3)}, temporary / "inside" / "model.safetensors")
+    finally:
+        os.umask(before)
+    inside = tmp_path / "new" / "inside"
+    modes = [path.stat().st_mode & 0o777 for path in (inside, inside / "model.safetensors")]
+    assert modes == [0o750, 0o640]
