@@ -11,6 +11,10 @@ DEV := $(VENV)/.installed-dev
 PLOT := $(VENV)/.installed-plot
 DEMO := $(if $(wildcard $(DEV)),$(DEV),$(PLOT))
 
+# Idle threads of PyTorch sleep instead of spinning: tests that run side by side would slow each
+# other down.
+PASSIVE := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+
 .PHONY: help venv demo test test-all lint types format clean train-small-speech train-small-piano
 
 help:  ## Show this list
@@ -23,10 +27,10 @@ demo: $(DEMO)  ## Continue a prompt into demo_output/: make demo [PROMPT=my.wav]
 	  $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(DOMAIN),--domain "$(DOMAIN)")
 
 test: $(DEV)  ## Run the fast tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PASSIVE) $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 test-all: $(DEV)  ## Run every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PASSIVE) $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEV)  ## Check style
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, OutputError
 from segue.core.files import atomic_path
+from segue.core.sound_files import LEAST_MISSING, read_frames, true_length
 from segue.core.validation import whole_number
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
@@ -68,12 +69,21 @@ def read_audio(
     _check_file(path, place)
     try:
         with soundfile.SoundFile(_native(path)) as file:
-            rate, total, channels = file.samplerate, file.frames, file.channels
+            rate, channels = file.samplerate, file.channels
             limit = first_seconds if last_seconds is None else last_seconds
+            total, promised = true_length(file, path, place)
+            wanted = total
+            if total is not None and limit is not None:
+                wanted = min(total, round(limit * rate))
+            start = total - wanted if total and wanted and last_seconds is not None else 0
+            data = read_frames(file, start, wanted)
+        if total is None or wanted is None or len(data) < wanted - LEAST_MISSING * rate:
+            # Only decoding shows where such a file ends.
+            with soundfile.SoundFile(_native(path)) as file:
+                data = read_frames(file)
+            total = len(data)
             wanted = total if limit is None else min(total, round(limit * rate))
-            if last_seconds is not None and wanted < total:
-                file.seek(total - wanted)
-            data = file.read(wanted, dtype="float32", always_2d=True)
+            data = data[total - wanted :] if last_seconds is not None else data[:wanted]
     except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
         raise AudioError(
             place,
@@ -85,6 +95,8 @@ def read_audio(
     if not numpy.isfinite(data).all():
         raise AudioError(place, "holds NaN or infinite samples", "repair the file")
     notes = []
+    if promised is not None and total < promised - LEAST_MISSING * rate:
+        notes.append(f"is cut off: it holds {total / rate:.1f} s of {promised / rate:.1f} s")
     if wanted < total:
         end = "first" if last_seconds is None else "last"
         notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")

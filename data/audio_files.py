@@ -18,6 +18,7 @@ from torch import Tensor
 
 from segue.core.audio import Audio, resample, to_mono
 from segue.core.errors import AudioError
+from segue.core.sound_files import read_frames, true_length
 from segue.data.places import PLACE_ERRORS, Section, is_url, open_bytes, read_range
 from segue.data.recordings import WHOLE_FILE, Recording
 
@@ -36,12 +37,16 @@ class OpenRecording:
         length: samples of the recording, at that rate.
     """
 
-    def __init__(self, file: Any, recording: Recording) -> None:
+    def __init__(self, file: Any, recording: Recording, source: Any) -> None:
         self._file, self._recording = file, recording
         self.rate: int = file.samplerate
         self._decoded: numpy.ndarray[Any, Any] | None = None
         self._first = 0
-        self.length: int = file.frames
+        length, _ = true_length(file, source, recording.place)
+        if length is None:  # decode it all, once: nothing else shows where it ends
+            self._decoded = read_frames(file)
+            length = len(self._decoded)
+        self.length = length
         if recording.start is not None:
             self._first = min(round(recording.start * self.rate), self.length)
             wanted = round(recording.seconds * self.rate)
@@ -69,14 +74,11 @@ class OpenRecording:
 
     def _samples(self, first: int, count: int) -> numpy.ndarray[Any, Any]:
         """Return ``[count, C]`` samples; a format without exact seeking is decoded whole, once."""
-        if self._file.format in INEXACT:
-            if self._decoded is None:
-                self._decoded = self._file.read(dtype="float32", always_2d=True)
+        if self._decoded is None and self._file.format in INEXACT:
+            self._decoded = read_frames(self._file)
+        if self._decoded is not None:
             return self._decoded[first : first + count]
-        if self._file.tell() != first:
-            self._file.seek(first)
-        data: numpy.ndarray[Any, Any] = self._file.read(count, dtype="float32", always_2d=True)
-        return data
+        return read_frames(self._file, first, count)
 
     def read_at(self, rate: int, first: int, count: int) -> Float[Tensor, "T"]:
         """Return samples counted at another rate; nearly equal to a cut from the whole, resampled.
@@ -111,7 +113,7 @@ def open_recording(recording: Recording) -> Iterator[OpenRecording]:
     place = recording.place
     try:
         with _bytes_of(recording) as raw, soundfile.SoundFile(raw) as file:
-            opened = OpenRecording(file, recording)
+            opened = OpenRecording(file, recording, raw)
             if not opened.length:
                 raise AudioError(place, "holds no sample", "name a file that holds audio")
             yield opened

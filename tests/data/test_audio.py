@@ -190,8 +190,7 @@ def test_members_of_tars_are_cropped(
     for step in range(4):
         assert torch.equal(plain.batch(step).wave, packed.batch(step).wave)
     cut = replace(inside, size=200)
-    with pytest.raises(AudioError, match=r"x\.tar!a\.flac: cannot be read as audio|NaN|cut"):
-        decode_recording(cut, RATE)
+    assert decode_recording(cut, RATE).numel() < RATE  # only what is there
 
 
 def test_a_stretch_and_a_channel_of_a_file(tmp_path: Path) -> None:

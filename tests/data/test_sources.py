@@ -460,6 +460,7 @@ print(len(found), *tracemalloc.get_traced_memory())
 """
 
 
+@pytest.mark.slow
 def test_a_list_of_100_000_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     with path.open("w") as file:

@@ -270,6 +270,7 @@ def test_two_ranks_learn_what_one_process_does(
     check_alike(alone(tmp_path / "one", what, **changes), together)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> None:
     """Two sharded ranks, then one process, then two ranks: as one process all the way."""
     whole = alone(tmp_path / "whole", "stage", steps=8, schedule="constant")
@@ -379,7 +380,7 @@ def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("harm", "speaker", "sentence"),
     [
-        ("hook fails", 0, "error: segue_train_step: "),
+        pytest.param("hook fails", 0, "error: segue_train_step: ", marks=pytest.mark.slow),
         ("lost", 1, "error: shard 7: "),
         pytest.param("held out lost", 1, "error: shard 7: ", marks=pytest.mark.slow),
     ],
