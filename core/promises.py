@@ -17,6 +17,8 @@ from segue.core.errors import PluginError
 from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens
 
+FEW = 64  # codes
+
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
     """Check what a tokenizer made of audio.
@@ -118,7 +120,10 @@ def _check_ids(
     if ids.ndim != 3 or ids.shape[:2] != (rows, levels):
         _refuse(component, f"{call} returned ids {list(ids.shape)}, not [{rows}, {levels}, N]")
     if ids.numel():
-        low, high = (int(edge) for edge in torch.aminmax(ids))
+        # Stages draw a few codes at a time: a list is faster than a reduction then.
+        edges = ids.flatten() if ids.numel() <= FEW else torch.stack(torch.aminmax(ids))
+        codes = edges.tolist()
+        low, high = min(codes), max(codes)
         if low < 0 or high >= codebook_size:
             worst = low if low < 0 else high
             legal = f"legal are 0 to {codebook_size - 1}"
