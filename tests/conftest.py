@@ -47,6 +47,16 @@ def melody(seconds: float, seed: int, rate: int = 16_000) -> torch.Tensor:
     return torch.cat(notes)[: round(seconds * rate)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster on one thread, sums are the same on every machine, and test processes
+    that run side by side do not compete for cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def recordings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four groups of synthetic recordings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy
 import pytest
 import soundfile
-import torch
 
 from segue.apps.cli import main as cli
 from segue.apps.cli import output
@@ -55,15 +54,6 @@ def snapshot(folder: Path) -> dict[str, int]:
         for path in folder.rglob("*")
         if not path.is_dir() or not any(path.iterdir())
     }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tiny pipelines are faster on one thread, and leave the other cores to other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
