@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import pytest
@@ -288,6 +288,13 @@ def test_window_frames_are_whole_units_within_the_crop(
     stage = stage_of(ratio)
     assert window_frames(stage, seconds) == frames
     assert frames % stage.alignment == 0
+
+
+def test_the_slowest_of_several_given_slices_sets_the_unit() -> None:
+    slow = stage_of(Fraction(1, 4))
+    for given in ((*slow.given, slow.target), (slow.target, *slow.given)):
+        stage = replace(slow, given=given)
+        assert stage.alignment == 4 and window_frames(stage, 0.99) == 48
 
 
 # --- real models ------------------------------------------------------------------------------
