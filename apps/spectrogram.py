@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
 ROW_INCHES, MOST_FILES = 1.7, 100  # height of each row, and most rows
+COLUMNS = 2000  # of a waveform; more cannot be seen
 
 
 def check_picture(path: Path) -> None:
@@ -84,7 +85,8 @@ def draw_spectrograms(
     )  # fmt: skip
     try:
         for axis, file, one in zip(grid[:, 0], files, audio, strict=True):
-            _spectrum(one.wave.numpy(), one.sample_rate, axis)
+            draw_spectrum(one.wave.numpy(), one.sample_rate, axis)
+            axis.set_ylabel("Hz")
             axis.set_title(_printable(file.name), parse_math=False, fontsize="small")
             for mark in marks:
                 axis.axvline(mark, color="tab:cyan", linewidth=1.2)
@@ -107,14 +109,26 @@ def _save(figure: Any, path: Path) -> None:
 
 def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
     """Draw the waveform above its spectrogram."""
-    top.plot([index / rate for index in range(len(wave))], wave, linewidth=0.4, color="black")
-    top.set_ylim(-1, 1)
+    draw_waveform(wave, rate, top, "black")
     top.set_ylabel("amplitude")
-    _spectrum(wave, rate, bottom)
+    draw_spectrum(wave, rate, bottom)
+    bottom.set_ylabel("Hz")
     bottom.set_xlabel("seconds")
 
 
-def _spectrum(wave: Any, rate: int, axis: Any) -> None:
+def draw_waveform(wave: Any, rate: int, axis: Any, color: str) -> None:
+    """Draw the lowest and highest sample of each of ``COLUMNS`` stretches of a wave ``[T]``."""
+    import numpy
+
+    edges = numpy.linspace(0, len(wave), min(COLUMNS, len(wave)) + 1).astype(int)
+    low = numpy.minimum.reduceat(wave, edges[:-1])
+    high = numpy.maximum.reduceat(wave, edges[:-1])
+    axis.fill_between(edges[:-1] / rate, low, high, linewidth=0.4, color=color)
+    axis.set_ylim(-1, 1)
+
+
+def draw_spectrum(wave: Any, rate: int, axis: Any) -> None:
+    """Draw the spectrogram of a wave ``[T]``."""
     import numpy
 
     window = round(WINDOW_SECONDS * rate)
@@ -130,4 +144,3 @@ def _spectrum(wave: Any, rate: int, axis: Any) -> None:
         vmax=-30,
         cmap="magma",
     )
-    axis.set_ylabel("Hz")

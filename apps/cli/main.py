@@ -21,6 +21,7 @@ from segue.apps.cli import (
     tokenize,
     train,
     train_detector,
+    web,
 )
 from segue.apps.cli.output import DEBUG, clear_errors
 from segue.core.threads import prepare_threads
@@ -49,6 +50,7 @@ app.command("reproduce")(reproduce.command)
 app.add_typer(plot.app, name="plot")
 app.add_typer(config.app, name="config")
 app.add_typer(plugins.app, name="plugins")
+app.command("web")(web.command)
 app.command("doctor")(doctor.command)
 
 

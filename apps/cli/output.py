@@ -45,13 +45,13 @@ def clear_errors() -> Iterator[None]:
         place = error.filename or "a file"
         fail(f"{place}: {error.strerror}; check that place and its free space", error)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         fix = "ask for fewer --seconds, a lower --count or smaller parts"
         fail(f"memory: there is not enough; {fix}", error)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     signs = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 

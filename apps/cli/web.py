@@ -1,0 +1,45 @@
+"""`segue web`: the page on which people try pipelines. Imports no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segue.apps.cli.options import DeviceOption
+from segue.apps.cli.output import note
+from segue.core.errors import ConfigError, PluginError
+
+
+def command(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    pipelines: Annotated[
+        list[Path] | None,
+        typer.Option("--pipeline", "-p", help="A pipeline of your own to offer. May be repeated."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    browser: Annotated[bool, typer.Option(help="Open the page in your browser.")] = False,
+) -> None:
+    """Continue recordings on a web page: upload or record, listen, change, download."""
+    for package in ("gradio", "matplotlib"):
+        if find_spec(package) is None:
+            raise PluginError("segue web", f"needs {package}", "pip install 'segue[web]'")
+    from segue.apps.web.page import launch
+    from segue.apps.web.studio import Studio
+
+    with tempfile.TemporaryDirectory(prefix="segue-web-") as folder:
+        studio = Studio(Path(folder), device, pipelines or ())
+        note(f"open http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}")
+        try:
+            launch(studio, host=host, port=port, browser=browser)
+        except OSError as error:
+            if "port" not in str(error):
+                raise
+            fix = "choose another with --port"
+            raise ConfigError(f"--port {port}", "cannot be listened on", fix) from error

@@ -1,0 +1,370 @@
+"""Make the results that the page shows, with their files and pictures. Imports no gradio."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+from segue.apps.cli.options import DEFAULT_DOMAIN
+from segue.apps.cli.output import out_of_memory
+from segue.apps.cli.saving import metadata_path, save_audio
+from segue.core.config_files import domain_names, find_domain, load_config, pretrained_path
+from segue.core.errors import SegueError
+from segue.core.plugins import default_host
+from segue.core.progress import Progress
+
+if TYPE_CHECKING:
+    from segue.core.audio import Audio
+    from segue.core.pipeline import Pipeline
+    from segue.core.request import GeneratedAudio
+
+LOADED = 2  # pipelines kept in memory
+UPDATE_SECONDS = 0.2  # between two looks at the progress
+#: The place that an error names → the words on the page.
+PLACES = {"prompt": "Your prompt", "seconds": "Length", "seed": "Seed", "batch": "Variants"}
+FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:;'\"]+[\\/])+")
+
+
+class ProblemError(Exception):
+    """A mistake of the visitor, said in plain words."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline that the page offers.
+
+    Attributes:
+        source: as ``Pipeline.from_pretrained`` takes it.
+        description: what to expect of it.
+        temperatures: of each stage, in order.
+        most_seconds: of a prompt; only the end of a longer one is used.
+        example: a prompt to try, or None.
+    """
+
+    source: str
+    description: str
+    temperatures: Mapping[str, float]
+    most_seconds: float
+    example: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices that a visitor made."""
+
+    seconds: float = 5.0
+    count: int = 1
+    seed: int = 0
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Generated audio with its files.
+
+    Attributes:
+        number: what the page calls it.
+        about: how it came about.
+        model: domain and stage model.
+        seconds: length of the whole.
+        marks: seconds at which new audio begins, and ends if kept audio follows.
+        sounds: label → (file, second at which it starts in the whole); the whole comes first.
+        notes: changes made to the prompt and to the result.
+    """
+
+    number: int
+    about: str
+    model: str
+    seed: int
+    seconds: float
+    marks: tuple[float, ...]
+    sounds: Mapping[str, tuple[Path, float]]
+    picture: Path
+    notes: tuple[str, ...]
+
+    @property
+    def whole(self) -> Path:
+        """The audio file to download; beside it lies the config that made it."""
+        return next(iter(self.sounds.values()))[0]
+
+    @property
+    def config(self) -> Path:
+        return metadata_path(self.whole)
+
+
+def offered_models(pipelines: Sequence[Path] = ()) -> dict[str, dict[str, Model]]:
+    """Return the models of each domain that ships weights, and the pipelines of the user.
+
+    Args:
+        pipelines: directories that ``segue train`` wrote.
+
+    Raises:
+        SegueError: if a pipeline cannot be used.
+    """
+    host, found = default_host(), dict[str, dict[str, Model]]()
+    for directory in pipelines:
+        found[directory.resolve().parent.name] = {"standard": _model(str(directory), None)}
+    for name in sorted(domain_names(host), key=lambda name: name != DEFAULT_DOMAIN):
+        domain = find_domain(name, host)
+        for source in domain.pretrained_names:
+            variant = source.partition("/")[2].replace("_", " ") or "standard"
+            found.setdefault(name, {})[variant] = _model(source, domain.prompt)
+    return found
+
+
+def _model(source: str, example: Path | None) -> Model:
+    host = default_host()
+    config = load_config(pretrained_path(source, host), host).config
+    temperatures = {stage.name: stage.sampling.temperature for stage in config.stages}
+    return Model(source, config.description or "", temperatures, config.prompt.max_seconds, example)
+
+
+class Studio:
+    """Make results, one request at a time.
+
+    Args:
+        folder: for the files of results.
+        device: where models run.
+        pipelines: directories to offer beside the shipped weights.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", pipelines: Sequence[Path] = ()) -> None:
+        self.folder = folder
+        self.models = offered_models(pipelines)
+        self._lock = Lock()
+        self._pipeline = lru_cache(LOADED)(lambda source: _load(source, device))
+
+    def model(self, domain: str, variant: str) -> Model:
+        """Return a model by its names on the page."""
+        return self.models[domain][variant]
+
+    def continue_(
+        self, model: Model, prompt: Path | None, settings: Settings, progress: Progress
+    ) -> list[Result]:
+        """Continue a recording; one result per variant, numbered from 1."""
+        from segue.core.audio import read_audio
+
+        if prompt is None:
+            raise ProblemError("Record or upload a prompt first, or start from nothing.")
+        recording = read_audio(prompt, last_seconds=model.most_seconds, place=PLACES["prompt"])
+        with self._lock:
+            pipeline = self._pipeline(model.source)
+            audio = self._continued(pipeline, recording, settings, progress)
+            labels = ("Joined", "Continuation", "Prompt")
+            return self._kept(pipeline, audio, model, "continues your prompt", labels)
+
+    def generate(self, model: Model, settings: Settings, progress: Progress) -> list[Result]:
+        """Start from nothing."""
+        with self._lock:
+            pipeline = self._pipeline(model.source)
+            audio = pipeline.generate(
+                settings.seconds,
+                batch=settings.count,
+                seed=settings.seed,
+                sampling=_sampling(settings),
+                progress=progress,
+            )
+            return self._kept(pipeline, audio, model, "starts from nothing", ("Generated",))
+
+    def extend(
+        self, model: Model, result: Result, point: float, settings: Settings, progress: Progress
+    ) -> list[Result]:
+        """Continue a result from a point in it; all that comes before is kept."""
+        from segue.core.audio import Audio
+
+        wave, rate = _read(result)
+        kept = wave[: round(point * rate)]
+        if not 0 < point <= result.seconds + 0.01:
+            raise ProblemError(f"Choose a point within the {result.seconds:.1f} s of the result.")
+        with self._lock:
+            pipeline = self._pipeline(model.source)
+            audio = self._continued(pipeline, Audio(kept, rate), settings, progress)
+            # A pipeline sees the last seconds of a long prompt only: put the others back.
+            put_before(audio, _at_rate(kept, rate, audio.sample_rate))
+            about = f"continues result {result.number} from {point:.1f} s"
+            labels = ("Joined", "Continuation", "Before")
+            return self._kept(pipeline, audio, model, about, labels, result)
+
+    def _continued(
+        self, pipeline: Pipeline, recording: Audio, settings: Settings, progress: Progress
+    ) -> GeneratedAudio:
+        return pipeline.continue_batch(
+            [recording] * settings.count,
+            seconds=settings.seconds,
+            seed=settings.seed,
+            sampling=_sampling(settings),
+            progress=progress,
+        )
+
+    def _kept(
+        self,
+        pipeline: Pipeline,
+        audio: GeneratedAudio,
+        model: Model,
+        about: str,
+        labels: Sequence[str],
+        source: Result | None = None,
+    ) -> list[Result]:
+        """Write the files of each row.
+
+        Args:
+            labels: of the whole, of the new part, and of the part before it.
+        """
+        from segue.core.audio import write_audio
+
+        if source is not None:
+            audio.metadata["source"] = json.loads(source.config.read_text(encoding="utf-8"))
+        seeds = [audio.metadata["seed"] + row for row in range(len(audio.wave))]
+        # Folders whose names other visitors cannot guess.
+        name = audio.metadata["pipeline"]
+        paths = [
+            self.folder / secrets.token_urlsafe(12) / f"segue-{name}-{seed}.wav" for seed in seeds
+        ]
+        save_audio(pipeline, audio, paths)
+        results = []
+        for row, path in enumerate(paths):
+            rate, wave, new = audio.sample_rate, audio.row(row), audio.continuation(row)
+            start = int(audio.prompt_samples[row])
+            parts = [(wave, 0.0), (new, start / rate), (wave[:start], 0.0)]
+            sounds = {}
+            for index, (label, (part, begins)) in enumerate(zip(labels, parts, strict=False)):
+                sounds[label] = (path if index == 0 else path.with_name(f"{index}.wav"), begins)
+                if index:
+                    write_audio(sounds[label][0], part, rate)
+            ends = (start, start + len(new))
+            marks = tuple(at / rate for at in ends if 0 < at < len(wave))
+            picture = draw_picture(wave.numpy(), rate, path.with_name("picture.png"))
+            results.append(
+                Result(
+                    row + 1, about, model.source, seeds[row], len(wave) / rate, marks, sounds,
+                    picture, audio.notes[row],
+                )
+            )  # fmt: skip
+        return results
+
+
+def _load(source: str, device: str) -> Pipeline:
+    from segue.core.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(source, device=device)
+
+
+def _sampling(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {stage: {"temperature": value} for stage, value in settings.temperatures.items()}
+
+
+def _read(result: Result) -> tuple[Any, int]:
+    from segue.core.audio import read_audio
+
+    audio = read_audio(result.whole)
+    return audio.wave, audio.sample_rate
+
+
+def _at_rate(wave: Any, rate: int, wanted: int) -> Any:
+    from segue.core.audio import resample
+
+    return wave if rate == wanted else resample(wave, rate, wanted)
+
+
+def put_before(audio: GeneratedAudio, kept: Any) -> None:
+    """Put that start of ``kept`` before every row which the row's own prompt lacks."""
+    import torch
+
+    missing = kept[: max(0, len(kept) - int(audio.prompt_samples[0]))]
+    audio.wave = torch.cat([missing.expand(len(audio.wave), -1), audio.wave], dim=1)
+    audio.lengths = audio.lengths + len(missing)
+    audio.prompt_samples = audio.prompt_samples + len(missing)
+
+
+def draw_picture(wave: Any, rate: int, path: Path) -> Path:
+    """Draw a waveform above its spectrogram as a PNG without margins: time fills its width."""
+    from matplotlib.figure import Figure  # no pyplot: requests run in threads
+
+    from segue.apps.spectrogram import draw_spectrum, draw_waveform
+
+    figure = Figure(figsize=(9, 2.6), facecolor="#14161c")
+    top = figure.add_axes((0, 0.66, 1, 0.34))
+    bottom = figure.add_axes((0, 0, 1, 0.64))
+    draw_waveform(wave, rate, top, "#9aa5ff")
+    draw_spectrum(wave, rate, bottom)
+    for axis in (top, bottom):
+        axis.set_xlim(0, len(wave) / rate)
+        axis.set_axis_off()
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def forget(results: Sequence[Result]) -> None:
+    """Delete the files of results."""
+    for result in results:
+        shutil.rmtree(result.whole.parent, ignore_errors=True)
+
+
+class Stopped(Exception):  # noqa: N818  # a request, not an error
+    """Nobody waits for the result any more."""
+
+
+#: Stage → (frames done, frames in all, seconds since it began).
+Steps = dict[str, tuple[int, int, float]]
+
+
+def followed(work: Callable[[Progress], list[Result]]) -> Iterator[Steps | list[Result]]:
+    """Run work in a thread; yield its progress now and then, and at last its results.
+
+    Work ends at its next step when the iterator is closed.
+    """
+    ended: Queue[list[Result] | BaseException] = Queue()
+    stop, steps, began = Event(), Steps(), dict[str, float]()
+
+    def progress(name: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        steps[name] = (done, total, time.monotonic() - began.setdefault(name, time.monotonic()))
+
+    def run() -> None:
+        try:
+            ended.put(work(progress))
+        except BaseException as error:
+            ended.put(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            yield dict(steps)
+            try:
+                outcome = ended.get(timeout=UPDATE_SECONDS)
+            except Empty:
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+            return
+    finally:
+        stop.set()
+
+
+def plain_words(error: Exception) -> str:
+    """Return what went wrong and what to do, without a path; log what a visitor cannot mend."""
+    if isinstance(error, ProblemError):
+        return str(error)
+    if isinstance(error, SegueError):
+        place = Path(error.place).name if Path(error.place).is_absolute() else error.place
+        place = PLACES.get(place, place)
+        text = f"{place}: {error.problem}. {error.fix[:1].upper()}{error.fix[1:]}."
+        return FOLDERS.sub("", text)
+    if out_of_memory(error):
+        return "There is not enough memory. Choose a shorter length or fewer variants."
+    traceback.print_exception(error, file=sys.stderr)
+    return "Something went wrong in Segue. The terminal that runs `segue web` shows what."
