@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segue.apps.spectrogram import check_picture
 from segue.core.errors import DataError
 from segue.core.files import atomic_path, check_writable
 from segue.training.guard import LOG
 
-PANEL = (4.6, 3.8)  # inches
+if TYPE_CHECKING:
+    from segue.core.spec import TokenSpec
+
+PANEL, TOKEN_PANEL = (4.6, 3.8), (11, 2.6)  # inches
 COLUMNS = 3
 SMOOTHING = 0.1  # weight of each new value in a running mean
+LEAST_POINTS = 50  # of a curve that is smoothed: with fewer, the mean would trail behind
 
 
 def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
@@ -174,11 +178,14 @@ def _draw_course(panel: Any, log: list[dict[str, float]], name: str, label: str)
                 steps, values, "--", marker="o", markersize=3, color=color,
                 label=f"{_plain(label)}, held out",
             )  # fmt: skip
-            continue
-        means = tuple(_running_mean(values))
-        (line,) = panel.plot(steps, means, label=f"{_plain(label)}, running mean")
-        color = line.get_color()
-        panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        elif len(values) < LEAST_POINTS:
+            (line,) = panel.plot(steps, values, marker=".", label=_plain(label))
+            color = line.get_color()
+        else:
+            means = tuple(_running_mean(values))
+            (line,) = panel.plot(steps, means, label=f"{_plain(label)}, running mean")
+            color = line.get_color()
+            panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
 
 
 def _running_mean(values: Sequence[float]) -> Iterator[float]:
@@ -188,9 +195,44 @@ def _running_mean(values: Sequence[float]) -> Iterator[float]:
         yield mean
 
 
+def draw_tokens(streams: Mapping[str, tuple[Any, TokenSpec]], output: Path) -> None:
+    """Draw the codes of every stream over time: one row per level, one color per code.
+
+    Args:
+        streams: name → codes ``[Q, N]`` and what they are.
+        output: a .png file.
+
+    Raises:
+        OutputError: if the picture cannot be drawn there.
+    """
+    with _grid(output, len(streams), 1, TOKEN_PANEL) as panels:
+        for panel, (name, (codes, spec)) in zip(panels, streams.items(), strict=True):
+            levels, seconds = len(codes), codes.shape[1] / spec.frame_rate
+            panel.imshow(
+                codes, aspect="auto", interpolation="nearest", cmap="turbo", vmin=0,
+                vmax=spec.codebook_size - 1, extent=(0, float(seconds), levels + 0.5, 0.5),
+            )  # fmt: skip
+            rate = float(spec.frame_rate)
+            panel.set_title(f"{name}: {spec.codebook_size} codes, {rate:g} frames a second")
+            panel.set_ylabel("level")
+            panel.yaxis.get_major_locator().set_params(integer=True)
+        panels[-1].set_xlabel("seconds")
+
+
 @contextmanager
 def _panels(output: Path, count: int) -> Iterator[list[Any]]:
-    """Yield empty panels; write the picture when they are drawn."""
+    """Yield empty panels side by side, the first with a legend; write the picture at the end."""
+    columns = min(count, COLUMNS)
+    with _grid(output, -(-count // columns), columns, PANEL) as panels:
+        for spare in panels[count:]:
+            spare.set_visible(False)
+        yield panels[:count]
+        panels[0].legend(fontsize="small")
+
+
+@contextmanager
+def _grid(output: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[list[Any]]:
+    """Yield empty panels of a size in inches; write the picture when they are drawn."""
     check_picture(output)
     check_writable(output)
     import matplotlib
@@ -198,18 +240,12 @@ def _panels(output: Path, count: int) -> Iterator[list[Any]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = min(count, COLUMNS)
-    rows = -(-count // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(PANEL[0] * columns, PANEL[1] * rows), squeeze=False,
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     try:
-        panels = list(grid.flat)
-        for spare in panels[count:]:
-            spare.set_visible(False)
-        yield panels[:count]
-        panels[0].legend(fontsize="small")
+        yield list(grid.flat)
         with atomic_path(output) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
     finally:

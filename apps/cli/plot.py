@@ -1,4 +1,4 @@
-"""`segue plot`: pictures of audio, of reports of `segue evaluate` and of training logs."""
+"""`segue plot`: pictures of audio, tokens, reports of `segue evaluate` and training logs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import Annotated
 
 import typer
 
-from segue.apps.cli.options import listed
-from segue.apps.cli.output import console
+from segue.apps.cli.options import (
+    DeviceOption,
+    DomainOption,
+    PipelineOption,
+    SetOption,
+    listed,
+    load_pipeline,
+)
+from segue.apps.cli.output import console, renamed
+from segue.apps.cli.saving import read_recording
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Draw audio, reports of `segue evaluate`, and logs of `segue train`.",
+    help="Draw audio, tokens, reports of `segue evaluate`, and logs of `segue train`.",
 )
 
 ReportsArgument = Annotated[
@@ -37,6 +45,31 @@ def audio(
     from segue.apps.spectrogram import draw_spectrograms
 
     draw_spectrograms(files, output, marks or (), seconds)
+    console.print(f"{output}")
+
+
+@app.command("tokens")
+def tokens(
+    recording: Annotated[Path, typer.Argument(help="Audio; only the end that prompts use.")],
+    output: PictureOption = Path("tokens.png"),
+    domain: DomainOption = None,
+    pipeline: PipelineOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw the tokens of a recording: a row for each level, a color for each code."""
+    from segue.apps.plots import draw_tokens
+
+    loaded = load_pipeline(domain, pipeline, overrides, device)
+    coder = loaded.audio
+    audio = read_recording(recording, loaded.config.prompt.max_seconds)
+    with renamed({"prompt": recording}):
+        prompts = coder.prepared([audio], whole_units=True)
+    streams = coder.encode(prompts, coder.gains(prompts))
+    specs = loaded.assembly.streams
+    draw_tokens(
+        {name: (codes.row(0).cpu(), specs[name]) for name, codes in streams.items()}, output
+    )
     console.print(f"{output}")
 
 

@@ -74,7 +74,7 @@ class Page:
         self.example = gr.Button("Use the example", size="sm", visible=model.example is not None)
         with gr.Row():
             self.seconds = gr.Slider(
-                1, MOST_SECONDS, value=5, step=0.5, label="Seconds to add", min_width=180
+                1, MOST_SECONDS, value=5, step=0.5, label="Seconds", min_width=180
             )
             self.count = gr.Slider(
                 1, MOST_VARIANTS, value=1, step=1, label="Variants", min_width=180
@@ -225,7 +225,7 @@ class Page:
         """Do the work and show how it goes; the outcome is results or a problem."""
         model = self.studio.model(chosen[self.domain], chosen[self.variant])
         stages = list(model.temperatures)
-        seed = random.randrange(2**31) if chosen[self.fresh] else int(chosen[self.seed] or 0)
+        seed = random.randrange(10**6) if chosen[self.fresh] else int(chosen[self.seed] or 0)
         settings = Settings(
             chosen[self.seconds], int(chosen[self.count]), seed,
             {s: chosen[c] for s, c in zip(stages, self.temperatures, strict=False)},

@@ -192,6 +192,53 @@ def test_pictures_of_audio(segue: Segue) -> None:
     assert segue("plot", "audio", "a.wav", "-o", "a.jpg").refused("is not .png")
 
 
+def test_a_picture_of_tokens_has_a_row_for_each_level(
+    segue: Segue, tiny: Path, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(Axes, "imshow", lambda self, codes, **how: drawn.append((codes, how)))
+    done = segue("plot", "tokens", prompt_file, "-o", "t.png", "--pipeline", tiny)
+    assert (done.code, done.out, done.new) == (0, "t.png\n", ["t.png"])
+    (semantic, _), (acoustic, how) = drawn
+    assert (semantic.shape, acoustic.shape) == ((1, 32), (3, 64))  # 1.28 s at 25 and 50 Hz
+    assert how["extent"] == (0, 1.28, 3.5, 0.5)
+    assert (how["vmax"], int(acoustic.min()) >= 0, int(acoustic.max()) < 32) == (31, True, True)
+    assert segue("plot", "tokens", "none.wav", "--pipeline", tiny).refused("none.wav:")
+
+
+@pytest.mark.parametrize("entries", [3, 60])
+def test_a_short_training_is_drawn_as_it_was_logged(
+    segue: Segue, monkeypatch: pytest.MonkeyPatch, entries: int
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    lines: dict[str, Any] = {}
+    plot = Axes.plot
+
+    def watched(self: Any, x: Any, y: Any, *rest: Any, label: str = "", **how: Any) -> Any:
+        lines[label] = (tuple(y), how.get("marker"))
+        return plot(self, x, y, *rest, label=label, **how)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    losses = [6.0, 5.0] + [3.26] * (entries - 2)
+    log: list[dict[str, float]] = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    log[-1]["valid_loss"] = 3.5
+    Path("part").mkdir()
+    Path("part/log.jsonl").write_text("\n".join(map(json.dumps, log)))
+    assert segue("plot", "training", "part").code == 0
+    (name,) = (label for label in lines if label.endswith("held out"))
+    assert lines[name] == ((3.5,), "o")  # one point is seen
+    curve = name.removesuffix(", held out")
+    if entries < 50:
+        assert lines[curve][0][-1] == 3.26
+    else:
+        assert 3.26 < lines[f"{curve}, running mean"][0][-1] < 3.3
+
+
 def test_a_metric_that_nobody_could_measure(segue: Segue) -> None:
     pytest.importorskip("matplotlib")
     none = {"1": {"kbit_per_second": 1, "snr": {"mean": None, "low": None, "high": None}}}

@@ -96,7 +96,7 @@ def test_upload_continue_choose_a_stretch_and_go_on(
 ) -> None:
     tab.locator("#prompt input[type=file]").set_input_files(prompt_file)
     tab.wait_for_selector("#prompt audio", state="attached")
-    tab.get_by_label("number input for Seconds to add").fill("2")
+    tab.get_by_label("number input for Seconds").fill("2")
     tab.get_by_label("number input for Variants").fill("2")
     tab.keyboard.press("Tab")
     tab.locator("#go").click()
@@ -143,7 +143,7 @@ def test_mistakes_are_said_in_plain_words(tab: Any, tmp_path: Path) -> None:
 
 def test_work_can_be_stopped(tab: Any) -> None:
     STOPPED.clear()
-    tab.get_by_label("number input for Seconds to add").fill("30")
+    tab.get_by_label("number input for Seconds").fill("30")
     tab.get_by_label("number input for Variants").fill("4")
     tab.keyboard.press("Tab")
     tab.locator("#nothing").click()
@@ -151,7 +151,7 @@ def test_work_can_be_stopped(tab: Any) -> None:
     tab.locator("#stop").click()
     tab.wait_for_selector("text=Stopped.")
     assert STOPPED.wait(30)
-    tab.get_by_label("number input for Seconds to add").fill("1")
+    tab.get_by_label("number input for Seconds").fill("1")
     tab.get_by_label("number input for Variants").fill("1")
     tab.keyboard.press("Tab")
     tab.locator("#nothing").click()
