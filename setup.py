@@ -10,21 +10,30 @@ FOLDERS = ("core", "data", "training", "evaluation", "findings", "testing", "plu
 ROOTS = {folder: f"segue.{folder}" for folder in FOLDERS}
 
 
-class BuildWithRegistry(build_py):
-    """Carry registry.yaml from the root folder into the built package."""
+#: Files that are no modules of the package: they go into it under their own paths.
+EXAMPLE = Path("examples") / "third_party_plugin"  # `segue new-plugin` copies from it
+CARRIED = [Path("registry.yaml"), EXAMPLE / "pyproject.toml", *(EXAMPLE / "src").rglob("*.py")]
+
+
+class BuildWithFiles(build_py):
+    """Carry files from the root folder into the built package."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            shutil.copy2("registry.yaml", Path(self.build_lib) / "segue" / "registry.yaml")
+            for path, target in zip(CARRIED, self._targets(), strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+
+    def _targets(self) -> list[Path]:
+        return [Path(self.build_lib) / "segue" / path for path in CARRIED]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        registry = str(Path(self.build_lib) / "segue" / "registry.yaml")
-        return [*super().get_outputs(include_bytecode), registry]
+        return [*super().get_outputs(include_bytecode), *map(str, self._targets())]
 
     def get_source_files(self) -> list[str]:
-        # What a source distribution carries: without it no wheel could be built from one.
-        return [*super().get_source_files(), "registry.yaml"]
+        # What a source distribution carries: without them no wheel could be built from one.
+        return [*super().get_source_files(), *map(str, CARRIED)]
 
 
 def nested_packages() -> list[str]:
@@ -38,5 +47,5 @@ def nested_packages() -> list[str]:
 setup(
     packages=nested_packages(),
     package_dir={"segue": "src/segue"} | {name: folder for folder, name in ROOTS.items()},
-    cmdclass={"build_py": BuildWithRegistry},
+    cmdclass={"build_py": BuildWithFiles},
 )

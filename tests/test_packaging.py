@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
 CARRIED = ("LICENSE", "README.md", "pyproject.toml", "registry.yaml", "setup.py")
-DATA = ("*.yaml", "*.json", "*.safetensors")
+DATA = ("*.yaml", "*.json", "*.safetensors", "*.js", "*.css")
+EXAMPLE = Path("examples/third_party_plugin")
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -30,6 +31,8 @@ def sources() -> Iterator[tuple[str, Path]]:
         yield f"segue/{path.name}", path
     yield "segue/py.typed", ROOT / "src" / "segue" / "py.typed"
     yield "segue/registry.yaml", ROOT / "registry.yaml"
+    for path in (ROOT / EXAMPLE / "pyproject.toml", *(ROOT / EXAMPLE / "src").rglob("*.py")):
+        yield f"segue/{path.relative_to(ROOT).as_posix()}", path
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -44,7 +47,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source distribution built from a copy: building in place would leave build/ behind."""
     checkout = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
-    for name in (*CARRIED, *ROOTS, "src"):
+    for name in (*CARRIED, *ROOTS, "src", "examples"):
         source, target = ROOT / name, checkout / name
         if source.is_dir():
             shutil.copytree(source, target, ignore=ignored)

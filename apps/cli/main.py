@@ -14,6 +14,7 @@ from segue.apps.cli import (
     evaluate,
     generation,
     label,
+    new_plugin,
     plot,
     plugins,
     prepare,
@@ -51,6 +52,7 @@ app.add_typer(plot.app, name="plot")
 app.add_typer(config.app, name="config")
 app.add_typer(plugins.app, name="plugins")
 app.command("web")(web.command)
+app.command("new-plugin")(new_plugin.command)
 app.command("doctor")(doctor.command)
 
 

@@ -1,15 +1,21 @@
-"""`segue plugins list | check`."""
+"""`segue plugins list | check | install`."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from json import loads as parse
 from typing import Annotated, Any
 
 import typer
 
 from segue.apps.cli.options import JsonOption
-from segue.apps.cli.output import console, print_json, print_table, warn
+from segue.apps.cli.output import console, note, print_json, print_table, warn
+from segue.core.errors import PluginError
 
-app = typer.Typer(help="See and check plugins.", no_args_is_help=True)
+app = typer.Typer(help="See, check and install plugins.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -42,6 +48,63 @@ def _status(status: Any) -> dict[str, Any]:
         "error": status.error,
         "components": [f"{record.kind}/{record.name}" for record in status.records],
     }
+
+
+@app.command()
+def install(
+    sources: Annotated[
+        list[str], typer.Argument(help="Packages, as pip takes them: a name, a folder, a wheel.")
+    ],
+    editable: Annotated[
+        bool, typer.Option("--editable", "-e", help="Use a folder in place: edits count at once.")
+    ] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Replace what is installed.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Install packages with pip into this environment, and show the components that they add.
+
+    Plugins are code that runs with your rights: install those you trust.
+    """
+    before = _installed()
+    for source in sources:
+        _pip("install", *(["--upgrade"] if upgrade else []), *(["-e"] if editable else []), source)
+    after = _installed()
+    changed = [status for status in after["plugins"] if status not in before["plugins"]]
+    names = {status["source"] for status in changed}
+    added = [r for r in after["components"] if r["source"] in names]
+    broken = [status for status in changed if status["state"] != "ok"]
+    if json:
+        print_json({"components": added, "plugins": changed})
+    else:
+        rows = [(r["kind"], r["name"], r["source"], r["summary"]) for r in added]
+        print_table(("kind", "name", "from", "summary"), sorted(rows))
+        for status in broken:
+            warn(f"{status['state']}:", f"{status['source']}: {status['error']}")
+        if not changed:
+            note(f"{', '.join(sources)} added no plugin; `segue plugins list` shows what there is")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _pip(*arguments: str) -> None:
+    """Run pip, or uv where there is no pip, on this environment; their output goes to stderr."""
+    tool = [sys.executable, "-m", "pip"]
+    if find_spec("pip") is None:
+        uv = shutil.which("uv")
+        if uv is None:
+            fix = "run: python -m ensurepip"
+            raise PluginError("segue plugins install", "this environment has no pip", fix)
+        tool = [uv, "pip", "--python", sys.executable]
+    done = subprocess.run([*tool, *arguments], stdout=sys.stderr, check=False)
+    if done.returncode:
+        fix = "read what pip printed above"
+        raise PluginError(arguments[-1], "could not be installed", fix)
+
+
+def _installed() -> Any:
+    """Return the plugins that a new process finds: this one has read its path already."""
+    command = [sys.executable, "-m", "segue", "plugins", "list", "--json"]
+    return parse(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 @app.command()

@@ -1,0 +1,197 @@
+"""`segue new-plugin`: write a package that passes conformance, to start from. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from segue.apps.cli.output import console
+from segue.core.errors import ConfigError, OutputError
+
+#: The package whose components are copied; in a wheel it lies beside `segue.apps`.
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "third_party_plugin"
+SOURCE = EXAMPLE / "src" / "segue_toy"
+
+#: Kind → file, class and options in the example; the last word of a class's name; its summary.
+KINDS = {
+    "semantic_tokenizer": (
+        "semantic", "LoudnessTokenizer", "LoudnessOptions", "Tokenizer",
+        "loudness and zero crossings of each frame",
+    ),
+    "codec": (
+        "codec", "MdctCodec", "MdctOptions", "Codec",
+        "the strongest MDCT coefficients of each frame",
+    ),
+    "stage_lm": (
+        "stage_lm", "GruStageLM", "GruOptions", "StageLM", "recurrent network over frames",
+    ),
+}  # fmt: skip
+
+REGISTER = Template('''"""Name everything that this package offers, as strings. Imports no torch."""
+
+from __future__ import annotations
+
+from segue.core.hookspecs import hookimpl
+from segue.core.records import PluginRecord
+
+
+@hookimpl
+def segue_register() -> list[PluginRecord]:
+    return [
+        PluginRecord(
+            kind="$kind",
+            name="$component",
+            target="$module.$file:$class_",
+            config="$module.config:$options",
+            summary="$summary",
+            api_version=1,
+        ),
+    ]
+''')
+
+TEST = Template('''"""The component keeps its contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from segue.testing import $imports, parametrize_with_checks
+
+pytestmark = pytest.mark.segue_plugins("$name")
+
+
+@parametrize_with_checks($subjects)
+def test_contract(subject: Subject, check: Check) -> None:
+    check(subject)
+''')
+ONE = '[Subject("$kind", "$component")]'
+EACH_STAGE = '[Subject("$kind", "$component", {}, stage) for stage in TINY_STAGES.values()]'
+
+README = Template("""# $name
+
+A plugin for Segue: the $words `$component`. It works as it is; put your own in its place.
+
+```console
+$$ segue plugins install ./$name
+$$ segue plugins check $component
+$$ pip install pytest && pytest $name
+```
+
+- `pyproject.toml` names one module, `$module.register`, in the entry point group `segue.plugins`.
+- `src/$module/register.py` says what there is, in strings; `config.py` holds the options.
+- `src/$module/$file.py` implements the contract of `segue.core.interfaces`.
+- `tests/` runs Segue's conformance checks.
+""")
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="Of the package, such as my-codec.")],
+    kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "codec",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME.")
+    ] = None,
+) -> None:
+    """Write a plugin package that works, to start your own from."""
+    if kind not in KINDS:
+        raise ConfigError("--kind", f"{kind!r} is unknown", f"use one of {', '.join(KINDS)}")
+    folder = output or Path(name)
+    component = write_plugin(name, kind, folder)
+    console.print(f"{folder}: a {kind.replace('_', ' ')} named {component}")
+    console.print(f"next: segue plugins install {folder}; segue plugins check {component}")
+
+
+def write_plugin(name: str, kind: str, folder: Path) -> str:
+    """Write the package; return the name of its component.
+
+    Raises:
+        ConfigError: if a package cannot have that name.
+        OutputError: if the folder holds something already, or cannot be written.
+    """
+    module = _module(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(str(folder), "exists already", "name a new folder: --output FOLDER")
+    from segue.core.files import atomic_directory
+
+    file, class_, options, role, summary = KINDS[kind]
+    stem = "".join(word.title() for word in module.split("_"))
+    own = stem if stem.lower().endswith(role.lower()) else f"{stem}{role}"
+    names = {"segue_toy": module, class_: own, options: f"{stem}Options"}
+    words = {
+        "name": name, "module": module, "kind": kind, "component": f"{module}.v1", "file": file,
+        "class_": own, "options": f"{stem}Options", "summary": summary,
+        "words": kind.replace("_", " "),
+        "imports": ("TINY_STAGES, " if kind == "stage_lm" else "") + "Check, Subject",
+    }  # fmt: skip
+    words["subjects"] = Template(EACH_STAGE if kind == "stage_lm" else ONE).substitute(words)
+    texts = {
+        "pyproject.toml": _project(name, module, kind),
+        "README.md": README.substitute(words),
+        f"src/{module}/__init__.py": f'"""A {words["words"]} for Segue. Imports nothing."""\n',
+        f"src/{module}/register.py": REGISTER.substitute(words),
+        f"src/{module}/config.py": _renamed(_config(options, words["component"]), names),
+        f"src/{module}/{file}.py": _renamed(_example(f"{file}.py"), names),
+        "tests/test_contract.py": TEST.substitute(words),
+    }
+    with atomic_directory(folder) as temporary:
+        for path, text in texts.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_text(text, encoding="utf-8")
+    return words["component"]
+
+
+def _module(name: str) -> str:
+    module = re.sub(r"[-.]+", "_", name)
+    usable = re.fullmatch(r"[a-z][a-z0-9_]*[a-z0-9]", module) and not keyword.iskeyword(module)
+    if not usable:
+        fix = "use small letters, digits and hyphens, as in my-codec"
+        raise ConfigError("NAME", f"{name!r} cannot name a package", fix)
+    if find_spec(module) is not None:
+        raise ConfigError("NAME", f"there is a package {module!r} already", "choose another name")
+    return module
+
+
+def _example(path: str) -> str:
+    return (SOURCE / path).read_text(encoding="utf-8")
+
+
+def _project(name: str, module: str, kind: str) -> str:
+    text = (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")
+    text = re.sub(r'description = ".*"', f'description = "A {kind} for Segue"', text)
+    text = text.replace('toy = "segue_toy.register"', f'{module} = "{module}.register"')
+    return text.replace("segue-toy", name)
+
+
+def _config(options: str, component: str) -> str:
+    """Return the example's module of options with one class left, and the imports that it needs."""
+    text = _example("config.py")
+    tree = ast.parse(text)
+    kept = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == options)
+    body = ast.get_source_segment(text, kept) or ""
+    body = re.sub(r'""".*?"""', f'"""Options of ``{component}``."""', body, flags=re.DOTALL)
+    used = {node.id for node in ast.walk(kept) if isinstance(node, ast.Name)}
+    groups: dict[str, list[str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            found = [alias.name for alias in node.names if alias.name in used]
+            if found:
+                own = "segue" if str(node.module).startswith("segue.") else str(node.module)
+                line = f"from {node.module} import {', '.join(found)}"
+                groups.setdefault(own, []).append(line)
+    imports = "\n\n".join("\n".join(lines) for lines in groups.values())
+    head = (
+        f'"""Options of `{component}`. Imports no torch."""\n\nfrom __future__ import annotations'
+    )
+    return f"{head}\n\n{imports}\n\n\n{body}\n"
+
+
+def _renamed(text: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        text = re.sub(rf"\b{old}\b", new, text)
+    return text
