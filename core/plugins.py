@@ -200,6 +200,14 @@ class PluginHost:
         record = self.find(kind, name, place if stem == place else f"{stem}.use")
         return validate(_options_model(record, place), values, place)
 
+    def options_model(self, record: PluginRecord) -> type[Options]:
+        """Return the model that a component's options are validated by.
+
+        Raises:
+            PluginError: if it cannot be used.
+        """
+        return _options_model(record, record.name)
+
     def load(self, record: PluginRecord, place: str) -> Any:
         """Import the implementation that a record names and check it against its contract.
 

@@ -1,7 +1,8 @@
-"""`segue config show | validate | explain`. Imports no torch."""
+"""`segue config show | validate | explain | schema`. Imports no torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,6 +80,29 @@ def explain(
         return
     rows = [(key, entry["value"], entry["from"]) for key, entry in chosen.items()]
     print_table(("path", "value", "from"), rows)
+
+
+@app.command()
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .json file. Default: print it.")
+    ] = None,
+) -> None:
+    """Write the JSON Schema of configs, with the options of every installed component.
+
+    Editors complete and check a YAML file that starts with
+    # yaml-language-server: $schema=segue.schema.json
+    """
+    from segue.apps.config_schema import config_schema
+    from segue.core.files import write_json
+    from segue.core.plugins import default_host
+
+    found = config_schema(default_host())
+    if output is None:
+        print_json(found)
+    else:
+        write_json(output, found)
+        console.print(f"{output}")
 
 
 def _load(source: str, overrides: list[str] | None) -> Any:

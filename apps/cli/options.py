@@ -14,9 +14,33 @@ if TYPE_CHECKING:
 
 DEFAULT_DOMAIN = "speech"
 
+
+def complete_domain(incomplete: str) -> list[str]:
+    """Return the shipped pipelines that begin so, for the shell."""
+    from segue.core.config_files import domain_names, find_domain
+    from segue.core.plugins import default_host
+
+    host = default_host()
+    names = (n for domain in domain_names(host) for n in find_domain(domain, host).pretrained_names)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_component(incomplete: str) -> list[str]:
+    """Return the components that begin so, for the shell."""
+    from segue.core.plugins import default_host
+
+    names = sorted({record.name for record in default_host().records()})
+    return [name for name in names if name.startswith(incomplete)]
+
+
 DomainOption = Annotated[
     str | None,
-    typer.Option("--domain", "-d", help="Shipped weights: speech, piano, speech/three_stage, ..."),
+    typer.Option(
+        "--domain",
+        "-d",
+        help="Shipped weights: speech, piano, speech/three_stage, ...",
+        autocompletion=complete_domain,
+    ),
 ]
 PipelineOption = Annotated[
     str | None, typer.Option("--pipeline", "-p", help="A pipeline directory or YAML file.")

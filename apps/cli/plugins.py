@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segue.apps.cli.options import JsonOption
+from segue.apps.cli.options import JsonOption, complete_component
 from segue.apps.cli.output import console, note, print_json, print_table, warn
 from segue.core.errors import PluginError
 
@@ -109,7 +109,13 @@ def _installed() -> Any:
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="A component's name, such as spectral_codec.v1.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A component's name, such as spectral_codec.v1.",
+            autocompletion=complete_component,
+        ),
+    ],
     options: Annotated[
         str, typer.Option("--options", help="Its options as YAML: '{width: 64}'.")
     ] = "{}",

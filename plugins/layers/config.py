@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from segue.core.options import Options
 
@@ -22,6 +22,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "position_encoding": "relative",
     },
 }
+
+
+def _offer_sizes(schema: dict[str, Any]) -> None:
+    """Let editors know of the key ``size``, which stands for others."""
+    schema["properties"]["size"] = {"enum": list(SIZES), "description": "Stands for single values."}
 
 
 def check_heads(width: int, heads: int, prefix: str = "") -> None:
@@ -87,6 +92,7 @@ class TransformerOptions(ConditionOptions):
         relative_reach: distance from which on all distances share one bias.
     """
 
+    model_config = ConfigDict(json_schema_extra=_offer_sizes)
     of_training = frozenset({"condition_dropout", "dropout"})
 
     width: int = Field(default=512, ge=2)

@@ -185,3 +185,24 @@ def test_what_is_missing_is_found_not_raised(segue: Segue, monkeypatch: pytest.M
     assert found["no-such-extra"] == ("missing", "pip install 'segue[plot]'")
     assert found["formats"][0] == found["plugins"][0] == found["weights"][0] == "broken"
     assert "mine.yaml" in found["plugins"][1]
+
+
+# --- completion -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, offered",
+    [
+        ("segue conti", ["continue"]),
+        ("segue continue --domain sp", ["speech", "speech/three_stage"]),
+        ("segue plugins check toy", []),
+        ("segue plugins check spectral_c", ["spectral_codec.v1"]),
+    ],
+)
+def test_the_shell_completes_commands_domains_and_components(
+    segue: Segue, monkeypatch: pytest.MonkeyPatch, words: str, offered: list[str]
+) -> None:
+    monkeypatch.setenv("_SEGUE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert segue().out.split() == offered
