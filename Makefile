@@ -15,7 +15,7 @@ DEMO := $(if $(wildcard $(DEV)),$(DEV),$(PLOT))
 # other down.
 PASSIVE := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
 
-.PHONY: help venv demo test test-all lint types format clean train-small-speech train-small-piano
+.PHONY: help venv demo test test-all lint types site format clean train-small-speech train-small-piano
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ types: $(DEV)  ## Check types
 	$(BIN)/python tools/typing_tree.py
 	$(BIN)/mypy
 
+site: $(VENV)/.installed-docs  ## Build the documentation into site/
+	$(BIN)/python tools/typing_tree.py
+	$(BIN)/mkdocs build
+
 format: $(DEV)  ## Fix what style tools can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -52,7 +56,7 @@ train-small-speech train-small-piano: train-small-%: $(DEV)
 	$(BIN)/python tools/train_small.py $* "$(DATA)" "$(or $(OUT),runs/small-$*)"
 
 clean:  ## Remove what building and testing left; .venv and runs/ stay
-	rm -rf build dist segue.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site segue.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $* is the list of extras. The stamp is written last, so that a failed install is tried again.

@@ -114,6 +114,7 @@ def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
     draw_spectrum(wave, rate, bottom)
     bottom.set_ylabel("Hz")
     bottom.set_xlabel("seconds")
+    bottom.set_xlim(0, len(wave) / rate)
 
 
 def draw_waveform(wave: Any, rate: int, axis: Any, color: str) -> None:

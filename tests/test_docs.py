@@ -6,6 +6,8 @@ import importlib.util
 import math
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,19 @@ def test_prose_is_narrow(page: Path) -> None:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     wide = [line for line in text.splitlines() if len(line) > 120 and line[:1] not in "|!"]
     assert wide == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings_handlers.python", reason="pip install 'segue[docs]'")
+    pytest.importorskip("material", reason="pip install 'segue[docs]'")
+    for command in (["tools/typing_tree.py"], ["-m", "mkdocs", "build", "-d", str(tmp_path)]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    for name in ("Pipeline.from_pretrained", "Pipeline.continue_", "AcousticCodec.decode"):
+        assert f'.{name}"' in reference
+    assert "docs/" not in re.findall(r'href="([^"]+)"', (tmp_path / "index.html").read_text())
 
 
 # --- configuration ----------------------------------------------------------------------------

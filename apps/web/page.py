@@ -109,7 +109,7 @@ class Page:
                 self.extend = gr.Button("Continue from there", min_width=120, elem_id="extend")
 
     def _connect(self) -> None:
-        listen = partial(dict, api_visibility="private")
+        listen: Any = partial(dict, api_visibility="private")
         self.domain.change(
             self.choose_domain, self.domain, [self.variant, *self._of_model()], **listen()
         )
@@ -266,7 +266,8 @@ class Page:
 
 
 def _shown_html(html: str) -> Update:
-    return gr.update(value=html, visible=True)
+    shown: Update = gr.update(value=html, visible=True)
+    return shown
 
 
 def _temperatures(model: Model, count: int) -> list[dict[str, Any]]:
