@@ -107,6 +107,7 @@ class Page:
                 self.end = gr.Number(0, label="To (s)", minimum=0, step=0.1, min_width=70)
             with gr.Row():
                 self.extend = gr.Button("Continue from there", min_width=120, elem_id="extend")
+                self.fill = gr.Button("Fill the stretch", min_width=120, elem_id="fill")
 
     def _connect(self) -> None:
         listen: Any = partial(dict, api_visibility="private")
@@ -139,6 +140,7 @@ class Page:
                 (self.go, self.continue_, {self.prompt}),
                 (self.nothing, self.generate, set()),
                 (self.extend, self.extend_, {self.which, self.start}),
+                (self.fill, self.fill_, {self.which, self.start, self.end}),
             )
         ]  # fmt: skip
         self.stop.click(
@@ -151,7 +153,7 @@ class Page:
         return [self.description, self.example, *self.temperatures]
 
     def _buttons(self) -> list[Any]:
-        return [self.go, self.nothing, self.extend, self.stop]
+        return [self.go, self.nothing, self.extend, self.fill, self.stop]
 
     # --- small answers --------------------------------------------------------------------------
 
@@ -212,6 +214,15 @@ class Page:
         def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
             result, point = self._result(chosen), chosen[self.start] or 0.0
             return self.studio.extend(model, result, point, settings, progress)
+
+        yield from self._run(chosen, work)
+
+    def fill_(self, chosen: Update) -> Iterator[Update]:
+        """Draw a stretch of a result anew."""
+
+        def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
+            stretch = chosen[self.start] or 0.0, chosen[self.end] or 0.0
+            return self.studio.fill(model, self._result(chosen), stretch, settings, progress)
 
         yield from self._run(chosen, work)
 

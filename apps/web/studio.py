@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, Queue
@@ -196,6 +196,42 @@ class Studio:
             about = f"continues result {result.number} from {point:.1f} s"
             labels = ("Joined", "Continuation", "Before")
             return self._kept(pipeline, audio, model, about, labels, result)
+
+    def fill(
+        self,
+        model: Model,
+        result: Result,
+        stretch: tuple[float, float],
+        settings: Settings,
+        progress: Progress,
+    ) -> list[Result]:
+        """Draw a stretch of a result anew; what is before and after it is kept."""
+        start, end = stretch
+        if not 0 <= start < end <= result.seconds + 0.01:
+            raise ProblemError("Choose a stretch: drag over a picture, or type where it ends.")
+        wave, rate = _read(result)
+        about = f"fills {start:.1f} to {end:.1f} s of result {result.number}"
+        count, filled = settings.count, list[Result]()
+
+        def share(name: str, done: int, total: int) -> None:
+            progress(name, len(filled) * total + done, count * total)
+
+        with self._lock:
+            pipeline = self._pipeline(model.source)
+            for index in range(count):
+                audio = pipeline.fill(
+                    wave,
+                    rate,
+                    start,
+                    min(end, len(wave) / rate),
+                    seed=settings.seed + index,
+                    sampling=_sampling(settings),
+                    progress=share,
+                )
+                labels = ("Whole", "New part")
+                (made,) = self._kept(pipeline, audio, model, about, labels, result)
+                filled.append(replace(made, number=index + 1))
+        return filled
 
     def _continued(
         self, pipeline: Pipeline, recording: Audio, settings: Settings, progress: Progress

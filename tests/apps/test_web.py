@@ -107,6 +107,27 @@ def test_a_result_is_continued_from_a_point_in_it(
         tiny_studio.extend(model, source, 9.0, Settings(), silent)
 
 
+def test_a_stretch_of_a_result_is_filled(tiny_studio: Studio, continued: list[Result]) -> None:
+    model, source = tiny_studio.model("speech", "standard"), continued[0]
+    steps: list[tuple[str, int, int]] = []
+    first, second = tiny_studio.fill(
+        model, source, (0.8, 1.4), Settings(1.0, 2, 3), lambda *step: steps.append(step)
+    )
+    assert (first.number, second.number, second.seed) == (1, 2, 4)
+    start, end = second.marks
+    assert 0.7 < start <= 0.8 and 1.4 <= end < 1.5
+    assert list(second.sounds) == ["Whole", "New part"]
+    wave, old = soundfile.read(second.whole)[0], soundfile.read(source.whole)[0]
+    edges = round(start * 16_000) - 400, round(end * 16_000) + 400  # beyond the cross-fades
+    assert numpy.array_equal(wave[: edges[0]], old[: edges[0]])
+    assert numpy.array_equal(wave[edges[1] :], old[edges[1] :])
+    assert not numpy.array_equal(wave, soundfile.read(first.whole)[0])
+    done = [step for step in steps if step[0] == "acoustic"]
+    assert done[-1][1] == done[-1][2] and done == sorted(done)
+    with pytest.raises(ProblemError, match="Choose a stretch"):
+        tiny_studio.fill(model, source, (1.0, 1.0), Settings(), silent)
+
+
 def test_what_the_pipeline_did_not_look_at_is_put_back() -> None:
     kept = torch.arange(10.0)
     audio = GeneratedAudio(

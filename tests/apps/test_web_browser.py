@@ -121,6 +121,15 @@ def test_upload_continue_choose_a_stretch_and_go_on(
     longer, new, kept = durations(tab, 3)
     assert kept == pytest.approx(0.3 * whole, abs=0.1)
     assert longer == pytest.approx(kept + 2, abs=0.1)
+    # A stretch of the longer one, typed.
+    tab.locator("article[data-number='3'] footer button").click()
+    tab.get_by_label("From (s)").fill("1.2")
+    tab.get_by_label("To (s)").fill("2.0")
+    tab.keyboard.press("Tab")
+    tab.locator("#fill").click()
+    filled, stretch = durations(tab, 4)
+    assert filled == pytest.approx(longer, abs=0.01)
+    assert stretch == pytest.approx(0.8, abs=0.1)
     with tab.expect_download() as download:
         tab.locator("article[data-number='3'] a", has_text="WAV").click()
     download.value.save_as(tmp_path / "down.wav")
