@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
+from segue.core.audio import Audio, as_audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
@@ -19,7 +20,8 @@ from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Tokens, WaveBatch
 
-MAX_GAIN = 100.0  # 40 dB: anything quieter is noise
+MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
+NOTED_GAIN = 100.0  # 40 dB: a user should know
 DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of this length, to save memory
 
 
@@ -92,14 +94,18 @@ class Transcoder:
             prompt = as_audio(*prompt, place=place)
         least, most = self.limits.min_seconds, self.limits.max_seconds
         audio = prepare(prompt, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
-        if not whole_units:
-            return audio
         # The continuation joins at the end, so a part of a frame is cut off at the start.
-        rest = audio.wave.shape[0] % self.unit_samples
+        rest = audio.wave.shape[0] % self.unit_samples if whole_units else 0
         if rest == audio.wave.shape[0]:
             unit = self.unit_samples / self.sample_rate
             raise AudioError(place, "is shorter than one frame", f"give at least {unit:g} s")
-        return Audio(audio.wave[rest:], audio.sample_rate, audio.notes)
+        audio = Audio(audio.wave[rest:], audio.sample_rate, audio.notes)
+        gain = float(self.gains([audio])[0])
+        if gain <= NOTED_GAIN:
+            return audio
+        raised = f"raised by {20 * math.log10(gain):.0f} dB for the models"
+        note = f"{raised}; the result is as quiet as the prompt"
+        return replace(audio, notes=(*audio.notes, note))
 
     def gains(self, audios: Sequence[Audio]) -> Float[Tensor, "B"]:
         """Return the factors that bring each prompt to the level of the training data."""
@@ -191,9 +197,11 @@ class Transcoder:
 
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:
-    """Return the factors that bring each wave to an RMS of ``level``; 1 for silence or no level."""
+    """Return the factors that bring each wave to an RMS of ``level``; 1 if there is no level.
+
+    They grow steadily as waves get quieter, so that a result is never much louder than its prompt.
+    """
     if level is None:
         return torch.ones(len(waves))
     rms = torch.stack([wave.square().mean().sqrt() for wave in waves])
-    gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
-    return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
+    return (level / rms.clamp_min(level / MAX_GAIN)).clamp_min(1 / MAX_GAIN)

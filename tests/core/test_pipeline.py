@@ -243,7 +243,25 @@ def test_a_prompt_s_level_changes_the_output_s_level_alone(
 
 def test_a_silent_prompt_is_used_and_says_so(pipeline: Pipeline) -> None:
     result = pipeline.continue_(torch.zeros(RATE), RATE, seconds=0.4)
-    assert "silent" in result.notes[0][-1]
+    assert "silent" in result.notes[0][0]
+    assert result.notes[0][1] == (
+        "raised by 100 dB for the models; the result is as quiet as the prompt"
+    )
+    assert result.wave.abs().max() < 1e-4
+
+
+def test_however_quiet_a_prompt_is_its_result_has_its_level(pipeline: Pipeline) -> None:
+    """Down to -120 dB, without a step at any level, in the continuation or where it joins."""
+    loud = melody(1.0, seed=5)
+    loud = loud / loud.square().mean().sqrt()
+    plain = pipeline.continue_(0.05 * loud, RATE, seconds=0.4)
+    assert plain.notes == [()]
+    for decibels in (-60, -79.6, -80.4, -100, -120):
+        factor = 10 ** (decibels / 20)
+        quiet = pipeline.continue_(loud * factor, RATE, seconds=0.4)
+        assert same(plain, quiet)
+        torch.testing.assert_close(quiet.wave / factor, plain.wave / 0.05, rtol=1e-3, atol=1e-3)
+        assert any("as quiet as the prompt" in note for note in quiet.notes[0]) == (decibels < -70)
 
 
 @pytest.mark.parametrize(
