@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, OutputError
 from segue.core.files import atomic_path
-from segue.core.sound_files import LEAST_MISSING, read_frames, true_length
+from segue.core.sound_files import LEAST_MISSING, SoundReader
 from segue.core.validation import whole_number
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
@@ -25,6 +27,7 @@ MAX_CHANNELS = 64
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
+WRITTEN_AT_ONCE = 1 << 16  # samples
 RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling ratio
 
 
@@ -66,30 +69,15 @@ def read_audio(
         AudioError: if the file is missing, empty, not audio, or contains NaN.
     """
     path, place = Path(path), place or str(path)
-    _check_file(path, place)
-    try:
-        with soundfile.SoundFile(_native(path)) as file:
-            rate, channels = file.samplerate, file.channels
-            limit = first_seconds if last_seconds is None else last_seconds
-            total, promised = true_length(file, path, place)
-            wanted = total
-            if total is not None and limit is not None:
-                wanted = min(total, round(limit * rate))
-            start = total - wanted if total and wanted and last_seconds is not None else 0
-            data = read_frames(file, start, wanted)
-        if total is None or wanted is None or len(data) < wanted - LEAST_MISSING * rate:
-            # Only decoding shows where such a file ends.
-            with soundfile.SoundFile(_native(path)) as file:
-                data = read_frames(file)
-            total = len(data)
-            wanted = total if limit is None else min(total, round(limit * rate))
-            data = data[total - wanted :] if last_seconds is not None else data[:wanted]
-    except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
-        raise AudioError(
-            place,
-            f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
-            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
-        ) from error
+    with open_sound(path, place) as sound:
+        rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
+        start, wanted = _stretch(sound, limit, last_seconds is not None)
+        data = sound.read(start, wanted)
+        if len(data) < wanted - LEAST_MISSING * rate:
+            sound.measure()  # it is cut off: only decoding shows where
+            start, wanted = _stretch(sound, limit, last_seconds is not None)
+            data = sound.read(start, wanted)
+        total, promised = sound.length, sound.promised
     if not data.size:
         raise AudioError(place, "holds no sample", "name a file that holds audio")
     if not numpy.isfinite(data).all():
@@ -101,9 +89,34 @@ def read_audio(
         end = "first" if last_seconds is None else "last"
         notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
     wave, mixed = to_mono(torch.from_numpy(data.T.copy()), place)
-    if channels > 1:
+    if data.shape[1] > 1:
         notes.append(mixed)
     return Audio(wave, rate, tuple(notes))
+
+
+def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[int, int]:
+    """Return first sample and number of the samples that are wanted."""
+    wanted = sound.length if seconds is None else min(sound.length, round(seconds * sound.rate))
+    return sound.length - wanted if at_end else 0, wanted
+
+
+@contextmanager
+def open_sound(path: Path, place: str) -> Iterator[SoundReader]:
+    """Open a file that libsndfile knows.
+
+    Raises:
+        AudioError: here or in the block, if the file is missing, empty or not audio.
+    """
+    _check_file(path, place)
+    try:
+        with SoundReader(_native(path)) as sound:
+            yield sound
+    except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
+        raise AudioError(
+            place,
+            f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
+        ) from error
 
 
 def _native(path: Path) -> Path | bytes:
@@ -237,11 +250,15 @@ def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) ->
     path = Path(path)
     check_format(path)
     kind, subtype = _format(path)
-    data = wave.detach().float().clamp(-1.0, 1.0).cpu().numpy()
+    data = wave.detach().float().clamp(-1.0, 1.0).cpu()
     with atomic_path(path) as temporary:
         try:
-            file = _native(temporary)
-            soundfile.write(file, data, sample_rate, format=kind, subtype=subtype)
+            with soundfile.SoundFile(
+                _native(temporary), "w", sample_rate, 1, subtype, format=kind
+            ) as file:
+                # Block by block: libsndfile crashes on a minute of Vorbis at once.
+                for block in data.split(WRITTEN_AT_ONCE):
+                    file.write(block.numpy())
         except soundfile.LibsndfileError as error:
             raise OutputError(
                 str(path),
