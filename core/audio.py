@@ -69,7 +69,7 @@ def read_audio(
         AudioError: if the file is missing, empty, not audio, or contains NaN.
     """
     path, place = Path(path), place or str(path)
-    with open_sound(path, place) as sound:
+    with open_sound(path, place) as sound, decoding(place):
         rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
         start, wanted = _stretch(sound, limit, last_seconds is not None)
         data = sound.read(start, wanted)
@@ -100,21 +100,27 @@ def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[i
     return sound.length - wanted if at_end else 0, wanted
 
 
-@contextmanager
-def open_sound(path: Path, place: str) -> Iterator[SoundReader]:
+def open_sound(path: Path, place: str) -> SoundReader:
     """Open a file that libsndfile knows.
 
     Raises:
-        AudioError: here or in the block, if the file is missing, empty or not audio.
+        AudioError: if the file is missing, empty or not audio.
     """
     _check_file(path, place)
+    with decoding(place):
+        return SoundReader(_native(path))
+
+
+@contextmanager
+def decoding(place: str) -> Iterator[None]:
+    """Turn what libsndfile and its readers raise in the block into an ``AudioError``."""
     try:
-        with SoundReader(_native(path)) as sound:
-            yield sound
-    except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
+        yield
+    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
         raise AudioError(
             place,
-            f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
+            f"cannot be read as audio ({lines[-1].rstrip('.')})",
             "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
         ) from error
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import open_sound, resample, to_mono
+from segue.core.audio import decoding, open_sound, resample, to_mono
 from segue.core.errors import AudioError
 from segue.core.sound_files import SoundReader
 
@@ -57,7 +57,8 @@ class OpenAudio:
             AudioError: if they hold NaN.
         """
         count = max(0, min(count, self.length - first))
-        data = self._sound.read(self._first + first, count)
+        with decoding(self._place):
+            data = self._sound.read(self._first + first, count)
         if not numpy.isfinite(data).all():
             raise AudioError(self._place, "holds NaN or infinite samples", "repair the file")
         if self._channel is not None and data.shape[1] > 1:
@@ -107,6 +108,7 @@ def open_audio(path: Path, place: str | None = None) -> Iterator[OpenAudio]:
     """
     place = place or str(path)
     with open_sound(path, place) as sound:
-        if not len(sound.read(sound.length - 1, 1)):
-            sound.measure()  # it is cut off
+        with decoding(place):
+            if not len(sound.read(sound.length - 1, 1)):
+                sound.measure()  # it is cut off
         yield OpenAudio(sound, place)

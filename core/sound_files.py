@@ -28,7 +28,7 @@ PLAIN = frozenset({"WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "CAF", "NIST", "
 Samples = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
 
-class _SoundFile(soundfile.SoundFile):
+class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
     """Read on where the last read ended: soundfile would seek there, and lossy formats would not
     find the place exactly."""
 

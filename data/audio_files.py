@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from segue.core.audio import Audio
+from segue.core.audio import Audio, decoding
 from segue.core.errors import AudioError
 from segue.core.open_audio import OpenAudio
 from segue.core.sound_files import SoundReader
-from segue.data.places import PLACE_ERRORS, Section, is_url, open_bytes, read_range
+from segue.data.places import Section, is_url, open_bytes, read_range
 from segue.data.recordings import WHOLE_FILE, Recording
 
 READ_WHOLE = 1 << 24  # bytes: up to here a tar's member is fetched by one read
@@ -33,7 +32,10 @@ def open_recording(recording: Recording) -> Iterator[OpenAudio]:
     """
     place = recording.place
     try:
-        with _bytes_of(recording) as raw, SoundReader(raw) as sound:
+        with ExitStack() as stack:
+            with decoding(place):
+                raw = stack.enter_context(_bytes_of(recording))
+                sound = stack.enter_context(SoundReader(raw))
             stretch = recording.start, recording.seconds, recording.channel
             opened = OpenAudio(sound, place, *stretch)
             if not opened.length:
@@ -44,13 +46,6 @@ def open_recording(recording: Recording) -> Iterator[OpenAudio]:
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error})"
         raise AudioError(place, problem, "check the path") from error
-    except (soundfile.LibsndfileError, *PLACE_ERRORS, MemoryError, TypeError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise AudioError(
-            place,
-            f"cannot be read as audio ({lines[-1].rstrip('.')})",
-            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
-        ) from error
 
 
 @contextmanager
