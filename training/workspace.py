@@ -28,7 +28,7 @@ from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
+from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
@@ -381,7 +381,8 @@ def _fitting_batches(
     batches: Iterable[Batch]
     if isinstance(component, StageLM):
         crops = _token_crops(workspace, component.stage, "train", batch_size=1, seed=0)
-        total, counted = crops.epochs.size, "crops"
+        count = total = crops.epochs.size
+        counted = "crops"
         batches = (crops.batch(number) for number in range(total))
     else:
         assert isinstance(component, Tokenizer)
@@ -389,13 +390,21 @@ def _fitting_batches(
         # Evenly through the list: a manifest is ordered by corpus and speaker.
         every = math.ceil(float(recordings.seconds.sum()) / MAX_FIT_SECONDS)
         chosen = recordings[:: max(1, every)]
-        total, counted = len(chosen), "recordings"
+        count, total = len(chosen), round(float(chosen.seconds.sum()))
+        counted = "recordings"
         batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
 
     def reported() -> Iterator[Batch]:
-        for index, batch in enumerate(batches, start=1):
-            if workspace.progress is not None:
-                workspace.progress(part, min(index, total), total)
+        done = 0.0  # crops, or seconds of audio
+        for batch in batches:
             yield batch
+            if isinstance(batch, WaveBatch) and isinstance(component, Tokenizer):
+                done += float(batch.lengths.sum()) / component.spec.sample_rate
+            else:
+                done += 1
+            if workspace.progress is not None:
+                workspace.progress(part, min(round(done), total), total)
+        if workspace.say is not None and counted == "recordings":
+            workspace.say(f"{part}: heard {done / 3600:.2f} h; clustering")
 
-    return reported(), {counted: total}
+    return reported(), {counted: count}
