@@ -467,6 +467,23 @@ def test_what_is_written_can_be_read(
     assert [child.name for child in path.parent.iterdir()] == [name]
 
 
+def test_long_audio_is_written_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsndfile ends the process on a minute of Vorbis at once."""
+    sizes, write = [], soundfile.SoundFile.write
+
+    def spy(file: soundfile.SoundFile, data: numpy.ndarray) -> None:  # type: ignore[type-arg]
+        sizes.append(len(data))
+        write(file, data)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", spy)
+    wave = torch.from_numpy(tone(10.0))
+    write_audio(tmp_path / "a.wav", wave, RATE)
+    assert sum(sizes) == len(wave) and max(sizes) <= 1 << 16 < len(wave)
+    torch.testing.assert_close(read_audio(tmp_path / "a.wav").wave, wave, atol=1e-4, rtol=0)
+
+
 def test_samples_out_of_range_are_clipped_not_wrapped(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     write_audio(path, torch.tensor([0.0, 5.0, -5.0, 1.0, -1.0, 0.5]), RATE)

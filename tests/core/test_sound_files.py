@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import tracemalloc
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from segue.core.sound_files import SoundReader
 from segue.data.audio_files import read_recording
 from segue.data.prepare import prepare_files
 from segue.data.recordings import Recording
+from segue.data.sources import read_recordings
 
 RATE, SECONDS = 16_000, 6
 
@@ -45,6 +47,10 @@ def test_a_stream_of_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:
     numpy.testing.assert_array_equal(read_audio(path, last_seconds=1).wave, whole[-RATE:])
     numpy.testing.assert_array_equal(read_recording(recording(path)).wave, whole)
     assert prepare_files(tmp_path, tmp_path / "out")["recordings"] == 1
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(path, "a.flac")
+    (member,) = read_recordings(tmp_path / "x.tar")
+    assert member.seconds == SECONDS
 
 
 @pytest.mark.parametrize("suffix", ["flac", "mp3"])
