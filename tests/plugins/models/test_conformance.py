@@ -33,8 +33,8 @@ def test_conformance(subject: Subject, check: Check) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_relative_model_that_is_given_nothing_is_unbounded(name: str) -> None:
-    options = SIZE | {"position_encoding": "relative"}
+def test_a_window_of_attention_keeps_memory_constant(name: str) -> None:
+    options = SIZE | {"attention_window": 8}
     subject = Subject("stage_lm", name, options, TINY_STAGES["first"])
     (check,) = (check for check in checks_for("stage_lm") if check.name == "unbounded_is_true")
     assert run_check(check, subject).outcome == "passed"
