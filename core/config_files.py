@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from segue.core.checkpoint_files import made_by
 from segue.core.config import ComponentConfig, PipelineConfig, Slot, replace_parts
 from segue.core.domain import DEFAULT_VARIANT, PIPELINE_FILE, Domain
 from segue.core.errors import CheckpointError, ConfigError
@@ -82,6 +83,8 @@ def _completed(slot: Slot, host: PluginHost) -> ComponentConfig:
     component = slot.component
     if component.checkpoint is not None and not component.options:
         return component  # required options may be missing here: the checkpoint has them
+    saved_with = made_by(component.checkpoint)
+    host.find(slot.kind, component.use, f"{slot.place}.use", saved_with)
     options = host.options(slot.kind, component.use, component.options, f"{slot.place}.options")
     if component.checkpoint is not None:
         return component
