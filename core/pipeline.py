@@ -1,160 +1,34 @@
-"""Continue, generate and resynthesize audio with assembled parts.
-
-A request goes: prompts are brought to the codec's rate and encoded (``segue.core.transcoder``), the
-stages draw new tokens (``segue.core.generation``), the codec decodes them, and lifecycle hooks see
-the request before, and the audio after.
-"""
+"""Continue, generate, fill and resynthesize audio with assembled parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from segue.core.assembly import Assembly, assemble
 from segue.core.audio import Audio
-from segue.core.checkpoint import build_part, checked_device, save_pipeline
-from segue.core.config import PipelineConfig
-from segue.core.config_files import load_config, pretrained_path
-from segue.core.errors import CheckpointError, GenerationError
-from segue.core.generation import Generation
-from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
-from segue.core.plugins import PluginHost, default_host
+from segue.core.errors import GenerationError
+from segue.core.filling import Gap, fill_gap
+from segue.core.loaded import JOIN_SECONDS, LoadedPipeline
 from segue.core.progress import Progress
-from segue.core.promises import check_hooked_wave
 from segue.core.request import (
     GeneratedAudio,
     PromptAudio,
     Request,
     SamplingOverrides,
     Task,
-    chosen_sampling,
-    metadata_of,
-    with_recordings,
 )
-from segue.core.spec import ACOUSTIC, SEMANTIC
-from segue.core.tokens import Tokens
-from segue.core.transcoder import Transcoder
+from segue.core.spec import ACOUSTIC
+from segue.core.transcoder import gains_to
 from segue.core.validation import whole_number
 
-JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
+MAX_CANDIDATES = 64
 
 
-class Pipeline:
+class Pipeline(LoadedPipeline):
     """An assembled pipeline. Make one with ``from_pretrained`` or ``from_config``."""
-
-    def __init__(
-        self, assembly: Assembly, parts: Mapping[str, Component], host: PluginHost
-    ) -> None:
-        self.config = assembly.config
-        self.assembly = assembly
-        self.parts = dict(parts)
-        self.host = host
-        codec, semantic = parts["codec"], parts.get("semantic_tokenizer")
-        assert isinstance(codec, AcousticCodec)
-        assert semantic is None or isinstance(semantic, SemanticTokenizer)
-        self.codec, self.semantic_tokenizer = codec, semantic
-        self.audio = Transcoder(codec, semantic, assembly.streams, assembly.config.prompt)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        overrides: Sequence[str] = (),
-        device: torch.device | str = "cpu",
-        host: PluginHost | None = None,
-    ) -> Pipeline:
-        """Load trained weights.
-
-        Args:
-            source: a domain with shipped weights (``speech``, ``piano``), another of its pipelines
-                (``speech/three_stage``), or a directory that ``save_pretrained`` or
-                ``segue train`` wrote.
-            overrides: ``path.to.key=value``, as ``--set`` takes them.
-            device: where the weights go.
-
-        Raises:
-            SegueError: if there are no such weights, or they cannot be used.
-        """
-        host = host or default_host()
-        if not isinstance(source, (str, Path)):
-            raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
-        config = load_config(pretrained_path(source, host), host, overrides).config
-        return cls.from_config(config, device=device, host=host)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: PipelineConfig,
-        *,
-        device: torch.device | str = "cpu",
-        host: PluginHost | None = None,
-        allow_untrained: bool = False,
-    ) -> Pipeline:
-        """Prove that the parts fit, then build and load them.
-
-        Args:
-            allow_untrained: permit parts without weights (to train or test them).
-
-        Raises:
-            AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
-        """
-        host = host or default_host()
-        device = checked_device(device)
-        assembly = assemble(config, host)  # refuses what does not fit before weights are read
-        parts = {
-            name: build_part(part, host, allow_untrained=allow_untrained).to(device)
-            for name, part in assembly.parts.items()
-        }
-        pipeline = cls(assembly, parts, host)
-        for stage in config.stages:
-            pipeline.stage_lm(stage.name).decode_with(stage.decoding)
-        host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
-        return pipeline
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of the audio that the pipeline returns."""
-        return self.audio.sample_rate
-
-    @property
-    def device(self) -> torch.device:
-        return self.audio.device
-
-    @property
-    def unit_samples(self) -> int:
-        """Samples after which every stream has a whole number of frames."""
-        return self.audio.unit_samples
-
-    def stage_lm(self, name: str) -> StageLM:
-        """Return the model of a stage."""
-        lm = self.parts[f"stages.{name}"]
-        assert isinstance(lm, StageLM)
-        return lm
-
-    def save_pretrained(
-        self, directory: Path | str, *, lm_dtype: torch.dtype | None = None
-    ) -> Path:
-        """Write the whole pipeline: ``pipeline.yaml`` (the resolved config) and all weights.
-
-        Args:
-            directory: made, or replaced as a whole if it holds a pipeline; a directory with
-                anything else in it is refused.
-            lm_dtype: store the stages' weights in this type: float16 halves the files, int8 keeps
-                an eight-bit code per weight, and either rounds them. Tokenizers stay exact.
-
-        Raises:
-            OutputError: if it cannot be written there, or the weights in memory are rounded.
-        """
-        return save_pipeline(self.assembly, self.parts, Path(directory), lm_dtype)
-
-    # --- tasks ----------------------------------------------------------------------------------
 
     def continue_(
         self,
@@ -216,7 +90,7 @@ class Pipeline:
         """
         request = self._request(
             "continue",
-            prompts,
+            self.audio.prepared(prompts, whole_units=True),
             seconds=seconds,
             seed=seed,
             sampling=sampling,
@@ -278,9 +152,10 @@ class Pipeline:
         if not self.codec.can_stream:
             codec = self.config.codec.use
             raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
+        prompts = [] if wave is None else [_prompt(wave, sample_rate)]
         request = self._request(
-            "generate" if wave is None else "continue",
-            None if wave is None else [_prompt(wave, sample_rate)],
+            "continue" if prompts else "generate",
+            self.audio.prepared(prompts, whole_units=True) if prompts else (),
             seconds=seconds,
             seed=seed,
             sampling=sampling,
@@ -298,6 +173,80 @@ class Pipeline:
             tokens = {ACOUSTIC: codes}
             audio = GeneratedAudio.of(request, wave / gains, self.sample_rate, tokens)
             yield self._deliver(request, audio)
+
+    def fill(
+        self,
+        wave: object,
+        sample_rate: int = 0,
+        start: float = 0.0,
+        end: float | None = None,
+        *,
+        seed: int = 0,
+        candidates: int = 8,
+        sampling: SamplingOverrides | None = None,
+        progress: Progress | None = None,
+    ) -> GeneratedAudio:
+        """Draw a stretch of a recording anew, and keep what is before and after it.
+
+        A masked stage draws the stretch from both sides. Any other stage continues the left side
+        ``candidates`` times, and the one stays after which the right side is likeliest. The result
+        says which way each stage went, in ``notes`` and in ``metadata["ways"]``. Nothing that is
+        drawn depends on what was in the stretch.
+
+        Args:
+            wave: the recording, of any length; as for ``continue_``.
+            sample_rate: of ``wave``; not needed with ``Audio``.
+            start, end: of the stretch in seconds. It is widened to whole frames of every stream;
+                ``metadata["gap"]`` holds what was drawn. None for the end of the recording.
+            seed: the same seed gives the same audio.
+            candidates: continuations drawn by each stage that cannot look both ways.
+            sampling: as for ``continue_``.
+            progress: called with a stage's name, frames done and frames in all.
+
+        Returns:
+            A batch of one: the whole recording at the pipeline's rate, the same samples as before
+            but for the stretch and a cross-fade of 20 ms on each side of it. ``continuation()`` is
+            the stretch. The tokens are those of the stretch and of the sides that were looked at.
+
+        Raises:
+            AudioError: if the recording cannot be used.
+            GenerationError: if a value is out of range, or too little is kept.
+        """
+        most = whole_number(candidates)
+        if most is None or not 1 <= most <= MAX_CANDIDATES:
+            fix = f"use 1 to {MAX_CANDIDATES}"
+            raise GenerationError("candidates", f"{candidates!r} is out of range", fix)
+        limits, rate, unit = self.audio.limits, self.sample_rate, self.unit_samples
+        recording = self.audio.recording(_prompt(wave, sample_rate))
+        gap = Gap.of(recording, start, end, unit, limits.min_seconds, limits.max_seconds)
+        request = self._request(
+            "fill",
+            [recording],
+            seconds=gap.frames / rate,
+            seed=seed,
+            sampling=sampling,
+            gap=(gap.start / rate, gap.end / rate),
+        )
+        gain = gains_to(limits.level, [torch.cat([gap.left, gap.right])])
+        left, right = (
+            self.audio.encode([Audio(side, rate)], gain)
+            if side.numel()
+            else self.audio.no_prompt(1)
+            for side in (gap.left, gap.right)
+        )
+        length = Fraction(gap.frames, rate)
+        streams, ways = fill_gap(
+            self.assembly, self.stage_lm, request, length, (left, right), most, progress
+        )
+        drawn = self.audio.decode(streams[ACOUSTIC])[0] / gain
+        joined = gap.joined(drawn, round(JOIN_SECONDS * rate))[None]
+        audio = GeneratedAudio.of(request, joined, rate, streams)
+        audio.prompt_samples = torch.tensor([gap.start])
+        audio.suffix_samples = torch.tensor([joined.shape[1] - gap.end])
+        audio.note(0, f"drew {gap.start / rate:.2f} to {gap.end / rate:.2f} s anew")
+        for stage, way in ways.items():
+            audio.note(0, f"{stage}: {way}")
+        return self._deliver(request, audio, candidates=most, ways=ways)
 
     def acoustic_generation(
         self,
@@ -343,49 +292,13 @@ class Pipeline:
         count = predicted if levels is None else whole_number(levels)
         if count is None or not 1 <= count <= total:
             raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
-        request = self._request("resynthesize", [prompt], whole_units=False)
+        prompts = self.audio.prepared([prompt], whole_units=False)
+        request = self._request("resynthesize", prompts)
         gains, length = self._gains(request), request.prompts[0].wave.shape[0]
         codes = self.audio.encode_stream(ACOUSTIC, request.prompts, gains).levels(0, count)
         made = self.audio.decode(codes)[:, :length] / gains
         audio = GeneratedAudio.of(request, made, self.sample_rate, {ACOUSTIC: codes})
         return self._deliver(request, audio)
-
-    # --- from a request to its result -----------------------------------------------------------
-
-    def _request(
-        self,
-        task: Task,
-        prompts: Sequence[tuple[object, int] | Audio] | None = None,
-        *,
-        seconds: object = None,
-        batch: object = 1,
-        seed: object = 0,
-        sampling: SamplingOverrides | None = None,
-        chunk_seconds: object = None,
-        prompt_audio: PromptAudio = "original",
-        whole_units: bool = True,
-    ) -> Request:
-        """Check a request, and show it to the plugins before any token is drawn."""
-        if prompt_audio not in get_args(PromptAudio):
-            fix = "use original, codec or none"
-            raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
-        audios: Sequence[Audio] = ()
-        if prompts is not None:
-            audios = self.audio.prepared(prompts, whole_units=whole_units)
-        request = Request.checked(
-            task,
-            seconds=audios[0].seconds if seconds is None else seconds,
-            seed=seed,
-            batch=batch if prompts is None else len(audios),
-            sampling=chosen_sampling(self.config.stages, sampling),
-            chunk_seconds=chunk_seconds,
-            prompts=tuple(audios),
-            prompt_audio=prompt_audio,
-        )
-        for name, chosen in request.sampling.items():
-            self.stage_lm(name).check_sampling(chosen)
-        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
-        return request
 
     def _from_semantic(
         self,
@@ -400,49 +313,10 @@ class Pipeline:
             raise GenerationError(
                 self.config.name, "has no semantic tokenizer", "use a pipeline that has one"
             )
-        request = self._request(task, [prompt], seed=seed, sampling=sampling)
+        prompts = self.audio.prepared([prompt], whole_units=True)
+        request = self._request(task, prompts, seed=seed, sampling=sampling)
         generation = self._generation(request, progress)
         return self._drawn(request, generation.finish(), generation.ended)
-
-    def _gains(self, request: Request) -> Float[Tensor, "B"]:
-        """Return the factors between the level of each row and that of the training data."""
-        return self.audio.gains(request.prompts) if request.prompts else torch.ones(request.batch)
-
-    def _generation(self, request: Request, progress: Progress | None) -> Generation:
-        """Encode the prompts; return the stages that draw every stream that is not known."""
-        prompt, known = self.audio.no_prompt(request.batch), frozenset[str]()
-        if request.task == "continue":
-            # At the level of the training data; `_drawn` brings the result back to the prompt's.
-            prompt = self.audio.encode(request.prompts, self._gains(request))
-        elif request.prompts:  # only the semantic tokens of the recording are kept
-            known = frozenset({SEMANTIC})
-            gains = self._gains(request)
-            prompt[SEMANTIC] = self.audio.encode_stream(SEMANTIC, request.prompts, gains)
-        added = self.audio.whole_seconds(request.seconds)
-        return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
-
-    def _drawn(
-        self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
-    ) -> GeneratedAudio:
-        """Decode the streams that were drawn, and join them to the recorded prompts."""
-        wave = self.audio.decode(streams[ACOUSTIC]) / self._gains(request)[:, None]
-        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
-        kept = torch.zeros_like(lengths)
-        if request.task == "continue":
-            kept = torch.tensor([audio.wave.shape[0] for audio in request.prompts])
-            if request.prompt_audio == "original":
-                join = round(JOIN_SECONDS * self.sample_rate)
-                wave = with_recordings(wave, request.prompts, join)
-        audio = GeneratedAudio.of(request, wave, self.sample_rate, streams, lengths, kept, ended)
-        return self._deliver(request, audio)
-
-    def _deliver(self, request: Request, audio: GeneratedAudio) -> GeneratedAudio:
-        """Describe the result, and let plugins mark it before anyone gets it."""
-        audio.metadata = metadata_of(request, self.config, self.assembly.streams)
-        shape = audio.wave.shape
-        self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
-        check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
-        return audio
 
 
 def _prompt(wave: object, sample_rate: int) -> tuple[object, int] | Audio:

@@ -18,7 +18,7 @@ from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens, WaveBatch
 from segue.core.validation import real_number, validate, whole_number
 
-Task = Literal["continue", "generate", "acoustic_generation", "resynthesize"]
+Task = Literal["continue", "generate", "acoustic_generation", "resynthesize", "fill"]
 PromptAudio = Literal["original", "codec", "none"]
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
@@ -40,6 +40,8 @@ class Request:
         chunk_seconds: most new audio of one window of a stage; None for as much as fits.
         prompts: one recording per row, at the pipeline's rate; empty if there are none.
         prompt_audio: what the result starts with: the recording, its codec version, or nothing.
+        gap: start and end, in seconds, of the stretch of the recording that is drawn anew; None if
+            the task is another.
     """
 
     task: Task
@@ -50,6 +52,7 @@ class Request:
     chunk_seconds: float | None = None
     prompts: tuple[Audio, ...] = ()
     prompt_audio: PromptAudio = "original"
+    gap: tuple[float, float] | None = None
 
     @classmethod
     def checked(
@@ -63,6 +66,7 @@ class Request:
         chunk_seconds: object = None,
         prompts: tuple[Audio, ...] = (),
         prompt_audio: PromptAudio = "original",
+        gap: tuple[float, float] | None = None,
     ) -> Request:
         """Make a request from values that a caller passed.
 
@@ -84,7 +88,7 @@ class Request:
         if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
             fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
             raise GenerationError("chunk_seconds", f"{chunk_seconds!r} is out of range", fix)
-        return cls(task, length, number, rows, sampling, chunk, prompts, prompt_audio)
+        return cls(task, length, number, rows, sampling, chunk, prompts, prompt_audio, gap)
 
 
 #: The name that hooks of the first plugin API use.
@@ -129,6 +133,8 @@ class GeneratedAudio:
         tokens: every stream's tokens, prompt included.
         notes: per row, changes made to the prompt (resampled, cropped, ...) and to the result.
         metadata: how it was made: task, seed, sampling, pipeline, resolved config.
+        suffix_samples: ``[B]`` samples at the end of each row that are kept from a recording; None
+            for none.
     """
 
     wave: Float[Tensor, "B T"]
@@ -138,6 +144,7 @@ class GeneratedAudio:
     tokens: Mapping[str, Tokens]
     notes: list[tuple[str, ...]]
     metadata: dict[str, Any] = field(default_factory=dict)
+    suffix_samples: Int64[Tensor, "B"] | None = None
 
     @classmethod
     def of(
@@ -168,7 +175,7 @@ class GeneratedAudio:
         )
         for row in (row for row, end in enumerate(ended) if end):
             seconds = audio.continuation(row).shape[0] / sample_rate
-            audio._note(row, f"ended by itself after {seconds:.2f} s")
+            audio.note(row, f"ended by itself after {seconds:.2f} s")
         if request.prompt_audio == "none":
             batch = WaveBatch.pad([audio.continuation(row) for row in range(len(wave))])
             audio.wave, audio.lengths, audio.prompt_samples = batch.wave, batch.lengths, nothing
@@ -176,11 +183,12 @@ class GeneratedAudio:
         for row, samples in enumerate(audio.wave.abs()):
             peak = float(samples.max()) if len(samples) else 0.0
             if peak > 1.0:
-                audio._note(row, f"clipped a peak of {peak:.2f}")
+                audio.note(row, f"clipped a peak of {peak:.2f}")
         audio.wave = audio.wave.clamp(-1.0, 1.0)
         return audio
 
-    def _note(self, row: int, note: str) -> None:
+    def note(self, row: int, note: str) -> None:
+        """Add a note on one row."""
         self.notes[row] = (*self.notes[row], note)
 
     def row(self, index: int = 0) -> Float[Tensor, "T"]:
@@ -188,8 +196,10 @@ class GeneratedAudio:
         return self.wave[index, : int(self.lengths[index])]
 
     def continuation(self, index: int = 0) -> Float[Tensor, "T"]:
-        """Return the audio of one row after its prompt."""
-        return self.row(index)[int(self.prompt_samples[index]) :]
+        """Return the new audio of one row: what lies after its prompt, or between kept sides."""
+        suffix = 0 if self.suffix_samples is None else int(self.suffix_samples[index])
+        start = int(self.prompt_samples[index])
+        return self.wave[index, start : int(self.lengths[index]) - suffix]
 
 
 def metadata_of(
@@ -204,6 +214,7 @@ def metadata_of(
         "seconds": request.seconds,
         "seed": request.seed,
         "chunk_seconds": request.chunk_seconds,
+        **({} if request.gap is None else {"gap": list(request.gap)}),
         "sampling": {name: sampling.model_dump() for name, sampling in request.sampling.items()},
         "fingerprints": {name: spec.fingerprint for name, spec in streams.items()},
         "config": config.model_dump(mode="json"),

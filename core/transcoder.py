@@ -85,13 +85,19 @@ class Transcoder:
             for prompt, place in zip(prompts, places, strict=True)
         ]
 
+    def recording(self, prompt: tuple[object, int] | Audio) -> Audio:
+        """Bring a whole recording of any length to the pipeline's rate.
+
+        Raises:
+            AudioError: if it cannot be used.
+        """
+        audio = _as_given(prompt, "prompt")
+        return prepare(audio, self.sample_rate, min_seconds=0, max_seconds=math.inf, place="prompt")
+
     def _prepared(self, prompt: object, whole_units: bool, place: str) -> Audio:
-        if not isinstance(prompt, Audio):
-            if not isinstance(prompt, tuple) or len(prompt) != 2:
-                raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
-            prompt = as_audio(*prompt, place=place)
         least, most = self.limits.min_seconds, self.limits.max_seconds
-        audio = prepare(prompt, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
+        audio = _as_given(prompt, place)
+        audio = prepare(audio, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
         if not whole_units:
             return audio
         # The continuation joins at the end, so a part of a frame is cut off at the start.
@@ -188,6 +194,15 @@ class Transcoder:
                 frames = wave.shape[1] // size
                 yield wave, Tokens.full(waiting[:, :, :frames])
                 waiting = waiting[:, :, frames:]
+
+
+def _as_given(prompt: object, place: str) -> Audio:
+    """Return what a caller passed as audio."""
+    if isinstance(prompt, Audio):
+        return prompt
+    if not isinstance(prompt, tuple) or len(prompt) != 2:
+        raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
+    return as_audio(*prompt, place=place)
 
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from segue.core.records import Kind
 from segue.testing import (
     codec_checks,
+    filling_checks,
     generation_checks,
     options_checks,
     stage_lm_checks,
@@ -23,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., None])
 _MODULES: Mapping[str, tuple[ModuleType, ...]] = {
     "semantic_tokenizer": (options_checks, tokenizer_checks),
     "codec": (options_checks, tokenizer_checks, codec_checks),
-    "stage_lm": (options_checks, stage_lm_checks, generation_checks),
+    "stage_lm": (options_checks, stage_lm_checks, generation_checks, filling_checks),
 }
 
 

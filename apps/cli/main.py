@@ -12,6 +12,7 @@ from segue.apps.cli import (
     detect,
     doctor,
     evaluate,
+    fill,
     generation,
     label,
     plot,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("continue")(generation.continue_)
 app.command("stream")(generation.stream)
 app.command("generate")(generation.generate)
+app.command("fill")(fill.fill)
 app.command("resynthesize")(generation.resynthesize)
 app.command("prepare")(prepare.command)
 app.command("label")(label.command)

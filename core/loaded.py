@@ -1,0 +1,231 @@
+"""Hold the parts of a pipeline: load, move, save, and take a request to its result.
+
+A request goes: prompts are brought to the codec's rate and encoded (``segue.core.transcoder``), the
+stages draw new tokens (``segue.core.generation``), the codec decodes them, and lifecycle hooks see
+the request before, and the audio after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.assembly import Assembly, assemble
+from segue.core.audio import Audio
+from segue.core.checkpoint import build_part, checked_device, save_pipeline
+from segue.core.config import PipelineConfig
+from segue.core.config_files import load_config, pretrained_path
+from segue.core.errors import CheckpointError, GenerationError
+from segue.core.generation import Generation
+from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
+from segue.core.plugins import PluginHost, default_host
+from segue.core.progress import Progress
+from segue.core.promises import check_hooked_wave
+from segue.core.request import (
+    GeneratedAudio,
+    PromptAudio,
+    Request,
+    SamplingOverrides,
+    Task,
+    chosen_sampling,
+    metadata_of,
+    with_recordings,
+)
+from segue.core.spec import ACOUSTIC, SEMANTIC
+from segue.core.tokens import Tokens
+from segue.core.transcoder import Transcoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+JOIN_SECONDS = 0.02  # cross-fade from a recording to decoded audio
+
+
+class LoadedPipeline:
+    """The parts of a pipeline with their weights, ready to generate."""
+
+    def __init__(
+        self, assembly: Assembly, parts: Mapping[str, Component], host: PluginHost
+    ) -> None:
+        self.config = assembly.config
+        self.assembly = assembly
+        self.parts = dict(parts)
+        self.host = host
+        codec, semantic = parts["codec"], parts.get("semantic_tokenizer")
+        assert isinstance(codec, AcousticCodec)
+        assert semantic is None or isinstance(semantic, SemanticTokenizer)
+        self.codec, self.semantic_tokenizer = codec, semantic
+        self.audio = Transcoder(codec, semantic, assembly.streams, assembly.config.prompt)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        host: PluginHost | None = None,
+    ) -> Self:
+        """Load trained weights.
+
+        Args:
+            source: a domain with shipped weights (``speech``, ``piano``), another of its pipelines
+                (``speech/three_stage``), or a directory that ``save_pretrained`` or
+                ``segue train`` wrote.
+            overrides: ``path.to.key=value``, as ``--set`` takes them.
+            device: where the weights go.
+
+        Raises:
+            SegueError: if there are no such weights, or they cannot be used.
+        """
+        host = host or default_host()
+        if not isinstance(source, (str, Path)):
+            raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
+        config = load_config(pretrained_path(source, host), host, overrides).config
+        return cls.from_config(config, device=device, host=host)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: PipelineConfig,
+        *,
+        device: torch.device | str = "cpu",
+        host: PluginHost | None = None,
+        allow_untrained: bool = False,
+    ) -> Self:
+        """Prove that the parts fit, then build and load them.
+
+        Args:
+            allow_untrained: permit parts without weights (to train or test them).
+
+        Raises:
+            AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
+        """
+        host = host or default_host()
+        device = checked_device(device)
+        assembly = assemble(config, host)  # refuses what does not fit before weights are read
+        parts = {
+            name: build_part(part, host, allow_untrained=allow_untrained).to(device)
+            for name, part in assembly.parts.items()
+        }
+        pipeline = cls(assembly, parts, host)
+        for stage in config.stages:
+            pipeline.stage_lm(stage.name).decode_with(stage.decoding)
+        host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
+        return pipeline
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the audio that the pipeline returns."""
+        return self.audio.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        return self.audio.device
+
+    @property
+    def unit_samples(self) -> int:
+        """Samples after which every stream has a whole number of frames."""
+        return self.audio.unit_samples
+
+    def stage_lm(self, name: str) -> StageLM:
+        """Return the model of a stage."""
+        lm = self.parts[f"stages.{name}"]
+        assert isinstance(lm, StageLM)
+        return lm
+
+    def save_pretrained(
+        self, directory: Path | str, *, lm_dtype: torch.dtype | None = None
+    ) -> Path:
+        """Write the whole pipeline: ``pipeline.yaml`` (the resolved config) and all weights.
+
+        Args:
+            directory: made, or replaced as a whole if it holds a pipeline; a directory with
+                anything else in it is refused.
+            lm_dtype: store the stages' weights in this type: float16 halves the files, int8 keeps
+                an eight-bit code per weight, and either rounds them. Tokenizers stay exact.
+
+        Raises:
+            OutputError: if it cannot be written there, or the weights in memory are rounded.
+        """
+        return save_pipeline(self.assembly, self.parts, Path(directory), lm_dtype)
+
+    # --- from a request to its result -----------------------------------------------------------
+
+    def _request(
+        self,
+        task: Task,
+        prompts: Sequence[Audio] = (),
+        *,
+        seconds: object = None,
+        batch: object = 1,
+        seed: object = 0,
+        sampling: SamplingOverrides | None = None,
+        chunk_seconds: object = None,
+        prompt_audio: PromptAudio = "original",
+        gap: tuple[float, float] | None = None,
+    ) -> Request:
+        """Check a request, and show it to the plugins before any token is drawn."""
+        if prompt_audio not in get_args(PromptAudio):
+            fix = "use original, codec or none"
+            raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
+        request = Request.checked(
+            task,
+            seconds=prompts[0].seconds if seconds is None else seconds,
+            seed=seed,
+            batch=len(prompts) or batch,
+            sampling=chosen_sampling(self.config.stages, sampling),
+            chunk_seconds=chunk_seconds,
+            prompts=tuple(prompts),
+            prompt_audio=prompt_audio,
+            gap=gap,
+        )
+        for name, chosen in request.sampling.items():
+            self.stage_lm(name).check_sampling(chosen)
+        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
+        return request
+
+    def _gains(self, request: Request) -> Float[Tensor, "B"]:
+        """Return the factors between the level of each row and that of the training data."""
+        return self.audio.gains(request.prompts) if request.prompts else torch.ones(request.batch)
+
+    def _generation(self, request: Request, progress: Progress | None) -> Generation:
+        """Encode the prompts; return the stages that draw every stream that is not known."""
+        prompt, known = self.audio.no_prompt(request.batch), frozenset[str]()
+        if request.task == "continue":
+            # At the level of the training data; `_drawn` brings the result back to the prompt's.
+            prompt = self.audio.encode(request.prompts, self._gains(request))
+        elif request.prompts:  # only the semantic tokens of the recording are kept
+            known = frozenset({SEMANTIC})
+            gains = self._gains(request)
+            prompt[SEMANTIC] = self.audio.encode_stream(SEMANTIC, request.prompts, gains)
+        added = self.audio.whole_seconds(request.seconds)
+        return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
+
+    def _drawn(
+        self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
+    ) -> GeneratedAudio:
+        """Decode the streams that were drawn, and join them to the recorded prompts."""
+        wave = self.audio.decode(streams[ACOUSTIC]) / self._gains(request)[:, None]
+        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
+        kept = torch.zeros_like(lengths)
+        if request.task == "continue":
+            kept = torch.tensor([audio.wave.shape[0] for audio in request.prompts])
+            if request.prompt_audio == "original":
+                join = round(JOIN_SECONDS * self.sample_rate)
+                wave = with_recordings(wave, request.prompts, join)
+        audio = GeneratedAudio.of(request, wave, self.sample_rate, streams, lengths, kept, ended)
+        return self._deliver(request, audio)
+
+    def _deliver(self, request: Request, audio: GeneratedAudio, **more: Any) -> GeneratedAudio:
+        """Describe the result, and let plugins mark it before anyone gets it."""
+        audio.metadata = metadata_of(request, self.config, self.assembly.streams) | more
+        shape = audio.wave.shape
+        self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
+        check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
+        return audio
