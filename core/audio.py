@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 import soundfile
@@ -42,13 +45,16 @@ class Audio:
     sample_rate: int
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Audio({self.seconds:.2f} s at {self.sample_rate} Hz)"
+
     @property
     def seconds(self) -> float:
         return self.wave.shape[0] / self.sample_rate
 
 
 def read_audio(
-    path: Path | str,
+    source: Path | str | BinaryIO,
     *,
     first_seconds: float | None = None,
     last_seconds: float | None = None,
@@ -57,21 +63,21 @@ def read_audio(
     """Read any file that libsndfile knows as mono audio at its own rate.
 
     Args:
-        path: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...
+        source: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...: a path, or a file opened in binary mode, which
+            is read to its end.
         first_seconds: read no more than this; a two-hour file costs no more.
         last_seconds: the same, from the end; give at most one of the two.
-        place: the file's name in errors; its path by default.
+        place: the file's name in errors; by default its path.
 
     Raises:
         AudioError: if the file is missing, empty, not audio, or contains NaN.
     """
-    path, place = Path(path), place or str(path)
-    _check_file(path, place)
+    file_of, seen, place = _opened(source, place)
     try:
-        with soundfile.SoundFile(_native(path)) as file:
+        with soundfile.SoundFile(file_of()) as file:
             rate, channels = file.samplerate, file.channels
             limit = first_seconds if last_seconds is None else last_seconds
-            total, promised = true_length(file, path, place)
+            total, promised = true_length(file, seen, place)
             wanted = total
             if total is not None and limit is not None:
                 wanted = min(total, round(limit * rate))
@@ -79,7 +85,7 @@ def read_audio(
             data = read_frames(file, start, wanted)
         if total is None or wanted is None or len(data) < wanted - LEAST_MISSING * rate:
             # Only decoding shows where such a file ends.
-            with soundfile.SoundFile(_native(path)) as file:
+            with soundfile.SoundFile(file_of()) as file:
                 data = read_frames(file)
             total = len(data)
             wanted = total if limit is None else min(total, round(limit * rate))
@@ -87,7 +93,7 @@ def read_audio(
     except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
         raise AudioError(
             place,
-            f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
+            f"cannot be read as audio ({_reason(error)})",
             "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
         ) from error
     if not data.size:
@@ -104,6 +110,33 @@ def read_audio(
     if channels > 1:
         notes.append(mixed)
     return Audio(wave, rate, tuple(notes))
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of a message, without the name that Python gives open files."""
+    line = str(error).splitlines()[-1].rstrip(".")
+    return line.rpartition(">: ")[2] if line.startswith("Error opening <") else line
+
+
+def _opened(
+    source: Path | str | BinaryIO, place: str | None
+) -> tuple[Callable[[], Path | bytes | BinaryIO], Path | BinaryIO, str]:
+    """Return what opens a file from its start, the file itself, and its name in errors."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        place = place or str(path)
+        _check_file(path, place)
+        return lambda: _native(path), path, place
+    place = place or str(getattr(source, "name", "file"))
+    try:
+        data = source.read()
+    except (OSError, ValueError) as error:
+        raise AudioError(place, f"cannot be read ({error})", "open it with mode 'rb'") from error
+    if not isinstance(data, bytes):
+        raise AudioError(place, "is open as text", "open it with mode 'rb'")
+    if not data:
+        raise AudioError(place, "holds no bytes from here on", "open it anew, or seek(0) first")
+    return lambda: io.BytesIO(data), io.BytesIO(data), place
 
 
 def _native(path: Path) -> Path | bytes:
@@ -136,7 +169,9 @@ def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"],
 
 
 def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
-    """Make audio of a tensor or array ``[T]`` or ``[C, T]`` that a caller passed.
+    """Make audio of a tensor or array ``[T]``, ``[C, T]`` or ``[T, C]`` that a caller passed.
+
+    The shorter side is that of the channels, if one has at most 64 and the other more.
 
     Raises:
         AudioError: if it is not such an array, is empty, or the rate is out of range.
@@ -161,11 +196,13 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
     tensor = _as_float(tensor, place)
     if tensor.ndim == 1:
         tensor = tensor[None]
+    if tensor.ndim == 2 and tensor.shape[0] > MAX_CHANNELS >= tensor.shape[1]:
+        tensor = tensor.T.contiguous()
     if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= MAX_CHANNELS:
         raise AudioError(
             place,
             f"has shape {tuple(tensor.shape)}",
-            f"give [T] or [C, T] with 1 to {MAX_CHANNELS} channels; transpose [T, C]",
+            f"give [T], [C, T] or [T, C] with 1 to {MAX_CHANNELS} channels",
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")

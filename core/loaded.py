@@ -7,6 +7,7 @@ the request before, and the audio after.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -20,11 +21,12 @@ from segue.core.audio import Audio
 from segue.core.checkpoint import build_part, checked_device, save_pipeline
 from segue.core.config import PipelineConfig
 from segue.core.config_files import load_config, pretrained_path
-from segue.core.errors import CheckpointError, GenerationError
+from segue.core.errors import CheckpointError, ConfigError, GenerationError
 from segue.core.generation import Generation
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
+from segue.core.options import Sampling
 from segue.core.plugins import PluginHost, default_host
-from segue.core.progress import Progress
+from segue.core.progress import Progress, ProgressChoice, shown
 from segue.core.promises import check_hooked_wave
 from segue.core.request import (
     GeneratedAudio,
@@ -69,6 +71,7 @@ class LoadedPipeline:
         *,
         overrides: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
         host: PluginHost | None = None,
     ) -> Self:
         """Load trained weights.
@@ -78,7 +81,10 @@ class LoadedPipeline:
                 (``speech/three_stage``), or a directory that ``save_pretrained`` or
                 ``segue train`` wrote.
             overrides: ``path.to.key=value``, as ``--set`` takes them.
-            device: where the weights go.
+            device: where the weights go; ``auto`` takes a GPU if there is one.
+            dtype: number format of the stages' weights while generating: ``bfloat16`` or
+                ``float16`` for GPUs, ``int8`` for CPUs, ``float32``; None or ``auto`` leaves it to
+                the config. Tokenizers stay exact.
 
         Raises:
             SegueError: if there are no such weights, or they cannot be used.
@@ -87,7 +93,7 @@ class LoadedPipeline:
         if not isinstance(source, (str, Path)):
             raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
         config = load_config(pretrained_path(source, host), host, overrides).config
-        return cls.from_config(config, device=device, host=host)
+        return cls.from_config(with_dtype(config, dtype), device=device, host=host)
 
     @classmethod
     def from_config(
@@ -118,6 +124,32 @@ class LoadedPipeline:
             pipeline.stage_lm(stage.name).decode_with(stage.decoding)
         host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
         return pipeline
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={part.use}" for name, part in self.config.parts.items()]
+        name = f"{type(self).__name__}({self.config.name!r}, {self.sample_rate} Hz"
+        return f"{name}, {', '.join(parts)}, device={self.device})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # The host holds modules, which cannot be copied; copies share it.
+        return type(self)(self.assembly, copy.deepcopy(self.parts, memo), self.host)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a host holds depends on the process: another one uses its own.
+        return _unpickled, (type(self), self.assembly, self.parts)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all weights; ``auto`` takes a GPU if there is one.
+
+        Raises:
+            ConfigError: if this machine has no such device, or a stage cannot be decoded there.
+        """
+        target = checked_device(device)
+        for part in self.parts.values():
+            part.to(target)
+        for stage in self.config.stages:
+            self.stage_lm(stage.name).decode_with(stage.decoding)
+        return self
 
     @property
     def sample_rate(self) -> int:
@@ -157,6 +189,18 @@ class LoadedPipeline:
 
     # --- from a request to its result -----------------------------------------------------------
 
+    def _sampling(
+        self,
+        sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> dict[str, Sampling]:
+        """Return the sampling of each stage; see ``Pipeline.continue_``."""
+        values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        shared = {name: value for name, value in values.items() if value is not None}
+        return chosen_sampling(self.config.stages, sampling, shared)
+
     def _request(
         self,
         task: Task,
@@ -165,7 +209,7 @@ class LoadedPipeline:
         seconds: object = None,
         batch: object = 1,
         seed: object = 0,
-        sampling: SamplingOverrides | None = None,
+        sampling: Mapping[str, Sampling] | None = None,
         chunk_seconds: object = None,
         prompt_audio: PromptAudio = "original",
         gap: tuple[float, float] | None = None,
@@ -179,7 +223,7 @@ class LoadedPipeline:
             seconds=prompts[0].seconds if seconds is None else seconds,
             seed=seed,
             batch=len(prompts) or batch,
-            sampling=chosen_sampling(self.config.stages, sampling),
+            sampling=self._sampling() if sampling is None else sampling,
             chunk_seconds=chunk_seconds,
             prompts=tuple(prompts),
             prompt_audio=prompt_audio,
@@ -207,6 +251,13 @@ class LoadedPipeline:
         added = self.audio.whole_seconds(request.seconds)
         return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
 
+    def _finished(self, request: Request, progress: ProgressChoice) -> GeneratedAudio:
+        """Run all stages to the end, and decode what they drew."""
+        with shown(progress) as report:
+            generation = self._generation(request, report)
+            streams = generation.finish()
+        return self._drawn(request, streams, generation.ended)
+
     def _drawn(
         self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
     ) -> GeneratedAudio:
@@ -229,3 +280,31 @@ class LoadedPipeline:
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
         check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
         return audio
+
+
+def with_dtype(config: PipelineConfig, dtype: torch.dtype | str | None) -> PipelineConfig:
+    """Return the config with another number format of the stages' weights.
+
+    Raises:
+        ConfigError: if there is no such format.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is None or name == "auto":
+        return config
+    formats = {"float32": "stored", **{each: each for each in ("bfloat16", "float16", "int8")}}
+    if name not in formats:
+        fix = f"use auto, {', '.join(formats)}"
+        raise ConfigError("dtype", f"{dtype!r} is not a number format of stages", fix)
+    stages = tuple(
+        stage.model_copy(
+            update={"decoding": stage.decoding.model_copy(update={"weights": formats[name]})}
+        )
+        for stage in config.stages
+    )
+    return config.model_copy(update={"stages": stages})
+
+
+def _unpickled(
+    kind: type[LoadedPipeline], assembly: Assembly, parts: Mapping[str, Component]
+) -> LoadedPipeline:
+    return kind(assembly, parts, default_host())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -11,8 +11,10 @@ import torch
 from segue.core.audio import Audio
 from segue.core.errors import GenerationError
 from segue.core.filling import Gap, fill_gap
+from segue.core.inputs import Prompt, with_rate
 from segue.core.loaded import JOIN_SECONDS, LoadedPipeline
-from segue.core.progress import Progress
+from segue.core.options import Sampling
+from segue.core.progress import Progress, ProgressChoice, shown
 from segue.core.request import (
     GeneratedAudio,
     PromptAudio,
@@ -36,24 +38,31 @@ class Pipeline(LoadedPipeline):
         sample_rate: int = 0,
         *,
         seconds: float = 5.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         prompt_audio: PromptAudio = "original",
         chunk_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Continue one prompt.
 
         Args:
-            wave: ``[T]`` or ``[C, T]`` tensor or array at any rate, or ``Audio``.
-            sample_rate: of ``wave``; not needed with ``Audio``.
+            wave: a path, a file opened in binary mode, a tensor or array ``[T]``, ``[C, T]`` or
+                ``[T, C]`` (float, int16 or int32) at any rate, ``(wave, sample_rate)``, ``Audio``,
+                or an earlier result.
+            sample_rate: of an array.
             seconds: length of audio to add.
-            seed: the same seed gives the same audio.
+            seed: the same seed gives the same audio. None draws one; ``metadata["seed"]`` says it.
             sampling: changes to the config's sampling by stage: ``{"coarse": {"top_k": 50}}``.
+            temperature, top_k, top_p: the same for all stages; ``sampling`` wins.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in one window. ``stream`` returns
                 smaller chunks earlier at a higher cost. None: as much as fits a training crop.
-            progress: called with a stage's name, frames done and frames in all.
+            progress: called with a stage's name, frames done and frames in all. None shows bars in
+                a terminal or notebook once work takes a second; True and False decide.
 
         Returns:
             A batch of one.
@@ -63,10 +72,13 @@ class Pipeline(LoadedPipeline):
             GenerationError: if ``seconds``, ``seed`` or ``sampling`` is out of range.
         """
         return self.continue_batch(
-            [_prompt(wave, sample_rate)],
+            [with_rate(wave, sample_rate)],
             seconds=seconds,
             seed=seed,
             sampling=sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             prompt_audio=prompt_audio,
             chunk_seconds=chunk_seconds,
             progress=progress,
@@ -74,41 +86,47 @@ class Pipeline(LoadedPipeline):
 
     def continue_batch(
         self,
-        prompts: Sequence[tuple[object, int] | Audio],
+        prompts: Sequence[Prompt],
         *,
         seconds: float = 5.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         prompt_audio: PromptAudio = "original",
         chunk_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Continue prompts of any lengths together; row i equals prompt i alone with seed + i.
 
         Args:
-            prompts: ``Audio``, or pairs of a wave and its sample rate; else as for ``continue_``.
+            prompts: each as ``wave`` of ``continue_``, with arrays in pairs with their rates. Other
+                arguments are as for ``continue_``.
         """
         request = self._request(
             "continue",
             self.audio.prepared(prompts, whole_units=True),
             seconds=seconds,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             prompt_audio=prompt_audio,
             chunk_seconds=chunk_seconds,
         )
-        generation = self._generation(request, progress)
-        return self._drawn(request, generation.finish(), generation.ended)
+        return self._finished(request, progress)
 
     def generate(
         self,
         seconds: float = 5.0,
         *,
         batch: int = 1,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         chunk_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Generate audio without a prompt; row i equals a batch of one with seed + i."""
         request = self._request(
@@ -116,11 +134,10 @@ class Pipeline(LoadedPipeline):
             seconds=seconds,
             batch=batch,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             chunk_seconds=chunk_seconds,
         )
-        generation = self._generation(request, progress)
-        return self._drawn(request, generation.finish(), generation.ended)
+        return self._finished(request, progress)
 
     def stream(
         self,
@@ -129,9 +146,12 @@ class Pipeline(LoadedPipeline):
         *,
         seconds: float = 5.0,
         chunk_seconds: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
-        progress: Progress | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: ProgressChoice = None,
     ) -> Iterator[GeneratedAudio]:
         """Continue a prompt, or generate without one, and yield audio while more is computed.
 
@@ -152,19 +172,23 @@ class Pipeline(LoadedPipeline):
         if not self.codec.can_stream:
             codec = self.config.codec.use
             raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
-        prompts = [] if wave is None else [_prompt(wave, sample_rate)]
+        prompts = [] if wave is None else [with_rate(wave, sample_rate)]
         request = self._request(
             "continue" if prompts else "generate",
             self.audio.prepared(prompts, whole_units=True) if prompts else (),
             seconds=seconds,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             chunk_seconds=chunk_seconds,
         )
         return self._chunks(request, progress)
 
-    def _chunks(self, request: Request, progress: Progress | None) -> Iterator[GeneratedAudio]:
-        generation, gains = self._generation(request, progress), self._gains(request)
+    def _chunks(self, request: Request, progress: ProgressChoice) -> Iterator[GeneratedAudio]:
+        with shown(progress) as report:
+            yield from self._pieces(request, report)
+
+    def _pieces(self, request: Request, report: Progress | None) -> Iterator[GeneratedAudio]:
+        generation, gains = self._generation(request, report), self._gains(request)
         assert request.chunk_seconds is not None
         pieces = generation.acoustic_pieces(
             Fraction(request.chunk_seconds).limit_denominator(10**6)
@@ -181,10 +205,13 @@ class Pipeline(LoadedPipeline):
         start: float = 0.0,
         end: float | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         candidates: int = 8,
         sampling: SamplingOverrides | None = None,
-        progress: Progress | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Draw a stretch of a recording anew, and keep what is before and after it.
 
@@ -195,13 +222,11 @@ class Pipeline(LoadedPipeline):
 
         Args:
             wave: the recording, of any length; as for ``continue_``.
-            sample_rate: of ``wave``; not needed with ``Audio``.
+            sample_rate: of an array.
             start, end: of the stretch in seconds. It is widened to whole frames of every stream;
                 ``metadata["gap"]`` holds what was drawn. None for the end of the recording.
-            seed: the same seed gives the same audio.
+            seed, sampling, temperature, top_k, top_p, progress: as for ``continue_``.
             candidates: continuations drawn by each stage that cannot look both ways.
-            sampling: as for ``continue_``.
-            progress: called with a stage's name, frames done and frames in all.
 
         Returns:
             A batch of one: the whole recording at the pipeline's rate, the same samples as before
@@ -217,14 +242,14 @@ class Pipeline(LoadedPipeline):
             fix = f"use 1 to {MAX_CANDIDATES}"
             raise GenerationError("candidates", f"{candidates!r} is out of range", fix)
         limits, rate, unit = self.audio.limits, self.sample_rate, self.unit_samples
-        recording = self.audio.recording(_prompt(wave, sample_rate))
+        recording = self.audio.recording(with_rate(wave, sample_rate))
         gap = Gap.of(recording, start, end, unit, limits.min_seconds, limits.max_seconds)
         request = self._request(
             "fill",
             [recording],
             seconds=gap.frames / rate,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             gap=(gap.start / rate, gap.end / rate),
         )
         gain = gains_to(limits.level, [torch.cat([gap.left, gap.right])])
@@ -235,9 +260,10 @@ class Pipeline(LoadedPipeline):
             for side in (gap.left, gap.right)
         )
         length = Fraction(gap.frames, rate)
-        streams, ways = fill_gap(
-            self.assembly, self.stage_lm, request, length, (left, right), most, progress
-        )
+        with shown(progress) as report:
+            streams, ways = fill_gap(
+                self.assembly, self.stage_lm, request, length, (left, right), most, report
+            )
         drawn = self.audio.decode(streams[ACOUSTIC])[0] / gain
         joined = gap.joined(drawn, round(JOIN_SECONDS * rate))[None]
         audio = GeneratedAudio.of(request, joined, rate, streams)
@@ -253,14 +279,18 @@ class Pipeline(LoadedPipeline):
         wave: object,
         sample_rate: int = 0,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
-        progress: Progress | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Keep what is said or played and draw how it sounds: acoustic tokens given the semantic
         tokens of ``wave`` (AudioLM, arXiv 2209.03143, section III-D)."""
-        prompt = _prompt(wave, sample_rate)
-        return self._from_semantic("acoustic_generation", prompt, seed, sampling, progress)
+        prompt = with_rate(wave, sample_rate)
+        chosen = self._sampling(sampling, temperature, top_k, top_p)
+        return self._from_semantic("acoustic_generation", prompt, seed, chosen, progress)
 
     def resynthesize(
         self,
@@ -269,7 +299,7 @@ class Pipeline(LoadedPipeline):
         *,
         through: Literal["codec", "semantic"] = "codec",
         levels: int | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Take audio through tokens and back, without randomness.
 
@@ -278,12 +308,12 @@ class Pipeline(LoadedPipeline):
                 take the most likely acoustic tokens given them.
             levels: with ``codec``, decode this many levels; None for those that stages predict.
         """
-        prompt = _prompt(wave, sample_rate)
+        prompt = with_rate(wave, sample_rate)
         if through == "semantic":
             if levels is not None:
                 raise GenerationError("levels", "goes with through='codec' only", "leave it out")
             # Temperature 0: what is heard is due to the semantic tokens, not to a draw.
-            greedy = {stage.name: {"temperature": 0} for stage in self.config.stages}
+            greedy = self._sampling(temperature=0)
             return self._from_semantic("resynthesize", prompt, 0, greedy, progress)
         if through != "codec":
             raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
@@ -303,10 +333,10 @@ class Pipeline(LoadedPipeline):
     def _from_semantic(
         self,
         task: Task,
-        prompt: tuple[object, int] | Audio,
-        seed: int,
-        sampling: SamplingOverrides | None,
-        progress: Progress | None,
+        prompt: Prompt,
+        seed: int | None,
+        sampling: Mapping[str, Sampling],
+        progress: ProgressChoice,
     ) -> GeneratedAudio:
         """Keep the semantic tokens of a recording, and draw all acoustic ones."""
         if self.semantic_tokenizer is None:
@@ -315,9 +345,4 @@ class Pipeline(LoadedPipeline):
             )
         prompts = self.audio.prepared([prompt], whole_units=True)
         request = self._request(task, prompts, seed=seed, sampling=sampling)
-        generation = self._generation(request, progress)
-        return self._drawn(request, generation.finish(), generation.ended)
-
-
-def _prompt(wave: object, sample_rate: int) -> tuple[object, int] | Audio:
-    return wave if isinstance(wave, Audio) else (wave, sample_rate)
+        return self._finished(request, progress)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import soundfile
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from segue.core.audio import Audio
+from segue.core.audio import Audio, write_audio
 from segue.core.config import PipelineConfig, StageConfig
-from segue.core.errors import GenerationError
+from segue.core.errors import GenerationError, OutputError
 from segue.core.options import Sampling
 from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens, WaveBatch
@@ -25,6 +31,7 @@ SamplingOverrides = Mapping[str, Mapping[str, Any]]
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
 MAX_BATCH = 1024
+MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Request:
         prompt_audio: PromptAudio = "original",
         gap: tuple[float, float] | None = None,
     ) -> Request:
-        """Make a request from values that a caller passed.
+        """Make a request from values that a caller passed; without a seed, draw one.
 
         Raises:
             GenerationError: if a value is out of range.
@@ -80,10 +87,12 @@ class Request:
         if length is None or not 0 < length <= MAX_SECONDS:
             fix = f"use more than 0, at most {MAX_SECONDS:g}"
             raise GenerationError("seconds", f"{seconds!r} is out of range", fix)
-        number = whole_number(seed)
+        number = secrets.randbelow(2**32) if seed is None else whole_number(seed)
         # Below 2**63 with room for rows and stages, whose own seeds are counted on from it.
         if number is None or not 0 <= number < 2**62:
-            raise GenerationError("seed", f"{seed!r} is out of range", "use a whole number from 0")
+            raise GenerationError(
+                "seed", f"{seed!r} is out of range", "use a whole number from 0, or None"
+            )
         chunk = None if chunk_seconds is None else real_number(chunk_seconds)
         if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
             fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
@@ -96,15 +105,22 @@ GenerationRequest = Request
 
 
 def chosen_sampling(
-    stages: Iterable[StageConfig], overrides: SamplingOverrides | None
+    stages: Iterable[StageConfig],
+    overrides: SamplingOverrides | None,
+    shared: Mapping[str, Any] | None = None,
 ) -> dict[str, Sampling]:
     """Return the sampling of each stage: that of the config, changed as asked.
+
+    Args:
+        overrides: changes by stage.
+        shared: changes for all stages, over which those of a stage win.
 
     Raises:
         GenerationError: if a stage does not exist or its changes are not a mapping.
         ConfigError: if a value is out of range.
     """
-    chosen = {stage.name: stage.sampling for stage in stages}
+    asked = validate(Sampling, dict(shared or {}), "").model_dump(exclude_unset=True)
+    chosen = {stage.name: stage.sampling.model_copy(update=asked) for stage in stages}
     for name, changes in _as_mapping(overrides or {}, "sampling").items():
         if name not in chosen:
             raise GenerationError(
@@ -121,7 +137,7 @@ def _as_mapping(value: object, place: str) -> Mapping[str, Any]:
     return value
 
 
-@dataclass
+@dataclass(repr=False)
 class GeneratedAudio:
     """A ragged batch of generated audio.
 
@@ -190,6 +206,49 @@ class GeneratedAudio:
     def note(self, row: int, note: str) -> None:
         """Add a note on one row."""
         self.notes[row] = (*self.notes[row], note)
+
+    def __repr__(self) -> str:
+        seconds = ", ".join(f"{n / self.sample_rate:.2f} s" for n in self.lengths[:4].tolist())
+        more = ", ..." if len(self.lengths) > 4 else ""
+        made = [f"{key} {self.metadata[key]}" for key in ("task", "seed") if key in self.metadata]
+        parts = [f"{seconds}{more} at {self.sample_rate} Hz", *made]
+        return f"GeneratedAudio({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Show a player for each of the first rows in a notebook."""
+        players = []
+        for row in range(min(len(self.wave), MAX_PLAYERS)):
+            file = io.BytesIO()
+            soundfile.write(file, self.row(row).numpy(), self.sample_rate, format="WAV")
+            data = base64.b64encode(file.getvalue()).decode()
+            source = f"data:audio/wav;base64,{data}"
+            players.append(f'<audio controls preload="metadata" src="{source}"></audio>')
+        return f"<div>{html.escape(repr(self))}<br>{'<br>'.join(players)}</div>"
+
+    def play(self) -> None:
+        """Show players in a notebook.
+
+        Raises:
+            OutputError: outside of one.
+        """
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML, display
+        except ImportError:
+            get_ipython = None
+        if get_ipython is None or get_ipython() is None:
+            raise OutputError("play", "works in a notebook", "write a file: audio.save('out.wav')")
+        display(HTML(self._repr_html_()))
+
+    def save(self, path: Path | str, row: int = 0) -> Path:
+        """Write the audio of one row to a file; the suffix chooses the format.
+
+        Raises:
+            OutputError: if it cannot be written there.
+            AudioError: if no audio format has that suffix.
+        """
+        write_audio(path, self.row(row), self.sample_rate)
+        return Path(path)
 
     def row(self, index: int = 0) -> Float[Tensor, "T"]:
         """Return the audio of one row, prompt included."""

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
+from segue.core.audio import SILENCE, Audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
+from segue.core.inputs import Prompt, as_prompt
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
@@ -62,13 +63,11 @@ class Transcoder:
         units = math.ceil(exact * self.sample_rate / self.unit_samples)
         return Fraction(units * self.unit_samples, self.sample_rate)
 
-    def prepared(
-        self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
-    ) -> list[Audio]:
+    def prepared(self, prompts: Sequence[Prompt], *, whole_units: bool) -> list[Audio]:
         """Bring prompts to the pipeline's rate and length.
 
         Args:
-            prompts: audio, or pairs of a wave and its sample rate.
+            prompts: in any form that ``segue.core.inputs.as_prompt`` takes.
             whole_units: cut each to whole frames of all streams.
 
         Raises:
@@ -85,18 +84,18 @@ class Transcoder:
             for prompt, place in zip(prompts, places, strict=True)
         ]
 
-    def recording(self, prompt: tuple[object, int] | Audio) -> Audio:
+    def recording(self, prompt: Prompt) -> Audio:
         """Bring a whole recording of any length to the pipeline's rate.
 
         Raises:
             AudioError: if it cannot be used.
         """
-        audio = _as_given(prompt, "prompt")
+        audio = as_prompt(prompt, "prompt")
         return prepare(audio, self.sample_rate, min_seconds=0, max_seconds=math.inf, place="prompt")
 
     def _prepared(self, prompt: object, whole_units: bool, place: str) -> Audio:
         least, most = self.limits.min_seconds, self.limits.max_seconds
-        audio = _as_given(prompt, place)
+        audio = as_prompt(prompt, place, most)
         audio = prepare(audio, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
         if not whole_units:
             return audio
@@ -194,15 +193,6 @@ class Transcoder:
                 frames = wave.shape[1] // size
                 yield wave, Tokens.full(waiting[:, :, :frames])
                 waiting = waiting[:, :, frames:]
-
-
-def _as_given(prompt: object, place: str) -> Audio:
-    """Return what a caller passed as audio."""
-    if isinstance(prompt, Audio):
-        return prompt
-    if not isinstance(prompt, tuple) or len(prompt) != 2:
-        raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
-    return as_audio(*prompt, place=place)
 
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:

@@ -62,10 +62,16 @@ def check_filling_sees_both_sides(subject: Subject) -> None:
         raise NotApplicable(_ONE_SIDED)
     size, draws = subject.stage.target.codebook_size, [range(k, k + len(_LEFT)) for k in range(16)]
     plain = [_filled(lm, sides, seeds) for seeds in draws]
-    for index, name in ((1, "left"), (2, "right")):
-        changed, side = list(sides), sides[index]
-        moved = Tokens((side.ids + 1) % size, side.lengths)
-        changed[index] = moved.cut(moved.lengths)
-        found = [_filled(lm, tuple(changed), seeds) for seeds in draws]  # type: ignore[arg-type]
+    given, left, right = sides
+    for name, others in (
+        ("left", (given, _moved(left, size), right)),
+        ("right", (given, left, _moved(right, size))),
+    ):
+        found = [_filled(lm, others, seeds) for seeds in draws]
         same = all(one.ids.equal(other.ids) for one, other in zip(found, plain, strict=True))
         require(not same, f"the same frames are drawn whatever the {name} side holds")
+
+
+def _moved(side: Tokens, size: int) -> Tokens:
+    """Return other codes."""
+    return Tokens((side.ids + 1) % size, side.lengths).cut(side.lengths)

@@ -24,6 +24,7 @@ from segue.apps.cli import (
     train_detector,
 )
 from segue.apps.cli.output import DEBUG, clear_errors
+from segue.core.progress import bars_by_default
 from segue.core.threads import prepare_threads
 
 app = typer.Typer(
@@ -82,6 +83,7 @@ def root(
     if traceback:
         os.environ[DEBUG] = "1"
     prepare_threads(threads)
+    bars_by_default(False)  # commands show their own
 
 
 def main() -> None:
