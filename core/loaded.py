@@ -23,6 +23,7 @@ from segue.core.config import PipelineConfig
 from segue.core.config_files import load_config, pretrained_path
 from segue.core.errors import CheckpointError, ConfigError, GenerationError
 from segue.core.generation import Generation
+from segue.core.hub import fetch, is_hub_name, model_card, publish
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
 from segue.core.options import Sampling
 from segue.core.plugins import PluginHost, default_host
@@ -72,19 +73,23 @@ class LoadedPipeline:
         overrides: Sequence[str] = (),
         device: torch.device | str = "cpu",
         dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
         host: PluginHost | None = None,
     ) -> Self:
         """Load trained weights.
 
         Args:
             source: a domain with shipped weights (``speech``, ``piano``), another of its pipelines
-                (``speech/three_stage``), or a directory that ``save_pretrained`` or
-                ``segue train`` wrote.
+                (``speech/three_stage``), a directory that ``save_pretrained`` or ``segue train``
+                wrote, or a repository of the Hugging Face Hub (``org/name``).
             overrides: ``path.to.key=value``, as ``--set`` takes them.
             device: where the weights go; ``auto`` takes a GPU if there is one.
             dtype: number format of the stages' weights while generating: ``bfloat16`` or
                 ``float16`` for GPUs, ``int8`` for CPUs, ``float32``; None or ``auto`` leaves it to
                 the config. Tokenizers stay exact.
+            revision: branch, tag or commit of a repository of the Hub; its main branch by default.
+            token: of the Hub; by default that of ``hf auth login``.
 
         Raises:
             SegueError: if there are no such weights, or they cannot be used.
@@ -92,6 +97,11 @@ class LoadedPipeline:
         host = host or default_host()
         if not isinstance(source, (str, Path)):
             raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
+        if is_hub_name(source, host):
+            source = fetch(str(source), revision, token)
+        elif revision is not None:
+            fix = "leave it out, or name a repository of the Hub: org/name"
+            raise CheckpointError("revision", f"goes with a repository, not {source}", fix)
         config = load_config(pretrained_path(source, host), host, overrides).config
         return cls.from_config(with_dtype(config, dtype), device=device, host=host)
 
@@ -186,6 +196,45 @@ class LoadedPipeline:
             OutputError: if it cannot be written there, or the weights in memory are rounded.
         """
         return save_pipeline(self.assembly, self.parts, Path(directory), lm_dtype)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload pipeline",
+        licence: str | None = None,
+        lm_dtype: torch.dtype | None = None,
+    ) -> str:
+        """Save the pipeline to a repository of the Hugging Face Hub, with a model card.
+
+        Args:
+            name: ``org/name``; made if it does not exist.
+            revision: branch, made if it does not exist; by default the main one.
+            private: whether a new repository is private; by default as its owner's settings say.
+            token: of the Hub; by default that of ``hf auth login``.
+            message: of the commit.
+            licence: the Hub's name of a licence for the card, such as ``apache-2.0``. A repository
+                that has a card keeps it.
+            lm_dtype: as for ``save_pretrained``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: if the Hub refuses, or cannot be reached.
+        """
+        return publish(
+            lambda directory: self.save_pretrained(directory, lm_dtype=lm_dtype),
+            model_card(self.assembly, licence).replace("REPOSITORY", name),
+            name,
+            revision=revision,
+            private=private,
+            token=token,
+            message=message,
+        )
 
     # --- from a request to its result -----------------------------------------------------------
 
