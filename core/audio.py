@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 import soundfile
@@ -45,13 +47,16 @@ class Audio:
     sample_rate: int
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Audio({self.seconds:.2f} s at {self.sample_rate} Hz)"
+
     @property
     def seconds(self) -> float:
         return self.wave.shape[0] / self.sample_rate
 
 
 def read_audio(
-    path: Path | str,
+    source: Path | str | BinaryIO,
     *,
     first_seconds: float | None = None,
     last_seconds: float | None = None,
@@ -60,16 +65,18 @@ def read_audio(
     """Read any file that libsndfile knows as mono audio at its own rate.
 
     Args:
-        path: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...
+        source: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...: a path, or a file opened in binary mode, which
+            is read to its end.
         first_seconds: read no more than this; a two-hour file costs no more.
         last_seconds: the same, from the end; give at most one of the two.
-        place: the file's name in errors; its path by default.
+        place: the file's name in errors; by default its path.
 
     Raises:
         AudioError: if the file is missing, empty, not audio, or contains NaN.
     """
-    path, place = Path(path), place or str(path)
-    with open_sound(path, place) as sound, decoding(place):
+    if place is None:
+        place = str(source if isinstance(source, (str, Path)) else getattr(source, "name", "file"))
+    with open_sound(source, place) as sound, decoding(place):
         rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
         start, wanted = _stretch(sound, limit, last_seconds is not None)
         data = sound.read(start, wanted)
@@ -100,15 +107,27 @@ def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[i
     return sound.length - wanted if at_end else 0, wanted
 
 
-def open_sound(path: Path, place: str) -> SoundReader:
-    """Open a file that libsndfile knows.
+def open_sound(source: Path | str | BinaryIO, place: str) -> SoundReader:
+    """Open a file that libsndfile knows: a path, or a binary file, which is read to its end.
 
     Raises:
         AudioError: if the file is missing, empty or not audio.
     """
-    _check_file(path, place)
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        _check_file(path, place)
+        with decoding(place):
+            return SoundReader(_native(path))
+    try:
+        data = source.read()
+    except (OSError, ValueError) as error:
+        raise AudioError(place, f"cannot be read ({error})", "open it with mode 'rb'") from error
+    if not isinstance(data, bytes):
+        raise AudioError(place, "is open as text", "open it with mode 'rb'")
+    if not data:
+        raise AudioError(place, "holds no bytes from here on", "open it anew, or seek(0) first")
     with decoding(place):
-        return SoundReader(_native(path))
+        return SoundReader(io.BytesIO(data))
 
 
 @contextmanager
@@ -117,12 +136,18 @@ def decoding(place: str) -> Iterator[None]:
     try:
         yield
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
         raise AudioError(
             place,
-            f"cannot be read as audio ({lines[-1].rstrip('.')})",
+            f"cannot be read as audio ({_reason(error)})",
             "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of a message, without the name that Python gives open files."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    line = lines[-1].rstrip(".")
+    return line.rpartition(">: ")[2] if line.startswith("Error opening <") else line
 
 
 def _native(path: Path) -> Path | bytes:
@@ -155,7 +180,9 @@ def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"],
 
 
 def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
-    """Make audio of a tensor or array ``[T]`` or ``[C, T]`` that a caller passed.
+    """Make audio of a tensor or array ``[T]``, ``[C, T]`` or ``[T, C]`` that a caller passed.
+
+    The shorter side is that of the channels, if one has at most 64 and the other more.
 
     Raises:
         AudioError: if it is not such an array, is empty, or the rate is out of range.
@@ -180,11 +207,13 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
     tensor = _as_float(tensor, place)
     if tensor.ndim == 1:
         tensor = tensor[None]
+    if tensor.ndim == 2 and tensor.shape[0] > MAX_CHANNELS >= tensor.shape[1]:
+        tensor = tensor.T.contiguous()
     if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= MAX_CHANNELS:
         raise AudioError(
             place,
             f"has shape {tuple(tensor.shape)}",
-            f"give [T] or [C, T] with 1 to {MAX_CHANNELS} channels; transpose [T, C]",
+            f"give [T], [C, T] or [T, C] with 1 to {MAX_CHANNELS} channels",
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")

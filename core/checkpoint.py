@@ -78,11 +78,13 @@ def load_component(directory: Path, host: PluginHost, place: str) -> Component:
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """Return the device if this machine can compute on it.
+    """Return the device if this machine can compute on it; ``auto`` is CUDA if there is any.
 
     Raises:
         ConfigError: if it cannot.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():  # PyTorch warns of names that it no longer uses
             warnings.simplefilter("ignore")

@@ -106,7 +106,8 @@ def _file_layers(source: str | Path, host: PluginHost) -> list[tuple[str, Tree]]
     seen: list[Path] = []
     path: Path | None = find_config(source, host)
     while path is not None:
-        path = path.resolve()
+        # The Hub's cache links each file to a store without folders: paths count from the link.
+        path = path.parent.resolve() / path.name
         if path in seen:
             chain = " → ".join(p.name for p in [*seen, path])
             raise ConfigError(str(path), f"extends itself ({chain})", "break the circle")
@@ -163,7 +164,8 @@ def pretrained_path(source: str | Path, host: PluginHost) -> Path:
         raise CheckpointError(
             str(source),
             "is not a pipeline directory or a domain",
-            f"name a directory with {PIPELINE_FILE}, or one of {', '.join(names)}",
+            f"name a directory with {PIPELINE_FILE}, a repository of the Hub (org/name), or one of"
+            f" {', '.join(names)}",
         )
     domain = find_domain(name, host)
     found = domain.pretrained_file(variant)

@@ -149,6 +149,18 @@ class StageRun:
                 self._end(row, start + length)
         self._advance_to(self.done + count)
 
+    def finish(self, given: Sequence[Tokens]) -> None:
+        """Add all frames, given whole slices aligned with frame 0 of the prompt."""
+        while self.done < self.num_frames and not self.over:
+            if self.pieces is None:
+                self.open_window(given)
+            assert self.pieces is not None
+            with torch.inference_mode():
+                piece = next(self.pieces, None)
+            self.take(piece)
+        if self.done < self.num_frames:
+            self.fill_up()
+
     def fill_up(self) -> None:
         """Count all frames as done, as every row has ended."""
         self._advance_to(self.num_frames)

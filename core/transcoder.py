@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import Audio, as_audio, prepare, resample
+from segue.core.audio import Audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
+from segue.core.inputs import Prompt, as_prompt
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
@@ -64,13 +65,11 @@ class Transcoder:
         units = math.ceil(exact * self.sample_rate / self.unit_samples)
         return Fraction(units * self.unit_samples, self.sample_rate)
 
-    def prepared(
-        self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
-    ) -> list[Audio]:
+    def prepared(self, prompts: Sequence[Prompt], *, whole_units: bool) -> list[Audio]:
         """Bring prompts to the pipeline's rate and length.
 
         Args:
-            prompts: audio, or pairs of a wave and its sample rate.
+            prompts: in any form that ``segue.core.inputs.as_prompt`` takes.
             whole_units: cut each to whole frames of all streams.
 
         Raises:
@@ -87,13 +86,19 @@ class Transcoder:
             for prompt, place in zip(prompts, places, strict=True)
         ]
 
+    def recording(self, prompt: Prompt) -> Audio:
+        """Bring a whole recording of any length to the pipeline's rate.
+
+        Raises:
+            AudioError: if it cannot be used.
+        """
+        audio = as_prompt(prompt, "prompt")
+        return prepare(audio, self.sample_rate, min_seconds=0, max_seconds=math.inf, place="prompt")
+
     def _prepared(self, prompt: object, whole_units: bool, place: str) -> Audio:
-        if not isinstance(prompt, Audio):
-            if not isinstance(prompt, tuple) or len(prompt) != 2:
-                raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
-            prompt = as_audio(*prompt, place=place)
         least, most = self.limits.min_seconds, self.limits.max_seconds
-        audio = prepare(prompt, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
+        audio = as_prompt(prompt, place, most)
+        audio = prepare(audio, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
         # The continuation joins at the end, so a part of a frame is cut off at the start.
         rest = audio.wave.shape[0] % self.unit_samples if whole_units else 0
         if rest == audio.wave.shape[0]:

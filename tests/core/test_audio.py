@@ -289,8 +289,7 @@ def test_channels_are_mixed() -> None:
     ("wave", "problem"),
     [
         (torch.zeros(2, 3, 4), r"has shape \(2, 3, 4\)"),
-        (torch.zeros(65, 4), r"has shape \(65, 4\)"),
-        (numpy.zeros((48_000, 2)), r"has shape \(48000, 2\)"),
+        (torch.zeros(65, 65), r"has shape \(65, 65\)"),
         (torch.zeros(0, 4), r"has shape \(0, 4\)"),
         (torch.tensor(0.5), r"has shape \(\)"),
         (torch.zeros(0), "holds no sample"),

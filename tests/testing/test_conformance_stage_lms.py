@@ -19,6 +19,7 @@ from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Options, Sampling
 from segue.core.sampling import sample
 from segue.core.spec import SliceSpec, StageSpec
+from segue.core.two_sided import TwoSided
 from segue.testing import (
     TINY_STAGES,
     Check,
@@ -405,7 +406,38 @@ class FillsMasks(TinyLM):
         return StageLoss(loss.total / 2, loss.per_level / 2)
 
 
+class FillsGaps(TinyLM, TwoSided):
+    """Draws the gap from the left, shifted by the first code of the right side."""
+
+    def fill(
+        self,
+        given: tuple[Tokens, ...],
+        left: Tokens,
+        num_frames: int,
+        right: Tokens,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        new = self.generate(given, left, num_frames, sampling, generators)
+        shifts = [row[0, 0] if row.numel() else row.new_zeros(()) for row in right.rows()]
+        ids = new.ids + torch.stack(shifts)[:, None, None]
+        return Tokens.full(ids % self.stage.target.codebook_size)
+
+
+class FillsFromTheWidestRow(FillsGaps):
+    def fill(self, given, left, num_frames, right, sampling, generators) -> Tokens:  # type: ignore[no-untyped-def]
+        new = super().fill(given, left, num_frames, right, sampling, generators)
+        return Tokens.full((new.ids + right.ids.shape[2]) % self.stage.target.codebook_size)
+
+
+class ForgetsTheRight(FillsGaps):
+    def fill(self, given, left, num_frames, right, sampling, generators) -> Tokens:  # type: ignore[no-untyped-def]
+        return self.generate(given, left, num_frames, sampling, generators)
+
+
 BROKEN = [
+    ("fills_rows_as_if_alone", FillsFromTheWidestRow, "filled in a batch"),
+    ("filling_sees_both_sides", ForgetsTheRight, "whatever the right side"),
     ("unknown_options_are_refused", TakesAnyOption, "unknown key"),
     ("options_are_frozen", HasLooseOptions, "can be assigned"),
     ("loss_is_finite", LosesNaN, "NaN"),
@@ -457,7 +489,9 @@ def subject_of(lm: type[TinyLM], stage: str = "second") -> Subject:
     return Subject("stage_lm", lm, options, TINY_STAGES[stage])
 
 
-@parametrize_with_checks([subject_of(TinyLM, name) for name in TINY_STAGES])
+@parametrize_with_checks(
+    [*(subject_of(TinyLM, name) for name in TINY_STAGES), subject_of(FillsGaps)]
+)
 def test_a_good_one_passes(subject: Subject, check: Check) -> None:
     check(subject)
 
