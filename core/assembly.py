@@ -44,7 +44,7 @@ class Part:
 
     Attributes:
         name, kind, place: those of the slot in the config that it fills.
-        use: registered name of the plugin.
+        use: registered name of the plugin: that of the checkpoint, which its fingerprint hashes.
         options: the plugin's options, validated.
         checkpoint: directory of its weights, if any.
         manifest: the description of those weights.
@@ -140,19 +140,35 @@ def resolve_part(slot: Slot, host: PluginHost) -> Part:
         return Part(slot.name, slot.kind, chosen.use, options, place)
     directory = Path(chosen.checkpoint)
     manifest = read_manifest(directory)
-    if (manifest.kind, manifest.use) != (slot.kind, chosen.use):
+    use = manifest.use
+    if not _is_of(manifest, slot, host):
         raise AssemblyError(
             f"{place}.use",
             f"is {chosen.use}, but the checkpoint {directory} is of the {manifest.kind} "
             f"{manifest.use}",
             f"set {place}.use={manifest.use}, or name another checkpoint",
         )
-    options = host.options(slot.kind, chosen.use, manifest.options, f"{directory}/component.json")
+    options = host.options(slot.kind, use, manifest.options, f"{directory}/component.json")
     if chosen.options:
-        asked = host.options(slot.kind, chosen.use, chosen.options, f"{place}.options")
+        asked = host.options(slot.kind, use, chosen.options, f"{place}.options")
         changed = _with_asked(place, asked, options, directory)
-        options = host.options(slot.kind, chosen.use, changed, f"{place}.options")
-    return Part(slot.name, slot.kind, chosen.use, options, place, directory, manifest)
+        options = host.options(slot.kind, use, changed, f"{place}.options")
+    return Part(slot.name, slot.kind, use, options, place, directory, manifest)
+
+
+def _is_of(manifest: ComponentManifest, slot: Slot, host: PluginHost) -> bool:
+    """Return whether a checkpoint is of the plugin that a slot names, if under another name."""
+    if manifest.kind != slot.kind:
+        return False
+    place = f"{slot.place}.use"
+    chosen = host.find(slot.kind, slot.component.use, place, manifest.made_by)
+    if manifest.use == chosen.name:
+        return True
+    known = {record.name for record in host.records(slot.kind)}
+    if manifest.use not in known:
+        return False
+    saved = host.find(slot.kind, manifest.use, place)
+    return (saved.target, saved.config) == (chosen.target, chosen.config)
 
 
 def _with_asked(place: str, asked: Options, trained: Options, directory: Path) -> dict[str, Any]:
@@ -179,6 +195,8 @@ def _overlaid(base: Options, asked: Options) -> dict[str, Any]:
     """Return the values of ``base``, overwritten by those that ``asked`` sets, however deep."""
     values, said = base.model_dump(mode="json"), asked.model_dump(mode="json")
     for key in asked.model_fields_set:
+        if key in asked.filled_in and getattr(asked, key) is None:
+            continue  # a resolved config writes empty values as well
         had, wanted = getattr(base, key), getattr(asked, key)
         nested = isinstance(had, Options) and isinstance(wanted, Options)
         values[key] = _overlaid(had, wanted) if nested else said[key]

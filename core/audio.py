@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 import soundfile
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, OutputError
 from segue.core.files import atomic_path
-from segue.core.sound_files import LEAST_MISSING, read_frames, true_length
+from segue.core.sound_files import LEAST_MISSING, SoundReader
 from segue.core.validation import whole_number
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
@@ -25,6 +29,7 @@ MAX_CHANNELS = 64
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
+WRITTEN_AT_ONCE = 1 << 16  # samples
 RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling ratio
 
 
@@ -42,13 +47,16 @@ class Audio:
     sample_rate: int
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Audio({self.seconds:.2f} s at {self.sample_rate} Hz)"
+
     @property
     def seconds(self) -> float:
         return self.wave.shape[0] / self.sample_rate
 
 
 def read_audio(
-    path: Path | str,
+    source: Path | str | BinaryIO,
     *,
     first_seconds: float | None = None,
     last_seconds: float | None = None,
@@ -57,39 +65,26 @@ def read_audio(
     """Read any file that libsndfile knows as mono audio at its own rate.
 
     Args:
-        path: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...
+        source: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...: a path, or a file opened in binary mode, which
+            is read to its end.
         first_seconds: read no more than this; a two-hour file costs no more.
         last_seconds: the same, from the end; give at most one of the two.
-        place: the file's name in errors; its path by default.
+        place: the file's name in errors; by default its path.
 
     Raises:
         AudioError: if the file is missing, empty, not audio, or contains NaN.
     """
-    path, place = Path(path), place or str(path)
-    _check_file(path, place)
-    try:
-        with soundfile.SoundFile(_native(path)) as file:
-            rate, channels = file.samplerate, file.channels
-            limit = first_seconds if last_seconds is None else last_seconds
-            total, promised = true_length(file, path, place)
-            wanted = total
-            if total is not None and limit is not None:
-                wanted = min(total, round(limit * rate))
-            start = total - wanted if total and wanted and last_seconds is not None else 0
-            data = read_frames(file, start, wanted)
-        if total is None or wanted is None or len(data) < wanted - LEAST_MISSING * rate:
-            # Only decoding shows where such a file ends.
-            with soundfile.SoundFile(_native(path)) as file:
-                data = read_frames(file)
-            total = len(data)
-            wanted = total if limit is None else min(total, round(limit * rate))
-            data = data[total - wanted :] if last_seconds is not None else data[:wanted]
-    except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
-        raise AudioError(
-            place,
-            f"cannot be read as audio ({str(error).splitlines()[-1].rstrip('.')})",
-            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
-        ) from error
+    if place is None:
+        place = str(source if isinstance(source, (str, Path)) else getattr(source, "name", "file"))
+    with open_sound(source, place) as sound, decoding(place):
+        rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
+        start, wanted = _stretch(sound, limit, last_seconds is not None)
+        data = sound.read(start, wanted)
+        if len(data) < wanted - LEAST_MISSING * rate:
+            sound.measure()  # it is cut off: only decoding shows where
+            start, wanted = _stretch(sound, limit, last_seconds is not None)
+            data = sound.read(start, wanted)
+        total, promised = sound.length, sound.promised
     if not data.size:
         raise AudioError(place, "holds no sample", "name a file that holds audio")
     if not numpy.isfinite(data).all():
@@ -101,9 +96,58 @@ def read_audio(
         end = "first" if last_seconds is None else "last"
         notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
     wave, mixed = to_mono(torch.from_numpy(data.T.copy()), place)
-    if channels > 1:
+    if data.shape[1] > 1:
         notes.append(mixed)
     return Audio(wave, rate, tuple(notes))
+
+
+def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[int, int]:
+    """Return first sample and number of the samples that are wanted."""
+    wanted = sound.length if seconds is None else min(sound.length, round(seconds * sound.rate))
+    return sound.length - wanted if at_end else 0, wanted
+
+
+def open_sound(source: Path | str | BinaryIO, place: str) -> SoundReader:
+    """Open a file that libsndfile knows: a path, or a binary file, which is read to its end.
+
+    Raises:
+        AudioError: if the file is missing, empty or not audio.
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        _check_file(path, place)
+        with decoding(place):
+            return SoundReader(_native(path))
+    try:
+        data = source.read()
+    except (OSError, ValueError) as error:
+        raise AudioError(place, f"cannot be read ({error})", "open it with mode 'rb'") from error
+    if not isinstance(data, bytes):
+        raise AudioError(place, "is open as text", "open it with mode 'rb'")
+    if not data:
+        raise AudioError(place, "holds no bytes from here on", "open it anew, or seek(0) first")
+    with decoding(place):
+        return SoundReader(io.BytesIO(data))
+
+
+@contextmanager
+def decoding(place: str) -> Iterator[None]:
+    """Turn what libsndfile and its readers raise in the block into an ``AudioError``."""
+    try:
+        yield
+    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise AudioError(
+            place,
+            f"cannot be read as audio ({_reason(error)})",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of a message, without the name that Python gives open files."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    line = lines[-1].rstrip(".")
+    return line.rpartition(">: ")[2] if line.startswith("Error opening <") else line
 
 
 def _native(path: Path) -> Path | bytes:
@@ -136,7 +180,9 @@ def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"],
 
 
 def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
-    """Make audio of a tensor or array ``[T]`` or ``[C, T]`` that a caller passed.
+    """Make audio of a tensor or array ``[T]``, ``[C, T]`` or ``[T, C]`` that a caller passed.
+
+    The shorter side is that of the channels, if one has at most 64 and the other more.
 
     Raises:
         AudioError: if it is not such an array, is empty, or the rate is out of range.
@@ -161,11 +207,13 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
     tensor = _as_float(tensor, place)
     if tensor.ndim == 1:
         tensor = tensor[None]
+    if tensor.ndim == 2 and tensor.shape[0] > MAX_CHANNELS >= tensor.shape[1]:
+        tensor = tensor.T.contiguous()
     if tensor.ndim != 2 or not 1 <= tensor.shape[0] <= MAX_CHANNELS:
         raise AudioError(
             place,
             f"has shape {tuple(tensor.shape)}",
-            f"give [T] or [C, T] with 1 to {MAX_CHANNELS} channels; transpose [T, C]",
+            f"give [T], [C, T] or [T, C] with 1 to {MAX_CHANNELS} channels",
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")
@@ -237,11 +285,15 @@ def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) ->
     path = Path(path)
     check_format(path)
     kind, subtype = _format(path)
-    data = wave.detach().float().clamp(-1.0, 1.0).cpu().numpy()
+    data = wave.detach().float().clamp(-1.0, 1.0).cpu()
     with atomic_path(path) as temporary:
         try:
-            file = _native(temporary)
-            soundfile.write(file, data, sample_rate, format=kind, subtype=subtype)
+            with soundfile.SoundFile(
+                _native(temporary), "w", sample_rate, 1, subtype, format=kind
+            ) as file:
+                # Block by block: libsndfile crashes on a minute of Vorbis at once.
+                for block in data.split(WRITTEN_AT_ONCE):
+                    file.write(block.numpy())
         except soundfile.LibsndfileError as error:
             raise OutputError(
                 str(path),

@@ -21,6 +21,7 @@ from segue.core.assembly import Assembly, Part
 from segue.core.checkpoint_files import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
 from segue.core.config import replace_parts
 from segue.core.config_files import write_pipeline_file
+from segue.core.discovery import distribution_of
 from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import pack, unpack
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError, OutputError
@@ -68,6 +69,7 @@ def load_component(directory: Path, host: PluginHost, place: str) -> Component:
     """
     manifest = read_manifest(directory)
     stage = () if manifest.stage_spec is None else (manifest.stage_spec,)
+    host.find(manifest.kind, manifest.use, place, manifest.made_by)
     component: Component = host.create(
         manifest.kind, manifest.use, manifest.options, *stage, place=place
     )
@@ -76,11 +78,13 @@ def load_component(directory: Path, host: PluginHost, place: str) -> Component:
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """Return the device if this machine can compute on it.
+    """Return the device if this machine can compute on it; ``auto`` is CUDA if there is any.
 
     Raises:
         ConfigError: if it cannot.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():  # PyTorch warns of names that it no longer uses
             warnings.simplefilter("ignore")
@@ -123,6 +127,7 @@ def save_component(
     if dtype is not None:
         exactly = isinstance(component, Tokenizer)
         state = _halved_exactly(state) if exactly else _converted(state, dtype)
+    distribution, version = distribution_of(type(component))
     manifest = ComponentManifest(
         kind,
         use,
@@ -130,6 +135,8 @@ def save_component(
         spec=component.spec.to_json() if isinstance(component, Tokenizer) else None,
         stage=component.stage.to_json() if isinstance(component, StageLM) else None,
         trained=dict(trained),
+        distribution=distribution,
+        version=version,
     )
     save_tensors(state, directory / WEIGHTS)
     write_json(directory / MANIFEST, asdict(manifest))
@@ -188,6 +195,7 @@ def save_pipeline(
             save_component(component, temporary / folder, part.kind, part.use, trained, lm_dtype)
             has_weights = bool(component.state_dict())
             update = {
+                "use": part.use,
                 "checkpoint": str(folder) if has_weights else None,
                 "options": {} if has_weights else part.options.model_dump(mode="json"),
                 # The weights hold what training started from; its path may not exist elsewhere.

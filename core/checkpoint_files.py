@@ -31,6 +31,8 @@ class ComponentManifest:
         spec: a tokenizer's spec, with its fingerprint.
         stage: a stage model's slices, with the fingerprints it was trained on.
         trained: the data and steps of its training; free-form, for people and model cards.
+        distribution: package that the plugin came from; empty if unknown, as in older files.
+        version: of that package.
     """
 
     kind: Kind
@@ -40,6 +42,13 @@ class ComponentManifest:
     stage: dict[str, Any] | None = None
     trained: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    distribution: str = ""
+    version: str = ""
+
+    @property
+    def made_by(self) -> str:
+        """Return the package that the plugin came from, as pip takes it; empty if unknown."""
+        return "==".join(filter(None, (self.distribution, self.version)))
 
     @property
     def token_spec(self) -> TokenSpec | None:
@@ -77,6 +86,14 @@ def read_manifest(directory: Path) -> ComponentManifest:
         raise CheckpointError(
             str(path), f"cannot be read ({error!r})", "restore the file or train again"
         ) from error
+
+
+def made_by(checkpoint: str | None) -> str:
+    """Return ``made_by`` of a checkpoint, empty if there is none or it cannot be read."""
+    try:
+        return "" if checkpoint is None else read_manifest(Path(checkpoint)).made_by
+    except CheckpointError:  # reported where the checkpoint is loaded
+        return ""
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,46 @@ def from_first(x: Tensor) -> Tensor:
     x = x.contiguous()
     distributed.broadcast(x, src=0)
     return x
+
+
+def of_own_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """Return random numbers for the rows of this rank's batch, as one process would draw them.
+
+    The first rank draws for the rows of all ranks, which are shared out in turn.
+
+    Args:
+        draw: returns numbers for so many rows.
+        rows: of this rank; every rank has as many.
+    """
+    if alone():
+        return draw(rows)
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    return from_first(draw(rows * size))[rank::size]
+
+
+def places_among_ranks(counts: Tensor) -> tuple[Tensor, int]:
+    """Return where items of this rank are among those of all, as one process would have them.
+
+    Row i of rank r is row ``i * ranks + r`` of a batch, as ``segue.data.share`` shares it out.
+
+    Args:
+        counts: ``[B]`` items of each row; every rank has as many rows.
+
+    Returns:
+        The place of each item of this rank, and the number of all items.
+    """
+    every = counts[:, None]
+    rank = 0
+    if not alone():
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        parts = [torch.empty_like(counts) for _ in range(size)]
+        distributed.all_gather(parts, counts.contiguous())
+        every = torch.stack(parts, dim=1)
+    ends = every.reshape(-1).cumsum(0).reshape(every.shape)
+    starts = (ends - every)[:, rank]
+    inside = torch.arange(int(counts.sum()), device=counts.device)
+    inside -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return starts.repeat_interleave(counts) + inside, int(ends[-1, -1])
 
 
 def everywhere(holds: bool, device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from segue.core.checkpoint_files import made_by
 from segue.core.config import ComponentConfig, PipelineConfig, Slot, replace_parts
 from segue.core.domain import DEFAULT_VARIANT, PIPELINE_FILE, Domain
 from segue.core.errors import CheckpointError, ConfigError
@@ -82,6 +83,8 @@ def _completed(slot: Slot, host: PluginHost) -> ComponentConfig:
     component = slot.component
     if component.checkpoint is not None and not component.options:
         return component  # required options may be missing here: the checkpoint has them
+    saved_with = made_by(component.checkpoint)
+    host.find(slot.kind, component.use, f"{slot.place}.use", saved_with)
     options = host.options(slot.kind, component.use, component.options, f"{slot.place}.options")
     if component.checkpoint is not None:
         return component
@@ -103,7 +106,8 @@ def _file_layers(source: str | Path, host: PluginHost) -> list[tuple[str, Tree]]
     seen: list[Path] = []
     path: Path | None = find_config(source, host)
     while path is not None:
-        path = path.resolve()
+        # The Hub's cache links each file to a store without folders: paths count from the link.
+        path = path.parent.resolve() / path.name
         if path in seen:
             chain = " → ".join(p.name for p in [*seen, path])
             raise ConfigError(str(path), f"extends itself ({chain})", "break the circle")
@@ -160,7 +164,8 @@ def pretrained_path(source: str | Path, host: PluginHost) -> Path:
         raise CheckpointError(
             str(source),
             "is not a pipeline directory or a domain",
-            f"name a directory with {PIPELINE_FILE}, or one of {', '.join(names)}",
+            f"name a directory with {PIPELINE_FILE}, a repository of the Hub (org/name), or one of"
+            f" {', '.join(names)}",
         )
     domain = find_domain(name, host)
     found = domain.pretrained_file(variant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from segue.core.checkpoint import load_component
 from segue.core.checkpoint_files import MANIFEST, read_manifest
 from segue.core.errors import AudioError, CheckpointError
 from segue.core.interfaces import ORIGINS, Detector
+from segue.core.open_audio import open_audio
 from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
 
@@ -49,13 +51,38 @@ def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
     Raises:
         AudioError: if it is shorter than half a second, or silent.
     """
-    if audio.seconds < LEAST_SECONDS:
-        fix = f"give at least {LEAST_SECONDS:g} s of audio"
-        raise AudioError(place, f"lasts {audio.seconds:.3f} s", fix)
+    _check_length(audio.seconds, place)
     wave, rate = audio.wave, detector.config.sample_rate
     if audio.sample_rate != rate:
         wave = resample(wave, audio.sample_rate, rate)
-    seconds = _by_second(detector, wave)
+    return _judged(_by_second(detector, lambda a, n: wave[a : a + n], len(wave)), place)
+
+
+def judge_file(detector: Detector, path: Path) -> Judgement:
+    """Judge a file of any length; only a part of it is in memory at a time.
+
+    Raises:
+        AudioError: as ``judge``, and if it cannot be read.
+    """
+    rate = detector.config.sample_rate
+    with open_audio(path) as opened:
+        _check_length(opened.length / opened.rate, str(path))
+        length = opened.length_at(rate)
+
+        def read(first: int, count: int) -> Float[Tensor, "T"]:
+            whole = first // rate * rate  # reading begins on whole seconds
+            return opened.read_at(rate, whole, first - whole + count)[first - whole :]
+
+        return _judged(_by_second(detector, read, length), str(path))
+
+
+def _check_length(seconds: float, place: str) -> None:
+    if seconds < LEAST_SECONDS:
+        fix = f"give at least {LEAST_SECONDS:g} s of audio"
+        raise AudioError(place, f"lasts {seconds:.3f} s", fix)
+
+
+def _judged(seconds: Float[Tensor, "S 3"], place: str) -> Judgement:
     known = seconds[~seconds[:, 0].isnan()]
     if not len(known):
         raise AudioError(place, "is silent", "name a file with sound in it")
@@ -66,25 +93,36 @@ def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
     return Judgement(verdict, dict(zip(ORIGINS, mean.tolist(), strict=True)), seconds)
 
 
-def _by_second(detector: Detector, wave: Float[Tensor, "T"]) -> Float[Tensor, "S 3"]:
-    """Judge a window around the middle of each second."""
+def _by_second(
+    detector: Detector, read: Callable[[int, int], Float[Tensor, "T"]], length: int
+) -> Float[Tensor, "S 3"]:
+    """Judge a window around the middle of each second.
+
+    Args:
+        read: returns samples, given the first and their number.
+        length: samples in all.
+    """
     rate = detector.config.sample_rate
-    window = min(round(detector.config.window_seconds * rate), wave.shape[0])
+    window = min(round(detector.config.window_seconds * rate), length)
     # A last part of less than half a second belongs to the second before it.
-    count = max(1, math.floor(wave.shape[0] / rate + 0.5))
+    count = max(1, math.floor(length / rate + 0.5))
     starts = [
-        max(0, min(round((second + 0.5) * rate) - window // 2, wave.shape[0] - window))
+        max(0, min(round((second + 0.5) * rate) - window // 2, length - window))
         for second in range(count)
     ]
     found = torch.full((count, len(ORIGINS)), math.nan)
-    audible = [i for i, s in enumerate(starts) if wave[s : s + window].abs().max() > SILENCE]
-    for first in range(0, len(audible), BATCH):
-        chosen = audible[first : first + BATCH]
-        rows = torch.stack([wave[starts[i] : starts[i] + window] for i in chosen])
-        lengths = torch.full((len(chosen),), window)
+    for first in range(0, count, BATCH):
+        begins = starts[first : first + BATCH]
+        wave = read(begins[0], begins[-1] - begins[0] + window)
+        rows = [wave[start - begins[0] :][:window] for start in begins]
+        audible = [i for i, row in enumerate(rows) if row.abs().max() > SILENCE]
+        if not audible:
+            continue
+        batch = torch.stack([rows[i] for i in audible])
+        lengths = torch.full((len(audible),), window)
         with torch.inference_mode():
-            scores = detector.score(rows.to(detector.device), lengths.to(detector.device))
-        found[chosen] = scores.float().cpu()
+            scores = detector.score(batch.to(detector.device), lengths.to(detector.device))
+        found[[first + i for i in audible]] = scores.float().cpu()
     return found
 
 

@@ -13,8 +13,9 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
@@ -68,7 +69,9 @@ def normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
-def find_plugins(path: Sequence[str] | None = None) -> list[PluginStatus]:
+def find_plugins(
+    path: Sequence[str] | None = None, *, everything: bool = False
+) -> list[PluginStatus]:
     """List the entry points of the group ``segue.plugins``, sorted by distribution and name.
 
     A distribution that is found twice (an editable install leaves two descriptions) counts once:
@@ -76,8 +79,9 @@ def find_plugins(path: Sequence[str] | None = None) -> list[PluginStatus]:
 
     Args:
         path: folders to look in; ``sys.path`` by default.
+        everything: include plugins that ``SEGUE_PLUGINS`` leaves out.
     """
-    chosen = os.environ.get(PLUGINS_VARIABLE)
+    chosen = None if everything else os.environ.get(PLUGINS_VARIABLE)
     allowed = None if chosen is None else {normalised(name) for name in chosen.split(",")}
     if allowed is not None and allowed <= {"off", ""}:
         return []
@@ -123,6 +127,25 @@ def _entry_points(source: str, text: str) -> Iterator[PluginStatus]:
         yield PluginStatus(source, name, f"{point.module_name}{attribute}")
 
 
+def distribution_of(kind: type) -> tuple[str, str]:
+    """Return name and version of the installed distribution that a class comes from.
+
+    The name is that of the class's package if no distribution claims it; the version may be empty.
+    """
+    return _owner(kind.__module__.partition(".")[0])
+
+
+@cache
+def _owner(package: str) -> tuple[str, str]:
+    # Looking through all distributions takes long, and most components are Segue's own.
+    owners = {} if package == PROJECT else importlib.metadata.packages_distributions()
+    name = next(iter(owners.get(package, ())), package)
+    try:
+        return name, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, ""
+
+
 def import_target(target: str) -> Any:
     """Import the module ``"package.module"`` or the object ``"package.module:attribute"``."""
     module, _, attribute = target.partition(":")
@@ -141,15 +164,17 @@ def hook_manager(plugins: Iterable[PluginStatus]) -> pluggy.PluginManager:
     return manager
 
 
-def activate(found: PluginStatus) -> PluginStatus:
+def activate(found: PluginStatus, *, quiet: bool = True) -> PluginStatus:
     """Import a plugin, check its hooks and collect its records.
 
-    ``print`` goes to standard error on the way: standard output may carry JSON or samples.
+    Args:
+        quiet: let ``print`` go to standard error on the way: standard output may carry JSON or
+            samples.
     """
     if found.state != "found":
         return found
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr) if quiet else nullcontext():
             plugin = import_target(found.target) if found.plugin is None else found.plugin
             status = replace(found, state="ok", plugin=plugin)
             return replace(status, records=_records(status))

@@ -9,14 +9,17 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segue.core.errors import OutputError
 
+Made = TypeVar("Made")
+
 FIX = "choose a place that can be written"
+MOST_TRIES = 10  # to make something in a new folder
 
 _UMASK_LOCK = threading.Lock()
 
@@ -30,8 +33,10 @@ def atomic_path(path: Path, fix: str = FIX) -> Iterator[Path]:
     """
     with _output_errors(path, fix):
         _check_target(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        handle, name = _in_folder(
+            path.parent,
+            lambda: tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent),
+        )
         os.close(handle)
     temporary = Path(name)
     try:
@@ -53,8 +58,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     dies in between, the old one is still there under ``.old-``.
     """
     with _output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+        name = _in_folder(
+            path.parent,
+            lambda: tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent),
+        )
+    temporary = Path(name)
     try:
         with _output_errors(path):
             yield temporary
@@ -122,21 +130,24 @@ def link_to(target: Path, link: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise ``OutputError`` now, before work is spent, if a file at ``path`` cannot be made."""
-    probe = path.parent / ".segue-probe"
-    new: list[Path] = []
-    try:
-        with _output_errors(path):
-            new += [parent for parent in path.parents if not parent.exists()]
-            _check_target(path)
-            with atomic_path(probe) as temporary:
-                temporary.touch()
-    except OutputError as error:
-        raise OutputError(str(path), error.problem, error.fix) from error  # not the probe
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-            for parent in new:
-                parent.rmdir()
+    with _output_errors(path):
+        _check_target(path)
+        there = next(parent for parent in path.parents if parent.exists())
+        # Missing folders are tried under a name of this process: another one that starts at the
+        # same time may use the real ones as soon as they exist.
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=there) as trial:
+            probe = Path(trial) / path.relative_to(there)
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+
+
+def _in_folder(folder: Path, make: Callable[[], Made]) -> Made:
+    """Make something in a folder, which is made too if it is missing."""
+    for _ in range(MOST_TRIES):
+        with suppress(FileNotFoundError):  # another process has taken the new folder away again
+            folder.mkdir(parents=True, exist_ok=True)
+            return make()
+    return make()
 
 
 def _check_target(path: Path) -> None:

@@ -21,7 +21,7 @@ from segue.core.assembly import Assembly
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
-from segue.core.promises import check_frames
+from segue.core.promises import check_frames, check_pieces
 from segue.core.request import Request
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
@@ -118,13 +118,14 @@ class StageRun:
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
         spans = list(zip(self._active, starts, lengths, strict=True))
-        self.pieces = self.lm.stream(
+        pieces = self.lm.stream(
             tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given)),
             Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans]),
             count,
             self._sampling,
             [self._generators[row] for row in self._active],
         )
+        self.pieces = check_pieces(self.lm, pieces)
 
     def take(self, piece: Tokens | None) -> None:
         """Store a piece of the current window; None closes the window."""
@@ -147,6 +148,18 @@ class StageRun:
             if length < count:
                 self._end(row, start + length)
         self._advance_to(self.done + count)
+
+    def finish(self, given: Sequence[Tokens]) -> None:
+        """Add all frames, given whole slices aligned with frame 0 of the prompt."""
+        while self.done < self.num_frames and not self.over:
+            if self.pieces is None:
+                self.open_window(given)
+            assert self.pieces is not None
+            with torch.inference_mode():
+                piece = next(self.pieces, None)
+            self.take(piece)
+        if self.done < self.num_frames:
+            self.fill_up()
 
     def fill_up(self) -> None:
         """Count all frames as done, as every row has ended."""

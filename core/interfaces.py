@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from segue.core.errors import GenerationError
 from segue.core.options import (
     FINGERPRINT_DIGITS,
     Decoding,
@@ -31,6 +32,7 @@ from segue.core.options import (
     TokenizerOptions,
     options_digest,
 )
+from segue.core.promises import check_attribute
 from segue.core.spec import StageSpec, TokenSpec
 from segue.core.streaming import StreamingDecoder as StreamingDecoder
 from segue.core.streaming import StreamingEncoder as StreamingEncoder
@@ -92,6 +94,10 @@ class Component(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_attribute(type(self), name, value, __name__)
+        super().__setattr__(name, value)
+
     @property
     def learns(self) -> bool:
         """Return whether the component must learn anything before it can be used."""
@@ -150,10 +156,11 @@ class Component(nn.Module, ABC):
         """
         return None
 
-    def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
+    def fit(self, batches: Iterable[Any]) -> Mapping[str, float]:
         """Learn from one pass over ``batches`` without gradients; return figures for the log.
 
-        Required of components that need fitting.
+        Required of components that need fitting. A tokenizer gets ``WaveBatch`` items, each a
+        recording or a piece of one; a stage model gets ``StageBatch`` items.
         """
         raise NotImplementedError(f"{type(self).__name__} is not fitted")
 
@@ -305,9 +312,15 @@ class StageLM(Component):
     def check_sampling(self, sampling: Sampling) -> None:
         """Refuse sampling that this model cannot do, before any stage draws a token.
 
+        By default guidance and iterations, which a model has to implement.
+
         Raises:
             GenerationError: naming the value.
         """
+        place, fix = f"stages.{self.stage.name}.sampling", "leave it out, or use another model"
+        for name, unset in (("guidance", 1.0), ("iterations", None)):
+            if getattr(sampling, name) != unset:
+                raise GenerationError(f"{place}.{name}", "this model does not know it", fix)
 
     @property
     def unbounded(self) -> bool:

@@ -28,6 +28,10 @@ class Options(BaseModel):
     #: Options that only fitting depends on: if they change, a checkpoint must be fitted anew.
     of_fitting: ClassVar[frozenset[str]] = frozenset()
 
+    #: Options that the component fills in when it is built, such as what it found in a pretrained
+    #: model. Configs leave them empty: those of the checkpoint count.
+    filled_in: ClassVar[frozenset[str]] = frozenset()
+
 
 FINGERPRINT_DIGITS = 16
 

@@ -1,160 +1,36 @@
-"""Continue, generate and resynthesize audio with assembled parts.
-
-A request goes: prompts are brought to the codec's rate and encoded (``segue.core.transcoder``), the
-stages draw new tokens (``segue.core.generation``), the codec decodes them, and lifecycle hooks see
-the request before, and the audio after.
-"""
+"""Continue, generate, fill and resynthesize audio with assembled parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from segue.core.assembly import Assembly, assemble
 from segue.core.audio import Audio
-from segue.core.checkpoint import build_part, checked_device, save_pipeline
-from segue.core.config import PipelineConfig
-from segue.core.config_files import load_config, pretrained_path
-from segue.core.errors import CheckpointError, GenerationError
-from segue.core.generation import Generation
-from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
-from segue.core.plugins import PluginHost, default_host
-from segue.core.progress import Progress
-from segue.core.promises import check_hooked_wave
+from segue.core.errors import GenerationError
+from segue.core.filling import Gap, fill_gap
+from segue.core.inputs import Prompt, with_rate
+from segue.core.loaded import JOIN_SECONDS, LoadedPipeline
+from segue.core.options import Sampling
+from segue.core.progress import Progress, ProgressChoice, shown
 from segue.core.request import (
     GeneratedAudio,
     PromptAudio,
     Request,
     SamplingOverrides,
     Task,
-    chosen_sampling,
-    metadata_of,
-    with_recordings,
 )
-from segue.core.spec import ACOUSTIC, SEMANTIC
-from segue.core.tokens import Tokens
-from segue.core.transcoder import Transcoder
+from segue.core.spec import ACOUSTIC
+from segue.core.transcoder import gains_to
 from segue.core.validation import whole_number
 
-JOIN_SECONDS = 0.02  # cross-fade from the recorded prompt to decoded audio
+MAX_CANDIDATES = 64
 
 
-class Pipeline:
+class Pipeline(LoadedPipeline):
     """An assembled pipeline. Make one with ``from_pretrained`` or ``from_config``."""
-
-    def __init__(
-        self, assembly: Assembly, parts: Mapping[str, Component], host: PluginHost
-    ) -> None:
-        self.config = assembly.config
-        self.assembly = assembly
-        self.parts = dict(parts)
-        self.host = host
-        codec, semantic = parts["codec"], parts.get("semantic_tokenizer")
-        assert isinstance(codec, AcousticCodec)
-        assert semantic is None or isinstance(semantic, SemanticTokenizer)
-        self.codec, self.semantic_tokenizer = codec, semantic
-        self.audio = Transcoder(codec, semantic, assembly.streams, assembly.config.prompt)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        overrides: Sequence[str] = (),
-        device: torch.device | str = "cpu",
-        host: PluginHost | None = None,
-    ) -> Pipeline:
-        """Load trained weights.
-
-        Args:
-            source: a domain with shipped weights (``speech``, ``piano``), another of its pipelines
-                (``speech/three_stage``), or a directory that ``save_pretrained`` or
-                ``segue train`` wrote.
-            overrides: ``path.to.key=value``, as ``--set`` takes them.
-            device: where the weights go.
-
-        Raises:
-            SegueError: if there are no such weights, or they cannot be used.
-        """
-        host = host or default_host()
-        if not isinstance(source, (str, Path)):
-            raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
-        config = load_config(pretrained_path(source, host), host, overrides).config
-        return cls.from_config(config, device=device, host=host)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: PipelineConfig,
-        *,
-        device: torch.device | str = "cpu",
-        host: PluginHost | None = None,
-        allow_untrained: bool = False,
-    ) -> Pipeline:
-        """Prove that the parts fit, then build and load them.
-
-        Args:
-            allow_untrained: permit parts without weights (to train or test them).
-
-        Raises:
-            AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
-        """
-        host = host or default_host()
-        device = checked_device(device)
-        assembly = assemble(config, host)  # refuses what does not fit before weights are read
-        parts = {
-            name: build_part(part, host, allow_untrained=allow_untrained).to(device)
-            for name, part in assembly.parts.items()
-        }
-        pipeline = cls(assembly, parts, host)
-        for stage in config.stages:
-            pipeline.stage_lm(stage.name).decode_with(stage.decoding)
-        host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
-        return pipeline
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of the audio that the pipeline returns."""
-        return self.audio.sample_rate
-
-    @property
-    def device(self) -> torch.device:
-        return self.audio.device
-
-    @property
-    def unit_samples(self) -> int:
-        """Samples after which every stream has a whole number of frames."""
-        return self.audio.unit_samples
-
-    def stage_lm(self, name: str) -> StageLM:
-        """Return the model of a stage."""
-        lm = self.parts[f"stages.{name}"]
-        assert isinstance(lm, StageLM)
-        return lm
-
-    def save_pretrained(
-        self, directory: Path | str, *, lm_dtype: torch.dtype | None = None
-    ) -> Path:
-        """Write the whole pipeline: ``pipeline.yaml`` (the resolved config) and all weights.
-
-        Args:
-            directory: made, or replaced as a whole if it holds a pipeline; a directory with
-                anything else in it is refused.
-            lm_dtype: store the stages' weights in this type: float16 halves the files, int8 keeps
-                an eight-bit code per weight, and either rounds them. Tokenizers stay exact.
-
-        Raises:
-            OutputError: if it cannot be written there, or the weights in memory are rounded.
-        """
-        return save_pipeline(self.assembly, self.parts, Path(directory), lm_dtype)
-
-    # --- tasks ----------------------------------------------------------------------------------
 
     def continue_(
         self,
@@ -162,24 +38,31 @@ class Pipeline:
         sample_rate: int = 0,
         *,
         seconds: float = 5.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         prompt_audio: PromptAudio = "original",
         chunk_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Continue one prompt.
 
         Args:
-            wave: ``[T]`` or ``[C, T]`` tensor or array at any rate, or ``Audio``.
-            sample_rate: of ``wave``; not needed with ``Audio``.
+            wave: a path, a file opened in binary mode, a tensor or array ``[T]``, ``[C, T]`` or
+                ``[T, C]`` (float, int16 or int32) at any rate, ``(wave, sample_rate)``, ``Audio``,
+                or an earlier result.
+            sample_rate: of an array.
             seconds: length of audio to add.
-            seed: the same seed gives the same audio.
+            seed: the same seed gives the same audio. None draws one; ``metadata["seed"]`` says it.
             sampling: changes to the config's sampling by stage: ``{"coarse": {"top_k": 50}}``.
+            temperature, top_k, top_p: the same for all stages; ``sampling`` wins.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in one window. ``stream`` returns
                 smaller chunks earlier at a higher cost. None: as much as fits a training crop.
-            progress: called with a stage's name, frames done and frames in all.
+            progress: called with a stage's name, frames done and frames in all. None shows bars in
+                a terminal or notebook once work takes a second; True and False decide.
 
         Returns:
             A batch of one.
@@ -189,10 +72,13 @@ class Pipeline:
             GenerationError: if ``seconds``, ``seed`` or ``sampling`` is out of range.
         """
         return self.continue_batch(
-            [_prompt(wave, sample_rate)],
+            [with_rate(wave, sample_rate)],
             seconds=seconds,
             seed=seed,
             sampling=sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             prompt_audio=prompt_audio,
             chunk_seconds=chunk_seconds,
             progress=progress,
@@ -200,41 +86,47 @@ class Pipeline:
 
     def continue_batch(
         self,
-        prompts: Sequence[tuple[object, int] | Audio],
+        prompts: Sequence[Prompt],
         *,
         seconds: float = 5.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         prompt_audio: PromptAudio = "original",
         chunk_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Continue prompts of any lengths together; row i equals prompt i alone with seed + i.
 
         Args:
-            prompts: ``Audio``, or pairs of a wave and its sample rate; else as for ``continue_``.
+            prompts: each as ``wave`` of ``continue_``, with arrays in pairs with their rates. Other
+                arguments are as for ``continue_``.
         """
         request = self._request(
             "continue",
-            prompts,
+            self.audio.prepared(prompts, whole_units=True),
             seconds=seconds,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             prompt_audio=prompt_audio,
             chunk_seconds=chunk_seconds,
         )
-        generation = self._generation(request, progress)
-        return self._drawn(request, generation.finish(), generation.ended)
+        return self._finished(request, progress)
 
     def generate(
         self,
         seconds: float = 5.0,
         *,
         batch: int = 1,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         chunk_seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Generate audio without a prompt; row i equals a batch of one with seed + i."""
         request = self._request(
@@ -242,11 +134,10 @@ class Pipeline:
             seconds=seconds,
             batch=batch,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             chunk_seconds=chunk_seconds,
         )
-        generation = self._generation(request, progress)
-        return self._drawn(request, generation.finish(), generation.ended)
+        return self._finished(request, progress)
 
     def stream(
         self,
@@ -255,9 +146,12 @@ class Pipeline:
         *,
         seconds: float = 5.0,
         chunk_seconds: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
-        progress: Progress | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: ProgressChoice = None,
     ) -> Iterator[GeneratedAudio]:
         """Continue a prompt, or generate without one, and yield audio while more is computed.
 
@@ -278,18 +172,23 @@ class Pipeline:
         if not self.codec.can_stream:
             codec = self.config.codec.use
             raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
+        prompts = [] if wave is None else [with_rate(wave, sample_rate)]
         request = self._request(
-            "generate" if wave is None else "continue",
-            None if wave is None else [_prompt(wave, sample_rate)],
+            "continue" if prompts else "generate",
+            self.audio.prepared(prompts, whole_units=True) if prompts else (),
             seconds=seconds,
             seed=seed,
-            sampling=sampling,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
             chunk_seconds=chunk_seconds,
         )
         return self._chunks(request, progress)
 
-    def _chunks(self, request: Request, progress: Progress | None) -> Iterator[GeneratedAudio]:
-        generation, gains = self._generation(request, progress), self._gains(request)
+    def _chunks(self, request: Request, progress: ProgressChoice) -> Iterator[GeneratedAudio]:
+        with shown(progress) as report:
+            yield from self._pieces(request, report)
+
+    def _pieces(self, request: Request, report: Progress | None) -> Iterator[GeneratedAudio]:
+        generation, gains = self._generation(request, report), self._gains(request)
         assert request.chunk_seconds is not None
         pieces = generation.acoustic_pieces(
             Fraction(request.chunk_seconds).limit_denominator(10**6)
@@ -299,19 +198,99 @@ class Pipeline:
             audio = GeneratedAudio.of(request, wave / gains, self.sample_rate, tokens)
             yield self._deliver(request, audio)
 
+    def fill(
+        self,
+        wave: object,
+        sample_rate: int = 0,
+        start: float = 0.0,
+        end: float | None = None,
+        *,
+        seed: int | None = 0,
+        candidates: int = 8,
+        sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: ProgressChoice = None,
+    ) -> GeneratedAudio:
+        """Draw a stretch of a recording anew, and keep what is before and after it.
+
+        A masked stage draws the stretch from both sides. Any other stage continues the left side
+        ``candidates`` times, and the one stays after which the right side is likeliest. The result
+        says which way each stage went, in ``notes`` and in ``metadata["ways"]``. Nothing that is
+        drawn depends on what was in the stretch.
+
+        Args:
+            wave: the recording, of any length; as for ``continue_``.
+            sample_rate: of an array.
+            start, end: of the stretch in seconds. It is widened to whole frames of every stream;
+                ``metadata["gap"]`` holds what was drawn. None for the end of the recording.
+            seed, sampling, temperature, top_k, top_p, progress: as for ``continue_``.
+            candidates: continuations drawn by each stage that cannot look both ways.
+
+        Returns:
+            A batch of one: the whole recording at the pipeline's rate, the same samples as before
+            but for the stretch and a cross-fade of 20 ms on each side of it. ``continuation()`` is
+            the stretch. The tokens are those of the stretch and of the sides that were looked at.
+
+        Raises:
+            AudioError: if the recording cannot be used.
+            GenerationError: if a value is out of range, or too little is kept.
+        """
+        most = whole_number(candidates)
+        if most is None or not 1 <= most <= MAX_CANDIDATES:
+            fix = f"use 1 to {MAX_CANDIDATES}"
+            raise GenerationError("candidates", f"{candidates!r} is out of range", fix)
+        limits, rate, unit = self.audio.limits, self.sample_rate, self.unit_samples
+        recording = self.audio.recording(with_rate(wave, sample_rate))
+        gap = Gap.of(recording, start, end, unit, limits.min_seconds, limits.max_seconds)
+        request = self._request(
+            "fill",
+            [recording],
+            seconds=gap.frames / rate,
+            seed=seed,
+            sampling=self._sampling(sampling, temperature, top_k, top_p),
+            gap=(gap.start / rate, gap.end / rate),
+        )
+        gain = gains_to(limits.level, [torch.cat([gap.left, gap.right])])
+        left, right = (
+            self.audio.encode([Audio(side, rate)], gain)
+            if side.numel()
+            else self.audio.no_prompt(1)
+            for side in (gap.left, gap.right)
+        )
+        length = Fraction(gap.frames, rate)
+        with shown(progress) as report:
+            streams, ways = fill_gap(
+                self.assembly, self.stage_lm, request, length, (left, right), most, report
+            )
+        drawn = self.audio.decode(streams[ACOUSTIC])[0] / gain
+        joined = gap.joined(drawn, round(JOIN_SECONDS * rate))[None]
+        audio = GeneratedAudio.of(request, joined, rate, streams)
+        audio.prompt_samples = torch.tensor([gap.start])
+        audio.suffix_samples = torch.tensor([joined.shape[1] - gap.end])
+        audio.note(0, f"drew {gap.start / rate:.2f} to {gap.end / rate:.2f} s anew")
+        for stage, way in ways.items():
+            audio.note(0, f"{stage}: {way}")
+        return self._deliver(request, audio, candidates=most, ways=ways)
+
     def acoustic_generation(
         self,
         wave: object,
         sample_rate: int = 0,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         sampling: SamplingOverrides | None = None,
-        progress: Progress | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Keep what is said or played and draw how it sounds: acoustic tokens given the semantic
         tokens of ``wave`` (AudioLM, arXiv 2209.03143, section III-D)."""
-        prompt = _prompt(wave, sample_rate)
-        return self._from_semantic("acoustic_generation", prompt, seed, sampling, progress)
+        prompt = with_rate(wave, sample_rate)
+        chosen = self._sampling(sampling, temperature, top_k, top_p)
+        return self._from_semantic("acoustic_generation", prompt, seed, chosen, progress)
 
     def resynthesize(
         self,
@@ -320,7 +299,7 @@ class Pipeline:
         *,
         through: Literal["codec", "semantic"] = "codec",
         levels: int | None = None,
-        progress: Progress | None = None,
+        progress: ProgressChoice = None,
     ) -> GeneratedAudio:
         """Take audio through tokens and back, without randomness.
 
@@ -329,12 +308,12 @@ class Pipeline:
                 take the most likely acoustic tokens given them.
             levels: with ``codec``, decode this many levels; None for those that stages predict.
         """
-        prompt = _prompt(wave, sample_rate)
+        prompt = with_rate(wave, sample_rate)
         if through == "semantic":
             if levels is not None:
                 raise GenerationError("levels", "goes with through='codec' only", "leave it out")
             # Temperature 0: what is heard is due to the semantic tokens, not to a draw.
-            greedy = {stage.name: {"temperature": 0} for stage in self.config.stages}
+            greedy = self._sampling(temperature=0)
             return self._from_semantic("resynthesize", prompt, 0, greedy, progress)
         if through != "codec":
             raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
@@ -343,107 +322,27 @@ class Pipeline:
         count = predicted if levels is None else whole_number(levels)
         if count is None or not 1 <= count <= total:
             raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
-        request = self._request("resynthesize", [prompt], whole_units=False)
+        prompts = self.audio.prepared([prompt], whole_units=False)
+        request = self._request("resynthesize", prompts)
         gains, length = self._gains(request), request.prompts[0].wave.shape[0]
         codes = self.audio.encode_stream(ACOUSTIC, request.prompts, gains).levels(0, count)
         made = self.audio.decode(codes)[:, :length] / gains
         audio = GeneratedAudio.of(request, made, self.sample_rate, {ACOUSTIC: codes})
         return self._deliver(request, audio)
 
-    # --- from a request to its result -----------------------------------------------------------
-
-    def _request(
-        self,
-        task: Task,
-        prompts: Sequence[tuple[object, int] | Audio] | None = None,
-        *,
-        seconds: object = None,
-        batch: object = 1,
-        seed: object = 0,
-        sampling: SamplingOverrides | None = None,
-        chunk_seconds: object = None,
-        prompt_audio: PromptAudio = "original",
-        whole_units: bool = True,
-    ) -> Request:
-        """Check a request, and show it to the plugins before any token is drawn."""
-        if prompt_audio not in get_args(PromptAudio):
-            fix = "use original, codec or none"
-            raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
-        audios: Sequence[Audio] = ()
-        if prompts is not None:
-            audios = self.audio.prepared(prompts, whole_units=whole_units)
-        request = Request.checked(
-            task,
-            seconds=audios[0].seconds if seconds is None else seconds,
-            seed=seed,
-            batch=batch if prompts is None else len(audios),
-            sampling=chosen_sampling(self.config.stages, sampling),
-            chunk_seconds=chunk_seconds,
-            prompts=tuple(audios),
-            prompt_audio=prompt_audio,
-        )
-        for name, chosen in request.sampling.items():
-            self.stage_lm(name).check_sampling(chosen)
-        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
-        return request
-
     def _from_semantic(
         self,
         task: Task,
-        prompt: tuple[object, int] | Audio,
-        seed: int,
-        sampling: SamplingOverrides | None,
-        progress: Progress | None,
+        prompt: Prompt,
+        seed: int | None,
+        sampling: Mapping[str, Sampling],
+        progress: ProgressChoice,
     ) -> GeneratedAudio:
         """Keep the semantic tokens of a recording, and draw all acoustic ones."""
         if self.semantic_tokenizer is None:
             raise GenerationError(
                 self.config.name, "has no semantic tokenizer", "use a pipeline that has one"
             )
-        request = self._request(task, [prompt], seed=seed, sampling=sampling)
-        generation = self._generation(request, progress)
-        return self._drawn(request, generation.finish(), generation.ended)
-
-    def _gains(self, request: Request) -> Float[Tensor, "B"]:
-        """Return the factors between the level of each row and that of the training data."""
-        return self.audio.gains(request.prompts) if request.prompts else torch.ones(request.batch)
-
-    def _generation(self, request: Request, progress: Progress | None) -> Generation:
-        """Encode the prompts; return the stages that draw every stream that is not known."""
-        prompt, known = self.audio.no_prompt(request.batch), frozenset[str]()
-        if request.task == "continue":
-            # At the level of the training data; `_drawn` brings the result back to the prompt's.
-            prompt = self.audio.encode(request.prompts, self._gains(request))
-        elif request.prompts:  # only the semantic tokens of the recording are kept
-            known = frozenset({SEMANTIC})
-            gains = self._gains(request)
-            prompt[SEMANTIC] = self.audio.encode_stream(SEMANTIC, request.prompts, gains)
-        added = self.audio.whole_seconds(request.seconds)
-        return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
-
-    def _drawn(
-        self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
-    ) -> GeneratedAudio:
-        """Decode the streams that were drawn, and join them to the recorded prompts."""
-        wave = self.audio.decode(streams[ACOUSTIC]) / self._gains(request)[:, None]
-        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
-        kept = torch.zeros_like(lengths)
-        if request.task == "continue":
-            kept = torch.tensor([audio.wave.shape[0] for audio in request.prompts])
-            if request.prompt_audio == "original":
-                join = round(JOIN_SECONDS * self.sample_rate)
-                wave = with_recordings(wave, request.prompts, join)
-        audio = GeneratedAudio.of(request, wave, self.sample_rate, streams, lengths, kept, ended)
-        return self._deliver(request, audio)
-
-    def _deliver(self, request: Request, audio: GeneratedAudio) -> GeneratedAudio:
-        """Describe the result, and let plugins mark it before anyone gets it."""
-        audio.metadata = metadata_of(request, self.config, self.assembly.streams)
-        shape = audio.wave.shape
-        self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
-        check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
-        return audio
-
-
-def _prompt(wave: object, sample_rate: int) -> tuple[object, int] | Audio:
-    return wave if isinstance(wave, Audio) else (wave, sample_rate)
+        prompts = self.audio.prepared([prompt], whole_units=True)
+        request = self._request(task, prompts, seed=seed, sampling=sampling)
+        return self._finished(request, progress)

@@ -154,10 +154,14 @@ class PluginHost:
         usable = (r for r in self._offered() if kind in (None, r.kind) and not self._blocker(r))
         return tuple(sorted(usable, key=lambda record: (record.kind, record.name, record.source)))
 
-    def find(self, kind: Kind, name: str, place: str) -> PluginRecord:
+    def find(self, kind: Kind, name: str, place: str, made_by: str = "") -> PluginRecord:
         """Return the one component of that kind and name.
 
         A pinned claimant wins, then Segue's own.
+
+        Args:
+            place: what asks for it, for errors.
+            made_by: the package that offered it when a checkpoint was saved, for errors.
 
         Raises:
             PluginError: if there is none, it is blocked, several claim the name and none is
@@ -175,6 +179,8 @@ class PluginHost:
             usable = [record for record in usable if record.source == FIRST_PARTY] or usable
         if not usable:
             hint = self._hint(name, {record.name for record in self.records(kind)})
+            if made_by:
+                hint = f"its checkpoint was saved with {made_by}: install that package; {hint}"
             raise PluginError(place, f"there is no {kind} {name!r}", hint)
         if len(set(usable)) > 1:
             raise _conflict(key, usable, place)

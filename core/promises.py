@@ -6,18 +6,42 @@ raises one sentence that names the component and the distribution that it comes 
 
 from __future__ import annotations
 
-from importlib.metadata import packages_distributions
+from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import NoReturn
 
 import torch
 from pluggy import HookCaller
-from torch import Tensor
+from torch import Tensor, nn
 
+from segue.core.discovery import distribution_of
 from segue.core.errors import PluginError
+from segue.core.metrics import Measured
 from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens
 
 FEW = 64  # codes
+
+
+def check_attribute(component: type, name: str, value: object, contracts: str) -> None:
+    """Refuse to hide an attribute behind a method or property of a contract.
+
+    Args:
+        component: the class whose instance gets the attribute.
+        value: of the attribute; functions may replace methods.
+        contracts: the module whose classes are contracts.
+
+    Raises:
+        TypeError: if the contract would win, so that the attribute could not be read back.
+    """
+    if callable(value) and not isinstance(value, nn.Module):
+        return
+    owner = next((kind for kind in component.__mro__ if name in vars(kind)), None)
+    if owner is None or owner.__module__ != contracts:
+        return
+    if isinstance(vars(owner)[name], property) or callable(vars(owner)[name]):
+        what = f"{component.__name__}.{name} belongs to the contract of {owner.__name__}"
+        raise TypeError(f"{what}: give this attribute another name, such as _{name}")
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
@@ -34,7 +58,7 @@ def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Te
     """
     if not isinstance(tokens, Tokens):
         _refuse(component, f"encode returned a {type(tokens).__name__}, not Tokens")
-    _check_ids(component, "encode", tokens.ids, len(lengths), spec.num_levels, spec.codebook_size)
+    _check_tokens(component, "encode", tokens, len(lengths), spec.num_levels, spec.codebook_size)
     frames = [spec.num_frames(int(length)) for length in lengths]
     found = tokens.lengths.tolist()
     if found != frames:
@@ -66,6 +90,17 @@ def check_wave(component: object, wave: object, rows: int, samples: int | None) 
     return wave
 
 
+def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
+    """Check that a stage model streams at all.
+
+    Raises:
+        PluginError: if ``stream`` did not return something to iterate over.
+    """
+    if not isinstance(pieces, Iterable):
+        _refuse(component, f"stream returned a {type(pieces).__name__}, not an iterator")
+    return iter(pieces)
+
+
 def check_frames(
     component: object, piece: object, rows: int, levels: int, codebook_size: int, most: int
 ) -> Tokens:
@@ -82,10 +117,37 @@ def check_frames(
     """
     if not isinstance(piece, Tokens):
         _refuse(component, f"stream yielded a {type(piece).__name__}, not Tokens")
-    _check_ids(component, "stream", piece.ids, rows, levels, codebook_size)
+    _check_tokens(component, "stream", piece, rows, levels, codebook_size)
     if piece.ids.shape[2] > most:
         _refuse(component, f"stream yielded {piece.ids.shape[2]} frames where {most} were left")
     return piece
+
+
+def check_figure(metric: object, value: object) -> float:
+    """Check the figure of a pair.
+
+    Raises:
+        PluginError: if it breaks the contract of ``Metric``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        _refuse(metric, f"it returned a {type(value).__name__}, not a number")
+    return float(value)
+
+
+def check_measured(metric: object, result: object, records: int) -> Measured:
+    """Check the figures of a set of continuations.
+
+    Raises:
+        PluginError: if it breaks the contract of ``ContinuationMetric.measure``.
+    """
+    if not isinstance(result, Measured):
+        _refuse(metric, f"measure returned a {type(result).__name__}, not Measured")
+    if len(result.rows) != records:
+        _refuse(metric, f"measure returned {len(result.rows)} rows for {records} records")
+    if len({frozenset(row) for row in result.rows}) > 1:
+        _refuse(metric, "measure returned rows of unlike names")
+    rows = [{key: check_figure(metric, row[key]) for key in row} for row in result.rows]
+    return Measured(rows, result.overall)
 
 
 def check_hooked_wave(hook: HookCaller, wave: object, shape: torch.Size) -> None:
@@ -112,13 +174,21 @@ def check_hooked_wave(hook: HookCaller, wave: object, shape: torch.Size) -> None
     raise PluginError(place, problem, "let hooks change samples only, or block the plugin")
 
 
-def _check_ids(
-    component: object, call: str, ids: Tensor, rows: int, levels: int, codebook_size: int
+def _check_tokens(
+    component: object, call: str, tokens: Tokens, rows: int, levels: int, codebook_size: int
 ) -> None:
-    if ids.dtype != torch.long:
-        _refuse(component, f"{call} returned ids of {ids.dtype}, not int64")
+    ids, lengths = tokens.ids, tokens.lengths
+    for name, value in (("ids", ids), ("lengths", lengths)):
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        if kind != torch.long:
+            _refuse(component, f"{call} returned {name} of {kind}, not int64")
     if ids.ndim != 3 or ids.shape[:2] != (rows, levels):
         _refuse(component, f"{call} returned ids {list(ids.shape)}, not [{rows}, {levels}, N]")
+    if lengths.shape != (rows,):
+        _refuse(component, f"{call} returned lengths {list(lengths.shape)}, not [{rows}]")
+    longest = max(lengths.tolist(), default=0)
+    if longest > ids.shape[2]:
+        _refuse(component, f"{call} returned {ids.shape[2]} frames, its lengths say {longest}")
     if ids.numel():
         # Stages draw a few codes at a time: a list is faster than a reduction then.
         edges = ids.flatten() if ids.numel() <= FEW else torch.stack(torch.aminmax(ids))
@@ -132,7 +202,6 @@ def _check_ids(
 
 def _refuse(component: object, problem: str) -> NoReturn:
     kind = type(component)
-    package = kind.__module__.partition(".")[0]
-    owner = next(iter(packages_distributions().get(package, ())), package)
+    owner, _ = distribution_of(kind)
     fix = f"report it to {owner}, and see `segue plugins check`"
     raise PluginError(f"{kind.__name__} of {owner}", f"it breaks its contract: {problem}", fix)

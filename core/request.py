@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import soundfile
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from segue.core.audio import Audio
+from segue.core.audio import Audio, write_audio
 from segue.core.config import PipelineConfig, StageConfig
-from segue.core.errors import GenerationError
+from segue.core.errors import GenerationError, OutputError
 from segue.core.options import Sampling
 from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens, WaveBatch
 from segue.core.validation import real_number, validate, whole_number
 
-Task = Literal["continue", "generate", "acoustic_generation", "resynthesize"]
+Task = Literal["continue", "generate", "acoustic_generation", "resynthesize", "fill"]
 PromptAudio = Literal["original", "codec", "none"]
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
 MAX_BATCH = 1024
+MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Request:
         chunk_seconds: most new audio of one window of a stage; None for as much as fits.
         prompts: one recording per row, at the pipeline's rate; empty if there are none.
         prompt_audio: what the result starts with: the recording, its codec version, or nothing.
+        gap: start and end, in seconds, of the stretch of the recording that is drawn anew; None if
+            the task is another.
     """
 
     task: Task
@@ -50,6 +59,7 @@ class Request:
     chunk_seconds: float | None = None
     prompts: tuple[Audio, ...] = ()
     prompt_audio: PromptAudio = "original"
+    gap: tuple[float, float] | None = None
 
     @classmethod
     def checked(
@@ -63,8 +73,9 @@ class Request:
         chunk_seconds: object = None,
         prompts: tuple[Audio, ...] = (),
         prompt_audio: PromptAudio = "original",
+        gap: tuple[float, float] | None = None,
     ) -> Request:
-        """Make a request from values that a caller passed.
+        """Make a request from values that a caller passed; without a seed, draw one.
 
         Raises:
             GenerationError: if a value is out of range.
@@ -76,15 +87,17 @@ class Request:
         if length is None or not 0 < length <= MAX_SECONDS:
             fix = f"use more than 0, at most {MAX_SECONDS:g}"
             raise GenerationError("seconds", f"{seconds!r} is out of range", fix)
-        number = whole_number(seed)
+        number = secrets.randbelow(2**32) if seed is None else whole_number(seed)
         # Below 2**63 with room for rows and stages, whose own seeds are counted on from it.
         if number is None or not 0 <= number < 2**62:
-            raise GenerationError("seed", f"{seed!r} is out of range", "use a whole number from 0")
+            raise GenerationError(
+                "seed", f"{seed!r} is out of range", "use a whole number from 0, or None"
+            )
         chunk = None if chunk_seconds is None else real_number(chunk_seconds)
         if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
             fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
             raise GenerationError("chunk_seconds", f"{chunk_seconds!r} is out of range", fix)
-        return cls(task, length, number, rows, sampling, chunk, prompts, prompt_audio)
+        return cls(task, length, number, rows, sampling, chunk, prompts, prompt_audio, gap)
 
 
 #: The name that hooks of the first plugin API use.
@@ -92,15 +105,22 @@ GenerationRequest = Request
 
 
 def chosen_sampling(
-    stages: Iterable[StageConfig], overrides: SamplingOverrides | None
+    stages: Iterable[StageConfig],
+    overrides: SamplingOverrides | None,
+    shared: Mapping[str, Any] | None = None,
 ) -> dict[str, Sampling]:
     """Return the sampling of each stage: that of the config, changed as asked.
+
+    Args:
+        overrides: changes by stage.
+        shared: changes for all stages, over which those of a stage win.
 
     Raises:
         GenerationError: if a stage does not exist or its changes are not a mapping.
         ConfigError: if a value is out of range.
     """
-    chosen = {stage.name: stage.sampling for stage in stages}
+    asked = validate(Sampling, dict(shared or {}), "").model_dump(exclude_unset=True)
+    chosen = {stage.name: stage.sampling.model_copy(update=asked) for stage in stages}
     for name, changes in _as_mapping(overrides or {}, "sampling").items():
         if name not in chosen:
             raise GenerationError(
@@ -117,7 +137,7 @@ def _as_mapping(value: object, place: str) -> Mapping[str, Any]:
     return value
 
 
-@dataclass
+@dataclass(repr=False)
 class GeneratedAudio:
     """A ragged batch of generated audio.
 
@@ -129,6 +149,8 @@ class GeneratedAudio:
         tokens: every stream's tokens, prompt included.
         notes: per row, changes made to the prompt (resampled, cropped, ...) and to the result.
         metadata: how it was made: task, seed, sampling, pipeline, resolved config.
+        suffix_samples: ``[B]`` samples at the end of each row that are kept from a recording; None
+            for none.
     """
 
     wave: Float[Tensor, "B T"]
@@ -138,6 +160,7 @@ class GeneratedAudio:
     tokens: Mapping[str, Tokens]
     notes: list[tuple[str, ...]]
     metadata: dict[str, Any] = field(default_factory=dict)
+    suffix_samples: Int64[Tensor, "B"] | None = None
 
     @classmethod
     def of(
@@ -168,7 +191,7 @@ class GeneratedAudio:
         )
         for row in (row for row, end in enumerate(ended) if end):
             seconds = audio.continuation(row).shape[0] / sample_rate
-            audio._note(row, f"ended by itself after {seconds:.2f} s")
+            audio.note(row, f"ended by itself after {seconds:.2f} s")
         if request.prompt_audio == "none":
             batch = WaveBatch.pad([audio.continuation(row) for row in range(len(wave))])
             audio.wave, audio.lengths, audio.prompt_samples = batch.wave, batch.lengths, nothing
@@ -176,20 +199,66 @@ class GeneratedAudio:
         for row, samples in enumerate(audio.wave.abs()):
             peak = float(samples.max()) if len(samples) else 0.0
             if peak > 1.0:
-                audio._note(row, f"clipped a peak of {peak:.2f}")
+                audio.note(row, f"clipped a peak of {peak:.2f}")
         audio.wave = audio.wave.clamp(-1.0, 1.0)
         return audio
 
-    def _note(self, row: int, note: str) -> None:
+    def note(self, row: int, note: str) -> None:
+        """Add a note on one row."""
         self.notes[row] = (*self.notes[row], note)
+
+    def __repr__(self) -> str:
+        seconds = ", ".join(f"{n / self.sample_rate:.2f} s" for n in self.lengths[:4].tolist())
+        more = ", ..." if len(self.lengths) > 4 else ""
+        made = [f"{key} {self.metadata[key]}" for key in ("task", "seed") if key in self.metadata]
+        parts = [f"{seconds}{more} at {self.sample_rate} Hz", *made]
+        return f"GeneratedAudio({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Show a player for each of the first rows in a notebook."""
+        players = []
+        for row in range(min(len(self.wave), MAX_PLAYERS)):
+            file = io.BytesIO()
+            soundfile.write(file, self.row(row).numpy(), self.sample_rate, format="WAV")
+            data = base64.b64encode(file.getvalue()).decode()
+            source = f"data:audio/wav;base64,{data}"
+            players.append(f'<audio controls preload="metadata" src="{source}"></audio>')
+        return f"<div>{html.escape(repr(self))}<br>{'<br>'.join(players)}</div>"
+
+    def play(self) -> None:
+        """Show players in a notebook.
+
+        Raises:
+            OutputError: outside of one.
+        """
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML, display
+        except ImportError:
+            get_ipython = None
+        if get_ipython is None or get_ipython() is None:
+            raise OutputError("play", "works in a notebook", "write a file: audio.save('out.wav')")
+        display(HTML(self._repr_html_()))
+
+    def save(self, path: Path | str, row: int = 0) -> Path:
+        """Write the audio of one row to a file; the suffix chooses the format.
+
+        Raises:
+            OutputError: if it cannot be written there.
+            AudioError: if no audio format has that suffix.
+        """
+        write_audio(path, self.row(row), self.sample_rate)
+        return Path(path)
 
     def row(self, index: int = 0) -> Float[Tensor, "T"]:
         """Return the audio of one row, prompt included."""
         return self.wave[index, : int(self.lengths[index])]
 
     def continuation(self, index: int = 0) -> Float[Tensor, "T"]:
-        """Return the audio of one row after its prompt."""
-        return self.row(index)[int(self.prompt_samples[index]) :]
+        """Return the new audio of one row: what lies after its prompt, or between kept sides."""
+        suffix = 0 if self.suffix_samples is None else int(self.suffix_samples[index])
+        start = int(self.prompt_samples[index])
+        return self.wave[index, start : int(self.lengths[index]) - suffix]
 
 
 def metadata_of(
@@ -204,6 +273,7 @@ def metadata_of(
         "seconds": request.seconds,
         "seed": request.seed,
         "chunk_seconds": request.chunk_seconds,
+        **({} if request.gap is None else {"gap": list(request.gap)}),
         "sampling": {name: sampling.model_dump() for name, sampling in request.sampling.items()},
         "fingerprints": {name: spec.fingerprint for name, spec in streams.items()},
         "config": config.model_dump(mode="json"),

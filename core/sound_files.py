@@ -6,137 +6,151 @@ without a Xing header is guessed wrong; a cut file promises more than it holds.
 
 from __future__ import annotations
 
-import mmap
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy
 import soundfile
 
-from segue.core.errors import AudioError
+from segue.core.mpeg import MpegFrames, find_frames
 
 UNKNOWN_LENGTH = 1 << 62  # as many frames or more: the header states no length
 BLOCK = 1 << 14  # frames decoded at once
-LEAST_MISSING = 0.5  # seconds that a wrong length must hide before a file is refused
+MPEG_SECONDS = 60  # of an MP3 file that are cut out at once
+LAST_PAGE_SECONDS = 60  # of an Ogg file; no page lasts longer
+LEAST_MISSING = 0.5  # seconds by which a header is wrong before it matters
+#: Formats in which every place can be found exactly, whatever was read before.
+PLAIN = frozenset({"WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "CAF", "NIST", "SVX", "VOC"})
 
-# Tables of MPEG audio, layer III (ISO 11172-3, 13818-3): kbit/s and samples per second.
-_RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-_SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+Samples = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
 
-def true_length(
-    file: soundfile.SoundFile, source: Any, place: str
-) -> tuple[int | None, int | None]:
-    """Return the frames that a file holds, as far as that shows without decoding, and promises.
+class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
+    """Read on where the last read ended: soundfile would seek there, and lossy formats would not
+    find the place exactly."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class SoundReader:
+    """Read an open sound file from any place on, as far as it really goes.
+
+    What is read depends on the file and the place alone, not on what was read before.
 
     Args:
-        file: the open file.
-        source: what it was opened from: a path or a binary file.
-        place: its name in errors.
+        source: path, or a binary file that can be searched; it stays open.
 
-    Returns:
-        The length, None if the file must be decoded to find it; and the length in its header, None
-        if it states none.
+    Attributes:
+        rate: samples per second.
+        channels: their number.
+        promised: frames by the header; None if it states no length.
+        length: frames that there are. A cut file may end earlier: see ``measure``.
 
     Raises:
-        AudioError: if libsndfile would stop long before the end.
+        soundfile.LibsndfileError: here or later, if it is no audio.
     """
-    length: int = file.frames
-    if length >= UNKNOWN_LENGTH:
-        return None, None
-    if file.format != "MP3":
-        return length, length
-    counted, has_table = _mpeg_length(_content(source))
-    if not counted:
-        return length, length
-    if counted > length + LEAST_MISSING * file.samplerate:
-        stop, end = length / file.samplerate, counted / file.samplerate
-        problem = f"lasts {end:.1f} s, but libsndfile would stop after {stop:.1f} s"
-        raise AudioError(place, problem, "convert it: ffmpeg -i FILE FILE.flac")
-    return min(length, counted), length if has_table else None
+
+    def __init__(self, source: str | bytes | Path | IO[bytes]) -> None:
+        self._source = os.fspath(source) if isinstance(source, Path) else source
+        self._file = self._opened()
+        self.rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.promised: int | None = self._file.frames
+        self.length: int = self._file.frames
+        self._mpeg: MpegFrames | None = None
+        if self._file.format == "MP3":
+            self._mpeg = self._mpeg_frames()
+        if self.length >= UNKNOWN_LENGTH:
+            self.promised = None
+            self.measure()
+        elif self._mpeg is not None:
+            there = self._mpeg.samples - self._mpeg.delay
+            stops_early = there > self.length + LEAST_MISSING * self.rate
+            self.promised = self.length if self._mpeg.has_table and not stops_early else None
+            self.length = there if stops_early else min(self.length, there)
+
+    def __enter__(self) -> SoundReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, first: int, count: int) -> Samples:
+        """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
+        stop = min(first + count, self.length)
+        if self._mpeg is not None and (first or stop > self._file.frames):
+            step = MPEG_SECONDS * self.rate
+            pieces = [self._read_mpeg(at, min(step, stop - at)) for at in range(first, stop, step)]
+            return _joined(pieces, self.channels)
+        if self._file.tell() and self._file.format not in PLAIN:
+            self._file.close()
+            self._file = self._opened()  # a damaged file may go on otherwise than it begins anew
+        begin = first
+        if self._file.format == "OGG":  # libsndfile does not find its place on the last page
+            begin = min(first, max(0, self.length - LAST_PAGE_SECONDS * self.rate))
+        return _decoded(self._file, begin, stop - begin)[first - begin :]
+
+    def measure(self) -> None:
+        """Find the true length by decoding all, in little memory."""
+        with self._opened() as file:
+            self.length = sum(len(block) for block in _blocks(file, UNKNOWN_LENGTH))
+        self._file = self._opened()
+
+    def _opened(self) -> _SoundFile:
+        if not isinstance(self._source, (str, bytes)):
+            self._source.seek(0)
+        return _SoundFile(self._source)
+
+    def _mpeg_frames(self) -> MpegFrames | None:
+        if isinstance(self._source, (str, bytes)):
+            status = os.stat(self._source)  # noqa: PTH116  # names may be any bytes
+            return _frames_of(self._source, status.st_size, status.st_mtime_ns)
+        return find_frames(self._source)
+
+    def _read_mpeg(self, first: int, count: int) -> Samples:
+        assert self._mpeg is not None
+        if isinstance(self._source, (str, bytes)):
+            with open(self._source, "rb") as file:  # noqa: PTH123
+                excerpt, skipped = self._mpeg.excerpt(file, first, count)
+        else:
+            excerpt, skipped = self._mpeg.excerpt(self._source, first, count)
+        with _SoundFile(excerpt) as cut:
+            return _decoded(cut, 0, skipped + count)[skipped:]
 
 
-def read_frames(
-    file: soundfile.SoundFile, first: int = 0, count: int | None = None
-) -> numpy.ndarray[Any, Any]:
-    """Return frames ``[n, C]`` from ``first`` on: ``count``, all, or what is left."""
-    blocks, left = [], UNKNOWN_LENGTH if count is None else count
+@lru_cache(maxsize=256)
+def _frames_of(path: str | bytes, size: int, changed: int) -> MpegFrames | None:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return find_frames(file)
+
+
+def _decoded(file: soundfile.SoundFile, first: int, count: int) -> Samples:
+    """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
     try:
         if file.tell() != first:
             file.seek(first)
     except soundfile.LibsndfileError:  # it lies beyond the end
-        left = 0
-    while left > 0:
-        block = numpy.full((min(BLOCK, left), file.channels), numpy.nan, numpy.float32)
+        count = 0
+    return _joined(list(_blocks(file, count)), file.channels)
+
+
+def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[Samples]:
+    while count > 0:
+        block = numpy.full((min(BLOCK, count), file.channels), numpy.nan, numpy.float32)
         try:
             found = len(file.read(out=block))
         except soundfile.LibsndfileError:
             # The data end where the header promises more. What was decoded before is in the block.
             found = int(numpy.isfinite(block[:, 0]).cumprod().sum())
-            left = 0
-        blocks.append(block[:found])
-        left = left - found if found else 0
-    return numpy.concatenate(blocks) if blocks else numpy.zeros((0, file.channels), numpy.float32)
+            count = 0
+        if found:
+            yield block[:found]
+        count = count - found if found else 0
 
 
-def _content(source: Any) -> Any:
-    """Return the bytes of a path or of a binary file."""
-    if isinstance(source, (str, bytes, Path)):
-        with Path(os.fsdecode(source)).open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    at = source.tell()
-    source.seek(0)
-    data = source.read()
-    source.seek(at)
-    return data
-
-
-def _mpeg_length(data: Any) -> tuple[int, bool]:
-    """Count the samples of MPEG layer III audio by its frame headers.
-
-    Returns:
-        The samples, and whether a Xing header states the length.
-    """
-    place, samples, first, has_table = _after_tag(data), 0, True, False
-    while place + 4 <= len(data):
-        header = int.from_bytes(data[place : place + 4], "big")
-        found = _frame(header)
-        if found is None:
-            place = data.find(b"\xff", place + 1)
-            if place < 0:
-                break
-            continue
-        size, count = found
-        if place + size > len(data):  # cut off
-            break
-        # The first frame may hold a table for seeking in place of sound.
-        start = data[place : place + 64]
-        is_table = first and any(mark in start for mark in (b"Xing", b"Info", b"VBRI"))
-        samples += 0 if is_table else count
-        has_table = has_table or is_table
-        first, place = False, place + size
-    return samples, has_table
-
-
-def _after_tag(data: Any) -> int:
-    """Return where the audio begins after an ID3v2 tag."""
-    if data[:3] != b"ID3":
-        return 0
-    size = 0
-    for byte in data[6:10]:  # seven bits each
-        size = size << 7 | byte & 0x7F
-    return 10 + size
-
-
-def _frame(header: int) -> tuple[int, int] | None:
-    """Return the bytes and samples of the layer III frame that a header opens, or None."""
-    version, layer = header >> 19 & 3, header >> 17 & 3
-    rate, frequency = header >> 12 & 15, header >> 10 & 3
-    if header >> 21 != 0x7FF or version == 1 or layer != 1 or rate in (0, 15) or frequency == 3:
-        return None
-    kbits = (_RATES_1 if version == 3 else _RATES_2)[rate]
-    samples = 1152 if version == 3 else 576
-    size = samples // 8 * kbits * 1000 // _SAMPLE_RATES[version][frequency] + (header >> 9 & 1)
-    return size, samples
+def _joined(blocks: list[Samples], channels: int) -> Samples:
+    return numpy.concatenate(blocks) if blocks else numpy.zeros((0, channels), numpy.float32)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import SILENCE, Audio, as_audio, prepare, resample
+from segue.core.audio import Audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
+from segue.core.inputs import Prompt, as_prompt
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Tokens, WaveBatch
 
-MAX_GAIN = 100.0  # 40 dB: anything quieter is noise
+MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
+NOTED_GAIN = 100.0  # 40 dB: a user should know
 DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of this length, to save memory
 
 
@@ -62,13 +65,11 @@ class Transcoder:
         units = math.ceil(exact * self.sample_rate / self.unit_samples)
         return Fraction(units * self.unit_samples, self.sample_rate)
 
-    def prepared(
-        self, prompts: Sequence[tuple[object, int] | Audio], *, whole_units: bool
-    ) -> list[Audio]:
+    def prepared(self, prompts: Sequence[Prompt], *, whole_units: bool) -> list[Audio]:
         """Bring prompts to the pipeline's rate and length.
 
         Args:
-            prompts: audio, or pairs of a wave and its sample rate.
+            prompts: in any form that ``segue.core.inputs.as_prompt`` takes.
             whole_units: cut each to whole frames of all streams.
 
         Raises:
@@ -85,21 +86,31 @@ class Transcoder:
             for prompt, place in zip(prompts, places, strict=True)
         ]
 
+    def recording(self, prompt: Prompt) -> Audio:
+        """Bring a whole recording of any length to the pipeline's rate.
+
+        Raises:
+            AudioError: if it cannot be used.
+        """
+        audio = as_prompt(prompt, "prompt")
+        return prepare(audio, self.sample_rate, min_seconds=0, max_seconds=math.inf, place="prompt")
+
     def _prepared(self, prompt: object, whole_units: bool, place: str) -> Audio:
-        if not isinstance(prompt, Audio):
-            if not isinstance(prompt, tuple) or len(prompt) != 2:
-                raise AudioError(place, f"is a {type(prompt).__name__}", "give (wave, sample_rate)")
-            prompt = as_audio(*prompt, place=place)
         least, most = self.limits.min_seconds, self.limits.max_seconds
-        audio = prepare(prompt, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
-        if not whole_units:
-            return audio
+        audio = as_prompt(prompt, place, most)
+        audio = prepare(audio, self.sample_rate, min_seconds=least, max_seconds=most, place=place)
         # The continuation joins at the end, so a part of a frame is cut off at the start.
-        rest = audio.wave.shape[0] % self.unit_samples
+        rest = audio.wave.shape[0] % self.unit_samples if whole_units else 0
         if rest == audio.wave.shape[0]:
             unit = self.unit_samples / self.sample_rate
             raise AudioError(place, "is shorter than one frame", f"give at least {unit:g} s")
-        return Audio(audio.wave[rest:], audio.sample_rate, audio.notes)
+        audio = Audio(audio.wave[rest:], audio.sample_rate, audio.notes)
+        gain = float(self.gains([audio])[0])
+        if gain <= NOTED_GAIN:
+            return audio
+        raised = f"raised by {20 * math.log10(gain):.0f} dB for the models"
+        note = f"{raised}; the result is as quiet as the prompt"
+        return replace(audio, notes=(*audio.notes, note))
 
     def gains(self, audios: Sequence[Audio]) -> Float[Tensor, "B"]:
         """Return the factors that bring each prompt to the level of the training data."""
@@ -191,9 +202,11 @@ class Transcoder:
 
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:
-    """Return the factors that bring each wave to an RMS of ``level``; 1 for silence or no level."""
+    """Return the factors that bring each wave to an RMS of ``level``; 1 if there is no level.
+
+    They grow steadily as waves get quieter, so that a result is never much louder than its prompt.
+    """
     if level is None:
         return torch.ones(len(waves))
     rms = torch.stack([wave.square().mean().sqrt() for wave in waves])
-    gains = torch.where(rms < SILENCE, 1.0, level / rms.clamp_min(SILENCE))
-    return gains.clamp(1 / MAX_GAIN, MAX_GAIN)
+    return (level / rms.clamp_min(level / MAX_GAIN)).clamp_min(1 / MAX_GAIN)

@@ -12,12 +12,8 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
-from segue.data.audio_files import (
-    OpenRecording,
-    decode_recording,
-    open_recording,
-    to_16_bit,
-)
+from segue.core.open_audio import OpenAudio
+from segue.data.audio_files import decoded_blocks, in_pieces, open_recording, to_16_bit
 from segue.data.epochs import Drawn, Epochs, mixed
 from segue.data.recordings import Recording, as_table
 from segue.data.share import WHOLE, Share
@@ -31,9 +27,10 @@ class AudioCrops:
 
     An epoch takes as many crops of a recording as are as long as it, one from each stretch of it.
     Only the parts of files that crops lie in are decoded; parts are kept in memory as 16-bit
-    samples up to ``cache_bytes`` (two hours at 16 kHz take 230 MB). Recordings that cannot be read
-    are listed in ``unreadable`` and skipped; one that could be opened before and cannot any more is
-    an error, as other crops in its place would be learnt from unnoticed.
+    samples up to ``cache_bytes`` (two hours at 16 kHz take 230 MB). In place of a crop that cannot
+    be read another is drawn, and its recording is listed in ``unreadable``: what was drawn before
+    plays no part. A recording that could be opened before and cannot any more is an error, as other
+    crops in its place would be learnt from unnoticed.
     """
 
     def __init__(
@@ -52,6 +49,7 @@ class AudioCrops:
         self._cache = PartCache(cache_bytes)
         self._lengths = numpy.zeros(len(self._recordings), numpy.int64)  # where known
         self.unreadable: dict[str, str] = {}
+        self._closed: set[int] = set()  # recordings that cannot even be opened
         seconds = self._recordings.seconds
         for index in numpy.nonzero(seconds <= 0)[0]:  # no crop is drawn of it
             place = self._recordings[int(index)].place
@@ -93,7 +91,7 @@ class AudioCrops:
     def _crop_of(self, row: Drawn, chance: float) -> Tensor | None:
         """Return 16-bit samples from the stretch of the recording that the slot stands for."""
         recording = self._recordings[row.unit]
-        if recording.place in self.unreadable:
+        if row.unit in self._closed:
             return None
         reader = _Reader(recording, self._rate)
         try:
@@ -113,6 +111,8 @@ class AudioCrops:
                     "put it back and start again: training goes on from its last checkpoint",
                 ) from error
             self.unreadable[recording.place] = error.problem
+            if not reader.is_open:
+                self._closed.add(row.unit)
             return None
 
     def _samples(self, unit: int, start: int, stop: int, reader: _Reader) -> Tensor:
@@ -132,10 +132,10 @@ class _Reader:
 
     def __init__(self, recording: Recording, rate: int) -> None:
         self._context = open_recording(recording)
-        self._opened: OpenRecording | None = None
+        self._opened: OpenAudio | None = None
 
     @property
-    def opened(self) -> OpenRecording:
+    def opened(self) -> OpenAudio:
         if self._opened is None:
             self._opened = self._context.__enter__()
         return self._opened
@@ -180,16 +180,15 @@ def whole_recordings(
     Raises:
         DataError: if many recordings cannot be read, one after the other, or none can.
     """
-    failed = 0
+    failed, size = 0, round(max_seconds * sample_rate)
     for recording in recordings:
         try:
-            wave = decode_recording(recording, sample_rate)
+            for piece in in_pieces(decoded_blocks(recording, sample_rate), size):
+                failed = 0
+                wave = piece.float().div(32767)
+                yield WaveBatch(wave[None], torch.tensor([wave.shape[0]]))
         except AudioError as error:
             failed += 1
             if failed == min(MOST_TRIES, len(recordings)):
                 advice = f"check {error.place}: {error.problem}"
                 raise DataError("recordings", "cannot be read", advice) from error
-            continue
-        failed = 0
-        for piece in wave.float().div(32767).split(round(max_seconds * sample_rate)):
-            yield WaveBatch(piece[None], torch.tensor([piece.shape[0]]))

@@ -3,108 +3,28 @@
 from __future__ import annotations
 
 import io
-import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy
-import soundfile
 import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from segue.core.audio import Audio, resample, to_mono
+from segue.core.audio import Audio, decoding
 from segue.core.errors import AudioError
-from segue.core.sound_files import read_frames, true_length
-from segue.data.places import PLACE_ERRORS, Section, is_url, open_bytes, read_range
+from segue.core.open_audio import OpenAudio
+from segue.core.sound_files import SoundReader
+from segue.data.places import Section, is_url, open_bytes, read_range
 from segue.data.recordings import WHOLE_FILE, Recording
 
 READ_WHOLE = 1 << 24  # bytes: up to here a tar's member is fetched by one read
-INEXACT = frozenset(
-    {"OGG", "MP3", "MPEG"}
-)  # where libsndfile lands a little off the place it seeks
-MARGIN_SECONDS = 0.05  # of context on both sides where a part is resampled; the filter is shorter
-
-
-class OpenRecording:
-    """Read an open recording's samples from any place on.
-
-    Attributes:
-        rate: samples per second of the file.
-        length: samples of the recording, at that rate.
-    """
-
-    def __init__(self, file: Any, recording: Recording, source: Any) -> None:
-        self._file, self._recording = file, recording
-        self.rate: int = file.samplerate
-        self._decoded: numpy.ndarray[Any, Any] | None = None
-        self._first = 0
-        length, _ = true_length(file, source, recording.place)
-        if length is None:  # decode it all, once: nothing else shows where it ends
-            self._decoded = read_frames(file)
-            length = len(self._decoded)
-        self.length = length
-        if recording.start is not None:
-            self._first = min(round(recording.start * self.rate), self.length)
-            wanted = round(recording.seconds * self.rate)
-            self.length = max(0, min(self.length - self._first, wanted))
-
-    def read(self, first: int, count: int) -> Float[Tensor, "T"]:
-        """Return samples ``first .. first + count - 1`` as mono audio, as far as there are any.
-
-        Raises:
-            AudioError: if they hold NaN.
-        """
-        count = max(0, min(count, self.length - first))
-        place = self._recording.place
-        data = self._samples(self._first + first, count)
-        if not numpy.isfinite(data).all():
-            raise AudioError(place, "holds NaN or infinite samples", "repair the file")
-        channel = self._recording.channel
-        if channel is not None and data.shape[1] > 1:
-            data = data[:, channel : channel + 1]
-            if not data.shape[1]:
-                raise AudioError(
-                    place, f"has no channel {channel}", "correct the list of recordings"
-                )
-        return to_mono(torch.from_numpy(data.T.copy()), place)[0]
-
-    def _samples(self, first: int, count: int) -> numpy.ndarray[Any, Any]:
-        """Return ``[count, C]`` samples; a format without exact seeking is decoded whole, once."""
-        if self._decoded is None and self._file.format in INEXACT:
-            self._decoded = read_frames(self._file)
-        if self._decoded is not None:
-            return self._decoded[first : first + count]
-        return read_frames(self._file, first, count)
-
-    def read_at(self, rate: int, first: int, count: int) -> Float[Tensor, "T"]:
-        """Return samples counted at another rate; nearly equal to a cut from the whole, resampled.
-
-        Args:
-            first: a multiple of ``rate``, so that the part begins on a sample of both rates.
-        """
-        if rate == self.rate:
-            return self.read(first, count)
-        unit = self.rate // math.gcd(self.rate, rate)  # source samples between common instants
-        margin = math.ceil(MARGIN_SECONDS * self.rate / unit) * unit
-        begin = first * self.rate // rate
-        lead = min(margin, begin // unit * unit)
-        wanted = math.ceil(count * self.rate / rate) + lead + margin
-        wave = resample(self.read(begin - lead, wanted), self.rate, rate)
-        skipped = lead * rate // self.rate
-        left = self.length_at(rate) - first
-        return wave[skipped : skipped + max(0, min(count, left))]
-
-    def length_at(self, rate: int) -> int:
-        """Return the number of samples of the recording at another rate."""
-        return math.ceil(self.length * rate / self.rate)
 
 
 @contextmanager
-def open_recording(recording: Recording) -> Iterator[OpenRecording]:
+def open_recording(recording: Recording) -> Iterator[OpenAudio]:
     """Open a recording; only its header is read.
 
     Raises:
@@ -112,8 +32,12 @@ def open_recording(recording: Recording) -> Iterator[OpenRecording]:
     """
     place = recording.place
     try:
-        with _bytes_of(recording) as raw, soundfile.SoundFile(raw) as file:
-            opened = OpenRecording(file, recording, raw)
+        with ExitStack() as stack:
+            with decoding(place):
+                raw = stack.enter_context(_bytes_of(recording))
+                sound = stack.enter_context(SoundReader(raw))
+            stretch = recording.start, recording.seconds, recording.channel
+            opened = OpenAudio(sound, place, *stretch)
             if not opened.length:
                 raise AudioError(place, "holds no sample", "name a file that holds audio")
             yield opened
@@ -122,13 +46,6 @@ def open_recording(recording: Recording) -> Iterator[OpenRecording]:
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error})"
         raise AudioError(place, problem, "check the path") from error
-    except (soundfile.LibsndfileError, *PLACE_ERRORS, MemoryError, TypeError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise AudioError(
-            place,
-            f"cannot be read as audio ({lines[-1].rstrip('.')})",
-            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
-        ) from error
 
 
 @contextmanager
@@ -176,17 +93,28 @@ def read_recording(recording: Recording, first_seconds: float | None = None) -> 
         return Audio(opened.read(0, wanted), opened.rate)
 
 
-def decode_recording(recording: Recording, sample_rate: int) -> Int16[Tensor, "T"]:
-    """Read a recording at ``sample_rate`` as 16-bit samples ``[T]``.
+def decoded_blocks(recording: Recording, sample_rate: int) -> Iterator[Int16[Tensor, "T"]]:
+    """Yield a recording at ``sample_rate`` as 16-bit samples, block by block.
 
     Raises:
         AudioError: if it cannot be read.
     """
-    audio = read_recording(recording)
-    wave = audio.wave
-    if audio.sample_rate != sample_rate:
-        wave = resample(wave, audio.sample_rate, sample_rate)
-    return to_16_bit(wave)
+    with open_recording(recording) as opened:
+        yield from map(to_16_bit, opened.blocks_at(sample_rate))
+
+
+def in_pieces(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yield the same samples in pieces of one size; the last may be shorter."""
+    rest: list[Tensor] = []
+    for block in blocks:
+        whole = torch.cat([*rest, block])
+        *pieces, last = whole.split(size)
+        yield from pieces
+        rest = [last]
+        if len(last) == size:
+            yield last
+            rest = []
+    yield from rest
 
 
 def to_16_bit(wave: Float[Tensor, "T"]) -> Int16[Tensor, "T"]:

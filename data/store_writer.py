@@ -28,7 +28,7 @@ from segue.core.interfaces import Tokenizer
 from segue.core.progress import Progress
 from segue.core.promises import check_tokens
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
-from segue.data.audio_files import decode_recording
+from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording, Split
 from segue.data.store_file import METADATA, read_shard_header
 from segue.data.store_plan import Shard, plan_store
@@ -155,16 +155,16 @@ def tokenize_recording(
     specs = [tokenizer.spec for tokenizer in tokenizers.values()]
     # At the codec's rate, as in a pipeline: a semantic tokenizer's own may be lower.
     rate = (tokenizers.get(ACOUSTIC) or next(iter(tokenizers.values()))).spec.sample_rate
-    wave = decode_recording(recording, rate).float() / 32767
     unit = common_samples(specs, rate)
-    wave = wave[: wave.shape[0] // unit * unit]
-    if not wave.numel():
+    size = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
+    found: dict[str, list[Tensor]] = {name: [] for name in tokenizers}
+    for piece in in_pieces(decoded_blocks(recording, rate), size):
+        wave = piece[: piece.shape[0] // unit * unit].float() / 32767
+        for name, tokenizer in tokenizers.items() if wave.numel() else ():
+            found[name].append(_encode(tokenizer, wave, rate))
+    if not all(found.values()):
         return None
-    piece = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
-    found: dict[str, Tensor] = {}
-    for name, tokenizer in tokenizers.items():
-        found[name] = torch.cat([_encode(tokenizer, part, rate) for part in wave.split(piece)], 1)
-    return found
+    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}
 
 
 def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:

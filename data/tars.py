@@ -25,11 +25,12 @@ import soundfile
 
 from segue.core.errors import DataError, OutputError
 from segue.core.files import atomic_path, cache_directory
+from segue.core.sound_files import SoundReader
 from segue.data.manifest import Note, is_audio
 from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
 from segue.data.recordings import Recording
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 THREADS = 8  # tars that are looked through at a time
 MOST_DESCRIPTION = 1 << 16  # bytes of a JSON member that is read
 GROUP_KEYS = ("group", "speaker", "speaker_id", "spk")
@@ -187,7 +188,8 @@ def _member(file: IO[bytes], info: tarfile.TarInfo, described: dict[str, Any]) -
 
 def _measured(file: Section) -> float:
     try:
-        return float(soundfile.info(file).duration)
+        with SoundReader(file) as sound:  # type: ignore[arg-type]
+            return sound.length / sound.rate
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         return 0.0
 

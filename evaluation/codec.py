@@ -19,6 +19,7 @@ from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, TokenSpec
 from segue.core.transcoder import Transcoder
 from segue.data.recordings import Recording
+from segue.evaluation.failures import Failures, figures_of_pair, without
 from segue.evaluation.statistics import entropy, summarise
 from segue.evaluation.subjects import usable
 
@@ -46,7 +47,7 @@ def evaluate_codec(
     Returns:
         ``levels``: per number of levels kbit/s, speed and, per metric, an estimate over recordings
         with the recording that is worst. ``codebooks``: see ``CodebookUse``. ``speed`` figures are
-        seconds of audio per second of computing.
+        seconds of audio per second of computing. ``failed``: why metrics have no figures.
 
     Raises:
         ConfigError: if the codec has not so many levels, or a lower sample rate.
@@ -86,6 +87,7 @@ class _Passage:
     clock: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     unusable: int = 0
+    failed: Failures = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = {count: [] for count in self.levels}
@@ -114,9 +116,8 @@ class _Passage:
         for count in self.levels:
             coded = self._decode(codes, count, reference)
             wave = resample(coded.wave, coded.sample_rate, self.rate)
-            self.rows[count].append(
-                {name: metric(heard, wave, self.rate) for name, metric in self.metrics.items()}
-            )
+            found = figures_of_pair(self.metrics, heard, wave, self.rate, self.failed)
+            self.rows[count].append(found)
 
     def _encode(self, reference: Audio) -> Tokens:
         gains = self.audio.gains([reference])
@@ -145,17 +146,19 @@ class _Passage:
             "metrics": {
                 name: {"unit": metric.unit, "higher_is_better": metric.higher_is_better}
                 for name, metric in self.metrics.items()
+                if name not in self.failed
             },
+            "failed": self.failed,
             "levels": {str(count): self._level(count) for count in self.levels},
             "codebooks": self.use.figures(),
         }
 
     def _level(self, count: int) -> dict[str, Any]:
-        rows = self.rows[count]
+        rows = without(self.rows[count], self.failed)
         found = summarise(rows)
-        for name, metric in self.metrics.items():
+        for name in found:
             if found[name]["count"]:
-                edge = "lowest" if metric.higher_is_better else "highest"
+                edge = "lowest" if self.metrics[name].higher_is_better else "highest"
                 values = [row[name] for row in rows]
                 found[name]["worst"] = self.paths[values.index(found[name][edge])]
         return {

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from segue.core.audio import Audio, resample
-from segue.core.errors import AudioError, DataError, PluginError
-from segue.core.metrics import Continuation, ContinuationMetric, Measured, group_numbers
+from segue.core.errors import AudioError, DataError
+from segue.core.metrics import Continuation, ContinuationMetric, SetFigure, group_numbers
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
+from segue.core.promises import check_figure, check_measured
 from segue.core.request import GeneratedAudio
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
+from segue.evaluation.failures import Failures, noted
 from segue.evaluation.statistics import grouped_summary, jackknife_interval
 
 Keep = Callable[[Recording, GeneratedAudio], object]
@@ -42,18 +47,20 @@ def evaluate_continuations(
 
     Returns:
         ``items``, ``groups`` (speakers, pieces) and ``unusable`` recordings; ``metrics``: by name,
-        every figure as an estimate. Intervals are over groups: drawn anew for means, left out one
-        by one for figures of the whole set.
+        every figure as an estimate; ``failed``: why metrics have no figures. Intervals are over
+        groups: drawn anew for means, left out one by one for figures of the whole set.
 
     Raises:
         DataError: if no recording can be used.
     """
     records = continued(pipeline, recordings, prompt_seconds, seconds, seed, progress, keep)
+    failed: Failures = {}
     return {
         "items": len(records),
         "groups": len({record.group for record in records}),
         "unusable": len(recordings) - len(records),
-        "metrics": measured(records, metrics, progress),
+        "metrics": measured(records, metrics, failed, progress),
+        "failed": failed,
     }
 
 
@@ -117,33 +124,31 @@ def _record(made: GeneratedAudio, audio: Audio, cut: int, recording: Recording) 
 def measured(
     records: Sequence[Continuation],
     metrics: Mapping[str, ContinuationMetric],
+    failed: Failures,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compute each metric's figures as estimates, with intervals over groups.
 
-    Raises:
-        PluginError: if a metric breaks its contract.
+    Args:
+        failed: gets the reason of each metric that fails; it has no figures.
     """
     found = {}
     groups = [record.group for record in records]
     for done, (name, metric) in enumerate(metrics.items(), start=1):
-        result = metric.measure(records)
-        _check(name, result, len(records))
-        found[name] = grouped_summary(result.rows, groups) | {
-            figure: _overall(function, groups) for figure, function in result.overall.items()
-        }
+        with noted(name, metric, failed):
+            result = check_measured(metric, metric.measure(records), len(records))
+            overall = {
+                figure: _overall(partial(_checked, metric, function), groups)
+                for figure, function in result.overall.items()
+            }
+            found[name] = grouped_summary(result.rows, groups) | overall
         if progress is not None:
             progress("metrics", done, len(metrics))
     return found
 
 
-def _check(name: str, result: Measured, count: int) -> None:
-    if len(result.rows) != count or len({tuple(row) for row in result.rows}) > 1:
-        raise PluginError(
-            name,
-            f"gave {len(result.rows)} rows for {count} records, or rows of unlike names",
-            "let it give one row per record, each with the same names",
-        )
+def _checked(metric: ContinuationMetric, function: SetFigure, weights: Float[Tensor, "B"]) -> float:
+    return check_figure(metric, function(weights))
 
 
 def _overall(function: Any, groups: Sequence[str]) -> dict[str, Any]:

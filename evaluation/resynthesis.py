@@ -16,6 +16,7 @@ from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import measured
+from segue.evaluation.failures import Failures, figures_of_pair, without
 from segue.evaluation.statistics import grouped_summary
 from segue.evaluation.subjects import usable
 
@@ -49,7 +50,7 @@ def evaluate_resynthesis(
     Returns:
         ``items``, ``groups`` and ``unusable``; ``ways``: per way, every figure that any item has as
         an estimate with its interval over groups, under ``<metric> <figure>`` where a metric has
-        several.
+        several; ``failed``: why metrics failed, which then have no figures from that way on.
 
     Raises:
         DataError: if no recording can be used.
@@ -58,7 +59,7 @@ def evaluate_resynthesis(
     sources = _sources(pipeline, recordings)
     if not sources:
         raise DataError("recordings", "none can be used", "check the data")
-    found = {}
+    found, failed = {}, Failures()
     for way in ways:
         records = []
         for done, (recording, audio) in enumerate(sources, start=1):
@@ -68,12 +69,13 @@ def evaluate_resynthesis(
             if progress is not None:
                 progress(way, done, len(sources))
         if records:
-            found[way] = _figures(records, pair_metrics, set_metrics)
+            found[way] = _figures(records, pair_metrics, set_metrics, failed)
     return {
         "items": len(sources),
         "groups": len({recording.group for recording, _ in sources}),
         "unusable": len(recordings) - len(sources),
         "ways": found,
+        "failed": failed,
     }
 
 
@@ -125,16 +127,16 @@ def _figures(
     records: Sequence[Continuation],
     pair_metrics: Mapping[str, Metric],
     set_metrics: Mapping[str, ContinuationMetric],
+    failed: Failures,
 ) -> dict[str, Any]:
     rows = [
-        {
-            name: metric(record.prompt, record.continuation, record.sample_rate)
-            for name, metric in pair_metrics.items()
-        }
-        for record in records
+        figures_of_pair(pair_metrics, one.prompt, one.continuation, one.sample_rate, failed)
+        for one in records
     ]
-    found: dict[str, Any] = grouped_summary(rows, [record.group for record in records])
-    for name, figures in measured(records, set_metrics).items():
+    groups = [record.group for record in records]
+    found: dict[str, Any] = grouped_summary(without(rows, failed), groups)
+    sets = {name: metric for name, metric in set_metrics.items() if name not in failed}
+    for name, figures in measured(records, sets, failed).items():
         found |= {
             f"{name} {key}": value
             for key, value in figures.items()

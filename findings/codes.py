@@ -112,10 +112,11 @@ def _of_sound(study: Study, pipeline: Pipeline, pairs: Sequence[str]) -> Figures
     heard = _recordings(study)
     levels = codec.spec.num_levels
     found = evaluate_codec(codec, pipeline.config.prompt, heard, metrics, [levels], study.progress)
+    study.missing |= found["failed"]
     figures, books = found["levels"][str(levels)], found["codebooks"]
     return {
         RATE: figures["kbit_per_second"],
-        **{name: figures[name] for name in pairs},
+        **{name: figures[name] for name in pairs if name in figures},
         USED: min(book["used"] for book in books),
         ENTROPY: sum(book["entropy_kbit_per_second"] for book in books),
     }

@@ -203,14 +203,14 @@ class Study:
             pipeline, self.recordings, asked.prompt_seconds, asked.seconds, asked.seed,
             self.progress,
         )  # fmt: skip
-        found = measured(records, metrics, self.progress)
+        found = measured(records, metrics, self.missing, self.progress)
         return {f"{name} {key}": v for name, row in found.items() for key, v in row.items()}
 
     def resynthesis(
         self, pipeline: Pipeline, ways: Sequence[Way], pairs: Iterable[str], sets: Iterable[str]
     ) -> dict[str, Figures]:
         """Measure, by way, the held-out recordings after they went through tokens."""
-        found: dict[str, Figures] = evaluate_resynthesis(
+        found = evaluate_resynthesis(
             pipeline,
             self.recordings,
             ways,
@@ -218,8 +218,10 @@ class Study:
             self.metrics("continuation_metric", sets),
             seed=self.settings.seed,
             progress=self.progress,
-        )["ways"]
-        return found
+        )
+        self.missing |= found["failed"]
+        figures: dict[str, Figures] = found["ways"]
+        return figures
 
     def row(self, name: str, settings: Mapping[str, Any], make: Callable[[], Figures]) -> Figures:
         """Keep figures that take long in a file, so that a killed run goes on after them.

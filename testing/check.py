@@ -40,13 +40,14 @@ class Check:
     description: str
 
     def __call__(self, subject: Subject) -> None:
-        """Test a subject; leave the global random state as it was.
+        """Test a subject; leave torch's random state and grad mode as they were.
 
         Raises:
             ConformanceError: if the promise is broken; or whatever the component raised.
             NotApplicable: if the check does not apply to this subject.
         """
-        with torch.random.fork_rng(devices=[]):
+        mode = torch.set_grad_enabled(torch.is_grad_enabled())
+        with torch.random.fork_rng(devices=[]), mode:
             torch.manual_seed(0)
             self.function(subject)
 

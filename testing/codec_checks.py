@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +20,13 @@ from segue.testing.compare import (
     unchanged,
 )
 from segue.testing.subject import Subject
+from segue.testing.synthetic import ragged_audio
 from segue.testing.tokenizer_checks import audio_for, encode, tokenizer_of
 
 _FRAMES = (23, 9, 4, 1)
 _ROW_FRAMES = 64
+_PAIRED_CODES = 64  # largest codebook of which every pair is tried
+_LOUDEST = 30.0
 
 
 def codec_of(subject: Subject) -> AcousticCodec:
@@ -51,7 +56,7 @@ def check_decodes_any_number_of_levels(subject: Subject) -> None:
             wave = decode(codec, codes.levels(0, count))
         shape = tuple(wave.shape)
         require(shape == wanted, f"{count} levels decode to {shape} instead of {wanted}")
-        require(wave.is_floating_point(), f"decoded audio is {wave.dtype}")
+        require(wave.dtype == torch.float32, f"decoded audio is {wave.dtype}, not float32")
         require_finite(wave, f"audio of {count} levels")
 
 
@@ -77,7 +82,7 @@ def check_decoded_audio_ends_in_zeros(subject: Subject) -> None:
 
 
 def check_every_code_decodes(subject: Subject) -> None:
-    """Check that every legal code of every level decodes to finite audio."""
+    """Check that every legal code decodes to finite audio; of small codebooks, every pair too."""
     codec = codec_of(subject)
     size, num_levels = codec.spec.codebook_size, codec.spec.num_levels
     rows = -(-size // _ROW_FRAMES)
@@ -87,6 +92,104 @@ def check_every_code_decodes(subject: Subject) -> None:
     for ids in (torch.stack(levels), (frames % size).expand(num_levels, -1)):
         batch = ids.reshape(num_levels, rows, _ROW_FRAMES).transpose(0, 1)
         require_finite(decode(codec, Tokens.full(batch)), "audio of all codes")
+    if size <= _PAIRED_CODES:
+        first, second = torch.cartesian_prod(torch.arange(size), torch.arange(size)).T[:, :, None]
+        for bit in range(max(1, (num_levels - 1).bit_length())):  # any two levels differ in a bit
+            levels = [second if q >> bit & 1 else first for q in range(num_levels)]
+            after = second.expand(-1, num_levels)[..., None]
+            pairs = torch.cat([torch.stack(levels, dim=1), after], dim=2)
+            require_finite(decode(codec, Tokens.full(pairs)), "audio of a pair of codes")
+
+
+def check_every_level_is_heard(subject: Subject) -> None:
+    """Check that the codes of each level change the audio, which is not silent."""
+    codec = codec_of(subject)
+    size, codes = codec.spec.codebook_size, torch.randint(codec.spec.codebook_size, (1, 1, 24))
+    codes = codes.repeat(1, codec.spec.num_levels, 1)
+    wave = decode(codec, Tokens.full(codes))
+    require(bool(wave.any()), "random codes decode to silence")
+    for level in range(codec.spec.num_levels):
+        other = codes.clone()
+        other[:, level] = (other[:, level] + 1 + size // 3) % size
+        same = torch.equal(decode(codec, Tokens.full(other)), wave)
+        require(not same or size == 1, f"the codes of level {level} change nothing")
+
+
+def check_frames_are_heard_in_their_place(subject: Subject) -> None:
+    """Check that the codes of a frame change the samples of that frame."""
+    codec = codec_of(subject)
+    spec, frame = codec.spec, 12
+    codes = torch.randint(spec.codebook_size, (8, spec.num_levels, 24))
+    other = codes.clone()
+    other[:, :, frame] = torch.randint(spec.codebook_size, (8, spec.num_levels))
+    gap = (decode(codec, Tokens.full(codes)) - decode(codec, Tokens.full(other))).abs()
+    own = gap[:, frame * spec.frame_size : (frame + 1) * spec.frame_size]
+    require(bool(own.any()), f"the codes of frame {frame} do not change its own samples")
+
+
+def check_loudness_is_kept_in_bounds(subject: Subject) -> None:
+    """Check that encoded and decoded audio is not far louder than the audio."""
+    codec = codec_of(subject)
+    audio = audio_for(codec.spec)
+    wave = decode(codec, encode(codec, audio))
+    ratio = float(wave.square().mean().sqrt() / audio.wave.square().mean().sqrt())
+    require(ratio <= _LOUDEST, f"decoded audio is {ratio:.0f} times as loud as the audio")
+
+
+@torch.no_grad()
+def check_streams_share_nothing(subject: Subject) -> None:
+    """Check that two streams that take turns give what each gives alone."""
+    codec = codec_of(subject)
+    if codec.can_stream:
+        codes = torch.randint(codec.spec.codebook_size, (2, codec.spec.num_levels, 20))
+        alone = [_streamed(codec.streaming_decoder(), row[None].split(4, -1)) for row in codes]
+        pair = [codec.streaming_decoder() for _ in codes]
+        found = _in_turn(pair, [row[None].split(4, -1) for row in codes])
+        for row, (have, want) in enumerate(zip(found, alone, strict=True)):
+            require_close(have, want, f"stream {row} beside another one", subject.atol)
+    if codec.streaming_encoder() is not None:
+        wave = audio_for(codec.spec).wave[:2]
+        pieces = [row[None].split(3 * codec.spec.frame_size // 2, -1) for row in wave]
+        single = [_streamed(codec.streaming_encoder(), each) for each in pieces]
+        together = _in_turn([codec.streaming_encoder() for _ in pieces], pieces)
+        for row, (have, want) in enumerate(zip(together, single, strict=True)):
+            what = f"encoding stream {row} beside another one"
+            require_same_tokens(Tokens.full(have), Tokens.full(want), what, subject.mismatches)
+
+
+def _streamed(stream: Any, pieces: Sequence[Tensor]) -> Tensor:
+    return _in_turn([stream], [pieces])[0]
+
+
+def _in_turn(streams: Sequence[Any], pieces: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Push the pieces of several streams in turn; return all that each gave."""
+    given: list[list[Tensor]] = [[] for _ in streams]
+    for turn in zip(*pieces, strict=True):
+        for stream, piece, own in zip(streams, turn, given, strict=True):
+            own.append(stream.push(piece))
+    ends = [stream.finish() for stream in streams]
+    return [torch.cat([*own, end], dim=-1) for own, end in zip(given, ends, strict=True)]
+
+
+@torch.no_grad()
+def check_streams_do_not_wait_for_the_end(subject: Subject) -> None:
+    """Check that pushed frames are given out long before the stream ends."""
+    codec = codec_of(subject)
+    if not codec.can_stream:
+        raise NotApplicable("it says that it cannot stream: it declares no decode_context")
+    spec, frames = codec.spec, 60
+    ahead = frames // 2 if codec.decode_context is None else codec.decode_context[1]
+    frames += ahead
+    codes = torch.randint(spec.codebook_size, (1, spec.num_levels, frames))
+    decoder = codec.streaming_decoder()
+    early = sum(decoder.push(piece).shape[-1] for piece in codes.split(1, dim=-1))
+    least = (frames - ahead) * spec.frame_size
+    require(early >= least, f"{early} samples came before the end, at least {least} were known")
+    encoder = codec.streaming_encoder()
+    if encoder is not None:
+        wave = ragged_audio([frames * spec.frame_size], spec.sample_rate).wave
+        given = sum(encoder.push(piece).shape[-1] for piece in wave.split(spec.frame_size, dim=-1))
+        require(given >= frames // 2, f"{given} of {frames} frames were encoded before the end")
 
 
 @torch.no_grad()

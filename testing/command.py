@@ -1,55 +1,60 @@
-"""Check a registered component, for `segue plugins check`."""
+"""Check a registered component or a whole distribution, for `segue plugins check`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from segue.core.errors import PluginError
+from segue.core.discovery import find_plugins, normalised
+from segue.core.errors import ConfigError, PluginError
 from segue.core.plugins import PluginHost
 from segue.core.validation import suggestion
-from segue.testing.check import run_check
-from segue.testing.subject import TINY_STAGES, Subject
-from segue.testing.suite import checks_for
+from segue.testing.distribution import check_distribution
+from segue.testing.result import ComponentResult
 
 
-@dataclass(frozen=True)
-class ComponentResult:
-    """The outcome of one check.
+def check_named(
+    host: PluginHost, name: str, options: Mapping[str, Any], timeout: float
+) -> list[ComponentResult]:
+    """Check the component or the installed distribution of this name.
 
-    Attributes:
-        name: of the check; of a stage language model after the stage it was tried with.
-        problem: the broken promise; empty if the check passed or does not apply.
-        skipped: why the check does not apply; empty if it was run.
+    Args:
+        host: knows the components; not asked for a distribution, whose import may never end.
+        options: of a component.
+        timeout: seconds that a distribution may take to register.
+
+    Raises:
+        PluginError: if there is neither.
+        ConfigError: if it does not take the options.
     """
-
-    name: str
-    problem: str = ""
-    skipped: str = ""
+    distributions = {status.source for status in find_plugins(everything=True)}
+    if normalised(name) in distributions:
+        if options:
+            problem = f"sets options, but {name} is a distribution"
+            raise ConfigError("--options", problem, "leave them out, or name a component")
+        return check_distribution(normalised(name), timeout)
+    known = {record.name for record in host.records()}
+    if name not in known:
+        problem = "there is no component and no distribution with plugins of that name"
+        raise PluginError(name, problem, suggestion(name, known | distributions))
+    return check_component(host, name, options)
 
 
 def check_component(
     host: PluginHost, name: str, options: Mapping[str, Any]
 ) -> list[ComponentResult]:
-    """Run every check on a registered component.
+    """Run every check on a registered component, of whatever kinds the name is.
 
     Raises:
-        PluginError: if there is no such component, or its kind has no checks.
+        PluginError: if it cannot be used.
         ConfigError: if it does not take the options.
     """
-    records = host.records()
-    named = sorted({record.kind for record in records if record.name == name})
-    kinds = [kind for kind in named if checks_for(kind)]
-    if not kinds:
-        known = [record.name for record in records if checks_for(record.kind)]
-        raise PluginError(
-            name,
-            f"is a {named[0]}, a kind without checks" if named else "there is no such component",
-            "check a semantic tokenizer, a codec or a stage language model"
-            if named
-            else suggestion(name, known),
-        )
+    # Imported here: checks of components import torch, those of a distribution must not.
+    from segue.testing.check import run_check
+    from segue.testing.subject import TINY_STAGES, Subject
+    from segue.testing.suite import checks_for
+
+    kinds = sorted({record.kind for record in host.records() if record.name == name})
     subjects: list[tuple[str, Subject]] = []
     for kind in kinds:
         # Validated here, once, so that a wrong value is reported with its path.

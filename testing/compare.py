@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import random
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load, save
@@ -70,6 +76,58 @@ def unchanged(**inputs: object) -> Iterator[None]:
     for name, copies in before.items():
         for old, new in zip(copies, _tensors(inputs[name]), strict=True):
             require(torch.equal(old, new), f"{name} is written to")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Fail if the block changes what the whole process shares: seeds, grad mode, and the like."""
+    torch.rand(()), random.random()  # else setting a seed again would change nothing
+    before = _shared()
+    yield
+    for what, value in _shared().items():
+        same = torch.equal(value, before[what]) if what == _STATE else value == before[what]
+        require(same, f"{what} changed, which the whole process shares")
+
+
+_STATE = "torch's random state"
+
+
+def _shared() -> dict[str, Any]:
+    return {
+        _STATE: torch.get_rng_state(),
+        "Python's random state": random.getstate(),
+        "grad mode": torch.is_grad_enabled(),
+        "the default dtype": torch.get_default_dtype(),
+        "the number of threads": torch.get_num_threads(),
+        "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "the working directory": Path.cwd(),
+    }
+
+
+_CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns")
+_LATER = 86_413.37  # seconds; no multiple of a usual number
+
+
+class _LaterDate(datetime.datetime):
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> _LaterDate:
+        return super().now(tz) + datetime.timedelta(seconds=_LATER)
+
+
+@contextmanager
+def a_day_later(component: object) -> Iterator[None]:
+    """Let the clocks that a component's modules can read be a day ahead."""
+    modules = {sys.modules.get(kind.__module__) for kind in type(component).__mro__}
+    later: dict[int, object] = {id(datetime.datetime): _LaterDate}
+    for name in _CLOCKS:
+        clock, step = getattr(time, name), _LATER * (1e9 if name.endswith("ns") else 1)
+        later[id(clock)] = lambda clock=clock, step=step: clock() + type(clock())(step)
+    with ExitStack() as stack:
+        for module in (time, datetime, *filter(None, modules)):
+            for name, value in list(vars(module).items()):
+                if id(value) in later:
+                    stack.enter_context(patch.object(module, name, later[id(value)]))
+        yield
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
+from segue.core.errors import SegueError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import row_generators
 from segue.testing.check import NotApplicable, require
 from segue.testing.compare import (
+    a_day_later,
     require_finite,
     require_legal,
     require_same_tokens,
     unchanged,
+    undisturbed,
 )
 from segue.testing.stage_batches import (
     NEW_FRAMES,
     alternatives,
     autoregressive_lm_of,
+    batch_for,
     continued,
     given_for,
     lm_of,
@@ -32,6 +38,7 @@ from segue.testing.subject import Subject
 _ALTERNATIVES = 32
 _DRAWN_CODES = 64  # largest codebook of which every code must be drawn
 _GREEDY_FRAMES = 16
+_MANY = 66  # frames
 #: The low one shows where likelihoods differ, the high one where random draws do.
 _TEMPERATURES = (1.0, 10.0)
 
@@ -99,8 +106,93 @@ def check_is_deterministic(subject: Subject) -> None:
     for temperature in _TEMPERATURES:
         first = continued(lm, batch, temperature=temperature)
         torch.manual_seed(123)
-        second = continued(lm, batch, temperature=temperature)
-        require_same_tokens(second, first, "generated a second time")
+        for time in ("second", "third"):
+            with a_day_later(lm):
+                again = continued(lm, batch, temperature=temperature)
+            require_same_tokens(again, first, f"generated a {time} time")
+
+
+def check_settings_of_sampling_are_used(subject: Subject) -> None:
+    """Check that temperature, top-k and top-p change how tokens are drawn."""
+    lm, batch = lm_of(subject), prompts_for(subject.stage, [0] * 8)
+    other = [100 + row for row in range(8)]
+    best = continued(lm, batch, temperature=0.0)
+    again = continued(lm, batch, temperature=0.0, seeds=other)
+    require_same_tokens(again, best, "at temperature 0 with other seeds", subject.mismatches)
+    drawn = (continued(lm, batch, temperature=10.0, seeds=seeds) for seeds in (None, other))
+    same = torch.equal(*(new.ids for new in drawn))
+    require(not same, "at temperature 10, other seeds draw the same tokens")
+    if not lm.autoregressive:
+        return
+    for setting in (Sampling(top_k=1), Sampling(top_p=1e-6)):
+        new = continued(lm, batch, seeds=other, sampling=setting)
+        changed = setting.model_dump(exclude_defaults=True)
+        what = f"with {changed}, which keeps the best token only"
+        require_same_tokens(new, best, what, subject.mismatches)
+
+
+def check_guidance_is_used(subject: Subject) -> None:
+    """Check that a model that accepts guidance draws other tokens with it."""
+    lm, batch = lm_of(subject), prompts_for(subject.stage, [0] * 8)
+    strong = Sampling(temperature=10.0, guidance=20.0)
+    try:
+        lm.check_sampling(strong)
+    except SegueError as refusal:
+        raise NotApplicable(f"it refuses guidance: {refusal.problem}") from refusal
+    plain = continued(lm, batch, temperature=10.0)
+    same = torch.equal(continued(lm, batch, sampling=strong).ids, plain.ids)
+    require(not same, "guidance 20 draws the same tokens; let check_sampling refuse it")
+
+
+def check_generates_many_frames(subject: Subject) -> None:
+    """Check that more frames than any other check uses are scored and generated."""
+    lm, stage = lm_of(subject), subject.stage
+    nothing = StageBatch(Tokens.empty(1, stage.target.num_levels), given_for(stage, [_MANY]))
+    try:
+        new = continued(lm, nothing, _MANY)
+        score = lm.score(batch_for(stage, [2 * _MANY]))
+    except SegueError as refusal:  # options may set a limit, as gpt2's positions do
+        raise NotApplicable(f"it refuses {_MANY} frames: {refusal.problem}") from refusal
+    _require_frames(new, subject, 1, _MANY, f"{_MANY} frames")
+    require_finite(score, f"scores of {2 * _MANY} frames")
+
+
+def check_unbounded_is_true(subject: Subject) -> None:
+    """Check that a model that says ``unbounded`` gives frames at once, in constant memory."""
+    lm, stage = lm_of(subject), subject.stage
+    if not lm.unbounded:
+        raise NotApplicable("it works in windows")
+    require(not stage.given, "it says unbounded, but the stage is given slices")
+    pieces = lm.stream(
+        (), Tokens.empty(1, stage.target.num_levels), 4 * _MANY, Sampling(), row_generators(0, 1)
+    )
+    held, frames = [], 0
+    for piece in pieces:
+        before, frames = frames, frames + piece.ids.shape[2]
+        if before // (2 * _MANY) != frames // (2 * _MANY):  # half of them, and all
+            held.append(_held_in_tensors())
+    require(len(held) == 2, f"{4 * _MANY} frames came in too few pieces to be unbounded")
+    grown = held[1] - held[0]
+    require(grown <= _MANY * 8, f"memory grows by {grown} bytes in {2 * _MANY} frames")
+
+
+def _held_in_tensors() -> int:
+    """Return the bytes of all tensors of this process."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+@torch.no_grad()
+def check_leaves_the_process_alone(subject: Subject) -> None:
+    """Check that scoring and generating change no seed or mode of the whole process."""
+    lm, batch = lm_of(subject), prompts_for(subject.stage)
+    generators = row_generators(0, len(batch.target.lengths))
+    scored = batch_for(subject.stage)
+    with torch.enable_grad(), undisturbed():
+        lm.generate(batch.given, batch.target, NEW_FRAMES, Sampling(), generators)
+        lm.score(scored)
 
 
 def check_padding_does_not_change_generation(subject: Subject) -> None:
@@ -123,28 +215,28 @@ def check_greedy_tokens_score_best(subject: Subject) -> None:
     whole = StageBatch(prompt.append(new), given)
     ids = torch.arange(size) if size <= _ALTERNATIVES else torch.randperm(size)[:_ALTERNATIVES]
     for row, start in enumerate(lengths):
-        one = row_of(whole, row)
-        for frame in range(start, start + _GREEDY_FRAMES):
-            for level in range(stage.target.num_levels):
-                problem = _better_token(lm, one, level, frame, ids, subject.atol)
-                require(not problem, f"row {row}, level {level}, frame {frame}: {problem}")
+        frames = range(start, start + _GREEDY_FRAMES)
+        _require_best(lm, row_of(whole, row), frames, ids, subject.atol, f"row {row}")
 
 
-def _better_token(
-    lm: StageLM, one: StageBatch, level: int, frame: int, ids: torch.Tensor, atol: float
-) -> str:
-    """Return which of ``ids`` scores better than the token at a place; empty if none does."""
+def _require_best(
+    lm: StageLM, one: StageBatch, frames: range, ids: torch.Tensor, atol: float, what: str
+) -> None:
+    """Require that no token of these frames scores worse than one of ``ids`` in its place."""
     tokens = one.target.row(0)
-    tried = torch.cat([tokens[level, frame][None], ids])
-    rows = alternatives(tokens, level, frame, tried)
-    score = lm.score(StageBatch(rows, repeated(one.given, len(tried))))[:, level, frame].detach()
-    best = int(score.argmax())
-    if bool(score[0] >= score[best] - atol):
-        return ""
-    return (
-        f"the greedy token {int(tried[0])} scores {float(score[0]):.4f}, "
-        f"but {int(tried[best])} scores {float(score[best]):.4f}"
-    )
+    places = [(level, frame) for frame in frames for level in range(len(tokens))]
+    tried = [torch.cat([tokens[level, frame][None], ids]) for level, frame in places]
+    rows = [alternatives(tokens, *at, each).ids for at, each in zip(places, tried, strict=True)]
+    batch = Tokens.full(torch.cat(rows))  # all in one pass
+    every = lm.score(StageBatch(batch, repeated(one.given, len(batch.ids)))).detach()
+    for (level, frame), each, scores in zip(places, tried, every.split(len(ids) + 1), strict=True):
+        score = scores[:, level, frame]
+        best = int(score.argmax())
+        require(
+            bool(score[0] >= score[best] - atol),
+            f"{what}, level {level}, frame {frame}: the greedy token {int(each[0])} scores "
+            f"{float(score[0]):.4f}, but {int(each[best])} scores {float(score[best]):.4f}",
+        )
 
 
 def check_draws_follow_the_scores(subject: Subject) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import cache
 
 from pydantic import ValidationError
 
@@ -20,9 +21,16 @@ sys.exit("torch" in sys.modules and "imports torch")
 """
 
 
+def _config(subject: Subject) -> Options:
+    config = subject.own_options()
+    if config is None:
+        raise NotApplicable("it has no options")
+    return config
+
+
 def check_unknown_options_are_refused(subject: Subject) -> None:
     """Check that an options model refuses an unknown key."""
-    config = subject.blank().config
+    config = _config(subject)
     model = type(config)
     is_model = isinstance(config, Options)
     require(is_model, f"{model.__name__} is not a segue.core.options.Options")
@@ -35,7 +43,7 @@ def check_unknown_options_are_refused(subject: Subject) -> None:
 
 def check_options_are_frozen(subject: Subject) -> None:
     """Check that options cannot be changed, so that a config that validated stays valid."""
-    config = subject.blank().config
+    config = _config(subject)
     for name in type(config).model_fields:
         try:
             setattr(config, name, getattr(config, name))
@@ -46,22 +54,31 @@ def check_options_are_frozen(subject: Subject) -> None:
 
 def check_options_survive_json(subject: Subject) -> None:
     """Check that options written to JSON, as checkpoints store them, are read back the same."""
-    config = subject.blank().config
+    config = _config(subject)
     read = type(config).model_validate(config.model_dump(mode="json"))
     require(read == config, f"{config!r} became {read!r}")
 
 
 def check_options_import_no_torch(subject: Subject) -> None:
     """Check that importing the module of the options model imports no torch."""
-    module = type(subject.blank().config).__module__
+    require_no_torch(type(_config(subject)).__module__)
+
+
+def require_no_torch(module: str) -> None:
+    """Require that importing a module, in a process of its own, imports no torch."""
     try:
         importable = importlib.util.find_spec(module) is not None and module != "__main__"
     except (ImportError, ValueError):
         importable = False
     if not importable:
         raise NotApplicable(f"{module} cannot be imported by name")
+    problem = _problem_of_importing(module)
+    require(not problem, f"importing {module}: {problem}")
+
+
+@cache  # one process for all components whose options lie in that module
+def _problem_of_importing(module: str) -> str:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", _PROGRAM, module]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    last = (done.stderr.strip().splitlines() or ["fails"])[-1]
-    require(done.returncode == 0, f"importing {module}: {last}")
+    return (done.stderr.strip().splitlines() or ["fails"])[-1] if done.returncode else ""

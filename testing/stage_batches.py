@@ -93,12 +93,13 @@ def continued(
     num_frames: int = NEW_FRAMES,
     temperature: float = 1.0,
     seeds: Sequence[int] | None = None,
+    sampling: Sampling | None = None,
 ) -> Tokens:
     """Return new frames after a batch's target; row i draws with ``seeds[i]``, by default i."""
     rows = batch.target.ids.shape[0]
     generators = [row_generators(seed, 1)[0] for seed in (range(rows) if seeds is None else seeds)]
-    sampling = Sampling(temperature=temperature)
-    return lm.generate(batch.given, batch.target, num_frames, sampling, generators)
+    settings = sampling or Sampling(temperature=temperature)
+    return lm.generate(batch.given, batch.target, num_frames, settings, generators)
 
 
 def alternatives(tokens: Int64[Tensor, "Q N"], level: int, frame: int, ids: Tensor) -> Tokens:

@@ -61,6 +61,24 @@ def check_score_agrees_with_loss(subject: Subject) -> None:
     require_close(loss.total, per_level.mean(), "loss against score", subject.atol)
 
 
+@torch.no_grad()
+def check_counted_frames_alone_count(subject: Subject) -> None:
+    """Check that frames that are not ``counted`` have no part in the loss."""
+    lm, batch = lm_of(subject), batch_for(subject.stage)
+    counted = torch.arange(max(LENGTHS)).expand(len(LENGTHS), -1) % 2 == 1
+    part = StageBatch(batch.target, batch.given, counted=counted)
+    torch.manual_seed(7)  # a model may draw masks
+    found = lm.loss(part).total
+    if lm.autoregressive:
+        chosen = (counted & batch.target.mask)[:, None]
+        total = -(lm.score(batch) * chosen).sum() / chosen.sum() / batch.target.num_levels
+        require_close(found, total, "loss of counted frames against score", subject.atol)
+    else:
+        torch.manual_seed(7)
+        same = torch.equal(found, lm.loss(batch).total)
+        require(not same, "the loss is the same whichever frames are counted")
+
+
 def check_score_is_zero_at_padding(subject: Subject) -> None:
     """Check that scores have the target's shape, are finite, and are 0 at padding."""
     lm, batch = lm_of(subject), batch_for(subject.stage)
@@ -138,6 +156,22 @@ def check_given_frames_matter(subject: Subject) -> None:
         given = (*batch.given[:index], turned, *batch.given[index + 1 :])
         same = torch.equal(lm.score(StageBatch(batch.target, given)), score)
         require(not same, f"the scores are the same whatever the given slice {spec} holds")
+
+
+def check_every_given_frame_matters(subject: Subject) -> None:
+    """Check that scores depend on the first and the last frame of every given slice."""
+    lm, stage = lm_of(subject), subject.stage
+    if not stage.given:
+        raise NotApplicable("the stage is given nothing")
+    batch = row_of(batch_for(stage), 0)
+    score = lm.score(batch)
+    for index, spec in enumerate(stage.given):
+        for frame, which in ((0, "first"), (-1, "last")):
+            ids = batch.given[index].ids.clone()
+            ids[:, :, frame] = (ids[:, :, frame] + 1) % spec.codebook_size
+            given = (*batch.given[:index], Tokens.full(ids), *batch.given[index + 1 :])
+            same = torch.equal(lm.score(StageBatch(batch.target, given)), score)
+            require(not same, f"the {which} frame of the given slice {spec} has no influence")
 
 
 def check_gradients_reach_every_parameter(subject: Subject) -> None:

@@ -31,9 +31,12 @@ TINY_STAGES: Mapping[str, StageSpec] = {
 }
 
 
-def prepare_by_default(component: Component) -> None:
+_WITHOUT_OPTIONS = ("metric", "continuation_metric", "domain")  # kinds that may have none
+
+
+def prepare_by_default(component: Any) -> None:
     """Fit what needs fitting; anything else is checked as it was built, untrained."""
-    if component.needs_fitting and isinstance(component, Tokenizer):
+    if isinstance(component, Tokenizer) and component.needs_fitting:
         fit_on_synthetic(component)
 
 
@@ -44,7 +47,8 @@ class Subject:
     Attributes:
         kind: its contract.
         factory: the name it is registered under, or a callable (such as its class) that takes the
-            options and, for a stage language model, the stage.
+            options and, for a stage language model, the stage; that of a metric without options
+            and that of a domain take nothing.
         options: values for a registered component, an instance of its options model for a factory.
         stage: for a stage language model, what to predict from what. Keep its codebooks small:
             some promises are checked over every possible sequence.
@@ -57,15 +61,15 @@ class Subject:
     """
 
     kind: Kind
-    factory: str | Callable[..., Component]
+    factory: str | Callable[..., Any]
     options: Mapping[str, Any] | Options = field(default_factory=dict)
     stage: StageSpec = TINY_STAGES["second"]
     host: PluginHost | None = None
-    prepare: Callable[[Component], object] = prepare_by_default
+    prepare: Callable[[Any], object] = prepare_by_default
     atol: float = 1e-4
     mismatches: float = 0.0
     label: str = ""
-    _prepared: Component | None = field(default=None, init=False, repr=False)
+    _prepared: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -75,24 +79,52 @@ class Subject:
     def __str__(self) -> str:
         return self.label
 
-    def blank(self, seed: int = 0) -> Component:
+    @property
+    def known(self) -> PluginHost:
+        """The host that names are looked up in."""
+        return self.host or default_host()
+
+    def blank(self, seed: int = 0) -> Any:
         """Return a new instance in eval mode, as it is before weights are loaded into it."""
-        arguments = (self.stage,) if self.kind == "stage_lm" else ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if not isinstance(self.factory, str):
-                return self.factory(self.options, *arguments).eval()
-            component: Component = (self.host or default_host()).create(
-                self.kind, self.factory, self.options, *arguments, place=self.label
-            )
-            return component.eval()
+            built = self._built()
+        return built.eval() if isinstance(built, Component) else built
 
-    def create(self) -> Component:
-        """Return an instance that is ready for use, in eval mode; all are alike, none is shared."""
+    def _built(self) -> Any:
+        stage = (self.stage,) if self.kind == "stage_lm" else ()
+        if not isinstance(self.factory, str):
+            if self.kind in _WITHOUT_OPTIONS and not isinstance(self.options, Options):
+                return self.factory()
+            return self.factory(self.options, *stage)
+        if self.kind == "domain":
+            record = self.known.find("domain", self.factory, self.label)
+            return self.known.load(record, self.label)
+        return self.known.create(self.kind, self.factory, self.options, *stage, place=self.label)
+
+    def own_options(self) -> Options | None:
+        """Return the options of an instance; None for metrics without options and domains."""
+        if self.kind == "domain":
+            return None
+        if self.kind in _WITHOUT_OPTIONS:
+            if isinstance(self.factory, str):
+                record = self.known.find(self.kind, self.factory, self.label)
+                if not record.config:
+                    return None
+                values = self.options
+                plain = values.model_dump() if isinstance(values, Options) else values
+                return self.known.options(self.kind, self.factory, plain, self.label)
+            return self.options if isinstance(self.options, Options) else None
+        return self.blank().config  # type: ignore[no-any-return]
+
+    def create(self) -> Any:
+        """Return an instance that is ready for use, in eval mode; none is shared but metrics."""
         if self._prepared is None:
             component = self.blank()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 self.prepare(component)
+            if not isinstance(component, Component):
+                return component  # a metric may hold what cannot be copied
             self._prepared = component.eval()
         return copy.deepcopy(self._prepared)

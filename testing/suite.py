@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 from segue.core.records import Kind
 from segue.testing import (
     codec_checks,
+    continuation_checks,
+    detector_checks,
+    domain_checks,
+    filling_checks,
     generation_checks,
+    metric_checks,
     options_checks,
     stage_lm_checks,
     tokenizer_checks,
@@ -23,17 +28,21 @@ F = TypeVar("F", bound=Callable[..., None])
 _MODULES: Mapping[str, tuple[ModuleType, ...]] = {
     "semantic_tokenizer": (options_checks, tokenizer_checks),
     "codec": (options_checks, tokenizer_checks, codec_checks),
-    "stage_lm": (options_checks, stage_lm_checks, generation_checks),
+    "stage_lm": (options_checks, stage_lm_checks, generation_checks, filling_checks),
+    "domain": (domain_checks,),
+    "metric": (options_checks, metric_checks),
+    "continuation_metric": (options_checks, continuation_checks),
+    "detector": (options_checks, detector_checks),
 }
 
 
 def checks_for(kind: Kind) -> list[Check]:
-    """Return every check for components of this kind; none for kinds without a tested contract."""
+    """Return every check for components of this kind."""
     functions = [
         (name.removeprefix("check_"), function)
-        for module in _MODULES.get(kind, ())
+        for module in _MODULES[kind]
         for name, function in vars(module).items()
-        if name.startswith("check_")
+        if name.startswith("check_") and function.__module__ == module.__name__
     ]
     return [
         Check(name, kind, function, (inspect.getdoc(function) or "").partition("\n")[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -64,12 +64,17 @@ def ragged_audio(lengths: Sequence[int], sample_rate: int, seed: int = 0) -> Wav
 
 def fit_on_synthetic(tokenizer: Tokenizer) -> Mapping[str, float]:
     """Fit a tokenizer that needs fitting, on at least four frames per code."""
+    return tokenizer.fit(fitting_audio(tokenizer))
+
+
+def fitting_audio(tokenizer: Tokenizer) -> Iterator[WaveBatch]:
+    """Yield the audio that ``fit_on_synthetic`` fits a tokenizer to."""
     spec = tokenizer.spec
     seconds = min(600.0, max(32.0, 4 * spec.codebook_size / float(spec.frame_rate)))
     length = round(_ROW_SECONDS * spec.sample_rate)
     lengths = [length - 7 * row for row in range(_ROWS)]
-    batches = range(math.ceil(seconds / (_ROWS * _ROW_SECONDS)))
-    return tokenizer.fit(ragged_audio(lengths, spec.sample_rate, batch) for batch in batches)
+    for batch in range(math.ceil(seconds / (_ROWS * _ROW_SECONDS))):
+        yield ragged_audio(lengths, spec.sample_rate, batch)
 
 
 def _resonance(frequency: Tensor, centre: Tensor, width: float) -> Tensor:

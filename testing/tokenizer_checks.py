@@ -9,20 +9,24 @@ from segue.core.options import FINGERPRINT_DIGITS, TokenizerOptions, options_dig
 from segue.core.spec import TokenSpec
 from segue.testing.check import NotApplicable, require
 from segue.testing.compare import (
+    a_day_later,
     any_device,
     require_finite,
     require_legal,
     require_same_tokens,
     through_safetensors,
     unchanged,
+    undisturbed,
 )
 from segue.testing.subject import Subject
-from segue.testing.synthetic import ragged_audio
+from segue.testing.synthetic import fitting_audio, ragged_audio
 
 #: Lengths of the rows of the audio that is encoded, in frames: whole and broken, long and short.
 _FRAMES = (24.4, 13.0, 5.5, 1.0, 0.1)
 _CONTRACTS = {"semantic_tokenizer": SemanticTokenizer, "codec": AcousticCodec}
 _NAME = "conformance.v1"
+_LONG_SECONDS = 12
+_EMITTED_CODES = 256
 
 
 def tokenizer_of(subject: Subject) -> Tokenizer:
@@ -119,13 +123,109 @@ def check_encodes_one_frame(subject: Subject) -> None:
     require_legal(tokens, spec.codebook_size, "tokens of one frame")
 
 
-def check_is_deterministic(subject: Subject) -> None:
-    """Check that the same audio has the same tokens, whatever the global random state is."""
+def check_encodes_odd_audio(subject: Subject) -> None:
+    """Check that constant, clipped, faint and noisy audio has legal tokens."""
+    tokenizer = tokenizer_of(subject)
+    spec, length = tokenizer.spec, 20 * tokenizer.spec.frame_size
+    noise, one = torch.rand(length) * 2 - 1, torch.ones(length)
+    alternating = 1 - 2 * (torch.arange(length) % 2).float()
+    impulse = torch.zeros(length).index_fill(0, torch.tensor([length // 2]), 1.0)
+    odd = {
+        "constant 0.5": 0.5 * one,
+        "constant 1": one,
+        "constant -1": -one,
+        "clipped noise": (8 * noise).clamp(-1, 1),
+        "full-scale noise": noise,
+        "faint noise": 1e-6 * noise,
+        "alternating +1 and -1": alternating,
+        "an impulse": impulse,
+    }
+    lengths = torch.full((len(odd),), length)
+    tokens = encode(tokenizer, WaveBatch(torch.stack(list(odd.values())), lengths))
+    for row, name in enumerate(odd):
+        one_row = Tokens(tokens.ids[row : row + 1], tokens.lengths[row : row + 1])
+        require_legal(one_row, spec.codebook_size, f"tokens of {name}")
+
+
+@torch.no_grad()
+def check_handles_long_audio(subject: Subject) -> None:
+    """Check that many seconds of audio are encoded, and decoded by a codec."""
+    tokenizer = tokenizer_of(subject)
+    spec = tokenizer.spec
+    length = _LONG_SECONDS * spec.sample_rate + 1
+    tokens = encode(tokenizer, ragged_audio([length], spec.sample_rate))
+    frames = spec.num_frames(length)
+    require(tokens.lengths.tolist() == [frames], f"{tokens.lengths.tolist()} frames, not {frames}")
+    require_legal(tokens, spec.codebook_size, f"tokens of {_LONG_SECONDS} s")
+    if isinstance(tokenizer, AcousticCodec):
+        wave = tokenizer.decode(tokens.ids, tokens.lengths)
+        require_finite(wave, f"{_LONG_SECONDS} s of decoded audio")
+
+
+def check_tokens_follow_the_audio(subject: Subject) -> None:
+    """Check that other audio has other tokens, from the frame on where it begins to differ."""
+    tokenizer = tokenizer_of(subject)
+    spec, change = tokenizer.spec, 24
+    cut, length = change * spec.frame_size, 2 * change * spec.frame_size
+    audio = ragged_audio([length] * 8, spec.sample_rate)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(audio.wave.shape, generator=generator) * 2 - 1
+    at = torch.arange(length)
+    other = torch.where(at >= cut, noise, audio.wave)
+    before, after = (encode(tokenizer, WaveBatch(w, audio.lengths)) for w in (audio.wave, other))
+    different = (before.ids != after.ids).any(dim=1).any(dim=0)
+    require(bool(different.any()), "tokens are the same whatever the audio holds")
+    first = int(different.nonzero()[0])
+    late = f"audio changes in frame {change} of all rows, tokens only from frame {first} on"
+    require(first <= change, late)
+
+
+def check_every_code_is_emitted(subject: Subject) -> None:
+    """Check that each code of a small codebook occurs in audio like that it was fitted to."""
+    tokenizer = tokenizer_of(subject)
+    spec = tokenizer.spec
+    if tokenizer.needs_training or not tokenizer.needs_fitting:
+        raise NotApplicable("it is not fitted: some codes may have no audio")
+    if spec.codebook_size > _EMITTED_CODES:
+        raise NotApplicable(f"{spec.codebook_size} codes are too many to hear each")
+    left = set(range(spec.codebook_size))
+    for audio in fitting_audio(tokenizer):
+        left -= set(torch.cat([row.flatten() for row in encode(tokenizer, audio).rows()]).tolist())
+    require(not left, f"the audio that it was fitted to never has the codes {sorted(left)}")
+
+
+def check_train_mode_changes_no_token(subject: Subject) -> None:
+    """Check that tokens are the same in train mode, which encoding leaves on."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
+    wanted = encode(tokenizer, audio)
+    found = encode(tokenizer.train(), audio)
+    require_same_tokens(found, wanted, "in train mode", subject.mismatches)
+    require(tokenizer.training, "train mode is off after encoding")
+
+
+@torch.no_grad()
+def check_leaves_the_process_alone(subject: Subject) -> None:
+    """Check that encoding and decoding change no seed or mode of the whole process."""
+    tokenizer = tokenizer_of(subject)
+    audio = audio_for(tokenizer.spec)
+    with torch.enable_grad(), undisturbed():
+        tokens = tokenizer.encode(audio.wave, audio.lengths)
+        if isinstance(tokenizer, AcousticCodec):
+            tokenizer.decode(tokens.ids, tokens.lengths)
+
+
+def check_is_deterministic(subject: Subject) -> None:
+    """Check that audio alone determines tokens: no seed, no clock, nothing encoded before."""
+    tokenizer = tokenizer_of(subject)
+    audio, other = audio_for(tokenizer.spec), ragged_audio([977, 400], tokenizer.spec.sample_rate)
     first = encode(tokenizer, audio)
     torch.manual_seed(123)
-    require_same_tokens(encode(tokenizer, audio), first, "the second time")
+    for time in ("second", "third", "fourth"):
+        with a_day_later(tokenizer):
+            again = encode(tokenizer, audio)
+        require_same_tokens(again, first, f"the {time} time")
+        encode(tokenizer, other)
 
 
 def check_respects_the_device(subject: Subject) -> None:

@@ -21,13 +21,5 @@ def run_stage(
         options: as for ``StageRun``.
     """
     run = StageRun(lm, prompt, num_frames, **options)
-    while run.done < num_frames and not run.over:
-        if run.pieces is None:
-            run.open_window(given)
-        assert run.pieces is not None
-        with torch.inference_mode():
-            piece = next(run.pieces, None)
-        run.take(piece)
-    if run.done < num_frames:
-        run.fill_up()
+    run.finish(given)
     return run.known.cut(torch.tensor(run.ends))

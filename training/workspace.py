@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from segue.core.assembly import Assembly, assemble
+from segue.core.assembly import Assembly, Part, assemble
 from segue.core.checkpoint import build_part, load_state, save_component
 from segue.core.checkpoint_files import (
     FITTED,
@@ -28,7 +28,7 @@ from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
-from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer
+from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
@@ -152,14 +152,14 @@ def train_part(workspace: Workspace, part: str) -> Path:
         on_each(lambda: _fitting_batches(workspace, part, component))
         on_first(lambda: _write_config(workspace))
         step = min(1, parts[part].training.steps)
-        return on_first(lambda: _fit(workspace, part, component, step))
+        return on_first(lambda: _fit(workspace, assembly.parts[part], component, step))
     run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _write_config(workspace))
     newest = train(run)
     if component.needs_fitting:
         # Its own checkpoint comes after the trained one, from which training can go on.
         step = step_of(newest)
-        return on_first(lambda: _fit(workspace, part, component, step, FITTED))
+        return on_first(lambda: _fit(workspace, assembly.parts[part], component, step, FITTED))
     return newest
 
 
@@ -236,8 +236,9 @@ def _without_checkpoint(ref: ComponentConfig) -> ComponentConfig:
     """Return the component as its checkpoint describes it, but untrained."""
     if ref.checkpoint is None:
         return ref
-    options = read_manifest(Path(ref.checkpoint)).options
-    return ref.model_copy(update={"checkpoint": None, "options": options})
+    saved = read_manifest(Path(ref.checkpoint))
+    described = {"use": saved.use, "options": saved.options}
+    return ref.model_copy(update={"checkpoint": None, **described})
 
 
 def _fresh(workspace: Workspace, assembly: Assembly, part: str) -> Component:
@@ -256,7 +257,7 @@ def _fresh(workspace: Workspace, assembly: Assembly, part: str) -> Component:
         problem = "is set, and so is checkpoint"
         raise TrainingError(f"{place}.start_from", problem, "leave one of the two out")
     if ref.checkpoint is not None:
-        load_state(component, Path(ref.checkpoint), ref.use)
+        load_state(component, Path(ref.checkpoint), plain.use)
     if component.needs_training:
         base = ref.checkpoint is not None
         if source is not None:
@@ -286,8 +287,8 @@ def _training_run(
     assert train_batches is not None
     return TrainingRun(
         part=part,
-        kind=workspace.config.slots[part].kind,
-        use=workspace.config.parts[part].use,
+        kind=assembly.parts[part].kind,
+        use=assembly.parts[part].use,
         component=component,
         config=config,
         directory=workspace.part_directory(part),
@@ -350,9 +351,10 @@ def _stage_decoder(
 
 
 def _fit(
-    workspace: Workspace, part: str, component: Component, step: int, ending: str = ""
+    workspace: Workspace, plain: Part, component: Component, step: int, ending: str = ""
 ) -> Path:
     """Fit by one pass over the training data; the checkpoint is final."""
+    part = plain.name
     target = workspace.part_directory(part) / f"step-{step:08d}{ending}"
     if (target / STATE_JSON).is_file():
         return target
@@ -363,8 +365,7 @@ def _fit(
     with atomic_directory(target) as temporary:
         steps = {"steps": step} if component.needs_training else {}
         trained = {**steps, "data": workspace.data_name, **seen, **figures}
-        use = workspace.config.parts[part].use
-        save_component(component, temporary, workspace.config.slots[part].kind, use, trained)
+        save_component(component, temporary, plain.kind, plain.use, trained)
         write_json(temporary / STATE_JSON, {"step": step})
     sweep(target.parent)
     workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=step)
@@ -381,7 +382,8 @@ def _fitting_batches(
     batches: Iterable[Batch]
     if isinstance(component, StageLM):
         crops = _token_crops(workspace, component.stage, "train", batch_size=1, seed=0)
-        total, counted = crops.epochs.size, "crops"
+        count = total = crops.epochs.size
+        counted = "crops"
         batches = (crops.batch(number) for number in range(total))
     else:
         assert isinstance(component, Tokenizer)
@@ -389,13 +391,21 @@ def _fitting_batches(
         # Evenly through the list: a manifest is ordered by corpus and speaker.
         every = math.ceil(float(recordings.seconds.sum()) / MAX_FIT_SECONDS)
         chosen = recordings[:: max(1, every)]
-        total, counted = len(chosen), "recordings"
+        count, total = len(chosen), round(float(chosen.seconds.sum()))
+        counted = "recordings"
         batches = whole_recordings(chosen, component.spec.sample_rate, FIT_PIECE_SECONDS)
 
     def reported() -> Iterator[Batch]:
-        for index, batch in enumerate(batches, start=1):
-            if workspace.progress is not None:
-                workspace.progress(part, min(index, total), total)
+        done = 0.0  # crops, or seconds of audio
+        for batch in batches:
             yield batch
+            if isinstance(batch, WaveBatch) and isinstance(component, Tokenizer):
+                done += float(batch.lengths.sum()) / component.spec.sample_rate
+            else:
+                done += 1
+            if workspace.progress is not None:
+                workspace.progress(part, min(round(done), total), total)
+        if workspace.say is not None and counted == "recordings":
+            workspace.say(f"{part}: heard {done / 3600:.2f} h; clustering")
 
-    return reported(), {counted: total}
+    return reported(), {counted: count}

@@ -37,19 +37,15 @@ def command(
     Exit code: 0 if every file was judged, whatever the verdicts; with --check 1 if any file is
     generated or partly so; 2 if a file cannot be judged.
     """
-    from segue.core.audio import read_audio
     from segue.core.checkpoint import checked_device
-    from segue.core.detection import judge, load_detector, shipped
+    from segue.core.detection import judge_file, load_detector, shipped
     from segue.core.plugins import default_host
     from segue.core.provenance import read_stamp
 
     host = default_host()
     directory = detector if detector is not None else shipped(domain, host)
     loaded: Detector = load_detector(directory, host).to(checked_device(device))
-    reports = [
-        _report(path, judge(loaded, read_audio(path), str(path)), read_stamp(path))
-        for path in files
-    ]
+    reports = [_report(path, judge_file(loaded, path), read_stamp(path)) for path in files]
     if json:
         print_json(reports)
     else:

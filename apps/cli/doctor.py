@@ -22,6 +22,7 @@ PACKAGES = {
     "matplotlib": "plot",
     "transformers": "hf",
     "peft": "hf",
+    "huggingface-hub": "hub",
     "ai-edge-litert": "lyra",
 }
 

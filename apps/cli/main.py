@@ -12,6 +12,7 @@ from segue.apps.cli import (
     detect,
     doctor,
     evaluate,
+    fill,
     generation,
     label,
     new_plugin,
@@ -25,6 +26,7 @@ from segue.apps.cli import (
     web,
 )
 from segue.apps.cli.output import DEBUG, clear_errors
+from segue.core.progress import bars_by_default
 from segue.core.threads import prepare_threads
 
 app = typer.Typer(
@@ -38,6 +40,7 @@ app = typer.Typer(
 app.command("continue")(generation.continue_)
 app.command("stream")(generation.stream)
 app.command("generate")(generation.generate)
+app.command("fill")(fill.fill)
 app.command("resynthesize")(generation.resynthesize)
 app.command("prepare")(prepare.command)
 app.command("label")(label.command)
@@ -83,6 +86,7 @@ def root(
     if traceback:
         os.environ[DEBUG] = "1"
     prepare_threads(threads)
+    bars_by_default(False)  # commands show their own
 
 
 def main() -> None:

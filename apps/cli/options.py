@@ -55,7 +55,7 @@ SetOption = Annotated[
 SecondsOption = Annotated[float, typer.Option("--seconds", help="Audio to make.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same audio.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Audio file to write; - for standard output.")
 ]

@@ -112,20 +112,27 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="A component's name, such as spectral_codec.v1.",
+            help="A component, such as spectral_codec.v1, or an installed package.",
             autocompletion=complete_component,
         ),
     ],
     options: Annotated[
         str, typer.Option("--options", help="Its options as YAML: '{width: 64}'.")
     ] = "{}",
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Seconds that a package may take to register.")
+    ] = 30.0,
     json: JsonOption = False,
 ) -> None:
-    """Check a component against its contract: shapes, padding, causality, round trips."""
+    """Check a component against its contract, or how a package registers its plugins.
+
+    A package is registered in a process of its own: that shows whether it imports torch, prints,
+    is slow, never ends, or claims names of others.
+    """
     from segue.core.errors import ConfigError
     from segue.core.plugins import default_host
     from segue.core.yaml_files import YAML_ERRORS, parse_yaml
-    from segue.testing.command import check_component
+    from segue.testing.command import check_named
 
     try:
         values = parse_yaml(options)
@@ -134,7 +141,7 @@ def check(
         raise ConfigError("--options", problem, "write '{key: value}'") from error
     if not isinstance(values, dict):
         raise ConfigError("--options", f"{options!r} is not a mapping", "write '{key: value}'")
-    results = check_component(default_host(), name, values)
+    results = check_named(default_host(), name, values, timeout)
     failed = [result for result in results if result.problem]
     if json:
         print_json([

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from segue.apps.cli.options import listed
-from segue.apps.cli.output import note, print_json, print_table
+from segue.apps.cli.output import note, print_json, print_table, warn
 from segue.core.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def finish(
         if isinstance(figure, dict) and "mean" in figure
     ]
     print_table((subject, *COLUMNS), rows)
+    for name, reason in report.get("failed", {}).items():
+        warn("error:", f"metric {name} has no figures: {reason}", "bold red")
     for name, reason in report.get("left_out", {}).items():
         note(f"{name} was left out: {reason}")
     if report.get("unusable"):

@@ -150,7 +150,7 @@ def report_on(
         verb: what the line says was done with so many seconds of audio.
         more: further entries of the JSON.
     """
-    seconds = int(audio.lengths.sum() - audio.prompt_samples.sum()) / audio.sample_rate
+    seconds = sum(len(audio.continuation(row)) for row in range(len(paths))) / audio.sample_rate
     notes = audio.notes[0] if len(paths) == 1 else ()
     speed = round(seconds / elapsed, 3) if elapsed else None
     report: Mapping[str, Any] = {

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
-from segue.core.interfaces import Ids, StageLM, Tokens
+from segue.core.interfaces import Ids, Lengths, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.plugins.layers.stage import evaluating, given_in_time
@@ -67,7 +67,10 @@ class Drawer:
 
 
 class Continuation:
-    """The rows of one call and what is known of their ends. Arguments as for ``StageLM.stream``.
+    """The rows of one call and what is known of their ends.
+
+    Arguments are as for ``StageLM.stream``; ``after`` ``[B]`` is the number of known frames that
+    follow the new ones.
 
     Attributes:
         given: the given slices of the R rows, cut to the frames that pass during the target; with
@@ -88,8 +91,9 @@ class Continuation:
         num_frames: int,
         sampling: Sampling,
         generators: Sequence[torch.Generator],
+        after: Lengths | None = None,
     ) -> None:
-        lengths = prompt.lengths + num_frames
+        lengths = prompt.lengths + num_frames + (0 if after is None else after)
         place = f"stage {lm.stage.name!r}"
         if len(generators) != len(lengths):
             problem = f"{len(generators)} random generators for {len(lengths)} rows"

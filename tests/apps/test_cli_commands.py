@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from segue.apps.cli import doctor
 from segue.apps.cli.main import app
 from segue.core.domain import Domain
 from segue.testing import command as conformance
-from segue.testing.command import ComponentResult
+from segue.testing.result import ComponentResult
 
 
 def test_the_program_without_its_errors_is_a_plain_typer_app() -> None:
@@ -131,12 +132,12 @@ def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -
 
     given = {}
 
-    def check(host: object, name: str, options: dict[str, int]) -> list[ComponentResult]:
+    def check(host: object, name: str, options: Any, timeout: float) -> list[ComponentResult]:
         given[name] = options
         results = [ComponentResult("a"), ComponentResult("b", skipped="no stream")]
         return [*results, ComponentResult("c", problem="drifts")] if options else results
 
-    monkeypatch.setattr(conformance, "check_component", check)
+    monkeypatch.setattr(conformance, "check_named", check)
     done = segue("plugins", "check", "toy.v1")
     assert done.code == 0 and "1 checks passed, 1 do not apply, 0 failed" in done.out
     done = segue("plugins", "check", "toy.v1", "--options", "{width: 2}", "--json")

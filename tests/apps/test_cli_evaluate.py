@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import soundfile
 from tests.apps.conftest import Segue
 
+from segue.core.hookspecs import hookimpl
+from segue.core.interfaces import Metric
+from segue.core.plugins import default_host
+from segue.core.records import PluginRecord
 from segue.evaluation.midi import find_scores
 
 QUICK = "log_mel.v1,si_sdr.v1"
@@ -45,6 +50,24 @@ def test_metrics_that_are_missing_are_told(
     assert "pesq.v1 was left out" in done.err and "pip install 'segue[eval]'" in done.err
     asked = segue("evaluate", "codec", *common, "--metrics", "pesq.v1")
     assert asked.refused("--metrics", "needs the extra 'eval'", "pip install 'segue[eval]'")
+
+
+class BrokenMetric(Metric):
+    def __call__(self, *_: object) -> float:
+        raise ValueError("too quiet")
+
+
+def test_a_metric_that_fails_is_named_and_the_others_keep_their_figures(
+    segue: Segue, tiny: Path, recordings_folder: Path
+) -> None:
+    record = PluginRecord("metric", "broken.v1", f"{__name__}:BrokenMetric", api_version=1)
+    default_host().register(SimpleNamespace(segue_register=hookimpl(lambda: [record])))
+    common = ("--data", recordings_folder, "-p", tiny, "--items", 1, "--levels", 1)
+    done = segue("evaluate", "codec", *common, "--metrics", "broken.v1,log_mel.v1", "-o", "x.json")
+    assert done.code == 0
+    assert "log_mel.v1" in done.out and "broken.v1" not in done.out
+    assert "metric broken.v1 has no figures: ValueError: too quiet" in done.err
+    assert "too quiet" in json.loads(Path("x.json").read_text())["failed"]["broken.v1"]
 
 
 def test_another_codec_than_the_stages_were_trained_on(

@@ -202,3 +202,17 @@ def test_hooks_are_told_what_was_written(
     done = segue("generate", "-o", "o.wav", "-p", tiny, "--seconds", 0.5, "--count", 2)
     assert done.code == 0
     assert (Path("o.seen").read_text(), Path("o-2.seen").read_text()) == ("0", "1")
+
+
+def test_a_stretch_is_filled(segue: Segue, tiny: Path, prompt_file: Path) -> None:
+    options = ("-o", "o.wav", "-p", tiny, "--seed", 2, "--candidates", 2, "--json")
+    done = segue("fill", prompt_file, "--start", 0.5, "--end", 0.9, *options)
+    assert done.code == 0 and done.new == ["o.wav", "o.wav.json"]
+    report, facts = done.json, described(Path("o.wav"))
+    assert report["gap"] == [0.5, pytest.approx(0.9, abs=0.04)]
+    assert report["seconds_generated"] == pytest.approx(0.4, abs=0.05)
+    assert report["ways"]["semantic"] == "best of 2 continuations of the left side"
+    assert (facts["task"], facts["candidates"], facts["seed"]) == ("fill", 2, 2)
+    before, after = (soundfile.read(path)[0] for path in (prompt_file, "o.wav"))
+    assert len(before) == len(after) and numpy.array_equal(before[:7000], after[:7000])
+    assert segue("fill", prompt_file, "--start", 2, *options).refused("--start", "2.0", "1.3")

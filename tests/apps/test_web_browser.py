@@ -127,7 +127,7 @@ def test_upload_continue_choose_a_stretch_and_go_on(
     tab.get_by_label("To (s)").fill("2.0")
     tab.keyboard.press("Tab")
     tab.locator("#fill").click()
-    filled, stretch = durations(tab, 4)
+    filled, stretch = durations(tab, 5)
     assert filled == pytest.approx(longer, abs=0.01)
     assert stretch == pytest.approx(0.8, abs=0.1)
     with tab.expect_download() as download:

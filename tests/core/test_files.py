@@ -8,9 +8,11 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -345,3 +347,34 @@ def test_saved_weights_have_the_mode_that_the_umask_allows(tmp_path: Path) -> No
     inside = tmp_path / "new" / "inside"
     modes = [path.stat().st_mode & 0o777 for path in (inside, inside / "model.safetensors")]
     assert modes == [0o750, 0o640]
+
+
+def test_a_check_makes_no_folder_that_another_start_could_find_and_lose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, touch, seen = tmp_path / "new" / "deep" / "a.wav", Path.touch, []
+
+    def spy(probe: Path) -> None:
+        touch(probe)
+        seen.append((probe.name, (tmp_path / "new").exists()))
+
+    monkeypatch.setattr(Path, "touch", spy)
+    check_writable(path)
+    assert seen == [("a.wav", False)]
+    assert everything(tmp_path) == []
+
+
+def test_a_folder_that_is_taken_away_while_a_file_is_begun_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, make, taken = tmp_path / "new" / "a.txt", tempfile.mkstemp, []
+
+    def take_away(**options: Any) -> tuple[int, str]:
+        if not taken:
+            path.parent.rmdir()
+            taken.append(path)
+        return make(**options)
+
+    monkeypatch.setattr(tempfile, "mkstemp", take_away)
+    write_text(path, NEW)
+    assert taken and path.read_text() == NEW

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import inspect
+import io
 import json
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 import yaml
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core.audio import Audio
+from segue.core.audio import Audio, read_audio
 from segue.core.config_files import find_domain, load_config
 from segue.core.domain import Domain
 from segue.core.errors import (
     AudioError,
     CheckpointError,
+    ConfigError,
     GenerationError,
     OutputError,
     SegueError,
@@ -185,6 +192,92 @@ def test_sampling_is_controlled_per_stage(pipeline: Pipeline) -> None:
     assert greedy.metadata["sampling"]["acoustic"]["temperature"] == 0
 
 
+def test_shared_sampling_is_for_all_stages_and_a_stage_s_own_wins(pipeline: Pipeline) -> None:
+    prompt, own = melody(1.0, seed=5), {"acoustic": {"temperature": 0.5}}
+    shared = {"temperature": 0.9, "top_k": 5, "top_p": 0.8}
+    made = [
+        pipeline.continue_(prompt, RATE, seconds=0.2, sampling=own, **shared),
+        pipeline.continue_batch([(prompt, RATE)], seconds=0.2, sampling=own, **shared),
+        pipeline.generate(0.2, sampling=own, **shared),
+        pipeline.acoustic_generation(prompt, RATE, sampling=own, **shared),
+        pipeline.fill(prompt, RATE, 0.4, 0.6, sampling=own, **shared),
+        next(pipeline.stream(seconds=0.2, sampling=own, **shared)),
+    ]
+    for audio in made:
+        used = audio.metadata["sampling"]
+        assert used["semantic"] == used["semantic"] | shared
+        assert used["acoustic"] == used["acoustic"] | shared | {"temperature": 0.5}
+
+
+def test_without_a_seed_one_is_drawn_and_reported(pipeline: Pipeline) -> None:
+    a, b = (pipeline.generate(0.4, seed=None) for _ in range(2))
+    assert a.metadata["seed"] != b.metadata["seed"]
+    assert f"seed {a.metadata['seed']}" in repr(a)
+    assert same(a, pipeline.generate(0.4, seed=a.metadata["seed"]))
+
+
+def test_copies_and_pickles_make_the_same_audio(pipeline: Pipeline) -> None:
+    wanted = pipeline.generate(0.4, seed=5)
+    copied = copy.deepcopy(pipeline)
+    loaded = pickle.loads(pickle.dumps(pipeline))
+    for other in (copied, loaded):
+        assert same(other.generate(0.4, seed=5), wanted)
+    with torch.no_grad():
+        for parameter in copied.stage_lm("semantic").parameters():
+            parameter.normal_()
+    assert same(pipeline.generate(0.4, seed=5), wanted)
+    assert not same(copied.generate(0.4, seed=5), wanted)
+
+
+def test_device_and_number_format_are_chosen_while_loading(
+    tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = Pipeline.from_pretrained(tiny_pipelines["speech"], device="auto", dtype="bfloat16")
+    assert loaded.device == torch.device("cpu")
+    assert next(loaded.stage_lm("semantic").parameters()).dtype == torch.bfloat16
+    assert next(loaded.codec.parameters()).dtype == torch.float32
+    assert loaded.generate(0.2).metadata["config"]["stages"][0]["decoding"]["weights"] == "bfloat16"
+    assert loaded.to("cpu") is loaded
+    with pytest.raises(ConfigError, match="use cpu"):
+        loaded.to("cuda:7")
+    with pytest.raises(ConfigError, match="float64"):
+        Pipeline.from_pretrained(tiny_pipelines["speech"], dtype=torch.float64)
+
+
+def test_moving_takes_every_part(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = copy.deepcopy(pipeline)
+    monkeypatch.setattr("segue.core.loaded.checked_device", torch.device)
+    moved.to("meta")
+    assert {
+        tensor.device.type for part in moved.parts.values() for tensor in part.parameters()
+    } == {"meta"}
+    assert moved.device.type == "meta" and pipeline.device.type == "cpu"
+
+
+def test_a_pipeline_and_its_audio_have_short_descriptions(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    assert repr(pipeline) == (
+        "Pipeline('speech', 16000 Hz, semantic_tokenizer=mel_kmeans.v1, codec=spectral_codec.v1, "
+        "stages.semantic=flat_transformer.v1, stages.acoustic=delay_transformer.v1, device=cpu)"
+    )
+    audio = pipeline.generate(0.4, batch=2, seed=7)
+    assert repr(audio) == "GeneratedAudio(0.40 s, 0.40 s at 16000 Hz, task generate, seed 7)"
+    page = audio._repr_html_()
+    sounds = re.findall(r"data:audio/wav;base64,([^\"]+)", page)
+    for row, sound in enumerate(sounds):
+        wave, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)), dtype="float32")
+        assert rate == RATE
+        torch.testing.assert_close(torch.from_numpy(wave), audio.row(row), atol=1e-4, rtol=0)
+    assert len(sounds) == 2 and "seed 7" in page
+    path = audio.save(tmp_path / "second.flac", row=1)
+    assert soundfile.info(path).format == "FLAC"
+    torch.testing.assert_close(read_audio(path).wave, audio.row(1), atol=1e-4, rtol=0)
+    with pytest.raises(OutputError, match="save"):
+        audio.play()
+
+
 def test_few_calls_lie_between_a_request_and_a_stage_s_model(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +290,7 @@ def test_few_calls_lie_between_a_request_and_a_stage_s_model(
 
     monkeypatch.setattr(lm, "stream", stream)
     pipeline.continue_batch([(melody(1.0, seed=5), RATE)], seconds=0.4)
-    assert calls[0][:3] == ["_advance", "finish", "continue_batch"]
+    assert calls[0] == ["_advance", "finish", "_finished", "continue_batch"]
 
 
 def test_progress_reaches_the_end_of_every_stage(pipeline: Pipeline) -> None:
@@ -243,7 +336,25 @@ def test_a_prompt_s_level_changes_the_output_s_level_alone(
 
 def test_a_silent_prompt_is_used_and_says_so(pipeline: Pipeline) -> None:
     result = pipeline.continue_(torch.zeros(RATE), RATE, seconds=0.4)
-    assert "silent" in result.notes[0][-1]
+    assert "silent" in result.notes[0][0]
+    assert result.notes[0][1] == (
+        "raised by 100 dB for the models; the result is as quiet as the prompt"
+    )
+    assert result.wave.abs().max() < 1e-4
+
+
+def test_however_quiet_a_prompt_is_its_result_has_its_level(pipeline: Pipeline) -> None:
+    """Down to -120 dB, without a step at any level, in the continuation or where it joins."""
+    loud = melody(1.0, seed=5)
+    loud = loud / loud.square().mean().sqrt()
+    plain = pipeline.continue_(0.05 * loud, RATE, seconds=0.4)
+    assert plain.notes == [()]
+    for decibels in (-60, -79.6, -80.4, -100, -120):
+        factor = 10 ** (decibels / 20)
+        quiet = pipeline.continue_(loud * factor, RATE, seconds=0.4)
+        assert same(plain, quiet)
+        torch.testing.assert_close(quiet.wave / factor, plain.wave / 0.05, rtol=1e-3, atol=1e-3)
+        assert any("as quiet as the prompt" in note for note in quiet.notes[0]) == (decibels < -70)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +363,8 @@ def test_a_silent_prompt_is_used_and_says_so(pipeline: Pipeline) -> None:
         (torch.full((RATE,), torch.nan), RATE, "prompt"),
         (torch.zeros(100), RATE, "prompt"),
         ("prompt.wav", RATE, "prompt"),
+        ("missing.wav", 0, "missing.wav"),
+        (torch.zeros(RATE), None, "prompt.sample_rate"),
         (torch.zeros(RATE), 0, "prompt.sample_rate"),
     ],
 )
@@ -290,6 +403,9 @@ def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
         ({"sampling": {"corse": {}}}, "sampling.corse"),
         ({"sampling": {"acoustic": {"temprature": 1}}}, "sampling.acoustic.temprature"),
         ({"sampling": {"acoustic": {"top_p": 0}}}, "sampling.acoustic.top_p"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 2.0}, "top_p"),
         ({"prompt_audio": "all"}, "prompt_audio"),
     ],
 )

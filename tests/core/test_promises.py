@@ -45,8 +45,20 @@ def doubled(tokens: Tokens) -> Tokens:
 
 @pytest.mark.parametrize(
     "change",
-    [scaled, doubled, lambda tokens: tokens.ids, lambda t: Tokens(t.ids.float(), t.lengths)],
-    ids=["illegal codes", "twice the rate", "a tensor", "float ids"],
+    [
+        scaled,
+        doubled,
+        lambda tokens: tokens.ids,
+        lambda t: Tokens(t.ids.float(), t.lengths),
+        lambda t: Tokens(t.ids[:, :, :-1], t.lengths),
+        lambda t: Tokens(t.ids, t.lengths.float()),
+        lambda t: Tokens(t.ids, t.lengths.tolist()),
+        lambda t: Tokens(None, t.lengths),  # type: ignore[arg-type]
+    ],
+    ids=[
+        *("illegal codes", "twice the rate", "a tensor", "float ids", "a frame less"),
+        *("float lengths", "a list of lengths", "no ids"),
+    ],
 )
 @pytest.mark.parametrize("part", ["semantic_tokenizer", "codec"])
 def test_tokens_that_break_the_contract_are_refused(
@@ -90,8 +102,13 @@ def test_audio_that_breaks_the_contract_is_refused(
 
 @pytest.mark.parametrize(
     "change",
-    [scaled, lambda t: Tokens(t.ids.repeat(1, 1, 500), t.lengths * 500), lambda t: t.ids],
-    ids=["illegal codes", "too many frames", "a tensor"],
+    [
+        scaled,
+        lambda t: Tokens(t.ids.repeat(1, 1, 500), t.lengths * 500),
+        lambda t: t.ids,
+        lambda t: Tokens(t.ids, t.lengths + 3),
+    ],
+    ids=["illegal codes", "too many frames", "a tensor", "lengths beyond"],
 )
 def test_frames_that_break_the_contract_are_refused(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object]
@@ -101,6 +118,14 @@ def test_frames_that_break_the_contract_are_refused(
     with pytest.raises(PluginError, match="stream") as caught:
         pipeline.continue_(WAVE, RATE, seconds=0.2)
     assert type(lm).__name__ in caught.value.place
+
+
+def test_a_model_that_streams_nothing_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: None)
+    with pytest.raises(PluginError, match="stream returned a NoneType"):
+        pipeline.continue_(WAVE, RATE, seconds=0.2)
 
 
 class Marker:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy
 import pytest
 import soundfile
+import torch
 
 from segue.core.audio import read_audio
-from segue.core.errors import AudioError
-from segue.core.sound_files import _frame, _mpeg_length
+from segue.core.mpeg import MpegFrames, find_frames, frame_of
+from segue.core.open_audio import open_audio
+from segue.core.sound_files import SoundReader
 from segue.data.audio_files import read_recording
 from segue.data.prepare import prepare_files
 from segue.data.recordings import Recording
+from segue.data.sources import read_recordings
 
 RATE, SECONDS = 16_000, 6
 
@@ -41,6 +47,10 @@ def test_a_stream_of_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:
     numpy.testing.assert_array_equal(read_audio(path, last_seconds=1).wave, whole[-RATE:])
     numpy.testing.assert_array_equal(read_recording(recording(path)).wave, whole)
     assert prepare_files(tmp_path, tmp_path / "out")["recordings"] == 1
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(path, "a.flac")
+    (member,) = read_recordings(tmp_path / "x.tar")
+    assert member.seconds == SECONDS
 
 
 @pytest.mark.parametrize("suffix", ["flac", "mp3"])
@@ -59,23 +69,89 @@ def test_of_a_cut_file_what_is_there_is_used(tmp_path: Path, suffix: str) -> Non
     assert read_recording(recording(path)).seconds == pytest.approx(audio.seconds, abs=0.1)
 
 
+def frames_in(data: bytes) -> MpegFrames:
+    found = find_frames(io.BytesIO(data))
+    assert found is not None
+    return found
+
+
 def test_mpeg_frames_are_counted_one_by_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp3"
-    data = write(path)
-    samples, has_table = _mpeg_length(b"ID3\x04\0\0\0\0\0\x05hello" + data)
-    assert has_table and samples == pytest.approx(SECONDS * RATE, abs=4 * 1152)
+    data = write(tmp_path / "a.mp3")
+    tagged = frames_in(b"ID3\x04\0\0\0\0\0\x05hello" + data)
+    assert tagged.has_table and tagged.samples == pytest.approx(SECONDS * RATE, abs=4 * 1152)
     # The frame at the start holds the table: without it nothing states the length.
-    size = _frame(int.from_bytes(data[:4], "big"))
-    assert size is not None and _mpeg_length(data[size[0] :]) == (samples, False)
+    size = frame_of(int.from_bytes(data[:4], "big"))
+    assert size is not None
+    bare = frames_in(data[size[0] :])
+    assert (bare.samples, bare.has_table, bare.delay) == (tagged.samples, False, 0)
 
 
-def test_a_file_that_libsndfile_would_stop_early_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rate", [11_025, 16_000, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_any_stretch_of_an_mp3_file_is_what_the_whole_has_there(
+    tmp_path: Path, rate: int, channels: int, mode: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "a.mp3"
-    write(path)
-    monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda file: RATE))
+    """libsndfile's own seeking is wrong by up to full scale there, and prints messages."""
+    path, time = tmp_path / "a.mp3", numpy.arange(4 * rate) / rate
+    noise = numpy.random.default_rng(0).normal(size=(len(time), channels))
+    wave = 0.3 * numpy.sin(900 * time * time)[:, None] + 0.1 * noise * (time[:, None] % 1)
+    soundfile.write(path, wave, rate, bitrate_mode=mode, compression_level=0.6)
+    whole, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    with SoundReader(path) as sound:
+        for first in (0, 1, 700, rate, 2 * rate + 77, 3 * rate + 5):
+            part = sound.read(first, rate)
+            numpy.testing.assert_allclose(part, whole[first : first + rate], atol=1e-6)
+        numpy.testing.assert_allclose(sound.read(0, 9 * rate), whole, atol=1e-6)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_mp3_file_without_a_table_is_read_to_its_end(tmp_path: Path) -> None:
+    """Its first frames are large: libsndfile guesses a third of the length from them."""
+    path, noise = tmp_path / "a.mp3", numpy.random.default_rng(0).normal(size=RATE)
+    wave = 0.1 * numpy.sin(numpy.arange(SECONDS * RATE) / 9)
+    wave[:RATE] = 0.2 * noise
+    soundfile.write(path, wave, RATE, bitrate_mode="VARIABLE", compression_level=0)
+    whole, _ = soundfile.read(path, dtype="float32")
+    data = path.read_bytes()
+    table, delay = frame_of(int.from_bytes(data[:4], "big")), frames_in(data).delay
+    assert table is not None
+    path.write_bytes(data[table.size :])
+    assert soundfile.info(path).frames < 0.5 * len(whole)
     for read in (read_audio, lambda path: read_recording(recording(path))):
-        with pytest.raises(AudioError, match="ffmpeg") as caught:
-            read(path)
-        assert caught.value.place == str(path)
+        audio = read(path)
+        assert audio.notes == () and SECONDS <= audio.seconds < SECONDS + 0.2
+        numpy.testing.assert_allclose(audio.wave[delay:][: len(whole)], whole, atol=1e-6)
+    tail = read_audio(path, last_seconds=1)
+    torch.testing.assert_close(tail.wave, audio.wave[-RATE:], atol=1e-6, rtol=0)
+    assert prepare_files(tmp_path, tmp_path / "out")["recordings"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg"])
+def test_what_is_read_depends_on_the_place_alone(tmp_path: Path, name: str) -> None:
+    """In a damaged file a decoder that goes on may find something else than one that begins."""
+    path = tmp_path / name
+    data = bytearray(write(path))
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(range(250)) + bytes(50)
+    path.write_bytes(data)
+    places = range(0, SECONDS * RATE, RATE // 3)
+    with SoundReader(path) as sound:
+        forth = [sound.read(first, RATE // 3) for first in places]
+        back = [sound.read(first, RATE // 3) for first in reversed(places)]
+    for one, other in zip(forth, reversed(back), strict=True):
+        numpy.testing.assert_array_equal(one, other)
+
+
+def test_reading_hours_takes_the_memory_of_a_block(tmp_path: Path) -> None:
+    longer, peaks = tmp_path / "b.wav", []
+    for length in (30, 300):
+        with soundfile.SoundFile(longer, "w", 44_100, 2) as file:
+            for _ in range(length):
+                file.write(numpy.full((44_100, 2), 0.1, numpy.float32))
+        tracemalloc.start()
+        with open_audio(longer) as opened:
+            samples = sum(len(block) for block in opened.blocks_at(RATE, seconds=10))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert samples == length * RATE
+    assert peaks[1] < 1.2 * peaks[0]

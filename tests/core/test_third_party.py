@@ -11,6 +11,7 @@ import torch
 from tests.conftest import TINY, melody
 
 from segue.core.assembly import assemble
+from segue.core.checkpoint import load_component, save_component
 from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError, PluginError
 from segue.core.pipeline import Pipeline
@@ -114,6 +115,27 @@ def test_an_import_error_in_the_register_module_is_reported_and_not_fatal(toy: T
     error = use_of(host, "toy_mdct.v1")
     assert "no_such" in str(error)
     assert "segue-toy" in str(error)
+
+
+def test_a_missing_plugin_is_named_with_the_package_to_install(
+    toy: Toy, tmp_path: Path, tiny_pipelines: dict[str, Path]
+) -> None:
+    host = toy()
+    saved = tmp_path / "codec"
+    saved.mkdir()
+    codec = host.create("codec", "toy_mdct.v1", {}, place="codec")
+    save_component(codec, saved, "codec", "toy_mdct.v1", {})
+    text = (saved / "component.json").read_text()
+    assert '"distribution": "segue-toy"' in text.replace("_", "-")
+    assert '"version": "0.1.0"' in text
+    without = PluginHost.discover(entry_points=False)
+    used = ["codec.use=toy_mdct.v1", f"codec.checkpoint={saved}"]
+    for more in (["codec.options={}"], ["codec.options={num_levels: 6}"]):
+        with pytest.raises(PluginError, match=r"segue.toy==0\.1\.0: install that package"):
+            config = load_config(tiny_pipelines["speech"], without, [*used, *more]).config
+            assemble(config, without)
+    with pytest.raises(PluginError, match=r"segue.toy==0\.1\.0"):
+        load_component(saved, without, "codec")
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

@@ -14,9 +14,10 @@ from tests.data_helpers import RATE, into_a_directory, ramp, recording, write_wa
 
 from segue.core.audio import resample
 from segue.core.errors import AudioError, DataError
+from segue.core.open_audio import OpenAudio
 from segue.data import audio_files
 from segue.data.audio_crops import AudioCrops, whole_recordings
-from segue.data.audio_files import OpenRecording, decode_recording, open_recording
+from segue.data.audio_files import decoded_blocks, open_recording
 from segue.data.recordings import Recording
 from segue.data.share import Share
 
@@ -98,6 +99,29 @@ def test_unreadable_recordings_are_listed_and_skipped(tmp_path: Path) -> None:
     assert len(crops.unreadable) == 4
 
 
+def test_unreadable_recordings_do_not_make_crops_depend_on_earlier_ones(tmp_path: Path) -> None:
+    """A run that is resumed, or another rank, has not met the same damage before."""
+    for name in ("a", "b"):
+        wave = numpy.linspace(-0.5, 0.5, 6 * RATE, dtype=numpy.float32)
+        wave[3 * RATE] = numpy.nan  # its other parts are good
+        soundfile.write(tmp_path / f"{name}.wav", wave, RATE, subtype="FLOAT")
+    ramp(tmp_path / "cut.flac", 2.0)
+    data = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.wav").write_text("no audio")
+    names = ("a.wav", "b.wav", "cut.flac", "text.wav", "missing.wav")
+    items = [ramp(tmp_path / "good.wav", 6.0)]
+    items += [recording(tmp_path / name, 6.0) for name in names]
+    whole = AudioCrops(items, RATE, 0.5, 8, 3)
+    batches = [whole.batch(step) for step in range(12)]
+    assert len(whole.unreadable) >= 4
+    later = AudioCrops(items, RATE, 0.5, 8, 3, cache_bytes=0)
+    for step in (11, 6, 7):
+        assert torch.equal(later.batch(step).wave, batches[step].wave)
+        half = AudioCrops(items, RATE, 0.5, 8, 3).batch(step, Share(1, 2))
+        assert torch.equal(half.wave, batches[step].wave[1::2])
+
+
 @pytest.mark.parametrize("seconds", [1.0, 0.0])
 def test_recordings_of_which_none_can_be_read(tmp_path: Path, seconds: float) -> None:
     """Of unknown length (0) are those that a manifest without durations lists but are missing."""
@@ -123,6 +147,10 @@ def test_a_decoded_recording_is_16_bit(tmp_path: Path) -> None:
         decode_recording(recording(tmp_path / "b.wav", 1.0), RATE)
 
 
+def decode_recording(item: Recording, rate: int) -> torch.Tensor:
+    return torch.cat([torch.zeros(0, dtype=torch.int16), *decoded_blocks(item, rate)])
+
+
 # --- parts of files ---------------------------------------------------------------------------
 
 
@@ -142,7 +170,8 @@ def test_a_part_is_what_the_whole_has_there(tmp_path: Path, name: str, rate: int
     item = tune(tmp_path / name, 9.3, rate)
     with open_recording(item) as opened:
         whole = opened.read(0, opened.length)
-        assert torch.equal(opened.read(4 * rate, rate), whole[4 * rate : 5 * rate])
+        part = opened.read(4 * rate, rate)
+        torch.testing.assert_close(part, whole[4 * rate : 5 * rate], atol=1e-7, rtol=0)
         resampled = resample(whole, rate, RATE)
         assert opened.length_at(RATE) == resampled.shape[0]
         parts = [opened.read_at(RATE, second * RATE, 2 * RATE) for second in range(0, 10, 2)]
@@ -153,14 +182,14 @@ def test_a_part_is_what_the_whole_has_there(tmp_path: Path, name: str, rate: int
 def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = tune(tmp_path / "hour.wav", 600, RATE)
     read: list[int] = []
-    of_file = OpenRecording.read
+    of_file = OpenAudio.read
 
-    def counted(self: OpenRecording, first: int, count: int) -> torch.Tensor:
+    def counted(self: OpenAudio, first: int, count: int) -> torch.Tensor:
         wave = of_file(self, first, count)
         read.append(wave.shape[0])
         return wave
 
-    monkeypatch.setattr(OpenRecording, "read", counted)
+    monkeypatch.setattr(OpenAudio, "read", counted)
     crops = AudioCrops([item], RATE, 0.5, 4, 0)
     crops.batch(0)
     assert 4 * RATE <= sum(read) <= 4 * 4 * RATE  # two seconds a part, at most two parts a crop

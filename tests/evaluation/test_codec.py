@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -93,6 +95,39 @@ def test_figures_of_a_codec(recordings: list[Recording]) -> None:
     assert found["levels"]["4"]["loudness"]["worst"].endswith("high.wav")
     assert found["metrics"]["distance"] == {"unit": "", "higher_is_better": False}
     assert found["encode_speed"] > 1 and one["decode_speed"] > 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("high", "returned a str, not a number"),
+        (None, "returned a NoneType, not a number"),
+        (True, "returned a bool, not a number"),
+        (ValueError("too loud"), "ValueError: too loud"),
+        (SystemExit(3), "SystemExit: 3"),
+    ],
+)
+def test_a_metric_that_fails_takes_no_other_figures_with_it(
+    recordings: list[Recording], returned: object, reason: str
+) -> None:
+    class Broken(Metric):
+        calls = 0
+
+        def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> Any:
+            self.calls += 1
+            if self.calls == 2 and isinstance(returned, BaseException):
+                raise returned
+            return 1.0 if self.calls < 2 else returned
+
+    broken = Broken()
+    metrics = {"broken": broken, "distance": Distance()}
+    found = evaluate_codec(Digits(Options()), LIMITS, recordings, metrics, [1, 4])
+    assert reason in found["failed"]["broken"]
+    assert broken.calls == 2
+    assert set(found["metrics"]) == {"distance"}
+    for row in found["levels"].values():
+        assert row["distance"]["count"] == 2 and "broken" not in row
+    json.dumps(found, allow_nan=False)
 
 
 def test_metrics_listen_at_one_rate_if_asked(recordings: list[Recording]) -> None:

@@ -122,20 +122,41 @@ def record(group: str = "a") -> Continuation:
     return Continuation(wave, wave, wave, RATE, group)
 
 
+def fails(*_: object) -> float:
+    raise ValueError("no figure")
+
+
+ROWS = [{"x": 1.0}, {"x": 1.0}]
+
+
 @pytest.mark.parametrize(
-    "rows", [[{"x": 1.0}], [{"x": 1.0}, {"y": 1.0}], [{"x": 1.0}, {"x": 1.0}, {"x": 1.0}]]
+    ("result", "reason"),
+    [
+        (Measured(ROWS[:1]), "measure returned 1 rows for 2 records"),
+        (Measured([*ROWS, *ROWS]), "measure returned 4 rows for 2 records"),
+        (Measured([{"x": 1.0}, {"y": 1.0}]), "rows of unlike names"),
+        (Measured([{"x": 1.0}, {"x": "high"}]), "returned a str, not a number"),  # type: ignore[dict-item]
+        ({"x": 1.0}, "measure returned a dict, not Measured"),
+        (Measured(ROWS, {"all": fails}), "ValueError: no figure"),
+        (None, "ValueError: no figure"),
+    ],
 )
-def test_a_metric_that_breaks_its_contract(rows: list[dict[str, float]]) -> None:
+def test_a_metric_that_breaks_its_contract_takes_no_other_figures_with_it(
+    result: Measured | None, reason: str
+) -> None:
     class Broken(ContinuationMetric):
         def measure(self, records: Sequence[Continuation]) -> Measured:
-            return Measured(rows)
+            return result or fails()  # type: ignore[return-value]
 
-    with pytest.raises(PluginError, match=r"broken: gave \d rows for 2 records"):
-        measured([record(), record()], {"broken": Broken()})
+    failed: dict[str, str] = {}
+    metrics = {"broken": Broken(), "peaks": Peaks()}
+    found = measured([record(), record()], metrics, failed)
+    assert set(found) == {"peaks"} and set(failed) == {"broken"}
+    assert reason in failed["broken"]
 
 
 def test_one_group_has_no_interval() -> None:
-    found = measured([record(), record()], {"peaks": Peaks()})["peaks"]
+    found = measured([record(), record()], {"peaks": Peaks()}, {})["peaks"]
     assert (found["weighted"]["low"], found["made"]["low"]) == (None, None)
     assert found["weighted"]["mean"] == 0 and found["weighted"]["groups"] == 1
 

@@ -102,6 +102,28 @@ def test_every_way_is_held_against_the_recording(recordings: list[Recording]) ->
     assert told[-1] == ("foreign", 2, 2) and len(told) == 10
 
 
+def test_a_metric_that_fails_takes_no_other_figures_with_it(recordings: list[Recording]) -> None:
+    class Broken(Difference, Peak):
+        def __call__(self, *_: object) -> float:
+            raise ValueError("no figure")
+
+        def measure(self, records: Sequence[Continuation]) -> Measured:
+            raise ValueError("no figures")
+
+    found = evaluate_resynthesis(
+        FakePipeline(),  # type: ignore[arg-type]
+        recordings,
+        ["codec", "recording"],
+        {"difference": Difference(), "pair": Broken()},
+        {"loudness": Peak(), "set": Broken()},
+        seed=3,
+    )
+    assert [set(row) for row in found["ways"].values()] == [{"difference", "loudness peak"}] * 2
+    assert {name: "ValueError" in text for name, text in found["failed"].items()} == {
+        "pair": True, "set": True,
+    }  # fmt: skip
+
+
 def test_no_usable_recording_is_an_error(recordings: list[Recording]) -> None:
     with pytest.raises(DataError, match="recordings: none can be used"):
         evaluate_resynthesis(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from segue.core.errors import ConfigError, PluginError
+from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import SemanticTokenizer, Tokens, WaveBatch
 from segue.core.options import TokenizerOptions
 from segue.core.plugins import PluginHost
-from segue.core.records import KINDS
+from segue.core.records import KINDS, PluginRecord
 from segue.core.spec import TokenSpec
 from segue.testing import (
     Check,
@@ -26,6 +28,7 @@ from segue.testing import (
     parametrize_with_checks,
     ragged_audio,
     run_check,
+    suite,
 )
 
 SMALL = {"width": 16, "depth": 1, "heads": 2}
@@ -110,8 +113,7 @@ def test_checks_have_unique_names_and_descriptions(kind: str) -> None:
     checks = checks_for(kind)  # type: ignore[arg-type]
     names = [check.name for check in checks]
     assert len(set(names)) == len(names)
-    assert bool(checks) == (kind in ("semantic_tokenizer", "codec", "stage_lm"))
-    assert all(check.description and check.kind == kind for check in checks)
+    assert checks and all(check.description and check.kind == kind for check in checks)
 
 
 def test_expected_failures_become_strict_xfails() -> None:
@@ -185,7 +187,7 @@ def test_the_command_checks_a_stage_model_with_each_stage(
 ) -> None:
     few = {"loss_is_finite", "given_frames_matter"}
     monkeypatch.setattr(
-        command, "checks_for", lambda kind: [c for c in checks_for(kind) if c.name in few]
+        suite, "checks_for", lambda kind: [c for c in checks_for(kind) if c.name in few]
     )
     results = command.check_component(plugin_host, "flat_transformer.v1", SMALL)
     assert {(result.name, bool(result.problem), bool(result.skipped)) for result in results} == {
@@ -200,8 +202,21 @@ def test_the_command_checks_a_stage_model_with_each_stage(
 
 def test_the_command_refuses_unknown_names_and_options(plugin_host: PluginHost) -> None:
     with pytest.raises(PluginError, match=r"did you mean 'flat_transformer\.v1'"):
-        command.check_component(plugin_host, "flat_transformr.v1", {})
+        command.check_named(plugin_host, "flat_transformr.v1", {}, 1)
     with pytest.raises(ConfigError, match=r"options\.widht: unknown key"):
-        command.check_component(plugin_host, "flat_transformer.v1", {"widht": 3})
-    with pytest.raises(PluginError, match=r"^log_mel\.v1: is a metric"):
-        command.check_component(plugin_host, "log_mel.v1", {})
+        command.check_named(plugin_host, "flat_transformer.v1", {"widht": 3}, 1)
+    with pytest.raises(PluginError, match=r"^centroid\.v1: there is no component and no distrib"):
+        command.check_named(plugin_host, "centroid.v1", {}, 1)
+
+
+def test_the_command_checks_a_metric_of_a_plugin(
+    plugin_host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "centroid.v1"
+    target = "segue.plugins.metrics.si_sdr.metric:SiSdr"
+    record = PluginRecord("metric", name, target, api_version=1)
+    plugin_host.register(SimpleNamespace(segue_register=hookimpl(lambda: [record])))
+    results = command.check_named(plugin_host, name, {}, 1)
+    assert [result.name for result in results] == [c.name for c in checks_for("metric")]
+    assert not [result for result in results if result.problem]
+    assert sum(not result.skipped for result in results) >= 7

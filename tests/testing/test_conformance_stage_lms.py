@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from time import time as clock
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
+from segue.core.errors import GenerationError
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Options, Sampling
 from segue.core.sampling import sample
 from segue.core.spec import SliceSpec, StageSpec
+from segue.core.two_sided import TwoSided
 from segue.testing import (
     TINY_STAGES,
     Check,
@@ -81,7 +86,8 @@ class TinyLM(StageLM):
         return -told.masked_fill(~batch.target.mask[:, None], 0.0)
 
     def loss(self, batch: StageBatch) -> StageLoss:
-        per_level = self.nll(batch).sum(dim=(0, 2)) / batch.target.lengths.sum()
+        mask = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
+        per_level = (self.nll(batch) * mask[:, None]).sum(dim=(0, 2)) / mask.sum()
         return StageLoss(per_level.mean(), per_level)
 
     @torch.no_grad()
@@ -287,6 +293,109 @@ class StreamsTheLastFrameTwice(TinyLM):
         yield Tokens.full(new.ids[:, :, -1:])
 
 
+def with_sampling(lm: TinyLM, arguments: Sequence[Any], **changes: object) -> Tokens:
+    """Generate with other settings of sampling than was asked for."""
+    given, prompt, num_frames, sampling, generators = arguments
+    sampling = sampling.model_copy(update=changes)
+    return TinyLM.generate(lm, given, prompt, num_frames, sampling, generators)
+
+
+class IgnoresTemperature(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        return with_sampling(self, arguments, temperature=1.0)
+
+
+class IsAlwaysGreedy(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        return with_sampling(self, arguments, temperature=0.0)
+
+
+class IgnoresTopK(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        return with_sampling(self, arguments, top_k=None)
+
+
+class IgnoresTopP(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        return with_sampling(self, arguments, top_p=None)
+
+
+class IgnoresGuidance(TinyLM):
+    def check_sampling(self, sampling: Sampling) -> None: ...
+
+
+class IgnoresWhatIsCounted(TinyLM):
+    def loss(self, batch: StageBatch) -> StageLoss:
+        return super().loss(replace(batch, counted=None))
+
+
+def shifted(given: tuple[Tokens, ...], frames: int) -> tuple[Tokens, ...]:
+    return tuple(Tokens(tokens.ids.roll(frames, 2), tokens.lengths) for tokens in given)
+
+
+class ShiftsTheGivenSlice(TinyLM):
+    """The first frame of what is given stands under the second of the target, the last nowhere."""
+
+    def under(self, given: tuple[Tokens, ...], frames: int) -> Tensor:
+        late = tuple(Tokens(g.ids[:, :, :1].expand_as(g.ids), g.lengths) for g in given)
+        kept = tuple(
+            Tokens(torch.cat([one.ids[:, :, :1], all_.ids[:, :, :-1]], 2), all_.lengths)
+            for one, all_ in zip(late, given, strict=True)
+        )
+        return super().under(kept, frames)
+
+
+class GeneratesWithAShiftedSlice(TinyLM):
+    def generate(self, given: tuple[Tokens, ...], *arguments: Any) -> Tokens:  # type: ignore[override]
+        return super().generate(shifted(given, 1), *arguments)
+
+
+class FailsBeyond64Frames(TinyLM):
+    def hidden(self, ids: Tensor) -> Tensor:
+        return super().hidden(ids) + torch.zeros(1, 64, 1, 1)[:, : ids.shape[2]]
+
+
+class SaysUnbounded(TinyLM):
+    unbounded = True  # type: ignore[assignment]
+
+
+class KeepsAllFrames(SaysUnbounded):
+    """Streams each frame, with a cache that grows."""
+
+    def stream(self, given: Any, prompt: Tokens, num_frames: int, *rest: Any) -> Iterator[Tokens]:
+        cache = []
+        for _ in range(num_frames):
+            cache.append(torch.zeros(100))
+            yield Tokens.full(torch.zeros(1, prompt.num_levels, 1, dtype=torch.long))
+
+
+class ReadsTheClock(TinyLM):
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        return super().logits(given, ids).roll(int(clock()), -1)
+
+
+class CountsCalls(TinyLM):
+    calls = 0
+
+    def generate(self, *arguments: Any) -> Tokens:
+        self.calls += 1
+        new = super().generate(*arguments)
+        return Tokens.full((new.ids + self.calls // 3) % self.stage.target.codebook_size)
+
+
+class ReseedsTorch(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        torch.manual_seed(0)
+        return super().generate(*arguments)
+
+
+class SwitchesGradOff(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        score = super().score(batch)
+        torch.set_grad_enabled(False)
+        return score
+
+
 class FillsMasks(TinyLM):
     """Promises of models that draw each token from its score are none of its."""
 
@@ -297,7 +406,38 @@ class FillsMasks(TinyLM):
         return StageLoss(loss.total / 2, loss.per_level / 2)
 
 
+class FillsGaps(TinyLM, TwoSided):
+    """Draws the gap from the left, shifted by the first code of the right side."""
+
+    def fill(
+        self,
+        given: tuple[Tokens, ...],
+        left: Tokens,
+        num_frames: int,
+        right: Tokens,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        new = self.generate(given, left, num_frames, sampling, generators)
+        shifts = [row[0, 0] if row.numel() else row.new_zeros(()) for row in right.rows()]
+        ids = new.ids + torch.stack(shifts)[:, None, None]
+        return Tokens.full(ids % self.stage.target.codebook_size)
+
+
+class FillsFromTheWidestRow(FillsGaps):
+    def fill(self, given, left, num_frames, right, sampling, generators) -> Tokens:  # type: ignore[no-untyped-def]
+        new = super().fill(given, left, num_frames, right, sampling, generators)
+        return Tokens.full((new.ids + right.ids.shape[2]) % self.stage.target.codebook_size)
+
+
+class ForgetsTheRight(FillsGaps):
+    def fill(self, given, left, num_frames, right, sampling, generators) -> Tokens:  # type: ignore[no-untyped-def]
+        return self.generate(given, left, num_frames, sampling, generators)
+
+
 BROKEN = [
+    ("fills_rows_as_if_alone", FillsFromTheWidestRow, "filled in a batch"),
+    ("filling_sees_both_sides", ForgetsTheRight, "whatever the right side"),
     ("unknown_options_are_refused", TakesAnyOption, "unknown key"),
     ("options_are_frozen", HasLooseOptions, "can be assigned"),
     ("loss_is_finite", LosesNaN, "NaN"),
@@ -326,6 +466,20 @@ BROKEN = [
     ("draws_follow_the_scores", DrawsTooBoldly, "shares of drawn frames"),
     ("every_code_can_be_drawn", BansACode, "never draws"),
     ("streamed_equals_generated", StreamsTheLastFrameTwice, "tokens of row 0|streamed"),
+    ("settings_of_sampling_are_used", IgnoresTemperature, "at temperature 0 with other seeds"),
+    ("settings_of_sampling_are_used", IsAlwaysGreedy, "at temperature 10, other seeds"),
+    ("settings_of_sampling_are_used", IgnoresTopK, "with {'top_k': 1}"),
+    ("settings_of_sampling_are_used", IgnoresTopP, "with {'top_p': 1e-06}"),
+    ("guidance_is_used", IgnoresGuidance, "let check_sampling refuse it"),
+    ("counted_frames_alone_count", IgnoresWhatIsCounted, "counted frames against score"),
+    ("every_given_frame_matters", ShiftsTheGivenSlice, "the last frame of the given slice"),
+    ("greedy_tokens_score_best", GeneratesWithAShiftedSlice, "the greedy token"),
+    ("generates_many_frames", FailsBeyond64Frames, "RuntimeError"),
+    ("unbounded_is_true", SaysUnbounded, "given slices"),
+    ("is_deterministic", ReadsTheClock, "second time"),
+    ("is_deterministic", CountsCalls, "third time"),
+    ("leaves_the_process_alone", ReseedsTorch, "torch's random state changed"),
+    ("leaves_the_process_alone", SwitchesGradOff, "grad mode changed"),
 ]
 CHECKS = {check.name: check for check in checks_for("stage_lm")}
 
@@ -335,7 +489,9 @@ def subject_of(lm: type[TinyLM], stage: str = "second") -> Subject:
     return Subject("stage_lm", lm, options, TINY_STAGES[stage])
 
 
-@parametrize_with_checks([subject_of(TinyLM, name) for name in TINY_STAGES])
+@parametrize_with_checks(
+    [*(subject_of(TinyLM, name) for name in TINY_STAGES), subject_of(FillsGaps)]
+)
 def test_a_good_one_passes(subject: Subject, check: Check) -> None:
     check(subject)
 
@@ -345,6 +501,22 @@ def test_a_broken_one_is_caught(name: str, broken: type[TinyLM], problem: str) -
     result = run_check(CHECKS[name], subject_of(broken))
     assert result.outcome == "failed"
     assert re.search(problem, result.message), result.message
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"), [(SaysUnbounded, "too few pieces"), (KeepsAllFrames, "memory grows")]
+)
+def test_a_false_claim_of_constant_memory_is_caught(broken: type[TinyLM], problem: str) -> None:
+    result = run_check(CHECKS["unbounded_is_true"], subject_of(broken, "first"))
+    assert problem in result.message
+
+
+def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:
+    lm = subject_of(TinyLM).create()
+    lm.check_sampling(Sampling(temperature=0.5, top_k=3))
+    for setting in (Sampling(guidance=2.0), Sampling(iterations=(4,))):
+        with pytest.raises(GenerationError, match=r"stages\.second\.sampling\."):
+            lm.check_sampling(setting)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -328,6 +330,181 @@ class DecodesInSinglePrecision(TinyCodec):
         return super().decode(codes, lengths).float()
 
 
+class TinyFitted(SemanticTokenizer):
+    """Loudness of each frame in steps of equal use, which are fitted."""
+
+    needs_training, needs_fitting = False, True
+
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        self.register_buffer("steps", torch.zeros(config.codebook_size - 1))
+
+    def loudness(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        wave = wave.masked_fill(torch.arange(wave.shape[1]) >= lengths[:, None], 0.0)
+        hop = self.spec.frame_size
+        padded = nn.functional.pad(wave, (0, -wave.shape[1] % hop))
+        return padded.view(len(wave), -1, hop).abs().amax(dim=-1)
+
+    def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
+        loud = torch.cat([self.loudness(b.wave, b.lengths).flatten() for b in batches])
+        size = self.config.spec().codebook_size
+        self.steps = loud.quantile(torch.linspace(0, 1, size + 1)[1:-1])
+        return {}
+
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        ids = torch.bucketize(self.loudness(wave, lengths), self.get_buffer("steps").to(wave))
+        return Tokens(ids[:, None], -(-lengths // self.spec.frame_size))
+
+
+class ChangesIds(TinyCodec):
+    """Base of codecs whose tokens are right but for one thing."""
+
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        return Tokens(self.change(tokens.ids, wave), tokens.lengths)
+
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class IsIllegalWhereClipped(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return ids.masked_fill((wave.abs() >= 1).sum(dim=1)[:, None, None] > 3, 8)
+
+
+class IsIllegalForDc(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        flat = (wave.shape[1] > 1) & (wave.std(dim=1) == 0) & (wave[:, 0] != 0)
+        return ids.masked_fill(flat[:, None, None], -1)
+
+
+class FailsBeyondSixSeconds(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return ids + torch.zeros(1, 6 * 200)[:, : ids.shape[2], None].squeeze(-1).long()
+
+
+class EncodesAFrameLate(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return torch.cat([ids[:, :, :1], ids[:, :, :-1]], dim=2)
+
+
+class IsConstant(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return torch.zeros_like(ids)
+
+
+class NeverEmitsACode(TinyFitted):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        tokens = super().encode(wave, lengths)
+        return Tokens(tokens.ids - (tokens.ids == 5).long(), tokens.lengths)
+
+
+class DependsOnTheMode(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return ids.flip(2) if self.training else ids
+
+
+class ReadsTheClock(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return (ids + int(time.time())) % 8
+
+
+class ReadsTheDate(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return (ids + datetime.now().day) % 8
+
+
+class CountsCalls(ChangesIds):
+    calls = 0
+
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        self.calls += 1
+        return (ids + self.calls // 4) % 8
+
+
+class ReseedsTorch(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return ids
+
+
+class SwitchesGradOff(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        return super().decode(codes, lengths)
+
+
+class DecodesInDoublePrecision(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths).double()
+
+
+class DecodesSilence(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return 0 * super().decode(codes, lengths)
+
+
+class IgnoresUpperLevels(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes[:, :1], lengths)
+
+
+class DecodesTooLoud(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return 100 * super().decode(codes, lengths)
+
+
+class DecodesAFrameLate(TinyCodec):
+    decode_context = (2, 0)
+
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths).roll(self.spec.frame_size, dims=1)
+
+
+class OneBadPair(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        bad = (codes[:, 0] == 6) & (codes[:, -1] == 2) if codes.shape[1] > 1 else codes[:, 0] < 0
+        wave = super().decode(codes, lengths)
+        return wave.masked_fill(bad.repeat_interleave(self.spec.frame_size, dim=1), torch.nan)
+
+
+class OneBadSequence(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        bad = (codes[:, 0, :-1] == 6) & (codes[:, 0, 1:] == 2)
+        wave = super().decode(codes, lengths)
+        return wave.masked_fill(bad.any(dim=1, keepdim=True), torch.nan)
+
+
+class SharesItsState(TinyCodec):
+    def streaming_decoder(self) -> StreamingDecoder:
+        if "shared" not in self.__dict__:
+            self.__dict__["shared"] = super().streaming_decoder()
+        shared: StreamingDecoder = self.__dict__["shared"]
+        return shared
+
+
+class SharesItsEncoder(EncodesInChunks):
+    def streaming_encoder(self) -> StreamingEncoder:
+        shared: StreamingEncoder = self.__dict__.setdefault("shared", FramesOnceFull(self))
+        return shared
+
+
+class HoldsEverything(EncodesInChunks):
+    def streaming_decoder(self) -> StreamingDecoder:
+        return WindowedDecoder(self, 1, 1000)
+
+
+class HoldsAllAudio(EncodesInChunks):
+    def streaming_encoder(self) -> StreamingEncoder:
+        class Holds(FramesOnceFull):
+            def push(self, wave: Tensor) -> Tensor:
+                known = torch.cat([self.waiting, wave], dim=1) if self.waiting.numel() else wave
+                self.waiting = known
+                return torch.zeros(len(wave), 2, 0, dtype=torch.long)
+
+        return Holds(self)
+
+
 Broken = tuple[str, type[AcousticCodec] | type[SemanticTokenizer], type[TinyOptions], str]
 BROKEN: list[Broken] = [
     ("unknown_options_are_refused", TinyCodec, BrokenOptions.Unknown, "unknown key"),
@@ -365,6 +542,29 @@ BROKEN: list[Broken] = [
     ("streamed_encoding_equals_offline", DropsThePartialFrame, TinyOptions, "frames instead"),
     ("round_trip_is_finite", DecodesAtRandom, TinyOptions, "decoded a second time"),
     ("decoding_respects_the_device", DecodesInSinglePrecision, TinyOptions, "float32"),
+    ("encodes_odd_audio", IsIllegalWhereClipped, TinyOptions, "of constant 1"),
+    ("encodes_odd_audio", IsIllegalForDc, TinyOptions, r"constant 0\.5"),
+    ("handles_long_audio", FailsBeyondSixSeconds, TinyOptions, "RuntimeError"),
+    ("tokens_follow_the_audio", EncodesAFrameLate, TinyOptions, "only from frame 25 on"),
+    ("tokens_follow_the_audio", IsConstant, TinyOptions, "whatever the audio holds"),
+    ("every_code_is_emitted", NeverEmitsACode, TinyOptions, r"never has the codes \[5\]"),
+    ("train_mode_changes_no_token", DependsOnTheMode, TinyOptions, "in train mode"),
+    ("is_deterministic", ReadsTheClock, TinyOptions, "the second time"),
+    ("is_deterministic", ReadsTheDate, TinyOptions, "the second time"),
+    ("is_deterministic", CountsCalls, TinyOptions, "the third time"),
+    ("leaves_the_process_alone", ReseedsTorch, TinyOptions, "torch's random state"),
+    ("leaves_the_process_alone", SwitchesGradOff, TinyOptions, "grad mode"),
+    ("decodes_any_number_of_levels", DecodesInDoublePrecision, TinyOptions, "float64"),
+    ("every_level_is_heard", DecodesSilence, TinyOptions, "to silence"),
+    ("every_level_is_heard", IgnoresUpperLevels, TinyOptions, "level 1 change nothing"),
+    ("loudness_is_kept_in_bounds", DecodesTooLoud, TinyOptions, "times as loud"),
+    ("frames_are_heard_in_their_place", DecodesAFrameLate, TinyOptions, "own samples"),
+    ("every_code_decodes", OneBadPair, TinyOptions, "pair of codes"),
+    ("every_code_decodes", OneBadSequence, TinyOptions, "pair of codes"),
+    ("streams_share_nothing", SharesItsState, TinyOptions, "stream|RuntimeError"),
+    ("streams_share_nothing", SharesItsEncoder, TinyOptions, "encoding stream|RuntimeError"),
+    ("streams_do_not_wait_for_the_end", HoldsEverything, TinyOptions, "before the end"),
+    ("streams_do_not_wait_for_the_end", HoldsAllAudio, TinyOptions, "were encoded before"),
 ]
 ONE_LEVEL = TinyOptions(num_levels=1)
 CHECKS = {
@@ -382,6 +582,7 @@ def subject_of(component: type[Any], options: TinyOptions) -> Subject:
         subject_of(TinyCodec, TinyOptions()),
         subject_of(EncodesInChunks, TinyOptions()),
         subject_of(TinySemantic, ONE_LEVEL),
+        subject_of(TinyFitted, ONE_LEVEL),
     ]
 )
 def test_a_good_one_passes(subject: Subject, check: Check) -> None:
@@ -393,6 +594,7 @@ def test_a_broken_one_is_caught(
     name: str, broken: type[Any], options: type[TinyOptions], problem: str
 ) -> None:
     values: dict[str, Any] = {"gain": 2.0} if options is BrokenOptions.Unsaved else {}
+    values |= {"num_levels": 1} if issubclass(broken, TinyFitted) else {}
     subject = subject_of(broken, options(**values))
     if problem == "AcousticCodec":
         subject.kind = "codec"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
@@ -21,9 +23,12 @@ class LogMelDistance(Metric):
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
+        window = round(WINDOW_SECONDS * sample_rate)
+        if reference.shape[0] <= window // 2:  # a spectrogram reflects half a window at each end
+            return math.nan
         mel = MelSpectrogram(
             sample_rate,
-            n_fft=round(WINDOW_SECONDS * sample_rate),
+            n_fft=window,
             hop_length=round(HOP_SECONDS * sample_rate),
             n_mels=BANDS,
             power=1,

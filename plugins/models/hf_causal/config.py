@@ -42,6 +42,8 @@ class HfCausalOptions(SequenceOptions):
         lora: train low-rank adapters, audio tokens and heads only; None trains everything.
     """
 
+    filled_in = frozenset({"pretrained_architecture"})
+
     architecture: dict[str, Any] | None = None
     pretrained: str | None = Field(default=None, min_length=1)
     pretrained_architecture: dict[str, Any] | None = None

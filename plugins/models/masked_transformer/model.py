@@ -23,6 +23,7 @@ from segue.core.interfaces import Ids, Lengths, StageBatch, StageLM, StageLoss, 
 from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.core.spec import StageSpec
+from segue.core.two_sided import TwoSided
 from segue.plugins.layers.conformer import Conformer
 from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream
 from segue.plugins.layers.given import GivenEncoder
@@ -43,7 +44,7 @@ from segue.plugins.models.masked_transformer.masking import (
 Pass = Callable[[Ids], Float[Tensor, "B N D"]]
 
 
-class MaskedTransformer(StageLM):
+class MaskedTransformer(StageLM, TwoSided):
     """Fills masks in several passes per level.
 
     A pass multiplies matrices with all frames, so arithmetic limits it, not memory. PyTorch
@@ -173,34 +174,56 @@ class MaskedTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         """Yield one piece: no frame is final before all levels of all frames are drawn."""
-        call = Continuation(self, given, prompt, num_frames, sampling, generators)
+        nothing = Tokens.full(prompt.ids[:, :, :0])
+        piece = self.fill(given, prompt, num_frames, nothing, sampling, generators)
+        if piece.ids.numel():
+            yield piece
+
+    def fill(
+        self,
+        given: tuple[Tokens, ...],
+        left: Tokens,
+        num_frames: int,
+        right: Tokens,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        """Draw the frames between two known sides.
+
+        A finer level of the right side is hidden until it is drawn: in training too, only a prompt
+        at the start of a row is known at levels finer than the one to be learnt.
+        """
+        call = Continuation(self, given, left, num_frames, sampling, generators, right.lengths)
         if call.empty:
-            return
-        target, drawer, rows = self.stage.target, call.drawer, len(prompt.lengths)
-        prompt = prompt.cut(prompt.lengths)
-        lengths = prompt.lengths + num_frames
+            return Tokens.full(left.ids[:, :, :0])
+        target, drawer, rows = self.stage.target, call.drawer, len(left.lengths)
+        left, right = left.cut(left.lengths), right.cut(right.lengths)
+        stops = left.lengths + num_frames
+        lengths = stops + right.lengths
         longest = int(lengths.max())
-        ids = prompt.ids.new_full((rows, target.num_levels, longest), self.mask)
-        known = prompt.ids.masked_fill(~prompt.mask[:, None], self.mask)
+        ids = left.ids.new_full((rows, target.num_levels, longest), self.mask)
+        known = left.ids.masked_fill(~left.mask[:, None], self.mask)
         ids[:, :, : known.shape[2]] = known
         # All rows have the same number of new frames, so no row waits for another.
         row = torch.arange(rows, device=ids.device)[:, None]
-        new = prompt.lengths[:, None] + torch.arange(num_frames, device=ids.device)
+        new = left.lengths[:, None] + torch.arange(num_frames, device=ids.device)
+        where, frame = right.mask.nonzero(as_tuple=True)
         with call.computing():
             compute = self.passes(call.given, drawer.per_row(lengths), longest)
             passes = passes_by_level(sampling.iterations, target.num_levels, target.start)
             for level, count in enumerate(passes):
+                ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
                 masked = new
-                for left in masked_after(num_frames, count):
+                for left_over in masked_after(num_frames, count):
                     hidden = take(compute(drawer.per_row(ids)), drawer.per_row(masked))
                     logits = drawer.guide(hidden @ self.heads.weight[level])
-                    drawn, confidence = self._draw(logits, left / num_frames, drawer)
+                    drawn, confidence = self._draw(logits, left_over / num_frames, drawer)
                     # Keep the surest, draw the others again in the next pass.
                     order = confidence.argsort(dim=1, descending=True, stable=True)
-                    kept, rest = order.split([order.shape[1] - left, left], dim=1)
+                    kept, rest = order.split([order.shape[1] - left_over, left_over], dim=1)
                     ids[row, level, take(masked, kept)] = take(drawn, kept)
                     masked = take(masked, rest.sort(dim=1).values)
-        yield Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
+        return Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
 
     def _draw(
         self, logits: Float[Tensor, "B M V"], left: float, drawer: Drawer

@@ -22,6 +22,9 @@ from segue.plugins.tokenizers.common.options import ClusterOptions
 
 LARGEST_DISTANCES = 1 << 24  # elements of the table of distances in memory at once
 
+MOST_SAMPLE_BYTES = 1 << 29  # of the frames that clusters are fitted on
+ROWS_AT_ONCE = 1 << 14
+
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -97,7 +100,9 @@ class KMeansTokenizer(SemanticTokenizer):
         Raises:
             TrainingError: if there are fewer frames than clusters.
         """
-        sample = Reservoir(self.config.fit_frames, self.mean.shape[0], self.config.seed)
+        width = self.mean.shape[0]
+        most = min(self.config.fit_frames, MOST_SAMPLE_BYTES // (4 * width))
+        sample = Reservoir(max(most, self.config.num_clusters), width, self.config.seed)
         for batch in batches:
             sample.add(self._valid_features(batch))
         if len(sample.rows) < self.config.num_clusters:
@@ -106,20 +111,29 @@ class KMeansTokenizer(SemanticTokenizer):
                 f"{len(sample.rows)} frames are too few for {self.config.num_clusters} clusters",
                 "add audio, lower num_clusters or raise fit_frames",
             )
-        rows = torch.from_numpy(sample.rows)
-        self.mean.copy_(rows.double().mean(0))
+        # The sample is the only large thing in memory: what follows works on it in place, or part
+        # by part.
+        points = torch.from_numpy(sample.rows)
+        parts = points.split(ROWS_AT_ONCE)
+        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(points)
+        squares = torch.stack([(part - mean).square().sum(0) for part in parts]).sum(0)
+        deviation = (squares / len(points)).sqrt()
+        self.mean.copy_(mean)
         # Leave a feature that never changes as it is instead of amplifying its noise.
-        deviation = rows.double().std(0, unbiased=False)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones(())))
-        points = self._normalised(rows.to(self.device))
-        self.centroids.copy_(torch.from_numpy(_cluster(points.cpu().numpy(), self.config)))
+        for part in parts:
+            part.copy_(self._normalised(part.to(self.device)))
+        self.centroids.copy_(torch.from_numpy(_cluster(sample.rows, self.config)))
         self.fitted.fill_(True)
-        ids = self._nearest(points)
-        inertia = (points - self.centroids[ids]).square().sum(1).mean()
+        used, inertia = torch.zeros(len(self.centroids), dtype=torch.bool), 0.0
+        for part in parts:
+            ids = self._nearest(part.to(self.device))
+            distances = (part.to(self.device) - self.centroids[ids]).square().sum(1)
+            used[ids.cpu()], inertia = True, inertia + float(distances.double().sum())
         return {
-            "inertia": float(inertia),
+            "inertia": inertia / len(points),
             "frames": float(sample.seen),
-            "codes_used": float(torch.unique(ids).numel()),
+            "codes_used": float(used.sum()),
         }
 
     def _valid_features(self, batch: WaveBatch) -> Rows:

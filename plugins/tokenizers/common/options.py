@@ -16,7 +16,8 @@ class ClusterOptions(TokenizerOptions):
 
     Attributes:
         num_clusters: V, the codebook size.
-        fit_frames: frames to fit the clusters on, drawn evenly from all.
+        fit_frames: frames to fit the clusters on, drawn evenly from all; at most as many as take
+            half a gigabyte.
         seed: of the choice of frames and of the clustering.
     """
 

@@ -53,6 +53,7 @@ class HfCodecOptions(TokenizerOptions):
     """
 
     model_type: ClassVar[str]
+    filled_in = frozenset({"num_levels", "found"})
 
     pretrained: str = Field(min_length=1)
     revision: str | None = Field(default=None, min_length=1)

@@ -43,6 +43,8 @@ class LyraOptions(TokenizerOptions):
             reading ``weights``, since they come from its checkpoint.
     """
 
+    filled_in = frozenset({"found"})
+
     weights: str = Field(min_length=1)
     num_quantizers: int = Field(default=16, ge=2, le=MAX_QUANTIZERS, multiple_of=2)
     found: dict[str, FoundFile] | None = None

@@ -96,7 +96,10 @@ class SslEncoderTokenizer(KMeansTokenizer):
         mel = self.mel(wave[None], lengths).to(self.centroids.dtype)
         frames = mel.shape[1] // self.config.subframes
         valid = torch.ones(1, frames, dtype=torch.bool, device=wave.device)
+        mode = self.encoder.training
+        self.encoder.eval()  # tokens have no dropout, also of a model that is being trained
         states: list[Tensor] = self.encoder(mel, valid, self.config.layer)
+        self.encoder.train(mode)
         return states[-1][0]
 
     # A checkpoint may leave the training parts out, and the fingerprint does not depend on them.

@@ -103,6 +103,8 @@ class SslKMeansOptions(ClusterOptions):
             without reading ``pretrained``, since its weights come from its checkpoint.
     """
 
+    filled_in = frozenset({"found"})
+
     pretrained: str = Field(min_length=1)
     revision: str | None = Field(default=None, min_length=1)
     state: str | None = Field(default=None, min_length=1)
@@ -111,14 +113,6 @@ class SslKMeansOptions(ClusterOptions):
     window_seconds: float = Field(default=30.0, ge=1.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
     found: FoundModel | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_found(cls, values: Any) -> Any:
-        # A resolved config says ``found: null``, which must not count as a value that was set.
-        if isinstance(values, dict) and values.get("found", 0) is None:
-            return {key: value for key, value in values.items() if key != "found"}
-        return values
 
     @model_validator(mode="after")
     def _check_values(self) -> SslKMeansOptions:

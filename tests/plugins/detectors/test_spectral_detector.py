@@ -11,9 +11,9 @@ import soundfile
 import torch
 from pytest import MonkeyPatch
 
-from segue.core.audio import Audio, read_audio
+from segue.core.audio import Audio, read_audio, write_audio
 from segue.core.checkpoint import save_component
-from segue.core.detection import judge, load_detector, shipped
+from segue.core.detection import judge, judge_file, load_detector, shipped
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.plugins import PluginHost
@@ -196,3 +196,15 @@ def test_shipped_weights_tell_the_shipped_prompt_and_its_continuation(domain: st
 def test_a_domain_without_a_detector_is_told() -> None:
     with pytest.raises(CheckpointError, match="no detector ships weights for it"):
         shipped("whales", PluginHost.discover(entry_points=False))
+
+
+def test_a_file_is_judged_as_the_same_audio_is(detector: SpectralDetector, tmp_path: Path) -> None:
+    """More seconds than are judged together, some of them silent, at another rate."""
+    time = torch.arange(70 * 8000) / 8000
+    wave = 0.3 * torch.sin(time * time * 40) * ((time < 20) | (time > 33))
+    write_audio(tmp_path / "a.flac", wave, 8000)
+    whole = judge(detector, read_audio(tmp_path / "a.flac"))
+    part = judge_file(detector, tmp_path / "a.flac")
+    assert part.seconds.isnan().equal(whole.seconds.isnan()) and bool(part.seconds.isnan().any())
+    torch.testing.assert_close(part.seconds, whole.seconds, equal_nan=True, atol=1e-4, rtol=0)
+    assert part.verdict == whole.verdict

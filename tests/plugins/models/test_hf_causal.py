@@ -16,8 +16,10 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from segue.core.assembly import Part, resolve_part
 from segue.core.checkpoint import load_component, save_component
-from segue.core.errors import ConfigError, SegueError
+from segue.core.config import ComponentConfig, Slot
+from segue.core.errors import AssemblyError, ConfigError, SegueError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.plugins import default_host
@@ -141,6 +143,24 @@ def saved(model: HfCausalLM, directory: Path) -> Path:
     directory.mkdir()
     save_component(model, directory, "stage_lm", "hf_causal.v1", {})
     return directory
+
+
+def test_a_resolved_config_agrees_with_the_checkpoint_trained_from_it(
+    text_model: Path, tmp_path: Path
+) -> None:
+    directory = saved(build(pretrained=str(text_model)), tmp_path / "saved")
+    resolved = HfCausalOptions(pretrained=str(text_model)).model_dump(mode="json")
+    assert resolved["pretrained_architecture"] is None
+
+    def part(**options: object) -> Part:
+        chosen = {"use": "hf_causal.v1", "options": resolved | options}
+        component = ComponentConfig(**chosen, checkpoint=str(directory))
+        slot = Slot("stages.it", "stage_lm", "stages.it.lm", component)
+        return resolve_part(slot, default_host())
+
+    assert part().options.pretrained_architecture["model_type"] == "llama"  # type: ignore[attr-defined]
+    with pytest.raises(AssemblyError, match=r"options\.pretrained: is 'other'"):
+        part(pretrained="other")
 
 
 def loaded(directory: Path) -> HfCausalLM:

@@ -484,3 +484,26 @@ def test_overfits_and_regenerates_exactly(stage: StageSpec, known: tuple[int, ..
 def test_an_even_convolution_is_refused() -> None:
     with pytest.raises(ValueError, match="odd"):
         MaskedTransformerOptions(convolution_kernel=4)
+
+
+def test_finer_codes_of_the_right_side_are_hidden_until_they_are_drawn(
+    monkeypatch: MonkeyPatch,
+) -> None:
+    """As in training, where only a prompt is known at levels finer than the one to be learnt."""
+    stage = STAGES["slower"]
+    model = build(stage)
+    inputs = seen(model, monkeypatch)
+    left, right = tokens(acoustic(3), 4, 2), tokens(acoustic(3), 3, 5, seed=1)
+    given = given_for(stage, 4 + 6 + 3, 2 + 6 + 5)
+    sampling = Sampling(iterations=(2, 1))
+    drawn = model.fill(given, left, 6, right, sampling, row_generators(0, 2))
+    assert len(inputs) == 4
+    for ids, level in zip(inputs, (0, 0, 1, 2), strict=True):
+        for row, (before, after) in enumerate(((4, 3), (2, 5))):
+            stop = before + 6
+            assert torch.equal(ids[row, :, :before], left.row(row))
+            side = ids[row, :, stop : stop + after]
+            assert torch.equal(side[: level + 1], right.row(row)[: level + 1])
+            assert (side[level + 1 :] == CODES).all()
+            assert (ids[row, level:, before:stop] == CODES).any()
+    assert drawn.ids.shape == (2, 3, 6)

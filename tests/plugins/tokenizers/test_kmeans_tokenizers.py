@@ -15,6 +15,7 @@ from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.chroma_kmeans.config import ChromaKMeansOptions
 from segue.plugins.tokenizers.chroma_kmeans.model import ChromaKMeansTokenizer
+from segue.plugins.tokenizers.common import kmeans
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer, Reservoir
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
@@ -55,6 +56,26 @@ def test_fitting_is_deterministic(build: Any, fitted: KMeansTokenizer) -> None:
     again.fit(batches())
     assert torch.equal(again.centroids, fitted.centroids)
     assert again.seal("x.v1") == fitted.seal("x.v1")
+
+
+def test_the_frames_to_fit_on_take_bounded_memory(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = build(num_clusters=20)
+    monkeypatch.setattr(kmeans, "MOST_SAMPLE_BYTES", 4 * 60 * tokenizer.mean.shape[0])
+    monkeypatch.setattr(kmeans, "ROWS_AT_ONCE", 7)
+    kept: list[np.ndarray[Any, Any]] = []
+    cluster = kmeans._cluster
+    monkeypatch.setattr(
+        kmeans, "_cluster", lambda rows, config: kept.append(rows) or cluster(rows, config)
+    )
+    figures = tokenizer.fit(batches())
+    assert figures["frames"] == 3 * (75 + 49 + 2) and kept[0].shape[0] == 60
+    np.testing.assert_allclose(kept[0].mean(0), 0, atol=1e-4)
+    weights = tokenizer.weights()
+    np.testing.assert_allclose(kept[0].std(0), 1 if weights is None else weights, atol=1e-3)
+    gaps = torch.cdist(torch.from_numpy(kept[0]), tokenizer.centroids).amin(1)
+    assert figures["inertia"] == pytest.approx(float(gaps.square().mean()), rel=1e-4)
 
 
 def test_more_clusters_lie_closer(build: Any) -> None:

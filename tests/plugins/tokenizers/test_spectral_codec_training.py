@@ -170,6 +170,6 @@ def test_nearly_all_codes_come_into_use_with_batches_smaller_than_the_codebook()
     for _ in range(400):
         # Far from where the codes were placed at random, and concentrated.
         x = torch.randn(128, 4) * torch.tensor([0.1, 0.05, 0.02, 0.01]) + 7.0
-        book.learn(x, book.nearest(x))
+        book.learn(x, book.nearest(x), torch.tensor([len(x)]))
     x = torch.randn(20_000, 4) * torch.tensor([0.1, 0.05, 0.02, 0.01]) + 7.0
     assert book.nearest(x).unique().numel() > 0.95 * 256

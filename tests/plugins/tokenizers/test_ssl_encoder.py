@@ -10,9 +10,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from segue.core.checkpoint import load_component, load_state, save_component
+from segue.core.assembly import assemble
+from segue.core.checkpoint import build_part, load_component, load_state, save_component
 from segue.core.checkpoint_files import read_manifest
-from segue.core.errors import CheckpointError
+from segue.core.config import PipelineConfig
+from segue.core.config_files import load_config
+from segue.core.errors import AssemblyError, CheckpointError
 from segue.core.interfaces import WaveBatch
 from segue.core.plugins import default_host
 from segue.plugins.domains import speech
@@ -35,6 +38,7 @@ from segue.plugins.tokenizers.ssl_encoder.targets import OnlineClusters, RandomQ
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.testing.synthetic import fit_on_synthetic
 from segue.training.adaptation import start_from
+from segue.training.workspace import Workspace, train_part
 
 TINY: dict[str, Any] = {
     "width": 16, "depth": 3, "heads": 2, "layer": 2, "kernel": 5, "num_clusters": 16,
@@ -413,6 +417,40 @@ def test_the_former_name_makes_the_same_tokenizer() -> None:
     opened = load_component(shipped, host, "test")
     assert isinstance(opened, SslEncoderTokenizer)
     assert opened.spec.fingerprint == manifest.token_spec.fingerprint
+
+
+OLD = Path(__file__).parents[2] / "golden/saved_0.1/run/semantic_tokenizer/step-00000006-fitted"
+
+
+def opened_as(name: str, *texts: str) -> PipelineConfig:
+    """The speech config with a checkpoint that was saved as w2v_bert.v1."""
+    chosen = [f"semantic_tokenizer.use={name}", f"semantic_tokenizer.checkpoint={OLD}"]
+    return load_config("speech", default_host(), [*chosen, *texts]).config
+
+
+def test_either_name_opens_a_checkpoint_and_keeps_its_name() -> None:
+    """Names are compared by what they stand for; the fingerprint hashes the checkpoint's name."""
+    host = default_host()
+    part = assemble(opened_as("ssl_encoder.v1"), host).parts["semantic_tokenizer"]
+    assert part.use == "w2v_bert.v1"
+    built = build_part(part, host, allow_untrained=False)
+    assert isinstance(built, SslEncoderTokenizer)
+    assert built.spec == read_manifest(OLD).token_spec
+    with pytest.raises(AssemblyError, match=r"set semantic_tokenizer\.use=w2v_bert\.v1"):
+        assemble(opened_as("mel_kmeans.v1"), host)
+
+
+@pytest.mark.slow
+def test_training_goes_on_under_the_name_of_the_checkpoint(
+    tmp_path: Path, recordings_folder: Path
+) -> None:
+    steps = "semantic_tokenizer.training={steps: 1, batch_size: 2, crop_seconds: 1}"
+    config, host = opened_as("ssl_encoder.v1", steps), default_host()
+    for _ in range(2):  # the second time it finds its own checkpoint
+        found = train_part(
+            Workspace(config, tmp_path, recordings_folder, host), "semantic_tokenizer"
+        )
+        assert read_manifest(found).use == "w2v_bert.v1"
 
 
 def test_the_fingerprint_is_of_what_determines_tokens() -> None:

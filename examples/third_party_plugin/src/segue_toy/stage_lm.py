@@ -36,7 +36,8 @@ class GruStageLM(StageLM):
         return told.transpose(1, 2).gather(3, ids[..., None])[..., 0] * batch.target.mask[:, None]
 
     def loss(self, batch: StageBatch) -> StageLoss:
-        per_level = -self.score(batch).sum(dim=(0, 2)) / batch.target.lengths.sum()
+        counted = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
+        per_level = -(self.score(batch) * counted[:, None]).sum(dim=(0, 2)) / counted.sum()
         return StageLoss(per_level.mean(), per_level)
 
     @no_grad()
@@ -46,5 +47,4 @@ class GruStageLM(StageLM):
         for at in prompt.lengths + arange(num_frames, device=self.device)[:, None]:
             told = self.head(self.states(Tokens.full(ids), *given)[rows, at]).chunk(ids.shape[1], 1)
             ids[rows, :, at] = stack([sample(x, sampling, generators) for x in told], dim=1)
-        ends = zip(ids, prompt.lengths + num_frames, strict=True)
-        return Tokens.stack([row[:, end - num_frames : end] for row, end in ends])
+        return Tokens.stack([ids[b, :, n : n + num_frames] for b, n in enumerate(prompt.lengths)])

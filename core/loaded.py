@@ -1,0 +1,359 @@
+"""Hold the parts of a pipeline: load, move, save, and take a request to its result.
+
+A request goes: prompts are brought to the codec's rate and encoded (``segue.core.transcoder``), the
+stages draw new tokens (``segue.core.generation``), the codec decodes them, and lifecycle hooks see
+the request before, and the audio after.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.assembly import Assembly, assemble
+from segue.core.audio import Audio
+from segue.core.checkpoint import build_part, checked_device, save_pipeline
+from segue.core.config import PipelineConfig
+from segue.core.config_files import load_config, pretrained_path
+from segue.core.errors import CheckpointError, ConfigError, GenerationError
+from segue.core.generation import Generation
+from segue.core.hub import fetch, is_hub_name, model_card, publish
+from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
+from segue.core.options import Sampling
+from segue.core.plugins import PluginHost, default_host
+from segue.core.progress import Progress, ProgressChoice, shown
+from segue.core.promises import check_hooked_wave
+from segue.core.request import (
+    GeneratedAudio,
+    PromptAudio,
+    Request,
+    SamplingOverrides,
+    Task,
+    chosen_sampling,
+    metadata_of,
+    with_recordings,
+)
+from segue.core.spec import ACOUSTIC, SEMANTIC
+from segue.core.tokens import Tokens
+from segue.core.transcoder import Transcoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+JOIN_SECONDS = 0.02  # cross-fade from a recording to decoded audio
+
+
+class LoadedPipeline:
+    """The parts of a pipeline with their weights, ready to generate."""
+
+    def __init__(
+        self, assembly: Assembly, parts: Mapping[str, Component], host: PluginHost
+    ) -> None:
+        self.config = assembly.config
+        self.assembly = assembly
+        self.parts = dict(parts)
+        self.host = host
+        codec, semantic = parts["codec"], parts.get("semantic_tokenizer")
+        assert isinstance(codec, AcousticCodec)
+        assert semantic is None or isinstance(semantic, SemanticTokenizer)
+        self.codec, self.semantic_tokenizer = codec, semantic
+        self.audio = Transcoder(codec, semantic, assembly.streams, assembly.config.prompt)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        host: PluginHost | None = None,
+    ) -> Self:
+        """Load trained weights.
+
+        Args:
+            source: a domain with shipped weights (``speech``, ``piano``), another of its pipelines
+                (``speech/three_stage``), a directory that ``save_pretrained`` or ``segue train``
+                wrote, or a repository of the Hugging Face Hub (``org/name``).
+            overrides: ``path.to.key=value``, as ``--set`` takes them.
+            device: where the weights go; ``auto`` takes a GPU if there is one.
+            dtype: number format of the stages' weights while generating: ``bfloat16`` or
+                ``float16`` for GPUs, ``int8`` for CPUs, ``float32``; None or ``auto`` leaves it to
+                the config. Tokenizers stay exact.
+            revision: branch, tag or commit of a repository of the Hub; its main branch by default.
+            token: of the Hub; by default that of ``hf auth login``.
+
+        Raises:
+            SegueError: if there are no such weights, or they cannot be used.
+        """
+        host = host or default_host()
+        if not isinstance(source, (str, Path)):
+            raise CheckpointError("source", f"is {source!r}", "name a domain or a directory")
+        if is_hub_name(source, host):
+            source = fetch(str(source), revision, token)
+        elif revision is not None:
+            fix = "leave it out, or name a repository of the Hub: org/name"
+            raise CheckpointError("revision", f"goes with a repository, not {source}", fix)
+        config = load_config(pretrained_path(source, host), host, overrides).config
+        return cls.from_config(with_dtype(config, dtype), device=device, host=host)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: PipelineConfig,
+        *,
+        device: torch.device | str = "cpu",
+        host: PluginHost | None = None,
+        allow_untrained: bool = False,
+    ) -> Self:
+        """Prove that the parts fit, then build and load them.
+
+        Args:
+            allow_untrained: permit parts without weights (to train or test them).
+
+        Raises:
+            AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
+        """
+        host = host or default_host()
+        device = checked_device(device)
+        assembly = assemble(config, host)  # refuses what does not fit before weights are read
+        parts = {
+            name: build_part(part, host, allow_untrained=allow_untrained).to(device)
+            for name, part in assembly.parts.items()
+        }
+        pipeline = cls(assembly, parts, host)
+        for stage in config.stages:
+            pipeline.stage_lm(stage.name).decode_with(stage.decoding)
+        host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
+        return pipeline
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={part.use}" for name, part in self.config.parts.items()]
+        name = f"{type(self).__name__}({self.config.name!r}, {self.sample_rate} Hz"
+        return f"{name}, {', '.join(parts)}, device={self.device})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # The host holds modules, which cannot be copied; copies share it.
+        return type(self)(self.assembly, copy.deepcopy(self.parts, memo), self.host)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a host holds depends on the process: another one uses its own.
+        return _unpickled, (type(self), self.assembly, self.parts)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all weights; ``auto`` takes a GPU if there is one.
+
+        Raises:
+            ConfigError: if this machine has no such device, or a stage cannot be decoded there.
+        """
+        target = checked_device(device)
+        for part in self.parts.values():
+            part.to(target)
+        for stage in self.config.stages:
+            self.stage_lm(stage.name).decode_with(stage.decoding)
+        return self
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the audio that the pipeline returns."""
+        return self.audio.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        return self.audio.device
+
+    @property
+    def unit_samples(self) -> int:
+        """Samples after which every stream has a whole number of frames."""
+        return self.audio.unit_samples
+
+    def stage_lm(self, name: str) -> StageLM:
+        """Return the model of a stage."""
+        lm = self.parts[f"stages.{name}"]
+        assert isinstance(lm, StageLM)
+        return lm
+
+    def save_pretrained(
+        self, directory: Path | str, *, lm_dtype: torch.dtype | None = None
+    ) -> Path:
+        """Write the whole pipeline: ``pipeline.yaml`` (the resolved config) and all weights.
+
+        Args:
+            directory: made, or replaced as a whole if it holds a pipeline; a directory with
+                anything else in it is refused.
+            lm_dtype: store the stages' weights in this type: float16 halves the files, int8 keeps
+                an eight-bit code per weight, and either rounds them. Tokenizers stay exact.
+
+        Raises:
+            OutputError: if it cannot be written there, or the weights in memory are rounded.
+        """
+        return save_pipeline(self.assembly, self.parts, Path(directory), lm_dtype)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload pipeline",
+        licence: str | None = None,
+        lm_dtype: torch.dtype | None = None,
+    ) -> str:
+        """Save the pipeline to a repository of the Hugging Face Hub, with a model card.
+
+        Args:
+            name: ``org/name``; made if it does not exist.
+            revision: branch, made if it does not exist; by default the main one.
+            private: whether a new repository is private; by default as its owner's settings say.
+            token: of the Hub; by default that of ``hf auth login``.
+            message: of the commit.
+            licence: the Hub's name of a licence for the card, such as ``apache-2.0``. A repository
+                that has a card keeps it.
+            lm_dtype: as for ``save_pretrained``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: if the Hub refuses, or cannot be reached.
+        """
+        return publish(
+            lambda directory: self.save_pretrained(directory, lm_dtype=lm_dtype),
+            model_card(self.assembly, licence).replace("REPOSITORY", name),
+            name,
+            revision=revision,
+            private=private,
+            token=token,
+            message=message,
+        )
+
+    # --- from a request to its result -----------------------------------------------------------
+
+    def _sampling(
+        self,
+        sampling: SamplingOverrides | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> dict[str, Sampling]:
+        """Return the sampling of each stage; see ``Pipeline.continue_``."""
+        values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        shared = {name: value for name, value in values.items() if value is not None}
+        return chosen_sampling(self.config.stages, sampling, shared)
+
+    def _request(
+        self,
+        task: Task,
+        prompts: Sequence[Audio] = (),
+        *,
+        seconds: object = None,
+        batch: object = 1,
+        seed: object = 0,
+        sampling: Mapping[str, Sampling] | None = None,
+        chunk_seconds: object = None,
+        prompt_audio: PromptAudio = "original",
+        gap: tuple[float, float] | None = None,
+    ) -> Request:
+        """Check a request, and show it to the plugins before any token is drawn."""
+        if prompt_audio not in get_args(PromptAudio):
+            fix = "use original, codec or none"
+            raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
+        request = Request.checked(
+            task,
+            seconds=prompts[0].seconds if seconds is None else seconds,
+            seed=seed,
+            batch=len(prompts) or batch,
+            sampling=self._sampling() if sampling is None else sampling,
+            chunk_seconds=chunk_seconds,
+            prompts=tuple(prompts),
+            prompt_audio=prompt_audio,
+            gap=gap,
+        )
+        for name, chosen in request.sampling.items():
+            self.stage_lm(name).check_sampling(chosen)
+        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
+        return request
+
+    def _gains(self, request: Request) -> Float[Tensor, "B"]:
+        """Return the factors between the level of each row and that of the training data."""
+        return self.audio.gains(request.prompts) if request.prompts else torch.ones(request.batch)
+
+    def _generation(self, request: Request, progress: Progress | None) -> Generation:
+        """Encode the prompts; return the stages that draw every stream that is not known."""
+        prompt, known = self.audio.no_prompt(request.batch), frozenset[str]()
+        if request.task == "continue":
+            # At the level of the training data; `_drawn` brings the result back to the prompt's.
+            prompt = self.audio.encode(request.prompts, self._gains(request))
+        elif request.prompts:  # only the semantic tokens of the recording are kept
+            known = frozenset({SEMANTIC})
+            gains = self._gains(request)
+            prompt[SEMANTIC] = self.audio.encode_stream(SEMANTIC, request.prompts, gains)
+        added = self.audio.whole_seconds(request.seconds)
+        return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
+
+    def _finished(self, request: Request, progress: ProgressChoice) -> GeneratedAudio:
+        """Run all stages to the end, and decode what they drew."""
+        with shown(progress) as report:
+            generation = self._generation(request, report)
+            streams = generation.finish()
+        return self._drawn(request, streams, generation.ended)
+
+    def _drawn(
+        self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
+    ) -> GeneratedAudio:
+        """Decode the streams that were drawn, and join them to the recorded prompts."""
+        wave = self.audio.decode(streams[ACOUSTIC]) / self._gains(request)[:, None]
+        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
+        kept = torch.zeros_like(lengths)
+        if request.task == "continue":
+            kept = torch.tensor([audio.wave.shape[0] for audio in request.prompts])
+            if request.prompt_audio == "original":
+                join = round(JOIN_SECONDS * self.sample_rate)
+                wave = with_recordings(wave, request.prompts, join)
+        audio = GeneratedAudio.of(request, wave, self.sample_rate, streams, lengths, kept, ended)
+        return self._deliver(request, audio)
+
+    def _deliver(self, request: Request, audio: GeneratedAudio, **more: Any) -> GeneratedAudio:
+        """Describe the result, and let plugins mark it before anyone gets it."""
+        audio.metadata = metadata_of(request, self.config, self.assembly.streams) | more
+        shape = audio.wave.shape
+        self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
+        check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
+        return audio
+
+
+def with_dtype(config: PipelineConfig, dtype: torch.dtype | str | None) -> PipelineConfig:
+    """Return the config with another number format of the stages' weights.
+
+    Raises:
+        ConfigError: if there is no such format.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is None or name == "auto":
+        return config
+    formats = {"float32": "stored", **{each: each for each in ("bfloat16", "float16", "int8")}}
+    if name not in formats:
+        fix = f"use auto, {', '.join(formats)}"
+        raise ConfigError("dtype", f"{dtype!r} is not a number format of stages", fix)
+    stages = tuple(
+        stage.model_copy(
+            update={"decoding": stage.decoding.model_copy(update={"weights": formats[name]})}
+        )
+        for stage in config.stages
+    )
+    return config.model_copy(update={"stages": stages})
+
+
+def _unpickled(
+    kind: type[LoadedPipeline], assembly: Assembly, parts: Mapping[str, Component]
+) -> LoadedPipeline:
+    return kind(assembly, parts, default_host())

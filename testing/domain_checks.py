@@ -1,0 +1,73 @@
+"""Check the promises of every domain: configs, recipe, prompt."""
+
+from __future__ import annotations
+
+import inspect
+
+import soundfile
+
+from segue.core.assembly import assemble
+from segue.core.config_files import load_config
+from segue.core.discovery import import_target
+from segue.core.domain import DEFAULT_VARIANT, Domain
+from segue.testing.check import NotApplicable, require
+from segue.testing.options_checks import require_no_torch
+from segue.testing.subject import Subject
+
+
+def domain_of(subject: Subject) -> Domain:
+    domain = subject.create()
+    require(isinstance(domain, Domain), f"{type(domain).__name__} is not a Domain")
+    assert isinstance(domain, Domain)
+    return domain
+
+
+def check_is_called_what_it_is_registered_as(subject: Subject) -> None:
+    """Check that the domain's own name is the registered one."""
+    domain = domain_of(subject)
+    if isinstance(subject.factory, str):
+        right = domain.name == subject.factory
+        require(right, f"its name is {domain.name!r}, it is registered as {subject.factory!r}")
+    require(domain.name.isidentifier(), f"its name {domain.name!r} is not one plain word")
+
+
+def check_every_config_assembles(subject: Subject) -> None:
+    """Check that the default config exists, and that the parts of every variant fit."""
+    domain = domain_of(subject)
+    found = domain.variants
+    require(DEFAULT_VARIANT in found, f"{domain.directory} holds no {DEFAULT_VARIANT}.yaml")
+    for variant in found:
+        assemble(load_config(domain.config_path(variant), subject.known).config, subject.known)
+
+
+def check_recipe_can_be_called(subject: Subject) -> None:
+    """Check that the recipe takes a source, an output and progress."""
+    domain = domain_of(subject)
+    recipe = import_target(domain.recipe)
+    try:
+        inspect.signature(recipe).bind("source", "output", None)
+    except TypeError as error:
+        require(False, f"{domain.recipe} does not take (source, output, progress): {error}")
+
+
+def check_prompt_is_audio(subject: Subject) -> None:
+    """Check that the demo prompt can be read and is not silent."""
+    domain = domain_of(subject)
+    wave, _ = soundfile.read(domain.prompt, always_2d=True)
+    require(bool(len(wave)) and bool(wave.any()), f"{domain.prompt} holds no sound")
+
+
+def check_findings_can_be_imported(subject: Subject) -> None:
+    """Check that the suite of findings can be imported, if it names one."""
+    domain = domain_of(subject)
+    if not domain.findings:
+        raise NotApplicable("it has no findings")
+    import_target(domain.findings)
+
+
+def check_imports_no_torch(subject: Subject) -> None:
+    """Check that importing the module of the domain imports no torch."""
+    if not isinstance(subject.factory, str):
+        raise NotApplicable("it is not registered")
+    record = subject.known.find("domain", subject.factory, subject.label)
+    require_no_torch(record.target.partition(":")[0])
