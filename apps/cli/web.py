@@ -23,7 +23,7 @@ def command(
         list[Path] | None,
         typer.Option("--pipeline", "-p", help="A pipeline of your own to offer. May be repeated."),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     browser: Annotated[bool, typer.Option(help="Open the page in your browser.")] = False,
 ) -> None:
     """Continue recordings on a web page: upload or record, listen, change, download."""
