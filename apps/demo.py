@@ -84,7 +84,7 @@ def _target(output: Path, name: str) -> Path:
 
 def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) -> dict[str, Any]:
     from segue.core.audio import read_audio
-    from segue.core.config_files import pretrained_path
+    from segue.core.config_files import find_config
     from segue.core.pipeline import Pipeline
 
     # The first seconds: the recording's own continuation stays unused, to compare with.
@@ -107,7 +107,7 @@ def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) 
         "seconds generated": round(generated, 2),
         "real-time factor": round(generated / elapsed, 2),
         "seed": seed,
-        "checkpoint": str(pretrained_path(name, pipeline.host).parent),
+        "checkpoint": str(find_config(name, pipeline.host).parent),
         "description": pipeline.config.description,
         "elapsed_seconds": round(elapsed, 2),
         "output": str(target),

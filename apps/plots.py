@@ -35,7 +35,9 @@ def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
             assert report["levels"] and report["codebooks"] and report["metrics"]
         except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
             raise DataError(
-                str(path), "is not a report on a codec", "make one: segue evaluate codec -o FILE"
+                str(path),
+                "is not a report on a codec",
+                "make one: segue evaluate codec --data FOLDER -o FILE",
             ) from error
         if path.stem in reports:
             raise DataError(str(path), "has the name of another report", "rename one of them")
@@ -62,11 +64,12 @@ def draw_rate_distortion(
     if not names:
         raise DataError("the reports", "share no metric", "name what all of them have: --metrics")
     rates = {stem: report.get("sample_rate") for stem, report in reports.items()}
-    if len(set(rates.values()) - {None}) > 1:
+    known = {rate for rate in rates.values() if rate}
+    if len(known) > 1:
         listed = ", ".join(f"{stem} at {rate}" for stem, rate in rates.items() if rate)
         raise DataError(
             "the reports", f"listened at several sample rates ({listed})",
-            "measure all at the lowest: segue evaluate codec --sample-rate",
+            f"measure all at the lowest: segue evaluate codec --sample-rate {min(known)} ...",
         )  # fmt: skip
     with _panels(output, len(names)) as panels:
         for panel, name in zip(panels, names, strict=True):

@@ -113,7 +113,7 @@ def waiting(report: Report, folder: Path, steps: int) -> None:
     """The share of a step that a training waits for its batch, on tokens and on audio."""
     parts = (
         ("tokens", "stages.acoustic", "stages.acoustic.lm.training", TOKENIZERS),
-        ("audio", "codec", "codec.training", "speech"),
+        ("audio", "codec", "codec.training", "speech/baseline"),
     )
     for data, part, place, config in parts:
         lines = train(folder, f"waiting-{data}", part, quiet(place, steps), config=config)
@@ -191,7 +191,7 @@ def segue_step(folder: Path, name: str, size: str, steps: int) -> float:
         "codec.options.num_levels": 8,
         "codec.checkpoint": f"{trained}/codec",
     }
-    return crop_step(folder, f"{name}-{size}", name, steps, options, "speech/three_stage")
+    return crop_step(folder, f"{name}-{size}", name, steps, options, "speech/cascade")
 
 
 def crop_step(

@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segue.core.checkpoint_files import ComponentManifest, read_manifest
+from segue.core.checkpoint_files import ComponentManifest, holding_weights, read_manifest
 from segue.core.config import PipelineConfig, Slot, StageConfig
 from segue.core.errors import AssemblyError
 from segue.core.options import FINGERPRINT_DIGITS, Options, TokenizerOptions, options_digest
@@ -138,15 +138,15 @@ def resolve_part(slot: Slot, host: PluginHost) -> Part:
     if chosen.checkpoint is None:
         options = host.options(slot.kind, chosen.use, chosen.options, f"{place}.options")
         return Part(slot.name, slot.kind, chosen.use, options, place)
-    directory = Path(chosen.checkpoint)
+    directory = holding_weights(Path(chosen.checkpoint))
     manifest = read_manifest(directory)
     use = manifest.use
-    if not _is_of(manifest, slot, host):
+    if not is_of(manifest, slot, host):
         raise AssemblyError(
             f"{place}.use",
             f"is {chosen.use}, but the checkpoint {directory} is of the {manifest.kind} "
             f"{manifest.use}",
-            f"set {place}.use={manifest.use}, or name another checkpoint",
+            f"use it: --set {place}.use={manifest.use}, or name another checkpoint",
         )
     options = host.options(slot.kind, use, manifest.options, f"{directory}/component.json")
     if chosen.options:
@@ -156,7 +156,7 @@ def resolve_part(slot: Slot, host: PluginHost) -> Part:
     return Part(slot.name, slot.kind, use, options, place, directory, manifest)
 
 
-def _is_of(manifest: ComponentManifest, slot: Slot, host: PluginHost) -> bool:
+def is_of(manifest: ComponentManifest, slot: Slot, host: PluginHost) -> bool:
     """Return whether a checkpoint is of the plugin that a slot names, if under another name."""
     if manifest.kind != slot.kind:
         return False
@@ -186,7 +186,7 @@ def _with_asked(place: str, asked: Options, trained: Options, directory: Path) -
                 f"{place}.options.{key}",
                 f"is {getattr(asked, key)!r}, but the checkpoint {directory} was trained with"
                 f" {getattr(trained, key)!r}",
-                f"drop the option, or train anew: --set {place}.checkpoint=null",
+                f"drop the option, or train the part anew: --set {place}.checkpoint=null",
             )
     return wanted
 
@@ -277,8 +277,7 @@ def _bound_slice(text: str, streams: Mapping[str, TokenSpec], place: str) -> Sli
         raise AssemblyError(
             place,
             f"{text!r} ends at level {stop}, but {tokenizer} emits {spec.num_levels}",
-            f"write {part.stream}[{part.start}:{spec.num_levels}], or set "
-            f"{tokenizer}.options.num_levels={stop}",
+            f"write {part.stream}[{part.start}:{spec.num_levels}], or use another {tokenizer}",
         )
     return SliceSpec(
         part.stream, part.start, stop, spec.codebook_size, spec.frame_rate, spec.fingerprint
@@ -355,7 +354,7 @@ def _check_trained_on(part: Part, stage: StageSpec) -> None:
             part.name,
             f"predicts {now[0]} given {_list(now[1:])}, but its checkpoint {part.checkpoint} was "
             f"trained to predict {then[0]} given {_list(then[1:])}",
-            "restore predicts and given, or train the stage anew",
+            f"restore predicts and given, or train the stage anew: {_anew(part)}",
         )
     for ours, theirs in zip(now, then, strict=True):
         tokenizer = TOKENIZER_OF[ours.stream]
@@ -370,8 +369,12 @@ def _check_trained_on(part: Part, stage: StageSpec) -> None:
                     part.name,
                     f"{part.checkpoint} was trained on {ours.stream} tokens with {wanted}{unit}, "
                     f"but {tokenizer} has {found}",
-                    f"use the {tokenizer} it was trained with, or train the stage anew",
+                    f"use the {tokenizer} it was trained with, or train anew: {_anew(part)}",
                 )
+
+
+def _anew(part: Part) -> str:
+    return f"--set {part.place}.checkpoint=null"
 
 
 def _list(slices: tuple[SliceSpec, ...]) -> str:

@@ -30,6 +30,7 @@ SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
 WRITTEN_AT_ONCE = 1 << 16  # samples
+COMMON = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")  # suffixes to suggest
 RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling ratio
 
 
@@ -306,7 +307,8 @@ def check_format(path: Path) -> None:
     """Raise ``AudioError`` if audio cannot be written under this suffix."""
     if _format(path)[1] is None:
         problem = f"the suffix {path.suffix!r} names no audio format"
-        raise AudioError(str(path), problem, "use .wav, .flac or .ogg")
+        fit = [suffix for suffix in COMMON if _format(Path(f"file{suffix}"))[1] is not None]
+        raise AudioError(str(path), problem, f"use one of {', '.join(fit)}")
 
 
 def _format(path: Path) -> tuple[str, str | None]:

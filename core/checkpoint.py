@@ -24,7 +24,7 @@ from segue.core.config_files import write_pipeline_file
 from segue.core.discovery import distribution_of
 from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import pack, unpack
-from segue.core.errors import AssemblyError, CheckpointError, ConfigError, OutputError
+from segue.core.errors import CheckpointError, ConfigError, OutputError, UntrainedError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.lora import load_plain, plain_state
@@ -38,22 +38,22 @@ def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Compon
     """Build the component of a part and load its weights.
 
     Raises:
-        AssemblyError: if it must be trained or fitted, was not, and ``allow_untrained`` is False.
+        UntrainedError: if it must be trained or fitted, was not, and ``allow_untrained`` is False.
     """
     component = part.build(host)
     if part.checkpoint is not None:
         load_state(component, part.checkpoint, part.use)
         if not (component.is_fitted or allow_untrained):
-            raise AssemblyError(
+            raise UntrainedError(
                 part.name,
                 f"{part.checkpoint} was trained but not fitted",
                 f"run `segue train {part.name}` to its end: fitting comes last",
             )
     elif component.learns and not allow_untrained:
-        raise AssemblyError(
+        raise UntrainedError(
             part.name,
-            f"{part.use} must be trained and the config names no checkpoint",
-            f"train it (`segue train {part.name}`) or name one: --set {part.place}.checkpoint=DIR",
+            f"{part.use} must be trained, and the config names no weights for it",
+            f"train it (`segue train {part.name}`) or name them: --set {part.place}.checkpoint=DIR",
         )
     if isinstance(component, Tokenizer):
         component.seal(part.use)
@@ -197,12 +197,13 @@ def save_pipeline(
             update = {
                 "use": part.use,
                 "checkpoint": str(folder) if has_weights else None,
-                "options": {} if has_weights else part.options.model_dump(mode="json"),
+                "options": part.options.model_dump(mode="json"),
                 # The weights hold what training started from; its path may not exist elsewhere.
                 "training": slot.component.training.model_copy(update={"start_from": None}),
             }
             saved[name] = slot.component.model_copy(update=update)
-        write_pipeline_file(replace_parts(assembly.config, saved), temporary / PIPELINE_FILE)
+        config = assembly.config.model_copy(update={"threads": None})  # those of this machine
+        write_pipeline_file(replace_parts(config, saved), temporary / PIPELINE_FILE)
     return directory
 
 

@@ -117,6 +117,12 @@ def newest_checkpoint(directory: Path, fitted: bool = True) -> Path | None:
     return found[-1] if found else None
 
 
+def holding_weights(directory: Path) -> Path:
+    """Return a directory of weights: the given one, or the newest in what `segue train` wrote."""
+    newest = None if (directory / MANIFEST).is_file() else newest_checkpoint(directory)
+    return newest or directory
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the step of a checkpoint."""
     return int(checkpoint.name.removesuffix(FITTED).removeprefix("step-"))

@@ -226,6 +226,9 @@ class PipelineConfig(Options):
         semantic_tokenizer: absent in an acoustic-only pipeline.
         codec: turns acoustic tokens into sound.
         stages: in the order they run.
+        prompt: which part of a prompt is used, and at what level.
+        threads: of the CPU; None takes the cores that there are. ``--threads`` and
+            ``SEGUE_THREADS`` win.
     """
 
     format_version: Literal[1] = 1
@@ -235,6 +238,7 @@ class PipelineConfig(Options):
     codec: ComponentConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     prompt: PromptConfig = PromptConfig()
+    threads: int | None = Field(default=None, ge=1)
 
     @field_validator("stages")
     @classmethod

@@ -6,17 +6,19 @@ command line win, and at the end every plugin's options are validated and comple
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segue.core.checkpoint_files import made_by
-from segue.core.config import ComponentConfig, PipelineConfig, Slot, replace_parts
-from segue.core.domain import DEFAULT_VARIANT, PIPELINE_FILE, Domain
-from segue.core.errors import CheckpointError, ConfigError
+from segue.core.assembly import resolve_part
+from segue.core.config import PipelineConfig, replace_parts
+from segue.core.domain import BASELINE, PIPELINE_FILE, Domain
+from segue.core.errors import ConfigError, SegueError, UntrainedError
 from segue.core.files import write_text
 from segue.core.plugins import PluginHost
 from segue.core.validation import validate
@@ -36,7 +38,7 @@ class LoadedConfig:
 
 
 def load_config(
-    source: str | Path, host: PluginHost, overrides: Sequence[str] = ()
+    source: str | Path, host: PluginHost, overrides: Sequence[str] = (), *, anew: bool = False
 ) -> LoadedConfig:
     """Read, merge and validate a pipeline config and every plugin's options.
 
@@ -45,20 +47,31 @@ def load_config(
             ``pipeline.yaml``.
         host: knows the domains and the plugins' options.
         overrides: ``path.to.key=value``, applied in order.
+        anew: for training. Parts of a pipeline that ships with its domain keep their options and
+            lose their weights; descriptions of weights that others trained are left out.
 
     Raises:
         ConfigError: with the full path of the wrong value.
+        CheckpointError: if the description of a part's weights cannot be read.
         PluginError: if a named plugin cannot be used.
     """
     tree: Tree = {}
     origins: dict[str, str] = {}
-    for path, layer in _file_layers(source, host):
-        tree, origins = _put_over(tree, origins, layer, path)
+    files = _files(source, host)
+    for file in files:
+        layer = _without_weights(file, host) if anew else file.tree
+        tree, origins = _put_over(tree, origins, layer, str(file.path))
     for text in overrides:
         layer = assignment(text, tree)
         _anchor_checkpoints(layer, Path.cwd())  # as a shell resolves paths on its command line
         tree, origins = _put_over(tree, origins, layer, f"--set {text}")
-    return LoadedConfig(complete_options(validate(PipelineConfig, tree, ""), host), origins)
+    try:
+        config = complete_options(validate(PipelineConfig, tree, ""), host)
+    except SegueError as error:
+        if files[0].shipped and len(files) > 1:
+            error.fix += _which_base(files[0].name, host)
+        raise
+    return LoadedConfig(config, origins)
 
 
 def _put_over(
@@ -70,25 +83,46 @@ def _put_over(
     return tree, {path: found for path, found in known.items() if path in present}
 
 
+def _which_base(name: str, host: PluginHost) -> str:
+    """Return what to say of a file that does not fit the shipped pipeline it extends."""
+    domain = name.partition("/")[0]
+    plain = f"{domain}/{BASELINE}"
+    if plain not in find_domain(domain, host).names:
+        return ""
+    return f" (`extends: {name}` is the pipeline with weights; the plain one is {plain})"
+
+
 def complete_options(config: PipelineConfig, host: PluginHost) -> PipelineConfig:
-    """Validate every plugin's options and fill in their defaults.
+    """Validate every plugin's options and fill in all values: those of its checkpoint, or defaults.
 
-    A part with a checkpoint keeps only the options it names: the checkpoint holds the rest.
+    Raises:
+        AssemblyError: if a part's checkpoint is of another plugin or of other options.
+        CheckpointError: if its description cannot be read.
+        ConfigError, PluginError: if the plugin or its options cannot be used.
     """
-    slots = config.slots.items()
-    return replace_parts(config, {name: _completed(slot, host) for name, slot in slots})
+    completed = {}
+    for name, slot in config.slots.items():
+        part = resolve_part(slot, host)
+        completed[name] = slot.component.model_copy(
+            update={
+                "options": part.options.model_dump(mode="json"),
+                "checkpoint": None if part.checkpoint is None else str(part.checkpoint),
+            }
+        )
+    return replace_parts(config, completed)
 
 
-def _completed(slot: Slot, host: PluginHost) -> ComponentConfig:
-    component = slot.component
-    if component.checkpoint is not None and not component.options:
-        return component  # required options may be missing here: the checkpoint has them
-    saved_with = made_by(component.checkpoint)
-    host.find(slot.kind, component.use, f"{slot.place}.use", saved_with)
-    options = host.options(slot.kind, component.use, component.options, f"{slot.place}.options")
-    if component.checkpoint is not None:
-        return component
-    return component.model_copy(update={"options": options.model_dump(mode="json")})
+@contextmanager
+def training_named(source: str | Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Let the error about an untrained part name the command that trains the whole config."""
+    try:
+        yield
+    except UntrainedError as error:
+        settings = (text for override in overrides for text in ("--set", override))
+        command = shlex.join(["segue", "train", "all", "--config", str(source), *settings])
+        run = "--data FOLDER -o runs/mine"
+        error.fix = f"train it: {command} {run}; then name runs/mine/pipeline"
+        raise
 
 
 def write_pipeline_file(config: PipelineConfig, path: Path) -> None:
@@ -100,83 +134,95 @@ def write_pipeline_file(config: PipelineConfig, path: Path) -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def _file_layers(source: str | Path, host: PluginHost) -> list[tuple[str, Tree]]:
-    """Return the layers of a file and of all it extends, the base first."""
-    layers: list[tuple[str, Tree]] = []
-    seen: list[Path] = []
-    path: Path | None = find_config(source, host)
-    while path is not None:
+@dataclass(frozen=True)
+class _File:
+    """One file of a config.
+
+    Attributes:
+        name: what the user, or the file that extends this one, wrote.
+        path: absolute.
+        tree: what it holds, without what it extends.
+        named: whether it was found by the name of a domain.
+    """
+
+    name: str
+    path: Path
+    tree: Tree
+    named: bool
+
+    @property
+    def saved(self) -> bool:
+        """Return whether it lies beside weights."""
+        return (self.path.parent / PIPELINE_FILE).is_file()
+
+    @property
+    def shipped(self) -> bool:
+        """Return whether it is a pipeline that ships with its domain and was asked for by name."""
+        return self.named and self.saved
+
+
+def _files(source: str | Path, host: PluginHost) -> list[_File]:
+    """Return a file and all that it extends, the base first."""
+    files: list[_File] = []
+    name: str | None = str(source)
+    while name is not None:
+        relative_to = files[0].path.parent if files else Path()
+        path, named = _located(name, host, relative_to)
         # The Hub's cache links each file to a store without folders: paths count from the link.
         path = path.parent.resolve() / path.name
-        if path in seen:
-            chain = " → ".join(p.name for p in [*seen, path])
+        if path in (file.path for file in files):
+            chain = " → ".join(p.name for p in (*(file.path for file in reversed(files)), path))
             raise ConfigError(str(path), f"extends itself ({chain})", "break the circle")
-        seen.append(path)
         tree = read_yaml(path)
         base = tree.pop("extends", None)
         _anchor_checkpoints(tree, path.parent)
-        layers.insert(0, (str(path), tree))
-        path = None if base is None else find_config(str(base), host, path.parent)
-    return layers
+        files.insert(0, _File(name, path, tree, named))
+        name = None if base is None else str(base)
+    return files
 
 
-def find_config(source: str | Path, host: PluginHost, relative_to: Path = Path()) -> Path:
+def _without_weights(file: _File, host: PluginHost) -> Tree:
+    """Return what a file says to someone who trains the pipeline anew."""
+    tree = file.tree
+    if file.shipped:
+        config = load_config(file.path, host).config
+        bare = {
+            name: part.model_copy(update={"checkpoint": None})
+            for name, part in config.parts.items()
+        }
+        tree = replace_parts(config, bare).model_dump(mode="json", exclude_none=True)
+    if file.named or file.saved:
+        tree = {key: value for key, value in tree.items() if key != "description"}
+    return tree
+
+
+def find_config(source: str | Path, host: PluginHost) -> Path:
     """Return the YAML file that a name, file or directory stands for.
 
     Raises:
         ConfigError: if there is none; lists the domains that exist.
     """
+    return _located(str(source), host, Path())[0]
+
+
+def _located(source: str, host: PluginHost, relative_to: Path) -> tuple[Path, bool]:
+    """Return the YAML file, and whether it was found by the name of a domain."""
     path = relative_to / source
     if path.is_dir() and (path / PIPELINE_FILE).is_file():
-        return path / PIPELINE_FILE
+        return path / PIPELINE_FILE, False
     if path.is_file():
-        return path
-    name, _, variant = str(source).partition("/")
+        return path, False
+    name, _, variant = source.partition("/")
     known = domain_names(host)
     if name in known:
-        return find_domain(name, host).config_path(variant or DEFAULT_VARIANT)
+        return find_domain(name, host).config_path(variant), True
     if path.is_dir():
         raise ConfigError(str(path), f"holds no {PIPELINE_FILE}", "name a saved pipeline")
     raise ConfigError(
-        str(source),
+        source,
         "is not a domain, config file or pipeline directory",
-        f"name one of the domains {', '.join(known)}, or an existing path",
-    )
-
-
-def pretrained_path(source: str | Path, host: PluginHost) -> Path:
-    """Return the pipeline file of a domain's shipped weights, or of a directory.
-
-    Args:
-        source: ``speech``, ``speech/three_stage``, a directory, or a file.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    path = Path(source)
-    if (path / PIPELINE_FILE).is_file():
-        return path / PIPELINE_FILE
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    name, _, variant = str(source).partition("/")
-    names = domain_names(host)
-    if name not in names:
-        raise CheckpointError(
-            str(source),
-            "is not a pipeline directory or a domain",
-            f"name a directory with {PIPELINE_FILE}, a repository of the Hub (org/name), or one of"
-            f" {', '.join(names)}",
-        )
-    domain = find_domain(name, host)
-    found = domain.pretrained_file(variant)
-    if found is not None:
-        return found
-    shipped = ", ".join(domain.pretrained_names)
-    is_config = not variant or variant in domain.variants
-    raise CheckpointError(
-        str(source),
-        f"ships no weights; {shipped} do" if shipped else "ships no weights",
-        f"train them: segue train all --domain {source}" if is_config else f"use {shipped or name}",
+        f"name one of the domains {', '.join(known)}, an existing path, or a repository of the Hub "
+        "(org/name)",
     )
 
 
@@ -219,6 +265,9 @@ def merge(base: Any, over: Any) -> Any:
         if "use" in base and over.get("use", base["use"]) != base["use"]:
             # The options and the checkpoint of another plugin mean nothing to the new one.
             base = {key: value for key, value in base.items() if key == "training"}
+        elif base.get("checkpoint") and over.get("checkpoint") not in (None, base["checkpoint"]):
+            # Nor do those that other weights were trained with.
+            base = {key: value for key, value in base.items() if key != "options"}
         merged = dict(base)
         for key, value in over.items():
             merged[key] = merge(base[key], value) if key in base else value

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from segue.core.errors import ConfigError
 
-DEFAULT_VARIANT = "config"  # of a domain's configs
+DEFAULT_VARIANT = "config"  # the config of a domain that ships no weights
+BASELINE = "baseline"  # the variant of a domain's simplest parts, without weights
 PIPELINE_FILE = "pipeline.yaml"  # of a saved pipeline
 
 
@@ -17,9 +18,10 @@ class Domain:
 
     Attributes:
         name: the word users write: ``--domain speech``.
-        directory: holds ``config.yaml``, its variants (``three_stage.yaml``) and ``pretrained/``.
-            There ``pipeline.yaml`` is the pipeline ``speech``, and ``three_stage.yaml`` is
-            ``speech/three_stage``; the config of the same name may differ from it.
+        directory: holds configs to train from (``baseline.yaml`` is ``speech/baseline``) and
+            ``pretrained/``, pipelines with weights: ``pipeline.yaml`` there is ``speech``,
+            ``three_stage.yaml`` is ``speech/three_stage``. Without them ``config.yaml`` is
+            ``speech``.
         recipe: ``"module:function"`` that turns source data into a manifest:
             ``function(source: Path, output: Path, progress) -> Path``.
         prompt: an audio file that may be published with the package, for demos.
@@ -34,11 +36,6 @@ class Domain:
     findings: str = ""
 
     @property
-    def variants(self) -> tuple[str, ...]:
-        """Names of the domain's configs; ``config`` is the default one."""
-        return tuple(sorted(path.stem for path in self.directory.glob("*.yaml")))
-
-    @property
     def pretrained(self) -> Path | None:
         """The directory of shipped weights, if this installation carries them."""
         directory = self.directory / "pretrained"
@@ -46,31 +43,36 @@ class Domain:
 
     @property
     def pretrained_names(self) -> tuple[str, ...]:
-        """Names that `Pipeline.from_pretrained` takes: ``speech``, ``speech/three_stage``."""
-        if self.pretrained is None:
-            return ()
-        variants = sorted(path.stem for path in self.pretrained.glob("*.yaml"))
-        default = Path(PIPELINE_FILE).stem
-        return (self.name, *(f"{self.name}/{name}" for name in variants if name != default))
+        """Names of pipelines that come with weights: ``speech``, ``speech/three_stage``."""
+        return () if self.pretrained is None else self._names(self.pretrained, PIPELINE_FILE)
 
-    def pretrained_file(self, variant: str = "") -> Path | None:
-        """Return the pipeline file of shipped weights, if any; "" is the default variant."""
-        if self.pretrained is None:
-            return None
-        path = self.pretrained / (f"{variant}.yaml" if variant else PIPELINE_FILE)
-        return path if path.is_file() else None
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that users may write: pipelines with weights first, then configs to train from."""
+        configs = self._names(self.directory, f"{DEFAULT_VARIANT}.yaml")
+        return tuple(dict.fromkeys((*self.pretrained_names, *configs)))
 
-    def config_path(self, variant: str = DEFAULT_VARIANT) -> Path:
-        """Return the YAML file of a variant.
+    def _names(self, directory: Path, default: str) -> tuple[str, ...]:
+        files = sorted(path.name for path in directory.glob("*.yaml"))
+        own = [self.name] if default in files else []
+        return (*own, *(f"{self.name}/{Path(file).stem}" for file in files if file != default))
+
+    def config_path(self, variant: str = "") -> Path:
+        """Return the YAML file that ``speech`` or ``speech/VARIANT`` means, to every command.
+
+        A pipeline with weights comes before a config of the same name.
 
         Raises:
-            ConfigError: if there is no such variant.
+            ConfigError: if there is none.
         """
-        path = self.directory / f"{variant}.yaml"
-        if not path.is_file():
+        places = [self.directory / f"{variant or DEFAULT_VARIANT}.yaml"]
+        if self.pretrained is not None:
+            places.insert(0, self.pretrained / (f"{variant}.yaml" if variant else PIPELINE_FILE))
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
             raise ConfigError(
-                f"{self.name}/{variant}",
-                "is not a config of this domain",
-                f"choose one of {', '.join(f'{self.name}/{v}' for v in self.variants)}",
+                f"{self.name}/{variant}" if variant else self.name,
+                "is no pipeline or config of this domain",
+                f"choose one of {', '.join(self.names)}",
             )
-        return path
+        return found

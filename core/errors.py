@@ -34,6 +34,10 @@ class AssemblyError(SegueError):
     """Parts of a pipeline that do not fit together."""
 
 
+class UntrainedError(AssemblyError):
+    """A part that must be trained before a pipeline can run."""
+
+
 class AudioError(SegueError):
     """Audio that cannot be read or used."""
 

@@ -20,7 +20,7 @@ from segue.core.assembly import Assembly, assemble
 from segue.core.audio import Audio
 from segue.core.checkpoint import build_part, checked_device, save_pipeline
 from segue.core.config import PipelineConfig
-from segue.core.config_files import load_config, pretrained_path
+from segue.core.config_files import load_config, training_named
 from segue.core.errors import CheckpointError, ConfigError, GenerationError
 from segue.core.generation import Generation
 from segue.core.hub import fetch, is_hub_name, model_card, publish
@@ -40,6 +40,7 @@ from segue.core.request import (
     with_recordings,
 )
 from segue.core.spec import ACOUSTIC, SEMANTIC
+from segue.core.threads import use_threads
 from segue.core.tokens import Tokens
 from segue.core.transcoder import Transcoder
 
@@ -102,8 +103,9 @@ class LoadedPipeline:
         elif revision is not None:
             fix = "leave it out, or name a repository of the Hub: org/name"
             raise CheckpointError("revision", f"goes with a repository, not {source}", fix)
-        config = load_config(pretrained_path(source, host), host, overrides).config
-        return cls.from_config(with_dtype(config, dtype), device=device, host=host)
+        config = load_config(source, host, overrides).config
+        with training_named(source, overrides):
+            return cls.from_config(with_dtype(config, dtype), device=device, host=host)
 
     @classmethod
     def from_config(
@@ -123,6 +125,7 @@ class LoadedPipeline:
             AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
         """
         host = host or default_host()
+        use_threads(config.threads)
         device = checked_device(device)
         assembly = assemble(config, host)  # refuses what does not fit before weights are read
         parts = {
@@ -324,7 +327,7 @@ class LoadedPipeline:
 
     def _deliver(self, request: Request, audio: GeneratedAudio, **more: Any) -> GeneratedAudio:
         """Describe the result, and let plugins mark it before anyone gets it."""
-        audio.metadata = metadata_of(request, self.config, self.assembly.streams) | more
+        audio.metadata = metadata_of(request, self.assembly) | more
         shape = audio.wave.shape
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
         check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)

@@ -304,8 +304,8 @@ class Pipeline(LoadedPipeline):
         """Take audio through tokens and back, without randomness.
 
         Args:
-            through: ``codec``: encode and decode; ``semantic``: keep only the semantic tokens and
-                take the most likely acoustic tokens given them.
+            through: ``codec``: encode and decode all of it, in pieces; ``semantic``: keep only the
+                semantic tokens of its end, and take the most likely acoustic tokens given them.
             levels: with ``codec``, decode this many levels; None for those that stages predict.
         """
         prompt = with_rate(wave, sample_rate)
@@ -322,10 +322,9 @@ class Pipeline(LoadedPipeline):
         count = predicted if levels is None else whole_number(levels)
         if count is None or not 1 <= count <= total:
             raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
-        prompts = self.audio.prepared([prompt], whole_units=False)
-        request = self._request("resynthesize", prompts)
+        request = self._request("resynthesize", [self.audio.recording(prompt)])
         gains, length = self._gains(request), request.prompts[0].wave.shape[0]
-        codes = self.audio.encode_stream(ACOUSTIC, request.prompts, gains).levels(0, count)
+        codes = self.audio.encode_whole(request.prompts[0], gains[0]).levels(0, count)
         made = self.audio.decode(codes)[:, :length] / gains
         audio = GeneratedAudio.of(request, made, self.sample_rate, {ACOUSTIC: codes})
         return self._deliver(request, audio)

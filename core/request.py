@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import soundfile
@@ -16,11 +17,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from segue.core.assembly import TOKENIZER_OF, Assembly, Part
 from segue.core.audio import Audio, write_audio
-from segue.core.config import PipelineConfig, StageConfig
+from segue.core.config import StageConfig
 from segue.core.errors import GenerationError, OutputError
 from segue.core.options import Sampling
-from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens, WaveBatch
 from segue.core.validation import real_number, validate, whole_number
 
@@ -84,7 +85,8 @@ class Request:
         if rows is None or not 1 <= rows <= MAX_BATCH:
             raise GenerationError("batch", f"{batch!r} is out of range", f"use 1 to {MAX_BATCH}")
         length = real_number(seconds)
-        if length is None or not 0 < length <= MAX_SECONDS:
+        most = math.inf if task == "resynthesize" else MAX_SECONDS  # a recording has its length
+        if length is None or not 0 < length <= most:
             fix = f"use more than 0, at most {MAX_SECONDS:g}"
             raise GenerationError("seconds", f"{seconds!r} is out of range", fix)
         number = secrets.randbelow(2**32) if seed is None else whole_number(seed)
@@ -261,10 +263,28 @@ class GeneratedAudio:
         return self.wave[index, start : int(self.lengths[index]) - suffix]
 
 
-def metadata_of(
-    request: Request, config: PipelineConfig, streams: Mapping[str, TokenSpec]
-) -> dict[str, Any]:
+#: What a description of audio leaves out: how parts are trained, and places on this machine.
+_PRIVATE = {"training", "checkpoint", "options"}
+_NOT_DESCRIBED: Any = {
+    "format_version": True,
+    "name": True,
+    "description": True,
+    "threads": True,
+    "semantic_tokenizer": _PRIVATE,
+    "codec": _PRIVATE,
+    "stages": {"__all__": {"sampling": True, "lm": _PRIVATE}},
+}
+
+
+def metadata_of(request: Request, assembly: Assembly) -> dict[str, Any]:
     """Return what is written beside generated audio: how it was made, as JSON values."""
+    config = assembly.config
+    described = config.model_dump(mode="json", exclude_none=True, exclude=_NOT_DESCRIBED)
+    for name in TOKENIZER_OF.values():
+        if name in described:
+            described[name]["options"] = _options(assembly.parts[name])
+    for stage in described["stages"]:
+        stage["lm"]["options"] = _options(assembly.parts[f"stages.{stage['name']}"])
     return {
         "generator": "segue",
         "pipeline": config.name,
@@ -274,10 +294,27 @@ def metadata_of(
         "seed": request.seed,
         "chunk_seconds": request.chunk_seconds,
         **({} if request.gap is None else {"gap": list(request.gap)}),
-        "sampling": {name: sampling.model_dump() for name, sampling in request.sampling.items()},
-        "fingerprints": {name: spec.fingerprint for name, spec in streams.items()},
-        "config": config.model_dump(mode="json"),
+        "sampling": {
+            name: sampling.model_dump(mode="json", exclude_none=True)
+            for name, sampling in request.sampling.items()
+        },
+        "fingerprints": {name: spec.fingerprint for name, spec in assembly.streams.items()},
+        "config": described,
     }
+
+
+def _options(part: Part) -> dict[str, Any]:
+    """Return the options that are used while audio is made; of a path only its last name."""
+    unused = set(part.options.of_training)
+    values = part.options.model_dump(mode="json", exclude=unused, exclude_none=True)
+    return dict(_without_folders(values))
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    is_path = isinstance(value, str) and PurePath(value).is_absolute()
+    return PurePath(value).name if is_path else value
 
 
 def with_recordings(

@@ -53,3 +53,26 @@ def prepare_threads(count: int | None = None) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     if text and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(text))
+
+
+def use_threads(count: int | None) -> None:
+    """Use the threads that a config asks for, unless ``--threads`` or ``SEGUE_THREADS`` does."""
+    if count is not None and not os.environ.get(VARIABLE):
+        prepare_threads(count)
+
+
+def thread_troubles() -> list[str]:
+    """Return what in the environment makes this process, or others beside it, slow."""
+    found, cores = [], available_cores()
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdigit() and int(asked) > cores:
+        found.append(
+            f"{asked} threads on {cores} cores that this process may use: unset OMP_NUM_THREADS "
+            f"and {VARIABLE}, or set {VARIABLE}={cores}"
+        )
+    spins = os.environ.get("GOMP_SPINCOUNT", "0")
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE" or spins != "0":
+        found.append(
+            "idle threads spin and slow down other work: unset OMP_WAIT_POLICY and GOMP_SPINCOUNT"
+        )
+    return found

@@ -23,7 +23,8 @@ from segue.core.tokens import Tokens, WaveBatch
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
 NOTED_GAIN = 100.0  # 40 dB: a user should know
-DECODE_SECONDS = 20.0  # longer audio is decoded in pieces of this length, to save memory
+PIECE_SECONDS = 20.0  # longer audio is encoded and decoded in pieces of this length
+MARGIN_SECONDS = 2.0  # of audio around a piece, where a codec cannot encode chunk by chunk
 
 
 class Transcoder:
@@ -155,9 +156,29 @@ class Transcoder:
         return tokens.cut(torch.tensor(frames, device=tokens.lengths.device))
 
     @torch.inference_mode()
+    def encode_whole(self, audio: Audio, gain: Tensor) -> Tokens:
+        """Return the acoustic tokens of audio of any length, all levels, made piece by piece."""
+        size, rate = self.codec.spec.frame_size, self.sample_rate
+        piece = int(PIECE_SECONDS * rate) // size * size
+        if audio.wave.shape[0] <= piece:
+            return self.encode_stream(ACOUSTIC, [audio], gain[None])
+        encoder = self.codec.streaming_encoder()
+        if encoder is not None:
+            parts = (part[None] * gain for part in audio.wave.split(piece))
+            ids = [encoder.push(part.to(self.device)) for part in parts]
+            return Tokens.full(torch.cat([*ids, encoder.finish()], dim=2))
+        margin, ids = int(MARGIN_SECONDS * rate) // size * size, []
+        for first in range(0, audio.wave.shape[0], piece):
+            begin = max(0, first - margin)
+            part = Audio(audio.wave[begin : first + piece + margin], rate)
+            found = self.encode_stream(ACOUSTIC, [part], gain[None]).ids
+            ids.append(found[:, :, (first - begin) // size :][:, :, : piece // size])
+        return Tokens.full(torch.cat(ids, dim=2))
+
+    @torch.inference_mode()
     def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
         """Return the audio of codes, on the CPU."""
-        piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
+        piece = int(PIECE_SECONDS * self.codec.spec.frame_rate)
         if not self.codec.can_stream or codes.ids.shape[2] <= piece:
             wave = self.codec.decode(codes.ids, codes.lengths)
             rows, samples = len(codes.lengths), codes.ids.shape[2] * self.codec.spec.frame_size

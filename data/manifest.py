@@ -70,7 +70,8 @@ def manifest_columns(manifest: str) -> list[str]:
     with _reader(manifest) as reader:
         columns = list(reader.fieldnames or ())
     if "path" not in columns:
-        raise DataError(manifest, "has no column 'path'", "add a header line with 'path'")
+        fix = "its first line must name the columns: path, and if known split, group, duration_s"
+        raise DataError(manifest, "has no column 'path'", fix)
     return columns
 
 

@@ -11,14 +11,30 @@ from segue.core.errors import DataError
 from segue.core.files import write_text
 
 
+def check_folder(source: Path, expected: str) -> None:
+    """Refuse a source of a recipe that is not a folder.
+
+    Args:
+        expected: what the folder should hold, for the user.
+
+    Raises:
+        DataError: if it does not exist, or is a file.
+    """
+    if not source.is_dir():
+        problem = "is a file" if source.exists() else "does not exist"
+        raise DataError(str(source), problem, f"name a folder with {expected}")
+
+
 def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
     """Read the rows of a CSV file that has the columns ``needs``.
 
     Raises:
         DataError: if it is missing or lacks a column.
     """
+    header = f"its first line must name the columns {', '.join(needs)}"
     if not path.is_file():
-        raise DataError(str(path), "does not exist", "name the folder that holds the manifest")
+        fix = f"name a CSV file; {header}" if needs else "name a CSV file"
+        raise DataError(str(path), "does not exist", fix)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -26,7 +42,8 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
         raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
     missing = [column for column in needs if not rows or column not in rows[0]]
     if missing:
-        raise DataError(str(path), f"lacks the column {missing[0]!r}", "check the manifest")
+        problem = f"lacks the column {missing[0]!r}" if rows else "lists no file"
+        raise DataError(str(path), problem, header)
     for line, row in enumerate(rows, start=2):
         empty = [column for column in needs if not row[column]]
         if empty:

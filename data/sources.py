@@ -20,7 +20,14 @@ from segue.core.yaml_files import YAML_ERRORS, parse_yaml
 from segue.data.audio_files import seconds_of
 from segue.data.holding_out import HELD_OUT, hold_out
 from segue.data.lhotse_source import is_shar, list_cuts, list_shar
-from segue.data.manifest import SUFFIXES, Note, list_folder, list_manifest, manifest_columns
+from segue.data.manifest import (
+    SUFFIXES,
+    Note,
+    is_audio,
+    list_folder,
+    list_manifest,
+    manifest_columns,
+)
 from segue.data.places import (
     PLACE_ERRORS,
     exists,
@@ -193,6 +200,9 @@ def _format(config: SourceConfig) -> Format:
         fix = "name a folder of audio or a CSV manifest, lhotse cuts, tars or a YAML of sources"
         raise DataError(source, "does not exist", fix)
     if not is_folder(source):
+        if is_audio(source):
+            fix = "name the folder that it lies in, or a CSV manifest"
+            raise DataError(source, "is one recording", fix)
         return "manifest"
     names = files_below(source)
     if is_shar(names):

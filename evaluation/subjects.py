@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,10 +12,8 @@ import torch
 from segue.core.assembly import resolve_part
 from segue.core.audio import Audio
 from segue.core.checkpoint import build_part, checked_device
-from segue.core.checkpoint_files import MANIFEST, newest_checkpoint
-from segue.core.config import ComponentConfig, PipelineConfig, PromptConfig
-from segue.core.config_files import load_config, pretrained_path
-from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
+from segue.core.config import PipelineConfig, PromptConfig
+from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import Tokenizer
 from segue.core.plugins import PluginHost
 from segue.data.audio_files import read_recording
@@ -151,27 +149,13 @@ def thinned(items: Sequence[Item], most: int) -> list[Item]:
 # --- tokenizers --------------------------------------------------------------------------------
 
 
-def config_of(source: str, host: PluginHost, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Return the config of a domain's shipped weights if it has any, else of a domain, file or
-    directory.
-
-    Raises:
-        ConfigError: if there is none, or something in it is wrong.
-    """
-    try:
-        return load_config(pretrained_path(source, host), host, overrides).config
-    except CheckpointError:
-        return load_config(source, host, overrides).config
-
-
 def load_tokenizer(
     config: PipelineConfig, part: str, host: PluginHost, device: torch.device | str = "cpu"
 ) -> Tokenizer:
     """Load a single tokenizer; the stages and the other tokenizer are not touched.
 
     Args:
-        part: ``codec`` or ``semantic_tokenizer``. Its checkpoint may also be the folder that
-            `segue train` made for it: then the newest one in there is taken.
+        part: ``codec`` or ``semantic_tokenizer``.
 
     Raises:
         ConfigError: if the config lacks this part.
@@ -181,14 +165,6 @@ def load_tokenizer(
     if slot is None:
         raise ConfigError(part, "this pipeline has none", "name another pipeline, or another part")
     device = checked_device(device)
-    slot = replace(slot, component=_newest(slot.component))
     built = build_part(resolve_part(slot, host), host, allow_untrained=False)
     assert isinstance(built, Tokenizer)
     return built.to(device)
-
-
-def _newest(ref: ComponentConfig) -> ComponentConfig:
-    if ref.checkpoint is None or (Path(ref.checkpoint) / MANIFEST).is_file():
-        return ref
-    newest = newest_checkpoint(Path(ref.checkpoint))
-    return ref if newest is None else ref.model_copy(update={"checkpoint": str(newest)})

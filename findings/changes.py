@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from segue.core.checkpoint_files import read_manifest
-from segue.core.config import ComponentConfig, PipelineConfig, StageConfig, TrainingConfig
+from segue.core.config import PipelineConfig, StageConfig, TrainingConfig
 from segue.core.plugins import PluginHost
 from segue.core.spec import SEMANTIC, StreamSlice
 from segue.findings.finding import InapplicableError
 
 WARM_UP = 0.1  # of a short training, at most
 SAVES = 8  # of a training
-
-
-def with_options(ref: ComponentConfig) -> ComponentConfig:
-    """Give the component all options of its checkpoint."""
-    if ref.checkpoint is None:
-        return ref
-    return ref.model_copy(update={"options": read_manifest(Path(ref.checkpoint)).options})
 
 
 def semantic_stage(config: PipelineConfig) -> StageConfig:
@@ -66,7 +57,7 @@ def swapped(
     """
     if stage.lm.use == use:
         return []
-    place, options = f"stages.{stage.name}", with_options(stage.lm).options
+    place, options = f"stages.{stage.name}", stage.lm.options
     known = type(host.options("stage_lm", use, {}, place)).model_fields
     both = {key: value for key, value in options.items() if key in known}
     return [

@@ -19,7 +19,6 @@ from segue.findings.changes import (
     assignments,
     short_training,
     swapped,
-    with_options,
 )
 from segue.findings.code_shape import CodeShape
 from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
@@ -47,7 +46,7 @@ def variants(study: Study) -> dict[str, Variant]:
 
 def _codec_options(study: Study) -> Mapping[str, Any]:
     """Return the options of the pipeline's codec if it can be trained in any shape."""
-    ref = with_options(study.config.codec)
+    ref = study.config.codec
     found = study.host.options("codec", ref.use, ref.options, "codec.options").model_dump()
     if not set(found) >= NEEDED:
         raise InapplicableError(f"the codec, {ref.use}, is none to be trained at any frame rate")

@@ -15,7 +15,7 @@ import torch
 
 from segue.core.checkpoint_files import WEIGHTS
 from segue.core.config import PipelineConfig
-from segue.core.config_files import find_domain
+from segue.core.config_files import find_domain, load_config
 from segue.core.discovery import import_target
 from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.files import as_json, write_json
@@ -25,7 +25,7 @@ from segue.core.progress import Progress
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import continued, measured
 from segue.evaluation.resynthesis import Way, evaluate_resynthesis
-from segue.evaluation.subjects import config_of, spread_evenly
+from segue.evaluation.subjects import spread_evenly
 from segue.findings.finding import Figures
 from segue.findings.suite import Suite
 
@@ -142,7 +142,7 @@ class Study:
     @cached_property
     def config(self) -> PipelineConfig:
         """Return the pipeline's config."""
-        return config_of(self.settings.source, self.host, self.settings.overrides)
+        return load_config(self.settings.source, self.host, self.settings.overrides).config
 
     @cached_property
     def pipeline(self) -> Pipeline:

@@ -10,7 +10,7 @@ from segue.core.config import PipelineConfig, replace_parts
 from segue.core.config_files import load_config, write_pipeline_file
 from segue.core.errors import OutputError
 from segue.core.files import link_to
-from segue.findings.changes import steps_of, with_options
+from segue.findings.changes import steps_of
 from segue.findings.study import Study, plain_command
 from segue.training.cost import Hardware, training_cost
 from segue.training.workspace import TOKENS, Workspace, export, tokenize, train_all, train_part
@@ -43,11 +43,11 @@ class Workshop:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        every = {part: with_options(ref) for part, ref in study.config.parts.items()}
-        stages = {part: ref for part, ref in every.items() if part.startswith("stages.")}
+        parts = study.config.parts
+        stages = {part: ref for part, ref in parts.items() if part.startswith("stages.")}
         bare = {part: ref.model_copy(update={"checkpoint": None}) for part, ref in stages.items()}
         self.base = study.directory / BASE
-        write_pipeline_file(replace_parts(study.config, every | bare), self.base)
+        write_pipeline_file(replace_parts(study.config, bare), self.base)
 
     def config(self, overrides: Sequence[str]) -> PipelineConfig:
         """Return the config of a variant."""

@@ -9,7 +9,7 @@ import soundfile
 from segue.core.assembly import assemble
 from segue.core.config_files import load_config
 from segue.core.discovery import import_target
-from segue.core.domain import DEFAULT_VARIANT, Domain
+from segue.core.domain import DEFAULT_VARIANT, PIPELINE_FILE, Domain
 from segue.testing.check import NotApplicable, require
 from segue.testing.options_checks import require_no_torch
 from segue.testing.subject import Subject
@@ -34,10 +34,11 @@ def check_is_called_what_it_is_registered_as(subject: Subject) -> None:
 def check_every_config_assembles(subject: Subject) -> None:
     """Check that the default config exists, and that the parts of every variant fit."""
     domain = domain_of(subject)
-    found = domain.variants
-    require(DEFAULT_VARIANT in found, f"{domain.directory} holds no {DEFAULT_VARIANT}.yaml")
-    for variant in found:
-        assemble(load_config(domain.config_path(variant), subject.known).config, subject.known)
+    files = f"neither {DEFAULT_VARIANT}.yaml nor pretrained/{PIPELINE_FILE}"
+    require(domain.name in domain.names, f"{domain.directory} holds {files}")
+    for name in domain.names:
+        path = domain.config_path(name.partition("/")[2])
+        assemble(load_config(path, subject.known).config, subject.known)
 
 
 def check_recipe_can_be_called(subject: Subject) -> None:

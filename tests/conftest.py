@@ -81,7 +81,8 @@ def tiny_pipelines(
     host = PluginHost.discover(entry_points=False)
     found = {}
     for seed, domain in enumerate(("speech", "piano")):
-        config = load_config(domain, host, [*TINY, f"codec.training.seed={seed}"]).config
+        settings = [*TINY, f"name={domain}", f"codec.training.seed={seed}"]
+        config = load_config(f"{domain}/baseline", host, settings, anew=True).config
         directory = tmp_path_factory.mktemp(f"tiny-{domain}")
         found[domain] = train_all(Workspace(config, directory, recordings_folder, host))
     return found

@@ -226,7 +226,7 @@ def test_keys_of_a_pipeline_are_those_of_the_schema() -> None:
             assert not rest or rest in keys_of(StageConfig), key
             named |= {head, f"stages.{rest}"}
         if "prompt" in keys:
-            limits = type(load_config("speech", PluginHost.discover()).config.prompt)
+            limits = type(load_config("speech/baseline", PluginHost.discover()).config.prompt)
             assert code_in(what) == keys_of(limits)
         if "sampling" in keys:
             assert code_in(what) == keys_of(Sampling)

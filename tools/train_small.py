@@ -120,7 +120,7 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
     for part, manifest in MANIFESTS[domain].items():
         rounded = output / "rounded" / part
         if not rounded.exists():
-            places = ("--domain", domain, "--data", data / manifest, "-o", output)
+            places = ("--config", f"{domain}/baseline", "--data", data / manifest, "-o", output)
             segue("train", part, *places, *settings([*TOKENIZERS[domain], *more]))
             levels = [LEVELS] if part == "codec" else []
             run(SHIP, part, output / part, rounded, *levels)
@@ -134,7 +134,14 @@ def train_second(domain: str, data: Path, output: Path, more: Sequence[str]) -> 
     rounded = output / "rounded" / name
     if rounded.exists():
         return
-    places = ("--domain", domain, "--data", data / MANIFESTS[domain][part], "-o", output / name)
+    places = (
+        "--config",
+        f"{domain}/baseline",
+        "--data",
+        data / MANIFESTS[domain][part],
+        "-o",
+        output / name,
+    )
     first = f"{part}.training.start_from={(output / 'rounded' / part).resolve()}"
     own = [value.replace(name, part, 1) for value in more]
     segue("train", part, *places, *settings([*values, *([first] if goes_on else []), *own]))

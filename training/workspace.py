@@ -33,6 +33,7 @@ from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.spec import StageSpec
+from segue.core.threads import use_threads
 from segue.data.audio_crops import AudioCrops, whole_recordings
 from segue.data.places import is_url
 from segue.data.recordings import Recordings, Split
@@ -48,6 +49,7 @@ from segue.training.ranks import connect, on_each, on_first, wait_for_all
 from segue.training.saving import sweep
 from segue.training.validation_audio import StageDecoder
 
+CONFIG_FILE = "config.yaml"
 TOKENS = "tokens"  # the token store in a training directory
 FIT_PIECE_SECONDS = 30.0
 MAX_FIT_SECONDS = 7200.0
@@ -78,6 +80,9 @@ class Workspace:
     progress: Progress | None = None
     say: Callable[[str], None] | None = None
 
+    def __post_init__(self) -> None:
+        use_threads(self.config.threads)
+
     def part_directory(self, part: str) -> Path:
         """Return where a part's checkpoints and log are."""
         return self.directory / self.config.slots[part].folder
@@ -88,16 +93,35 @@ class Workspace:
         Args:
             stages: False leaves the stages' checkpoints out: one that was trained on older tokens
                 must not stop the training of a part.
+
+        Raises:
+            TrainingError: if a part was trained here as another plugin.
         """
         found = {}
         for part, ref in self.config.parts.items():
             if part.startswith("stages.") and not stages:
                 found[part] = _without_checkpoint(ref)
                 continue
-            checkpoint = newest_checkpoint(self.part_directory(part))
+            checkpoint = self.newest(part)
             if checkpoint is not None:
                 found[part] = ref.model_copy(update={"checkpoint": str(checkpoint.resolve())})
         return replace_parts(self.config, found)
+
+    def newest(self, part: str) -> Path | None:
+        """Return the newest checkpoint of a part that was trained here, if any.
+
+        Raises:
+            TrainingError: if it was trained as another plugin than the config names.
+        """
+        checkpoint = newest_checkpoint(self.part_directory(part))
+        use = self.config.parts[part].use
+        if checkpoint is not None and (then := read_manifest(checkpoint).use) != use:
+            raise TrainingError(
+                part,
+                f"is {use}, but was trained as {then} in {self.directory}",
+                f"go on with --config {self.directory / CONFIG_FILE}, or name a new -o",
+            )
+        return checkpoint
 
     @property
     def data_name(self) -> str:
@@ -141,6 +165,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
     if part not in parts:
         problem, known = "is not a part of this pipeline", ", ".join(parts)
         raise TrainingError(part, problem, f"choose one of {known}")
+    workspace.newest(part)  # refuses one of another plugin
     connect(torch.device(workspace.device))
     wait_for_all()  # parts that other ranks trained before are complete
     assembly = assemble(workspace.current(stages=False), workspace.host)
@@ -229,7 +254,7 @@ def export(workspace: Workspace, lm_dtype: torch.dtype | None = None) -> Path:
 def _write_config(workspace: Workspace) -> None:
     """Write the resolved config, once it is known that training can start with it."""
     workspace.directory.mkdir(parents=True, exist_ok=True)
-    write_pipeline_file(workspace.config, workspace.directory / "config.yaml")
+    write_pipeline_file(workspace.config, workspace.directory / CONFIG_FILE)
 
 
 def _without_checkpoint(ref: ComponentConfig) -> ComponentConfig:

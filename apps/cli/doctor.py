@@ -11,6 +11,7 @@ import typer
 from segue.apps.cli.options import JsonOption
 from segue.apps.cli.output import print_json, print_table
 from segue.core.errors import SegueError
+from segue.core.threads import thread_troubles
 
 Check = Callable[[], list[tuple[str, str, str]]]
 
@@ -29,7 +30,7 @@ PACKAGES = {
 
 def command(json: JsonOption = False) -> None:
     """Look for what would stop work: packages, devices, formats, plugins, weights."""
-    checks = (_packages, _devices, _kernel, _formats, _plugins, _weights)
+    checks = (_packages, _devices, _threads, _kernel, _formats, _plugins, _weights)
     findings = [finding for check in checks for finding in _tried(check)]
     if json:
         print_json([dict(zip(("what", "state", "detail"), row, strict=True)) for row in findings])
@@ -67,6 +68,10 @@ def _devices() -> list[tuple[str, str, str]]:
     for index in range(torch.cuda.device_count()):
         rows.append((f"cuda:{index}", "ok", torch.cuda.get_device_name(index)))
     return rows
+
+
+def _threads() -> list[tuple[str, str, str]]:
+    return [("threads", "slow", trouble) for trouble in thread_troubles()]
 
 
 def _kernel() -> list[tuple[str, str, str]]:

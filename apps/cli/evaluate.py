@@ -83,13 +83,14 @@ def codec(
     """Measure a codec's quality, codebook use and speed; the stages are not loaded."""
     check_report(output)
     source = chosen_source(domain, pipeline, "--pipeline")
+    from segue.core.config_files import load_config
     from segue.core.interfaces import AcousticCodec
     from segue.core.plugins import default_host
     from segue.evaluation.codec import evaluate_codec
-    from segue.evaluation.subjects import config_of, load_tokenizer
+    from segue.evaluation.subjects import load_tokenizer
 
     host = default_host()
-    config = config_of(source, host, overrides or ())
+    config = load_config(source, host, overrides or ()).config
     loaded = load_tokenizer(config, "codec", host, device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels

@@ -123,12 +123,12 @@ def _representations(
     source: str, overrides: list[str] | None, device: str, of: str | None, levels: str | None
 ) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
     """Build what is to be measured, and say why parts are left out."""
+    from segue.core.config_files import load_config
     from segue.core.plugins import default_host
     from segue.evaluation.representations import plain_features
-    from segue.evaluation.subjects import config_of
 
     host = default_host()
-    config = config_of(source, host, overrides or ())
+    config = load_config(source, host, overrides or ()).config
     wanted = listed(of) if of else [*config.parts, FEATURES]
     for name in wanted if of else ():
         if name not in (*PARTS, FEATURES):

@@ -131,14 +131,15 @@ def resynthesize(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Hear what the codec, or the semantic tokens alone, keep of a recording."""
+    """Hear what the codec keeps of a recording, or the semantic tokens of its end."""
     if through not in WAYS:
         raise ConfigError("--through", f"{through!r} is unknown", f"use one of {', '.join(WAYS)}")
     if levels is not None and through != "codec":
         raise ConfigError("--levels", "goes with --through codec only", "leave it out")
     check_outputs([output], source=source)
     loaded = load_pipeline(domain, pipeline, overrides, device)
-    audio = read_recording(source, loaded.config.prompt.max_seconds)
+    most = None if through == "codec" else loaded.config.prompt.max_seconds
+    audio = read_recording(source, most)
     started = time.perf_counter()
     with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
         if through == "sampled":

@@ -27,7 +27,7 @@ from segue.apps.cli import (
 )
 from segue.apps.cli.output import DEBUG, clear_errors
 from segue.core.progress import bars_by_default
-from segue.core.threads import prepare_threads
+from segue.core.threads import VARIABLE, prepare_threads
 
 app = typer.Typer(
     name="segue",
@@ -87,6 +87,8 @@ def root(
         os.environ[DEBUG] = "1"
     prepare_threads(threads)
     bars_by_default(False)  # commands show their own
+    if threads is not None:  # wins over a config, also in processes that are started from here
+        os.environ[VARIABLE] = str(threads)
 
 
 def main() -> None:

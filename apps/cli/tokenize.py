@@ -24,6 +24,7 @@ from segue.apps.cli.options import (
 from segue.apps.cli.output import clear_errors, console, note, print_json
 from segue.apps.cli.progress import audio_progress
 from segue.core.errors import ConfigError, TrainingError
+from segue.core.threads import available_cores
 
 if TYPE_CHECKING:
     from segue.core.progress import Progress
@@ -98,7 +99,7 @@ def run_job(job: Job, progress: Progress | None) -> None:
     from segue.training.workspace import Workspace, tokenize
 
     host = default_host()
-    config = load_config(job.config, host, job.overrides).config
+    config = load_config(job.config, host, job.overrides, anew=True).config
     device = checked_device(job.device)
     workspace = Workspace(config, job.output, job.data, host, device, None, progress)
     tokenize(workspace, job.rank, job.world)
@@ -117,7 +118,7 @@ def _run_side_by_side(jobs: Sequence[Job], progress: Progress | None) -> None:
     """Start a process for each job and wait; when one fails, all end."""
     context = multiprocessing.get_context("spawn")
     counts = context.Array("d", 2 * len(jobs))
-    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    threads = max(1, available_cores() // len(jobs))
     processes = [
         context.Process(target=_work, args=(job, counts, index, threads, os.getpid()), daemon=True)
         for index, job in enumerate(jobs)

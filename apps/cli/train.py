@@ -68,13 +68,14 @@ def command(
     from segue.training.ranks import device_of_rank, disconnect, ranks
     from segue.training.workspace import Workspace, train_all, train_part
 
+    source = chosen_source(domain, config, "--config")
     if plan:
         from segue.apps.cli.plan import show_plan
         from segue.training.cost import Hardware, hours_of_data
 
         hardware = Hardware(num_ranks, gpu, gpu_tflops, mfu)
         host = default_host()
-        loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
+        loaded = load_config(source, host, overrides or (), anew=True)
         size = hours_of_data(data, output) if hours is None else hours
         show_plan(loaded.config, host, part, hardware, size, json)
         return
@@ -84,7 +85,7 @@ def command(
     quiet = json or not ranks().first
     host = default_host()
     _add_tensorboard(host)
-    loaded = load_config(chosen_source(domain, config, "--config"), host, overrides or ())
+    loaded = load_config(source, host, overrides or (), anew=True)
     with stopped(quiet), _removed_if_unused(output), training_progress(quiet) as progress:
         workspace = Workspace(
             loaded.config,

@@ -108,7 +108,8 @@ def check_sampling(
         raise GenerationError(
             place,
             f"{value}, but the model was trained without condition_dropout",
-            "leave it at 1, or train with lm.options.condition_dropout=0.1",
+            "leave it at 1, or train with "
+            f"--set stages.{stage.name}.lm.options.condition_dropout=0.1",
         )
 
 

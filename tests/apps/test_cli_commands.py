@@ -42,31 +42,31 @@ def test_a_config_is_shown_resolved(segue: Segue) -> None:
 
 
 def test_what_is_shown_can_be_used(segue: Segue) -> None:
-    shown = segue("config", "show", "piano/three_stage")
+    shown = segue("config", "show", "piano/cascade")
     Path("mine.yaml").write_text(shown.out)
     again = segue("config", "show", "mine.yaml")
     assert (again.code, again.out) == (0, shown.out)
 
 
 def test_a_config_is_proved(segue: Segue, tiny: Path) -> None:
-    done = segue("config", "validate", "speech")
-    assert done.code == 0 and "speech: valid" in done.out and "acoustic" in done.out
+    done = segue("config", "validate", "speech/baseline")
+    assert done.code == 0 and "speech/baseline: valid" in done.out and "acoustic" in done.out
     stages = segue("config", "validate", tiny, "--json").json["stages"]
     assert [stage["stage"] for stage in stages] == ["semantic", "acoustic"]
     assert stages[1]["given"] == ["semantic[0:1]"]
-    wrong = segue("config", "validate", "speech", "--set", "stages.acoustic.predicts=acoustic[2:4]")
-    assert wrong.refused("acoustic")
+    hole = "stages.acoustic.predicts=acoustic[2:4]"
+    assert segue("config", "validate", "speech/baseline", "--set", hole).refused("acoustic")
 
 
 def test_each_value_is_explained(segue: Segue) -> None:
-    Path("mine.yaml").write_text("extends: speech\nname: mine\n")
+    Path("mine.yaml").write_text("extends: speech/baseline\nname: mine\n")
     done = segue(
         *("config", "explain", "mine.yaml", "--json", "--set", "stages.acoustic.sampling.top_k=9")
     )
     values = done.json
     assert values["name"] == {"value": "mine", "from": values["name"]["from"]}
     assert values["name"]["from"].endswith("mine.yaml")
-    assert values["stages.acoustic.predicts"]["from"].endswith("config.yaml")
+    assert values["stages.acoustic.predicts"]["from"].endswith("baseline.yaml")
     assert values["stages.acoustic.sampling.top_k"]["from"].startswith("--set ")
     assert values["codec.training.weight_decay"]["from"] == "default"
     part = segue("config", "explain", "mine.yaml", "stages.acoustic.sampling")

@@ -170,6 +170,19 @@ def test_resynthesis_keeps_the_notes(segue: Segue, tiny: Path, write: Write, thr
     assert [f"note: {note}" for note in facts["notes"]] == done.err.splitlines()
 
 
+def test_a_codec_hears_all_of_a_recording(
+    segue: Segue, tiny: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt would be cut to its last seconds; a round trip is not, however long."""
+    path = write("long.wav", tone(2.5))
+    shorter = ("--set", "prompt.max_seconds=1")
+    done = segue("resynthesize", path, "-o", "o.wav", "-p", tiny, *shorter)
+    assert (done.code, done.err) == (0, "") and done.out.startswith("o.wav: 2.5 s through codec")
+    assert soundfile.info("o.wav").duration == 2.5
+    end = segue("resynthesize", path, "-o", "o.wav", "-p", tiny, *shorter, "--through", "semantic")
+    assert end.err == "note: used the last 1.0 s of 2.5 s\n"
+
+
 def test_a_picture_is_drawn(segue: Segue, tiny: Path, prompt_file: Path) -> None:
     pytest.importorskip("matplotlib")
     done = segue(

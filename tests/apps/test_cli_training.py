@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import yaml
 from tests.apps.conftest import Segue, tone
 from tests.conftest import TINY
 
@@ -42,7 +43,7 @@ def test_a_recipe_writes_a_manifest(segue: Segue) -> None:
 def test_recipes_that_cannot_run(segue: Segue) -> None:
     Path("file").touch()
     run = ("prepare", "speech", "--source")
-    assert segue(*run, "nope", "-o", "data").refused("nope/manifest.csv:")
+    assert segue(*run, "nope", "-o", "data").refused("nope: does not exist; name a folder with")
     assert segue(*run, "nope", "-o", "file").refused("file/manifest.csv:")
     done = segue("prepare", "birds", "--source", "nope", "-o", "data")
     assert done.refused("there is no domain 'birds'; use one of piano, speech")
@@ -55,7 +56,7 @@ def test_recipes_that_cannot_run(segue: Segue) -> None:
 def test_a_pipeline_is_trained_by_parts_and_used(
     segue: Segue, recordings_folder: Path, prompt_file: Path
 ) -> None:
-    common = ("-o", "run", "--domain", "speech", *SETTINGS)
+    common = ("-o", "run", "--domain", "speech/baseline", *SETTINGS)
     for part in ("semantic_tokenizer", "codec"):
         done = segue("train", part, *common, "--data", recordings_folder, "--json")
         assert done.code == 0
@@ -72,10 +73,10 @@ def test_a_pipeline_is_trained_by_parts_and_used(
 
 
 def test_a_plan_counts_the_data_itself(
-    segue: Segue, trained: Path, recordings_folder: Path
+    segue: Segue, shipped: dict[str, Path], trained: Path, recordings_folder: Path
 ) -> None:
     """Six recordings of three seconds are learnt from: as audio, and as tokens."""
-    plan = ("train", "stages.acoustic", "--plan", *SETTINGS)
+    plan = ("train", "stages.acoustic", "--plan")
     for where in (("--data", recordings_folder), ("-o", trained), ("--data", trained / "tokens")):
         done = segue(*plan, *where, "--json")
         assert (done.code, done.new) == (0, [])
@@ -86,6 +87,23 @@ def test_a_plan_counts_the_data_itself(
     assert "100.00 hours of audio" in done.out and "epochs" in done.out
     assert "epochs" not in segue(*plan).out
     assert segue(*plan, "--data", "nope").refused("nope:")
+
+
+def test_what_ships_is_trained_anew_and_described_by_nobody(
+    segue: Segue, shipped: dict[str, Path], recordings_folder: Path
+) -> None:
+    run = ("train", "codec", "--domain", "speech", "--data", recordings_folder, "-o", "run")
+    done = segue(*run, "--json")
+    assert done.code == 0, done.err
+    begun = yaml.safe_load(Path("run/config.yaml").read_text())
+    shown = yaml.safe_load((shipped["speech"] / "pipeline.yaml").read_text())
+    assert begun["codec"].pop("checkpoint", None) is None and shown["codec"].pop("checkpoint")
+    assert begun["codec"] == shown["codec"] and begun["codec"]["options"]["width"] == 16
+    assert begun["description"] == ""
+    other = segue(*run, "--set", "codec.use=soundstream.v1")
+    assert other.refused("codec:", "was trained as spectral_codec.v1 in run; go on with --config")
+    again = segue("train", "codec", "--config", "run/config.yaml", *run[4:], "--json")
+    assert (again.code, again.json) == (0, done.json)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +120,7 @@ def test_a_plan_counts_the_data_itself(
     ],
 )
 def test_training_that_cannot_start_leaves_nothing(
-    segue: Segue, arguments: tuple[str, ...], problem: str
+    segue: Segue, shipped: dict[str, Path], arguments: tuple[str, ...], problem: str
 ) -> None:
     Path("empty").mkdir()
     assert segue("train", *arguments, "-o", "runs/mine").refused(problem)
@@ -110,11 +128,11 @@ def test_training_that_cannot_start_leaves_nothing(
 
 
 def test_training_that_cannot_start_leaves_what_was_there(
-    segue: Segue, trained: Path, recordings_folder: Path
+    segue: Segue, shipped: dict[str, Path], trained: Path, recordings_folder: Path
 ) -> None:
     before = sorted(path.name for path in trained.iterdir())
-    other = ("--set", "codec.options.width=24")
-    done = segue("train", "codec", "-o", trained, "--data", recordings_folder, *SETTINGS, *other)
+    run = ("train", "codec", "-o", trained, "--data", recordings_folder, "--domain", "speech")
+    done = segue(*run, "--set", "codec.options.width=24")
     assert done.refused("codec.options.width:", "trained with 16; ")
     assert sorted(path.name for path in trained.iterdir()) == before
 
@@ -207,7 +225,7 @@ def test_two_processes_train_all_and_listen_to_each_other(
     tmp_path: Path, recordings_folder: Path, prompt_file: Path, segue: Segue
 ) -> None:
     """torchrun, gloo: codec, k-means, tokens and stages; the first process alone reports."""
-    arguments = ["train", "all", "--domain", "speech", "--data", str(recordings_folder)]
+    arguments = ["train", "all", "--domain", "speech/baseline", "--data", str(recordings_folder)]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *command, "-m", "segue", *arguments, "-o", "run", *SETTINGS],

@@ -26,11 +26,13 @@ def host() -> PluginHost:
     return PluginHost.discover(entry_points=False)
 
 
-def config(host: PluginHost, *overrides: str, source: str | Path = "speech") -> PipelineConfig:
+def config(
+    host: PluginHost, *overrides: str, source: str | Path = "speech/baseline"
+) -> PipelineConfig:
     return load_config(source, host, overrides).config
 
 
-def refusal(host: PluginHost, *overrides: str, source: str | Path = "speech") -> str:
+def refusal(host: PluginHost, *overrides: str, source: str | Path = "speech/baseline") -> str:
     with pytest.raises(AssemblyError) as caught:
         assemble(config(host, *overrides, source=source), host)
     assert caught.value.fix
@@ -276,7 +278,7 @@ def test_every_part_is_swapped_by_one_line(
     swaps = [f"semantic_tokenizer.use={tokenizer}", *(f"stages.{s}.lm.use={lm}" for s in
              ("semantic", "acoustic"))]  # fmt: skip
     for swap in swaps:
-        assembly = assemble(config(host, swap, source=domain), host)
+        assembly = assemble(config(host, swap, source=f"{domain}/baseline"), host)
         part, _, use = swap.partition("=")
         assert assembly.parts[part.removesuffix(".lm.use").removesuffix(".use")].use == use
 
@@ -302,7 +304,7 @@ def test_combinations_of_parts_generates(
         f"stages.semantic.lm.{small}",
         f"stages.acoustic.lm.{small}",
         "codec.options={width: 16, encoder_depth: 1, decoder_depth: 1, num_levels: 2}",
-        source=domain,
+        source=f"{domain}/baseline",
     )
     pipeline = Pipeline.from_config(swapped, host=host, allow_untrained=True)
     audio = pipeline.generate(0.2, batch=2)
@@ -313,7 +315,7 @@ def test_combinations_of_parts_generates(
 def test_a_file_that_extends_another_can_take_a_stage_out(host: PluginHost, tmp_path: Path) -> None:
     path = tmp_path / "cascade.yaml"
     path.write_text(
-        "extends: speech\n"
+        "extends: speech/baseline\n"
         "stages:\n"
         "  - {name: acoustic, drop: true}\n"
         "  - {name: coarse, predicts: 'acoustic[0:2]', given: [semantic],\n"

@@ -503,7 +503,7 @@ def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path: Path,
             write(path)
         assert caught.value.place == str(path)
         assert "names no audio format" in caught.value.problem
-        assert caught.value.fix == "use .wav, .flac or .ogg"
+        assert caught.value.fix == "use one of .wav, .flac, .ogg, .opus, .mp3, .aiff"
     assert list(tmp_path.iterdir()) == []
 
 

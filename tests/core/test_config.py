@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from segue.core.config_files import assignment, leaves, load_config, merge
-from segue.core.errors import ConfigError, PluginError
+from segue.core.errors import CheckpointError, ConfigError, PluginError
 from segue.core.plugins import PluginHost
 
 DOMAINS = ("speech", "piano")
@@ -30,16 +30,18 @@ def test_every_config_of_a_domain_loads_with_all_defaults_filled_in(
 ) -> None:
     from segue.core.config_files import find_domain
 
-    for variant in find_domain(domain, host).variants:
-        config = load_config(f"{domain}/{variant}", host).config
-        for ref in config.parts.values():
-            assert ref.options or ref.checkpoint, f"{ref.use} has no resolved options"
+    names = find_domain(domain, host).names
+    assert domain in names and f"{domain}/baseline" in names
+    for name in names:
+        for ref in load_config(name, host).config.parts.values():
+            assert ref.options, f"{ref.use} has no resolved options"
 
 
 def test_domain_swap_is_one_word(host: PluginHost) -> None:
     speech, piano = (load_config(domain, host).config for domain in DOMAINS)
-    assert speech.semantic_tokenizer and piano.semantic_tokenizer
     assert (speech.name, piano.name) == DOMAINS
+    speech, piano = (load_config(f"{domain}/baseline", host).config for domain in DOMAINS)
+    assert speech.semantic_tokenizer and piano.semantic_tokenizer
     assert speech.semantic_tokenizer.use != piano.semantic_tokenizer.use
 
 
@@ -48,20 +50,21 @@ def test_a_file_extends_a_domain_and_merges_stages_by_name(
 ) -> None:
     path = write(
         tmp_path / "mine.yaml",
-        "extends: speech\nname: mine\nstages:\n  - {name: acoustic, sampling: {top_k: 7}}\n",
+        "extends: speech/baseline\nname: mine\n"
+        "stages:\n  - {name: acoustic, sampling: {top_k: 7}}\n",
     )
     loaded = load_config(path, host)
-    base = load_config("speech", host).config
+    base = load_config("speech/baseline", host).config
     assert [stage.name for stage in loaded.config.stages] == [s.name for s in base.stages]
     assert loaded.config.stage("acoustic").sampling.top_k == 7  # type: ignore[union-attr]
     assert loaded.config.stage("semantic") == base.stage("semantic")
     assert loaded.origins["stages.acoustic.sampling.top_k"] == str(path)
-    assert loaded.origins["codec.use"].endswith("config.yaml")
+    assert loaded.origins["codec.use"].endswith("baseline.yaml")
 
 
 def test_files_extend_in_a_chain_relative_to_each_other(tmp_path: Path, host: PluginHost) -> None:
     (tmp_path / "a").mkdir()
-    write(tmp_path / "base.yaml", "extends: piano\nname: one\ndescription: kept\n")
+    write(tmp_path / "base.yaml", "extends: piano/baseline\nname: one\ndescription: kept\n")
     top = write(tmp_path / "a" / "top.yaml", "extends: ../base.yaml\nname: two\n")
     config = load_config(top, host).config
     assert (config.name, config.description) == ("two", "kept")
@@ -76,7 +79,7 @@ def test_a_circle_of_extends_is_refused(tmp_path: Path, host: PluginHost) -> Non
 
 def test_set_wins_over_files_and_later_over_earlier(host: PluginHost) -> None:
     key = "stages.semantic.sampling.temperature"
-    loaded = load_config("speech", host, [f"{key}=0.5", f"{key}=0.25"])
+    loaded = load_config("speech/baseline", host, [f"{key}=0.5", f"{key}=0.25"])
     assert loaded.config.stage("semantic").sampling.temperature == 0.25  # type: ignore[union-attr]
     assert loaded.origins[key] == f"--set {key}=0.25"
 
@@ -111,27 +114,27 @@ def test_errors_name_the_full_path_and_the_value(
     override: str, place: str, problem: str, host: PluginHost
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("speech", host, [override])
+        load_config("speech/baseline", host, [override])
     assert place in caught.value.place
     assert problem in str(caught.value)
 
 
 def test_set_refuses_what_is_no_assignment_and_stages_that_do_not_exist(host: PluginHost) -> None:
     with pytest.raises(ConfigError, match=r"path\.to\.key=value"):
-        load_config("speech", host, ["codec.use"])
+        load_config("speech/baseline", host, ["codec.use"])
     with pytest.raises(ConfigError, match=r"'corse'.*semantic, acoustic"):
-        load_config("speech", host, ["stages.corse.crop_seconds=1"])
+        load_config("speech/baseline", host, ["stages.corse.crop_seconds=1"])
 
 
 def test_an_unknown_plugin_is_refused_with_a_suggestion(host: PluginHost) -> None:
     with pytest.raises(PluginError, match=r"spectral_codec\.v1"):
-        load_config("speech", host, ["codec.use=spectral_codec.v2"])
+        load_config("speech/baseline", host, ["codec.use=spectral_codec.v2"])
 
 
 def test_an_unknown_source_lists_the_domains(host: PluginHost) -> None:
     with pytest.raises(ConfigError, match="piano, speech"):
         load_config("speach", host)
-    with pytest.raises(ConfigError, match="speech/config"):
+    with pytest.raises(ConfigError, match="speech/baseline"):
         load_config("speech/large", host)
 
 
@@ -146,7 +149,7 @@ def test_what_is_no_yaml_mapping_is_refused_with_its_place(
 
 
 def test_two_stages_of_one_name_are_refused(tmp_path: Path, host: PluginHost) -> None:
-    base = load_config("speech", host).config.model_dump(mode="json")
+    base = load_config("speech/baseline", host).config.model_dump(mode="json")
     base["stages"].append(base["stages"][0])
     path = write(tmp_path / "twice.yaml", yaml.safe_dump(base))
     with pytest.raises(ConfigError, match="two stages are called 'semantic'"):
@@ -156,7 +159,7 @@ def test_two_stages_of_one_name_are_refused(tmp_path: Path, host: PluginHost) ->
 def test_the_resolved_config_is_a_config_that_resolves_to_itself(
     tmp_path: Path, host: PluginHost
 ) -> None:
-    config = load_config("piano", host).config
+    config = load_config("piano/baseline", host).config
     path = write(tmp_path / "resolved.yaml", yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(path, host).config == config
 
@@ -174,14 +177,14 @@ def test_leaves_name_items_of_named_lists() -> None:
 )
 def test_malformed_values_end_in_one_sentence(value: str, tmp_path: Path, host: PluginHost) -> None:
     with pytest.raises(ConfigError, match="--set name"):
-        load_config("speech", host, [f"name={value}"])
+        load_config("speech/baseline", host, [f"name={value}"])
     path = write(tmp_path / "bad.yaml", f"extends: speech\nname: {value}\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_config(path, host)
 
 
 def test_explained_origins_are_those_of_values_still_in_place(host: PluginHost) -> None:
-    loaded = load_config("speech", host, ["stages.semantic.lm.use=delay_transformer.v1"])
+    loaded = load_config("speech/baseline", host, ["stages.semantic.lm.use=delay_transformer.v1"])
     assert "stages.semantic.lm.options.width" not in loaded.origins
     assert loaded.origins["stages.semantic.lm.use"].startswith("--set")
 
@@ -190,8 +193,8 @@ def test_a_checkpoint_named_on_the_command_line_is_relative_to_the_working_direc
     host: PluginHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = load_config("speech", host, ["codec.checkpoint=some/where"]).config
-    assert config.codec.checkpoint == str(tmp_path / "some" / "where")
+    with pytest.raises(CheckpointError, match=str(tmp_path / "some" / "where")):
+        load_config("speech/baseline", host, ["codec.checkpoint=some/where"])
 
 
 def test_names_of_stages_are_text(tmp_path: Path, host: PluginHost) -> None:

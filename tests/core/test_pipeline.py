@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from pydantic import Field
 from tests.conftest import melody
 
 from segue import Pipeline
@@ -25,15 +27,16 @@ from segue.core.config_files import find_domain, load_config
 from segue.core.domain import Domain
 from segue.core.errors import (
     AudioError,
-    CheckpointError,
     ConfigError,
     GenerationError,
     OutputError,
     SegueError,
+    UntrainedError,
 )
 from segue.core.hookspecs import hookimpl
+from segue.core.options import Options
 from segue.core.plugins import PluginHost
-from segue.core.request import GeneratedAudio
+from segue.core.request import GeneratedAudio, Request, metadata_of
 from segue.core.tokens import Tokens
 
 RATE = 16_000
@@ -451,12 +454,29 @@ def test_half_precision_storage_keeps_tokenizers_exact(pipeline: Pipeline, tmp_p
     assert next(loaded.stage_lm("acoustic").parameters()).dtype == torch.float32
 
 
-def test_metadata_holds_the_resolved_config_and_is_json(pipeline: Pipeline) -> None:
+def test_metadata_holds_the_resolved_config_short_and_without_places(pipeline: Pipeline) -> None:
     result = pipeline.generate(0.4, seed=11)
-    metadata = json.loads(json.dumps(result.metadata))
+    text = json.dumps(result.metadata, indent=2)
+    metadata = json.loads(text)
     assert metadata["seed"] == 11
     assert metadata["config"]["codec"]["use"] == pipeline.config.codec.use
     assert metadata["fingerprints"]["acoustic"]
+    for part in (metadata["config"]["codec"], *(s["lm"] for s in metadata["config"]["stages"])):
+        assert part["options"]["width"] == 16 and set(part) == {"use", "options"}
+    assert '"/' not in text and str(Path.home()) not in text and len(text) < 4000
+    assert metadata["description"] == ""  # the user's own weights, not those that ship
+
+
+def test_metadata_names_files_without_their_folders(pipeline: Pipeline) -> None:
+    class Placed(Options):
+        weights: str = "/home/someone/models/lyra"
+        source: dict[str, str] = Field(default={"path": "/home/someone/gpt2", "name": "a/b"})
+
+    parts = {**pipeline.assembly.parts}
+    parts["codec"] = replace(parts["codec"], options=Placed())
+    request = Request("generate", 1.0, 0, 1, {})
+    found = metadata_of(request, replace(pipeline.assembly, parts=parts))["config"]["codec"]
+    assert found["options"] == {"weights": "lyra", "source": {"path": "gpt2", "name": "a/b"}}
 
 
 def test_a_domain_may_ship_several_pipelines(
@@ -475,16 +495,16 @@ def test_a_domain_may_ship_several_pipelines(
         Pipeline.from_pretrained("speech").generate(0.4, seed=1),
     )
     assert torch.equal(first.tokens["acoustic"].ids, second.tokens["acoustic"].ids)
-    with pytest.raises(CheckpointError, match="speech, speech/other"):
+    with pytest.raises(UntrainedError, match="segue train all --config speech/paper --data"):
         Pipeline.from_pretrained("speech/paper")
-    with pytest.raises(CheckpointError, match="speech, speech/other"):
+    with pytest.raises(ConfigError, match="speech, speech/other, speech/acoustic_only"):
         Pipeline.from_pretrained("speech/othr")
 
 
 def test_unknown_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="piano, speech"):
+    with pytest.raises(ConfigError, match="piano, speech"):
         Pipeline.from_pretrained("speach")
-    with pytest.raises(CheckpointError, match=r"pipeline\.yaml"):
+    with pytest.raises(ConfigError, match=r"pipeline\.yaml"):
         Pipeline.from_pretrained(tmp_path)
 
 

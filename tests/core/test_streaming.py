@@ -13,9 +13,10 @@ from segue.core import transcoder
 from segue.core.config_files import load_config
 from segue.core.errors import GenerationError, OutputError
 from segue.core.hookspecs import hookimpl
-from segue.core.interfaces import StageLM, Tokens
+from segue.core.interfaces import AcousticCodec, StageLM, Tokens
 from segue.core.plugins import PluginHost
 from segue.core.request import GeneratedAudio
+from segue.core.streaming import StreamingEncoder
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 RATE = 16_000
@@ -139,8 +140,47 @@ def test_long_audio_is_decoded_in_pieces_that_change_nothing(
 ) -> None:
     prompts = [(melody(seconds, seed=5), RATE) for seconds in (1.0, 1.6)]
     whole = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
-    monkeypatch.setattr(transcoder, "DECODE_SECONDS", 0.5)
+    monkeypatch.setattr(transcoder, "PIECE_SECONDS", 0.5)
     pieces = pipeline.continue_batch(prompts, seconds=3.0, prompt_audio="codec")
+    torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_long_round_trip_is_made_in_pieces_that_change_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    wave, codec = melody(5.13, seed=6), pipeline.codec
+    whole = pipeline.resynthesize(wave, RATE)
+    monkeypatch.setattr(transcoder, "PIECE_SECONDS", 1.0)
+    monkeypatch.setattr(transcoder, "MARGIN_SECONDS", 0.5)
+    longest: list[int] = []
+    encode = type(codec).encode
+
+    def counted(self: AcousticCodec, audio: torch.Tensor, lengths: torch.Tensor) -> Tokens:
+        longest.append(audio.shape[1])
+        return encode(self, audio, lengths)
+
+    class Chunks(StreamingEncoder):
+        """Take one chunk after the other; a codec that carries a state does so by itself."""
+
+        def __init__(self) -> None:
+            self.kept = torch.zeros(1, 0)
+
+        def push(self, wave: torch.Tensor) -> torch.Tensor:
+            assert wave.shape[1] <= RATE
+            self.kept = torch.cat([self.kept, wave], dim=1)
+            return torch.zeros(1, codec.spec.num_levels, 0, dtype=torch.long)
+
+        def finish(self) -> torch.Tensor:
+            return encode(codec, self.kept, torch.tensor([self.kept.shape[1]])).ids
+
+    monkeypatch.setattr(type(codec), "encode", counted)
+    if chunked:
+        monkeypatch.setattr(type(codec), "streaming_encoder", lambda self: Chunks())
+    pieces = pipeline.resynthesize(wave, RATE)
+    assert pieces.row().shape == wave.shape
+    assert len(longest) == (0 if chunked else 6) and max(longest, default=0) <= 2 * RATE
+    assert torch.equal(pieces.tokens["acoustic"].ids, whole.tokens["acoustic"].ids)
     torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)
 
 

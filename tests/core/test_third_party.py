@@ -66,7 +66,7 @@ def _describe(site: Path, name: str, module: str) -> None:
 def test_each_component_enters_each_domain_by_one_line(domain: str, toy: Toy) -> None:
     host = toy()
     for key, name in SWAPS.items():
-        config = load_config(domain, host, [f"{key}={name}"]).config
+        config = load_config(f"{domain}/baseline", host, [f"{key}={name}"]).config
         parts = assemble(config, host).parts
         assert parts[key.removesuffix(".use").removesuffix(".lm")].use == name
 
@@ -78,7 +78,7 @@ def test_a_pipeline_of_foreign_parts_trains_and_continues(
     host = toy()
     kept = [text for text in TINY if ".options." not in text]
     overrides = [f"{key}={name}" for key, name in SWAPS.items()]
-    config = load_config(domain, host, [*kept, *overrides]).config
+    config = load_config(f"{domain}/baseline", host, [*kept, *overrides]).config
     directory = train_all(Workspace(config, tmp_path / "run", recordings_folder, host))
     pipeline = Pipeline.from_pretrained(directory, host=host)
     result = pipeline.continue_(melody(1.0, seed=1), 16_000, seconds=0.4)
@@ -89,7 +89,7 @@ def test_a_pipeline_of_foreign_parts_trains_and_continues(
 def use_of(host: PluginHost, name: str) -> PluginError:
     """The error when a component is asked for; everything else must still work."""
     kind, _ = COMPONENTS[name]
-    load_config("speech", host)
+    load_config("speech/baseline", host)
     with pytest.raises(PluginError) as caught:
         host.load(host.find(kind, name, kind), kind)  # type: ignore[arg-type]
     return caught.value
@@ -210,7 +210,7 @@ def test_wrong_rates_and_levels_are_refused(
 ) -> None:
     host = toy(("config.py", *edit))
     with pytest.raises(AssemblyError) as caught:
-        assemble(load_config("speech", host, overrides).config, host)
+        assemble(load_config("speech/baseline", host, overrides).config, host)
     for word in words:
         assert word in str(caught.value)
 

@@ -152,8 +152,10 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "missing": "does not exist; name a folder of audio or a CSV manifest",
         tmp_path / "empty": "holds no recording of the split 'train'; add audio (.aif",
         binary: "cannot be read (",
-        manifest(tmp_path, "file,split", "a.wav,train"): "has no column 'path'; add a header",
+        tmp_path / "one.flac": "is one recording; name the folder that it lies in, or a CSV",
+        manifest(tmp_path, "file,split", "a.wav,train"): "has no column 'path'; its first line",
     }
+    (tmp_path / "one.flac").touch()
     for source, message in cases.items():
         with pytest.raises(DataError) as caught:
             load_recordings(source, "train")
@@ -171,9 +173,9 @@ def test_a_recipe_s_manifest_can_be_loaded(tmp_path: Path) -> None:
     assert list(load_recordings(path, "train")) == [
         Recording(Path("/data/ä, b.wav"), 1.5, "g", "train")
     ]
-    with pytest.raises(DataError, match="lacks the column 'label'; check the manifest"):
+    with pytest.raises(DataError, match=r"lacks the column 'label'; its first line .* path, label"):
         read_rows(path, ["path", "label"])
-    with pytest.raises(DataError, match="does not exist; name the folder"):
+    with pytest.raises(DataError, match="does not exist; name a CSV file"):
         read_rows(tmp_path / "none.csv", [])
 
 

@@ -14,6 +14,7 @@ from tests.conftest import melody
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.core.audio import Audio
+from segue.core.config_files import load_config
 from segue.core.errors import DataError
 from segue.evaluation import abx as abx_module
 from segue.evaluation import abx as dtw
@@ -326,10 +327,10 @@ def test_plain_features_of_any_rate() -> None:
 
 def test_representations_of_tokenizers(tiny_pipelines: dict[str, Path]) -> None:
     from segue.core.plugins import PluginHost
-    from segue.evaluation.subjects import config_of, load_tokenizer
+    from segue.evaluation.subjects import load_tokenizer
 
     host = PluginHost.discover(entry_points=False)
-    config = config_of(str(tiny_pipelines["speech"]), host)
+    config = load_config(str(tiny_pipelines["speech"]), host).config
     audio = Audio(melody(1.0, seed=1), 16_000)
     codec = load_tokenizer(config, "codec", host)
     found = {one.name: one for one in of_tokenizer("codec", codec, 0.05, (1, 3))}

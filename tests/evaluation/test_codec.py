@@ -21,7 +21,7 @@ from segue.core.plugins import PluginHost
 from segue.core.spec import TokenSpec
 from segue.data.recordings import Recording
 from segue.evaluation.codec import CodebookUse, evaluate_codec
-from segue.evaluation.subjects import config_of, load_tokenizer
+from segue.evaluation.subjects import load_tokenizer
 
 RATE, SIZE = 16_000, 320
 LIMITS = PromptConfig(min_seconds=0.5, max_seconds=2.0)
@@ -183,21 +183,23 @@ def test_a_codec_is_loaded_without_stages_that_fit_it(tiny_pipelines: dict[str, 
     # A codec of piano, which the speech stages were not trained on, by its folder or a checkpoint.
     other = tiny_pipelines["piano"].parent / "codec"
     for directory in (other, max(other.glob("step-*"))):
-        config = config_of(str(saved), host, [f"codec.checkpoint={directory}"])
+        config = load_config(str(saved), host, [f"codec.checkpoint={directory}"]).config
         codec = load_tokenizer(config, "codec", host)
         assert codec.spec.num_levels == 3 and codec.spec.fingerprint
-        assert codec.spec != load_tokenizer(config_of(str(saved), host), "codec", host).spec
-    config = config_of(str(saved), host, [f"codec.checkpoint={newest}"])
-    saved_codec = load_tokenizer(config_of(str(saved), host), "codec", host)
+        assert (
+            codec.spec != load_tokenizer(load_config(str(saved), host).config, "codec", host).spec
+        )
+    config = load_config(str(saved), host, [f"codec.checkpoint={newest}"]).config
+    saved_codec = load_tokenizer(load_config(str(saved), host).config, "codec", host)
     assert load_tokenizer(config, "codec", host).spec == saved_codec.spec
 
 
 def test_a_part_without_weights_is_refused() -> None:
     host = PluginHost.discover(entry_points=False)
-    config = load_config("speech", host).config
-    with pytest.raises(AssemblyError, match="must be trained and the config names no checkpoint"):
+    config = load_config("speech/baseline", host).config
+    with pytest.raises(AssemblyError, match="must be trained, and the config names no weights"):
         load_tokenizer(config, "codec", host)
     with pytest.raises(ConfigError, match="this pipeline has none"):
-        load_tokenizer(config_of("speech/acoustic_only", host), "semantic_tokenizer", host)
+        load_tokenizer(load_config("speech/acoustic_only", host).config, "semantic_tokenizer", host)
     with pytest.raises(ConfigError, match="nowhere: is not a domain"):
-        config_of("nowhere", host)
+        load_config("nowhere", host)

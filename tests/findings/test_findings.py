@@ -293,7 +293,7 @@ def test_codecs_that_are_not_trained_here_have_no_shapes(study: Make) -> None:
     assert report is None and "the codec, soundstream.v1, is none to be trained" in told
 
 
-@pytest.mark.parametrize("source", ["speech/masked", "piano/three_stage"])
+@pytest.mark.parametrize("source", ["speech/masked", "piano/cascade"])
 def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> None:
     other = study(source=source, levels=(2, 4))
     shop = Workshop(other)

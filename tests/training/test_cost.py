@@ -93,12 +93,12 @@ def learn_from(
 SMALL = ("options.width=32", "options.depth=2", "options.heads=2")
 ACOUSTIC, ENCODER = "stages.acoustic", "semantic_tokenizer"
 COUNTED: list[Any] = [
-    ("speech", "stages.semantic", ()),
-    ("speech", ACOUSTIC, ()),
-    ("speech", ACOUSTIC, ("use=depth_transformer.v1", *SMALL)),
-    ("speech", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),
+    ("speech/baseline", "stages.semantic", ()),
+    ("speech/baseline", ACOUSTIC, ()),
+    ("speech/baseline", ACOUSTIC, ("use=depth_transformer.v1", *SMALL)),
+    ("speech/baseline", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),
     ("speech/masked", ACOUSTIC, ("options.blocks=conformer",)),
-    ("speech", "codec", ()),
+    ("speech/baseline", "codec", ()),
     pytest.param("speech/paper", "codec", ("options.channels=8",), marks=pytest.mark.slow),
     ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.contrastive_depth=1")),
     pytest.param(
@@ -141,7 +141,7 @@ def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
 ) -> None:
     """A codec whose step looks at its loss: three times the forward pass, not six per weight."""
     host = default_host()
-    config = load_config("speech", host).config
+    config = load_config("speech/baseline", host).config
     (whole,) = training_cost(config, host, "codec", Hardware())
     step = SpectralCodec.adversarial_step
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
 
 def test_days_follow_from_rate_and_ranks() -> None:
     host = default_host()
-    config = load_config("speech", host).config
+    config = load_config("speech/baseline", host).config
     part = next(name for name in config.parts if name.startswith("stages."))
     (one,) = training_cost(config, host, part, Hardware(1, tflops=10.0, mfu=0.5))
     (four,) = training_cost(config, host, part, Hardware(4, tflops=10.0, mfu=0.5))
@@ -169,7 +169,7 @@ def test_days_follow_from_rate_and_ranks() -> None:
 
 def test_mistakes_are_named() -> None:
     host = default_host()
-    config = load_config("speech", host).config
+    config = load_config("speech/baseline", host).config
     with pytest.raises(TrainingError, match=r"stages\.none"):
         training_cost(config, host, "stages.none", Hardware())
     with pytest.raises(ConfigError, match="H100"):

@@ -58,7 +58,7 @@ def workspace(
 ) -> tuple[Workspace, Watch]:
     host, watch = PluginHost.discover(entry_points=False), Watch(stop_after)
     host.register(watch)
-    config = load_config("speech", host, [*TINY, *SET, *overrides]).config
+    config = load_config("speech/baseline", host, [*TINY, *SET, *overrides]).config
     return Workspace(config, directory, data, host), watch
 
 

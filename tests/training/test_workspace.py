@@ -33,7 +33,7 @@ def host() -> PluginHost:
 
 
 def workspace(directory: Path, data: Path | None, host: PluginHost, *overrides: str) -> Workspace:
-    config = load_config("speech", host, [*TINY, *overrides]).config
+    config = load_config("speech/baseline", host, [*TINY, *overrides]).config
     return Workspace(config, directory, data, host)
 
 
@@ -56,7 +56,7 @@ def test_part_by_part_equals_all_at_once(
         a, b = (load_file(directory / "model.safetensors") for directory in (ours, theirs))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a), part
-    assert Pipeline.from_pretrained(pipeline, host=host).config.name == "speech"
+    assert Pipeline.from_pretrained(pipeline, host=host).config.name == "speech-baseline"
 
 
 def test_a_finished_run_is_left_as_it_is(

@@ -18,7 +18,7 @@ import soundfile
 from segue.core.errors import DataError
 from segue.core.files import atomic_path
 from segue.core.progress import Progress
-from segue.data.recipe import read_rows, write_manifest
+from segue.data.recipe import check_folder, read_rows, write_manifest
 
 SOUNDFONTS = (
     Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
@@ -29,24 +29,29 @@ SAMPLE_RATE = 16_000
 GAINS = (0.35, 0.5, 0.7)  # playing level varies from piece to piece, as recordings do
 
 
+SUFFIXES = (".mid", ".midi")
+
+
 def prepare(source: Path, output: Path, progress: Progress | None = None) -> Path:
-    """Render every MIDI file of ``source/manifest.csv`` to FLAC, once, and write a manifest.
+    """Render MIDI files to FLAC, once, and write a manifest.
 
     Args:
-        source: folder with ``manifest.csv`` (path, split) and the MIDI files.
+        source: folder of MIDI files, at any depth. If it holds ``manifest.csv``, only the files in
+            its column ``path`` are rendered, and a column ``split`` says which are held out.
         output: folder for ``audio/`` and ``manifest.csv``; files already rendered are kept.
 
     Returns:
-        The path of the manifest.
+        The path of the manifest. Without a column ``split``, Segue holds out some of the pieces.
     """
-    rows = read_rows(source / "manifest.csv", ("path", "split"))
+    check_folder(source, "MIDI files (.mid, .midi)")
+    rows = _listed(source)
     font = find_soundfont()
-    targets = [output / "audio" / f"{Path(row['path']).stem}.flac" for row in rows]
+    audio = output / "audio"
+    targets = [audio / f"{row['name']}.flac" for row in rows]
     if len(set(targets)) < len(targets):
-        twice = next(target.stem for target in targets if targets.count(target) > 1)
-        raise DataError(
-            str(source / "manifest.csv"), f"lists two files called {twice!r}", "rename one of them"
-        )
+        twice = next(row["name"] for row, to in zip(rows, targets, strict=True)
+                     if targets.count(to) > 1)  # fmt: skip
+        raise DataError(str(source), f"lists two files called {twice!r}", "rename one of them")
     jobs = [
         (source / row["path"], target)
         for row, target in zip(rows, targets, strict=True)
@@ -56,13 +61,31 @@ def prepare(source: Path, output: Path, progress: Progress | None = None) -> Pat
     manifest = [
         {
             "path": target.resolve(),
-            "split": row["split"],
-            "group": target.stem,
+            **({"split": row["split"]} if "split" in row else {}),
+            "group": row["name"],
             "duration_s": round(soundfile.info(target).duration, 3),
         }
         for row, target in zip(rows, targets, strict=True)
     ]
     return write_manifest(output / "manifest.csv", manifest)
+
+
+def _listed(source: Path) -> list[dict[str, str]]:
+    """Return path, name and, if it is known, split of every MIDI file."""
+    table = source / "manifest.csv"
+    if table.is_file():
+        rows = read_rows(table, ("path",))
+        return [{**row, "name": Path(row["path"]).stem} for row in rows]
+    paths = [path.relative_to(source) for path in sorted(source.rglob("*"))]
+    found = [
+        {"path": str(path), "name": str(path.with_suffix(""))}
+        for path in paths
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+    if not found:
+        fix = "name a folder of MIDI files (.mid, .midi); recorded piano needs no recipe: --data"
+        raise DataError(str(source), "holds no MIDI file", fix)
+    return found
 
 
 def find_soundfont() -> Path:

@@ -1,6 +1,7 @@
 """Turn a labelled speech collection into a manifest for training.
 
-The source is a folder with ``manifest.csv``: path, corpus, speaker, split, duration_s.
+The source is a folder with ``manifest.csv``: path, corpus, speaker, split, duration_s. Recordings
+without labels need no recipe: `segue prepare files`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from segue.core.errors import DataError
 from segue.core.progress import Progress
-from segue.data.recipe import read_rows, write_manifest
+from segue.data.recipe import check_folder, read_rows, write_manifest
+
+COLUMNS = ("path", "corpus", "speaker", "split", "duration_s")
 
 #: Corpora of single words: useful to a codec, but no sentence to continue.
 SINGLE_WORDS = ("speech-commands", "fsdd")
@@ -25,7 +28,9 @@ def prepare(source: Path, output: Path, progress: Progress | None = None) -> Pat
     Returns:
         The path of ``manifest.csv``.
     """
-    rows = read_rows(source / "manifest.csv", ("path", "corpus", "speaker", "split", "duration_s"))
+    files = "recordings without labels are prepared by `segue prepare files`"
+    check_folder(source, f"manifest.csv (columns {', '.join(COLUMNS)}); {files}")
+    rows = read_rows(source / "manifest.csv", COLUMNS)
     every = [
         {
             "path": (source / row["path"]).resolve(),

@@ -68,10 +68,18 @@ def test_a_collection_of_words_alone_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_speech_that_cannot_be_prepared(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest.csv: does not exist; name the folder"):
-        speech.prepare(tmp_path / "none", tmp_path / "out")
+    columns = "path, corpus, speaker, split, duration_s"
+    for source, problem in ((tmp_path / "none", "does not exist"), (Path(__file__), "is a file")):
+        with pytest.raises(
+            DataError, match=rf"{problem}; name a folder .*{columns}.*prepare files"
+        ):
+            speech.prepare(source, tmp_path / "out")
+    with pytest.raises(DataError, match=rf"manifest.csv: does not exist; .* the columns {columns}"):
+        speech.prepare(tmp_path, tmp_path / "out")
     lacking = collection(tmp_path / "in", ["a.wav,train"], "path,split")
-    with pytest.raises(DataError, match="lacks the column 'corpus'; check the manifest"):
+    with pytest.raises(
+        DataError, match=f"lacks the column 'corpus'; its first line must name .*{columns}"
+    ):
         speech.prepare(lacking, tmp_path / "out")
     with pytest.raises(DataError, match=r"line 3: the column 'speaker' is empty; complete"):
         speech.prepare(collection(tmp_path / "in", [LINES[0], "a.wav,x"]), tmp_path / "out")
@@ -185,5 +193,47 @@ def test_without_fluidsynth_it_says_what_to_install(
     monkeypatch.setattr(piano, "SOUNDFONTS", (tmp_path / "none.sf2",))
     with pytest.raises(DataError, match="its soundfont is not installed"):
         piano.prepare(source, tmp_path / "out")
-    with pytest.raises(DataError, match="lacks the column 'split'"):
-        piano.prepare(collection(tmp_path / "bad", ["a.mid"], "path"), tmp_path / "out")
+
+
+def test_a_source_without_scores_says_what_is_expected(tmp_path: Path) -> None:
+    for source, problem in (
+        (tmp_path / "none", "does not exist"),
+        (Path(__file__), "is a file"),
+        (tmp_path, "holds no MIDI file"),
+        (collection(tmp_path / "bad", ["a.mid"], "file"), "lacks the column 'path'"),
+    ):
+        with pytest.raises(DataError, match=rf"{problem}; .*(MIDI files \(.mid, .midi\)|path)"):
+            piano.prepare(source, tmp_path / "out")
+
+
+def test_a_folder_of_scores_needs_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is a piece of its own; some pieces are held out."""
+
+    def render(score: Path, target: Path, font: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, numpy.full(8000, 0.1), 16_000)
+
+    monkeypatch.setattr(piano, "render", render)
+    monkeypatch.setattr(piano, "find_soundfont", lambda: Path("font.sf2"))
+    folder = tmp_path / "in"
+    for name in (
+        "bach/one.mid",
+        "bach/two.MIDI",
+        "satie/one.mid",
+        "satie/.hidden.mid",
+        "notes.txt",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    path = piano.prepare(folder, tmp_path / "out")
+    groups = {
+        split: [recording.group for recording in load_recordings(path, split)]  # type: ignore[arg-type]
+        for split in ("train", "valid")
+    }
+    assert sorted(groups["train"] + groups["valid"]) == ["bach/one", "bach/two", "satie/one"]
+    assert len(groups["valid"]) == 1
+    (folder / "bach" / "one.midi").write_bytes(b"")
+    with pytest.raises(DataError, match="lists two files called 'bach/one'; rename one"):
+        piano.prepare(folder, tmp_path / "out")

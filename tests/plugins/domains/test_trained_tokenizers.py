@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from segue.core.audio import read_audio
+from segue.core.config_files import load_config
 from segue.core.interfaces import AcousticCodec, Tokenizer
 from segue.core.plugins import PluginHost
-from segue.evaluation.subjects import config_of, load_tokenizer
+from segue.evaluation.subjects import load_tokenizer
 from segue.plugins.domains.speech import DOMAIN
 from segue.plugins.metrics.log_mel.metric import LogMelDistance
 from segue.plugins.metrics.si_sdr.metric import SiSdr
@@ -25,7 +26,7 @@ def prompt() -> torch.Tensor:
 
 def shipped(part: str, config: str = "speech/trained_tokenizers") -> Tokenizer:
     host = PluginHost.discover(entry_points=False)
-    return load_tokenizer(config_of(config, host), part, host)
+    return load_tokenizer(load_config(config, host).config, part, host)
 
 
 def test_the_codec_follows_the_wave_and_gains_with_each_level(prompt: torch.Tensor) -> None:

@@ -425,7 +425,7 @@ OLD = Path(__file__).parents[2] / "golden/saved_0.1/run/semantic_tokenizer/step-
 def opened_as(name: str, *texts: str) -> PipelineConfig:
     """The speech config with a checkpoint that was saved as w2v_bert.v1."""
     chosen = [f"semantic_tokenizer.use={name}", f"semantic_tokenizer.checkpoint={OLD}"]
-    return load_config("speech", default_host(), [*chosen, *texts]).config
+    return load_config("speech/baseline", default_host(), [*chosen, *texts]).config
 
 
 def test_either_name_opens_a_checkpoint_and_keeps_its_name() -> None:

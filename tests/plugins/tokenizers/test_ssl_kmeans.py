@@ -264,7 +264,7 @@ def test_segue_train_fits_it_and_the_source_may_go(tmp_path: Path, recordings_fo
         f"{part}.use=ssl_kmeans.v1",
         f"{part}.options={{pretrained: {source}, layer: 2, pool: 2, num_clusters: 16}}",
     ]
-    config = load_config("speech", host, [*TINY, *overrides]).config
+    config = load_config("speech/baseline", host, [*TINY, *overrides]).config
     space = Workspace(config, tmp_path / "run", recordings_folder, host)
     checkpoint = train_part(space, part)
     written = read_manifest(checkpoint)

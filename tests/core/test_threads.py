@@ -1,0 +1,60 @@
+"""Threads: what a config asks for, what the user asks for, and what makes a machine slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from segue import Pipeline
+from segue.apps.cli import doctor
+from segue.core import threads
+from segue.core.config_files import load_config
+from segue.core.plugins import default_host
+from segue.core.threads import VARIABLE, thread_troubles
+from segue.training.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}.get(name, ""))
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_config_chooses_threads_unless_the_user_does(
+    tiny_pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_pipelines["speech"], overrides=["threads=3"])
+    assert torch.get_num_threads() == 3
+    saved = pipeline.save_pretrained(tmp_path / "saved")  # another machine has other cores
+    assert "threads" not in yaml.safe_load((saved / "pipeline.yaml").read_text())
+    assert "threads" not in pipeline.generate(0.2).metadata["config"]
+    config = load_config(tiny_pipelines["speech"], default_host(), ["threads=2"]).config
+    Workspace(config, tmp_path, None, default_host())
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv(VARIABLE, "4")
+    Pipeline.from_pretrained(tiny_pipelines["speech"], overrides=["threads=3"])
+    assert torch.get_num_threads() == 2
+
+
+def test_what_slows_a_machine_down_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert thread_troubles() == [] == doctor._threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "64,8")
+    (crowd,) = thread_troubles()
+    assert crowd.startswith("64 threads on 2 cores") and f"set {VARIABLE}=2" in crowd
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "infinite")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert doctor._threads() == [("threads", "slow", thread_troubles()[0])]
+            assert "unset OMP_WAIT_POLICY" in thread_troubles()[0]
