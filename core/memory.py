@@ -102,7 +102,7 @@ def _elements(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> in
     whole = [n for n in numbers if isinstance(n, int)]
     if name in _SIZED:
         sizes = [list(value) for value in values if isinstance(value, list | tuple)]
-        return abs(math.prod(sizes[0] if sizes else whole))
+        return abs(int(math.prod(sizes[0] if sizes else whole)))
     if name == "arange":
         first, last, step = (0, *numbers, 1) if len(numbers) < 2 else (*numbers, 1)[:3]
         return abs(math.ceil((last - first) / (step or 1)))
