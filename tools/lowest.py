@@ -14,7 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "lowest"
-TESTS = ("tests/core", "tests/plugins/models", "-m", "not slow")
+TESTS = (
+    *("tests/core", "tests/plugins/models", "tests/data/test_store.py"),
+    *("tests/training/test_cost.py", "-m", "not slow"),
+)
 
 
 def lowest() -> list[str]:
