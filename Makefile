@@ -15,7 +15,8 @@ DEMO := $(if $(wildcard $(DEV)),$(DEV),$(PLOT))
 # other down.
 PASSIVE := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
 
-.PHONY: help venv demo test test-all lint types site format clean train-small-speech train-small-piano
+.PHONY: help venv demo test test-all test-lowest lint types site format clean
+.PHONY: train-small-speech train-small-piano
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ test: $(DEV)  ## Run the fast tests
 
 test-all: $(DEV)  ## Run every test
 	$(PASSIVE) $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-lowest:  ## Run the core's fast tests with the lowest versions of its dependencies
+	$(PASSIVE) $(PYTHON) tools/lowest.py $(ARGS)
 
 lint: $(DEV)  ## Check style
 	$(BIN)/ruff check .
@@ -66,4 +70,5 @@ $(VENV)/.installed-%: $(INPUTS)
 	  "Segue needs Python 3.10 to 3.13, this is %d.%d: add PYTHON=python3.12 or such" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	$(BIN)/python tools/typing_tree.py
 	@touch $@

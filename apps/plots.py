@@ -99,9 +99,10 @@ def _rate_line(panel: Any, stem: str, report: dict[str, Any], name: str) -> None
     ]
     if not points:
         return
-    rates, means, low, high = zip(*sorted(points), strict=True)
+    rates, means, low, high = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     (line,) = panel.plot(rates, means, marker="o", markersize=4, label=_plain(stem))
-    panel.fill_between(rates, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    if None not in (*low, *high):  # single items have no interval
+        panel.fill_between(rates, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
 
 
 def draw_codebooks(paths: Sequence[Path], output: Path) -> None:

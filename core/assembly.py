@@ -28,11 +28,23 @@ from segue.core.errors import AssemblyError
 from segue.core.options import FINGERPRINT_DIGITS, Options, TokenizerOptions, options_digest
 from segue.core.plugins import PluginHost
 from segue.core.records import Kind
-from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec, StageSpec, StreamSlice, TokenSpec
+from segue.core.spec import (
+    ACOUSTIC,
+    SEMANTIC,
+    SliceSpec,
+    StageSpec,
+    StreamSlice,
+    TokenSpec,
+    common_samples,
+)
 from segue.core.validation import below
 
 if TYPE_CHECKING:
     from segue.core.interfaces import Component
+
+#: Largest levels, codes per level and samples a second of a stream.
+MOST_LEVELS, MOST_CODES, MOST_SAMPLES = 1024, 1 << 24, 768_000
+LONGEST_UNIT = 60  # seconds after which all streams have a whole number of frames
 
 #: The part that emits each stream.
 TOKENIZER_OF = {SEMANTIC: "semantic_tokenizer", ACOUSTIC: "codec"}
@@ -245,8 +257,19 @@ def _check_streams(streams: Mapping[str, TokenSpec]) -> None:
                 f"its {spec.frame_rate} frames/s do not divide its {spec.sample_rate} samples/s",
                 "choose a frame rate that divides the sample rate",
             )
-        if min(spec.num_levels, spec.codebook_size, spec.sample_rate) < 1:
-            raise AssemblyError(name, f"has {_shape(spec)}", "correct the plugin's spec()")
+        sizes = (spec.num_levels, spec.codebook_size, spec.sample_rate)
+        limits = (MOST_LEVELS, MOST_CODES, MOST_SAMPLES)
+        if not all(1 <= size <= most for size, most in zip(sizes, limits, strict=True)):
+            most = f"at most {MOST_LEVELS} x {MOST_CODES} codes of {MOST_SAMPLES} Hz are possible"
+            raise AssemblyError(name, f"has {_shape(spec)}", f"change its options: {most}")
+    unit = common_samples(list(streams.values()), 1)
+    if unit > LONGEST_UNIT:
+        rates = " and ".join(str(spec.frame_rate) for spec in streams.values())
+        raise AssemblyError(
+            "codec",
+            f"frames of {rates} Hz begin together every {unit} s only",
+            f"choose frame rates that share an instant within {LONGEST_UNIT} s",
+        )
     semantic = streams.get(SEMANTIC)
     if semantic is not None and semantic.num_levels != 1:
         raise AssemblyError(

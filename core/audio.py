@@ -21,16 +21,17 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, OutputError
 from segue.core.files import atomic_path
-from segue.core.sound_files import LEAST_MISSING, SoundReader
+from segue.core.memory import shortage
+from segue.core.sound_files import LEAST_MISSING, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, SoundReader
 from segue.core.validation import whole_number
 
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 MAX_CHANNELS = 64
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
 WRITTEN_AT_ONCE = 1 << 16  # samples
 COMMON = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")  # suffixes to suggest
+LARGE = 1 << 24  # samples: memory is checked before more are made
 RESAMPLE_TERMS = 4_000_000  # largest product of the two terms of a resampling ratio
 
 
@@ -265,7 +266,16 @@ def prepare(
 
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
-    """Resample band-limited audio (windowed sinc, torchaudio)."""
+    """Resample band-limited audio (windowed sinc, torchaudio).
+
+    Raises:
+        AudioError: if the result does not fit into memory.
+    """
+    samples = wave.numel() * max(target, source) // source
+    problem = shortage(2 * 4 * samples) if samples > LARGE else None
+    if problem is not None:
+        seconds = f"{wave.shape[-1] / source:,.0f} s at {target} Hz"
+        raise AudioError("audio", f"of {seconds} {problem}", "give shorter audio")
     # The filter grows with the terms of the ratio, to gigabytes for 44101 Hz. The nearest simpler
     # ratio is less than a cent off.
     limit = max(1, math.isqrt(RESAMPLE_TERMS * target // source))

@@ -23,13 +23,16 @@ from segue.core.config import replace_parts
 from segue.core.config_files import write_pipeline_file
 from segue.core.discovery import distribution_of
 from segue.core.domain import PIPELINE_FILE
-from segue.core.eight_bits import pack, unpack
+from segue.core.eight_bits import CODES, pack, unpack
 from segue.core.errors import CheckpointError, ConfigError, OutputError, UntrainedError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.lora import load_plain, plain_state
+from segue.core.memory import bounded_build, shortage
 from segue.core.plugins import PluginHost
 from segue.core.records import Kind
+
+MOST_HEADER = 1 << 24  # bytes of the header of a file of weights
 
 # --- build ------------------------------------------------------------------------------------
 
@@ -40,7 +43,8 @@ def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Compon
     Raises:
         UntrainedError: if it must be trained or fitted, was not, and ``allow_untrained`` is False.
     """
-    component = part.build(host)
+    with bounded_build(part.name):
+        component = part.build(host)
     if part.checkpoint is not None:
         load_state(component, part.checkpoint, part.use)
         if not (component.is_fitted or allow_untrained):
@@ -70,9 +74,10 @@ def load_component(directory: Path, host: PluginHost, place: str) -> Component:
     manifest = read_manifest(directory)
     stage = () if manifest.stage_spec is None else (manifest.stage_spec,)
     host.find(manifest.kind, manifest.use, place, manifest.made_by)
-    component: Component = host.create(
-        manifest.kind, manifest.use, manifest.options, *stage, place=place
-    )
+    with bounded_build(place):
+        component: Component = host.create(
+            manifest.kind, manifest.use, manifest.options, *stage, place=place
+        )
     load_state(component, directory, manifest.use)
     return component.eval()
 
@@ -253,11 +258,25 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
     path = directory / WEIGHTS
     if not path.is_file():
         raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
+    fix = "restore the file, or train again"
     try:
-        return unpack(load_file(path))
+        _check_header(path)
+        stored = load_file(path)  # maps the file: memory is taken as tensors are copied
+        bits = (32 if key.endswith(CODES) else 8 * t.itemsize for key, t in stored.items())
+        needed = sum(t.numel() * width // 8 for t, width in zip(stored.values(), bits, strict=True))
+        if (problem := shortage(needed)) is not None:
+            raise CheckpointError(str(path), problem, fix)
+        return unpack(stored)
     except (SafetensorError, RuntimeError, OSError) as error:
-        fix = "restore the file, or train again"
         raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header so long that reading it would take gigabytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise SafetensorError(f"its header states a length of {length} bytes")
 
 
 def _last_line(error: Exception) -> str:

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import CheckpointError
+from segue.core.files import read_text
 from segue.core.records import Kind
 from segue.core.spec import StageSpec, TokenSpec
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS = "component.json", "model.safetensors"
 STATE_JSON = "trainer.json"
+#: Every error that a malformed description raises.
+MALFORMED = (
+    OSError, ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError, RecursionError,
+)  # fmt: skip
 FITTED = "-fitted"  # ends the names of checkpoints that were fitted after training
 
 
@@ -71,7 +76,7 @@ def read_manifest(directory: Path) -> ComponentManifest:
             str(directory), f"holds no {MANIFEST}", "name a directory that `segue train` wrote"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
@@ -82,7 +87,7 @@ def read_manifest(directory: Path) -> ComponentManifest:
         manifest = ComponentManifest(**data)
         _ = manifest.token_spec, manifest.stage_spec  # malformed ones are refused here
         return manifest
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+    except MALFORMED as error:
         raise CheckpointError(
             str(path), f"cannot be read ({error!r})", "restore the file or train again"
         ) from error

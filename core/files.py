@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from segue.core.errors import OutputError
 
 Made = TypeVar("Made")
+MOST_TEXT = 1 << 24  # bytes of a description that is read into memory
 
 FIX = "choose a place that can be written"
 MOST_TRIES = 10  # to make something in a new folder
@@ -80,6 +81,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """Return the content of a UTF-8 text file.
+
+    Raises:
+        OSError, ValueError: if it cannot be read, or is longer than ``most`` bytes.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"it has {size:,} bytes, at most {most:,} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

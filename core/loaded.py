@@ -40,7 +40,7 @@ from segue.core.request import (
     with_recordings,
 )
 from segue.core.spec import ACOUSTIC, SEMANTIC
-from segue.core.threads import use_threads
+from segue.core.threads import survive_forks, use_threads
 from segue.core.tokens import Tokens
 from segue.core.transcoder import Transcoder
 
@@ -56,6 +56,7 @@ class LoadedPipeline:
     def __init__(
         self, assembly: Assembly, parts: Mapping[str, Component], host: PluginHost
     ) -> None:
+        survive_forks()
         self.config = assembly.config
         self.assembly = assembly
         self.parts = dict(parts)

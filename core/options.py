@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from segue.core.spec import TokenSpec
 
@@ -93,7 +93,7 @@ class Sampling(Options):
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     guidance: float = Field(default=1.0, ge=0.0, le=20.0)
-    iterations: tuple[PositiveInt, ...] | None = None
+    iterations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = None
 
 
 class Decoding(Options):

@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt
 
 from segue.core.errors import ConfigError, PluginError
+from segue.core.files import read_text
 from segue.core.records import (
     API_VERSION,
     KINDS,
@@ -28,7 +29,7 @@ from segue.core.records import (
     form,
 )
 from segue.core.validation import suggestion, validate
-from segue.core.yaml_files import YAML_ERRORS, parse_yaml, read_yaml
+from segue.core.yaml_files import MOST_BYTES, YAML_ERRORS, parse_yaml, read_yaml
 
 #: The source of first-party records.
 FIRST_PARTY = "segue"
@@ -162,7 +163,7 @@ def _is_for_segue(path: Path) -> bool:
     if path.name == USER_FILES[0]:
         return True
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, *YAML_ERRORS):
+        tree = parse_yaml(read_text(path, MOST_BYTES))
+    except (OSError, *YAML_ERRORS):
         return False
     return isinstance(tree, dict) and "api_version" in tree

@@ -10,17 +10,22 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy
 import soundfile
 
+from segue.core.errors import AudioError
+from segue.core.memory import shortage
 from segue.core.mpeg import MpegFrames, find_frames
 
 UNKNOWN_LENGTH = 1 << 62  # as many frames or more: the header states no length
 BLOCK = 1 << 14  # frames decoded at once
 MPEG_SECONDS = 60  # of an MP3 file that are cut out at once
 LAST_PAGE_SECONDS = 60  # of an Ogg file; no page lasts longer
+CHECKED = 1 << 24  # samples of all channels: so many more are read only if memory suffices
+COPIES = 3  # of the samples, while they are joined and mixed
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 LEAST_MISSING = 0.5  # seconds by which a header is wrong before it matters
 #: Formats in which every place can be found exactly, whatever was read before.
 PLAIN = frozenset({"WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "CAF", "NIST", "SVX", "VOC"})
@@ -52,6 +57,8 @@ class SoundReader:
 
     Raises:
         soundfile.LibsndfileError: here or later, if it is no audio.
+        AudioError: here, if its sample rate is absurd; later, if what is read does not fit into
+            memory.
     """
 
     def __init__(self, source: str | bytes | Path | IO[bytes]) -> None:
@@ -59,6 +66,12 @@ class SoundReader:
         self._file = self._opened()
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
+        if not MIN_SAMPLE_RATE <= self.rate <= MAX_SAMPLE_RATE:
+            # Resampling a megabyte at 1 Hz would make gigabytes.
+            self._refuse(
+                f"has a sample rate of {self.rate} Hz",
+                f"correct its header: {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz can be read",
+            )
         self.promised: int | None = self._file.frames
         self.length: int = self._file.frames
         self._mpeg: MpegFrames | None = None
@@ -81,6 +94,7 @@ class SoundReader:
 
     def read(self, first: int, count: int) -> Samples:
         """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
+        self._check_memory(min(first + count, self.length) - first)
         stop = min(first + count, self.length)
         if self._mpeg is not None and (first or stop > self._file.frames):
             step = MPEG_SECONDS * self.rate
@@ -99,6 +113,28 @@ class SoundReader:
         with self._opened() as file:
             self.length = sum(len(block) for block in _blocks(file, UNKNOWN_LENGTH))
         self._file = self._opened()
+
+    def _check_memory(self, count: int) -> None:
+        """Refuse to read more than fits: a megabyte of silence can last for days."""
+        samples = count * self.channels
+        problem = shortage(samples * COPIES * 4) if samples > CHECKED else None
+        if problem is None:
+            return
+        try:
+            with self._opened() as file:  # one that fails to seek reads no more
+                file.seek(self.length - 1)
+                true = len(file.read(1)) == 1
+        except soundfile.LibsndfileError:
+            true = False
+        self._file = self._opened()
+        if true or self._mpeg is not None:
+            hours = count / self.rate / 3600
+            self._refuse(f"lasts {hours:,.1f} h and {problem}", "cut it into shorter files")
+        self.measure()  # its header lies
+
+    def _refuse(self, problem: str, fix: str) -> NoReturn:
+        named = isinstance(self._source, (str, bytes))
+        raise AudioError(os.fsdecode(self._source) if named else "audio", problem, fix)  # type: ignore[arg-type]
 
     def _opened(self) -> _SoundFile:
         if not isinstance(self._source, (str, bytes)):

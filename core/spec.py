@@ -15,7 +15,15 @@ SEMANTIC = "semantic"
 ACOUSTIC = "acoustic"
 STREAMS = (SEMANTIC, ACOUSTIC)
 
+_RATE = re.compile(r"\d{1,9}(/\d{1,9})?")
 _SLICE = re.compile(r"^(?P<stream>[a-z_]+)(\[(?P<start>\d+):(?P<stop>\d+)\])?$")
+
+
+def _rate(text: str) -> Fraction:
+    """Read a frame rate, such as ``50`` or ``25/2``."""
+    if not _RATE.fullmatch(text):  # Fraction("1e999999999") would compute for years
+        raise ValueError(f"{text[:20]!r} is not a frame rate")
+    return Fraction(text)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class TokenSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TokenSpec:
-        return cls(**(data | {"frame_rate": Fraction(data["frame_rate"])}))
+        return cls(**(data | {"frame_rate": _rate(data["frame_rate"])}))
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class SliceSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SliceSpec:
-        return cls(**(data | {"frame_rate": Fraction(data["frame_rate"])}))
+        return cls(**(data | {"frame_rate": _rate(data["frame_rate"])}))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 from segue.core.errors import ConfigError
@@ -76,3 +77,19 @@ def thread_troubles() -> list[str]:
             "idle threads spin and slow down other work: unset OMP_WAIT_POLICY and GOMP_SPINCOUNT"
         )
     return found
+
+
+@lru_cache(maxsize=1)  # once a process
+def survive_forks() -> None:
+    """Let processes that are forked off this one compute, on one thread each.
+
+    A forked process has none of its parent's OpenMP threads, and would wait for them forever
+    (PyTorch's documentation of multiprocessing, "CPU in subprocesses").
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+        os.register_at_fork(after_in_child=_compute_alone)
+
+
+def _compute_alone() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -9,12 +9,15 @@ from typing import Any
 import yaml
 
 from segue.core.errors import ConfigError
+from segue.core.files import read_text
 
 #: Every error that the YAML library raises for malformed text, tags and dates.
 YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError)
 
 #: Most values of a text once its aliases are expanded: nine lines can stand for a billion values.
 MOST_VALUES = 1_000_000
+
+MOST_BYTES = 1 << 20  # of a file: the parser takes a second for each 100 kB
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,6 +57,8 @@ def parse_yaml(text: str) -> Any:
             waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
+        elif isinstance(item, int) and item.bit_length() > 64:  # Python could not even print it
+            raise ValueError("it has a number of more than 64 bits")
     return value
 
 
@@ -64,9 +69,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: with the file, and the line where there is one.
     """
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise ConfigError(str(path), f"cannot be read ({error})", "check the file") from error
+    try:
+        tree = parse_yaml(text)
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)

@@ -1,7 +1,7 @@
 """Make a detector's examples: real audio, the same through a codec, and generated continuations.
 
-All three are cut from the same place of the same recordings, at one rate, equally long, as 16-bit
-samples, so that they differ in nothing but the sound.
+The codec is tried with each number of levels. All examples are cut from the same place of the same
+recordings, at one rate, equally long, as 16-bit samples, so that they differ only in the sound.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segue.core.audio import SILENCE, Audio, resample
 from segue.core.checkpoint import save_tensors
 from segue.core.errors import AudioError, CheckpointError, DataError
 from segue.core.files import atomic_path, write_json
-from segue.core.interfaces import ORIGINS, add_tensors
+from segue.core.interfaces import add_tensors
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.core.yaml_files import parse_yaml
@@ -60,16 +60,22 @@ class Clip:
     """One recording's examples.
 
     Attributes:
-        waves: ``[3, T]``, one row for each of ``ORIGINS``.
+        waves: ``[2 + Q, T]``: real, through the codec's first 1 to Q levels, generated.
         group: speaker or piece.
         tested: kept for the test; whole groups are.
         unseen: the pipeline itself has not learnt from the group.
     """
 
-    waves: Int16[Tensor, "3 T"]
+    waves: Int16[Tensor, "R T"]
     group: str
     tested: bool
     unseen: bool
+
+    def of(self, origin: str) -> Int16[Tensor, "R T"]:
+        """Return the examples of one of ``ORIGINS``; of ``coded`` one for each level count."""
+        last = self.waves.shape[0] - 1
+        start, stop = {"real": (0, 1), "coded": (1, last), "generated": (last, last + 1)}[origin]
+        return self.waves[start:stop]
 
 
 def chosen_crops(recordings: Sequence[Recording], plan: ExamplePlan) -> list[Recording]:
@@ -141,6 +147,7 @@ def _claim(
         "weights": _fingerprint(pipeline),
         "sampling": {s.name: s.sampling.model_dump(mode="json") for s in pipeline.config.stages},
         "crops": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        "levels": pipeline.codec.spec.num_levels,
         **plan.__dict__,
     }
     path = directory / PLAN
@@ -165,29 +172,30 @@ def _fingerprint(pipeline: Pipeline) -> str:
 
 def _made(
     pipeline: Pipeline, crops: Sequence[Recording], plan: ExamplePlan, start: int
-) -> tuple[Int16[Tensor, "B 3 T"], list[int]]:
+) -> tuple[Int16[Tensor, "B R T"], list[int]]:
     """Make the examples of the crops that can be read; return them and their numbers."""
     read = {i: audio for i, crop in enumerate(crops) if (audio := _audio(pipeline, crop, plan))}
-    length = round(plan.seconds * pipeline.sample_rate)
+    length, levels = round(plan.seconds * pipeline.sample_rate), pipeline.codec.spec.num_levels
+    rows, kept = [torch.zeros(0, 2 + levels, length, dtype=torch.int16)], []
     if not read:
-        return torch.zeros(0, len(ORIGINS), length, dtype=torch.int16), []
+        return rows[0], []
     cut = round(plan.prompt_seconds * pipeline.sample_rate)
-    audios = list(read.values())
     made = pipeline.continue_batch(
-        [Audio(audio.wave[:cut], audio.sample_rate) for audio in audios],
+        [Audio(audio.wave[:cut], audio.sample_rate) for audio in read.values()],
         seconds=plan.seconds,
         seed=plan.seed + start,
         prompt_audio="none",
     )
-    rows, kept = [], []
     for row, (index, audio) in enumerate(read.items()):
-        coded = pipeline.resynthesize(audio.wave, audio.sample_rate).row()
-        parts = (audio.wave[cut:], coded[cut:], made.row(row))
+        coded = [
+            pipeline.resynthesize(audio.wave, audio.sample_rate, levels=count).row()[cut:]
+            for count in range(1, levels + 1)
+        ]
+        parts = (audio.wave[cut:], *coded, made.row(row))
         if min(part.shape[0] for part in parts) >= length and made.row(row).abs().max() > SILENCE:
-            rows.append(torch.stack([to_16_bit(part[:length]) for part in parts]))
+            rows.append(torch.stack([to_16_bit(part[:length]) for part in parts])[None])
             kept.append(index)
-    empty = torch.zeros(0, len(ORIGINS), length, dtype=torch.int16)
-    return (torch.stack(rows) if rows else empty), kept
+    return torch.cat(rows), kept
 
 
 def _audio(pipeline: Pipeline, crop: Recording, plan: ExamplePlan) -> Audio | None:
@@ -206,7 +214,7 @@ def _audio(pipeline: Pipeline, crop: Recording, plan: ExamplePlan) -> Audio | No
     return Audio(wave, pipeline.sample_rate) if audible > SILENCE else None
 
 
-def _keep(path: Path, waves: Int16[Tensor, "B 3 T"], kept: Sequence[int]) -> None:
+def _keep(path: Path, waves: Int16[Tensor, "B R T"], kept: Sequence[int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_tensors({"waves": waves, "kept": torch.tensor(kept, dtype=torch.long)}, temporary)

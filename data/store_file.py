@@ -15,10 +15,12 @@ import numpy
 
 from segue.core.errors import DataError
 from segue.core.files import atomic_path, cache_directory
+from segue.core.memory import shortage
 from segue.data.places import PLACE_ERRORS, is_url, open_bytes, read_range, size_of
 
 METADATA = "segue"
 MAPPED_AT_ONCE = 512  # shards; a process may map so many files at most (65,530 on Linux)
+MOST_HEADER = 1 << 28  # bytes
 COPIED_AT_ONCE = 1 << 24  # bytes
 _TYPES = {"U16": "<u2", "I32": "<i4", "U8": "u1"}
 
@@ -60,6 +62,9 @@ class ShardHeader:
     def small(self, name: str) -> Array:
         """Read a short array whole."""
         block = self.blocks[name]
+        problem = shortage(block.size)
+        if problem is not None:
+            raise DataError(self.where, problem, "tokenize into shorter shards")
         data = read_range(self.where, block.offset, block.size)
         return numpy.frombuffer(data, block.dtype).reshape(block.shape)
 
@@ -72,12 +77,16 @@ def read_shard_header(where: str) -> ShardHeader:
     """
     try:
         length = int.from_bytes(read_range(where, 0, 8), "little")
+        if length > MOST_HEADER:
+            raise ValueError(f"its header states a length of {length} bytes")
         tree = json.loads(read_range(where, 8, min(length, size_of(where))))
         described = json.loads(tree.pop("__metadata__")[METADATA])
         blocks = {
             name: Block(_TYPES[e["dtype"]], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
             for name, e in tree.items()
         }
+        if any(number < 0 for block in blocks.values() for number in (block.offset, *block.shape)):
+            raise ValueError("a shape or an offset is negative")
         if size_of(where) != max(block.offset + block.size for block in blocks.values()):
             raise ValueError("it is cut off")
         problems = [(str(place), str(problem)) for place, problem in described["problems"]]

@@ -34,6 +34,13 @@ INDEX_VERSION = 2
 THREADS = 8  # tars that are looked through at a time
 MOST_DESCRIPTION = 1 << 16  # bytes of a JSON member that is read
 GROUP_KEYS = ("group", "speaker", "speaker_id", "spk")
+LENGTH_KEYS = ("duration", "duration_s")
+#: Kinds of members that describe the next one.
+_DESCRIBING = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+MOST_NAMES = 1_000_000  # of a pattern
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -85,6 +92,9 @@ def expand(pattern: str) -> list[str]:
     if choices is not None:
         parts = choices.split(",")
     else:
+        if int(last) - int(first) >= MOST_NAMES:
+            fix = "correct the larger number"
+            raise DataError(pattern, f"{match[0]} stands for over {MOST_NAMES} names", fix)
         parts = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     before, after = pattern[: match.start()], pattern[match.end() :]
     if not parts:
@@ -136,6 +146,16 @@ def _look_through(tar: str, note: Note) -> list[Member]:
     return members
 
 
+class _Member(tarfile.TarInfo):
+    """Refuse names and extended headers of gigabytes, which tarfile reads into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIBING and self.size > MOST_DESCRIPTION:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+
 def _headers(
     file: IO[bytes],
 ) -> tuple[list[tarfile.TarInfo], dict[str, dict[str, Any]], str | None]:
@@ -144,7 +164,7 @@ def _headers(
     described: dict[str, dict[str, Any]] = {}
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every one of them
                 if info.name.endswith(".json") and info.size <= MOST_DESCRIPTION:
@@ -173,14 +193,15 @@ def _description(file: IO[bytes], info: tarfile.TarInfo) -> dict[str, Any]:
     file.seek(at)
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    known = value if isinstance(value, dict) else {}
+    return {key: known[key] for key in (*GROUP_KEYS, *LENGTH_KEYS) if key in known}
 
 
 def _member(file: IO[bytes], info: tarfile.TarInfo, described: dict[str, Any]) -> Member:
     group = next((str(described[key]) for key in GROUP_KEYS if described.get(key)), "")
-    seconds = described.get("duration", described.get("duration_s"))
+    seconds = next((described[key] for key in LENGTH_KEYS if key in described), None)
     if not isinstance(seconds, (int, float)) or seconds <= 0:
         seconds = _measured(Section(file, info.offset_data, info.size))
     return Member(info.name, info.offset_data, info.size, float(seconds), group)

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import soundfile
@@ -21,6 +22,7 @@ from segue.core.progress import Progress
 from segue.data.origin_clips import Clip, as_float, trimmed
 from segue.evaluation.statistics import grouped_summary
 
+LEVELS = "coded, levels "  # begins the names of figures by level
 Wave = Float[Tensor, "T"]
 Disturbance = Callable[[Wave, int], Wave]  # of a wave at a sample rate
 
@@ -33,7 +35,8 @@ def evaluate_detector(
     An item is right if the likeliest of all three origins is its own, in each pair as well; 95 %
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
     learnt from; ``disturbed`` has the same for each of the ``disturbances`` that can be had here.
-    What is then too quiet to be judged is not right. ``left_out`` names the others.
+    What is then too quiet to be judged is not right. ``left_out`` names the others. ``levels`` has
+    how often recordings that went through so many levels of the codec are recognised as coded.
     """
     tested = [clip for clip in clips if clip.tested]
     if not tested:
@@ -46,6 +49,7 @@ def evaluate_detector(
         report["unseen"] = _summary(
             [rows[index] for index in chosen], [groups[index] for index in chosen]
         )
+    report["levels"] = _by_levels(rows, groups)
     tried, report["left_out"] = disturbances(detector.config.sample_rate)
     report["disturbed"] = {}
     for done, (name, disturb) in enumerate(tried.items(), start=1):
@@ -56,7 +60,18 @@ def evaluate_detector(
     return report
 
 
+def _by_levels(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
+    names = [name for name in rows[0] if name.startswith(LEVELS)]
+    found = _with_intervals([{name: row[name] for name in names} for row in rows], groups)
+    return {name.removeprefix(LEVELS): figure for name, figure in found.items()}
+
+
 def _summary(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
+    names = [name for name in rows[0] if not name.startswith(LEVELS)]
+    return _with_intervals([{name: row[name] for name in names} for row in rows], groups)
+
+
+def _with_intervals(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
     """Summarise with an interval of some width. A bootstrap over groups without a mistake would
     have none, so the low end is at most that of Wilson (1927) for as many trials as groups."""
     found = grouped_summary(rows, groups)
@@ -76,15 +91,21 @@ def _right(
     detector: Detector, clip: Clip, disturb: Disturbance = lambda wave, _: wave
 ) -> dict[str, float]:
     right, rate = {}, detector.config.sample_rate
-    for origin, samples in zip(ORIGINS, clip.waves, strict=True):
-        audio = Audio(disturb(trimmed(as_float(samples)), rate), rate)
-        try:
-            probability = judge(detector, audio, clip.group).probability
-        except AudioError:  # too little is left of it to be judged
-            right[origin] = 0.0
-            continue
-        right[origin] = float(max(probability, key=lambda name: probability[name]) == origin)
-    return {
+    by_level: dict[str, float] = {}
+    for origin in ORIGINS:
+        found = []
+        for samples in clip.of(origin):
+            audio = Audio(disturb(trimmed(as_float(samples)), rate), rate)
+            try:
+                probability = judge(detector, audio, clip.group).probability
+            except AudioError:  # too little is left of it to be judged
+                found.append(0.0)
+                continue
+            found.append(float(max(probability, key=lambda name: probability[name]) == origin))
+        right[origin] = fmean(found)
+        if origin == "coded":
+            by_level = {f"{LEVELS}{count}": one for count, one in enumerate(found, start=1)}
+    return by_level | {
         "generated against real": (right["generated"] + right["real"]) / 2,
         "generated against coded": (right["generated"] + right["coded"]) / 2,
         "coded against real": (right["coded"] + right["real"]) / 2,

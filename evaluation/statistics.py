@@ -15,25 +15,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold the mean of ``count`` items, its 95 % interval (normal), and the extremes that a mean
-    hides."""
+    """Hold the mean of ``count`` items, its 95 % interval (normal; None for a single item), and
+    the extremes that a mean hides."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     lowest: float
     highest: float
     count: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Summarise at least one value."""
     mean = statistics.fmean(values)
-    error = statistics.stdev(values) / len(values) ** 0.5 * 1.96 if len(values) > 1 else 0.0
-    return Estimate(mean, mean - error, mean + error, min(values), max(values), len(values))
+    low = high = None
+    if len(values) > 1:
+        error = statistics.stdev(values) / len(values) ** 0.5 * 1.96
+        low, high = mean - error, mean + error
+    return Estimate(mean, low, high, min(values), max(values), len(values))
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:

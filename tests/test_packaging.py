@@ -152,3 +152,40 @@ def test_root_folders_are_no_packages_of_their_own(name: str, site: Path, tmp_pa
 
 def test_no_module_of_this_run_came_from_a_root_folder() -> None:
     assert not set(ROOTS) & set(sys.modules)
+
+
+@pytest.mark.slow
+def test_type_checkers_find_an_editable_install(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    run(sys.executable, "tools/typing_tree.py", cwd=ROOT)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    (site,) = (tmp_path / "venv").glob("lib*/python*/site-packages")
+    stubs = next(path for path in sys.path if (Path(path) / "segue-stubs.pth").is_file())
+    shutil.copy2(Path(stubs) / "segue-stubs.pth", site)
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "ours.pth").write_text("\n".join(ours), encoding="utf-8")
+    (tmp_path / "plugin.py").write_text(
+        "from segue import Pipeline\n"
+        "from segue.core.options import Options\n"
+        "class Mine(Options):\n"
+        "    size: int = 1\n"
+        "wrong: str = Mine().size\n"
+        "also: int = Pipeline.from_pretrained('speech')\n",
+        encoding="utf-8",
+    )
+    python = tmp_path / "venv" / "bin" / "python"
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", python, "--follow-imports=silent",
+         "plugin.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "import-not-found" not in done.stdout
+    assert 'expression has type "int", variable has type "str"' in done.stdout
+    assert 'expression has type "Pipeline", variable has type "int"' in done.stdout
+
+
+def test_public_names_are_listed() -> None:
+    import segue
+
+    assert {"Pipeline", "StageLM", "__version__"} <= set(dir(segue))
+    assert set(segue.__all__) <= set(dir(segue))

@@ -100,7 +100,10 @@ def _check_same(newest: Path, training: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class OriginCrops:
-    """Make batches of random windows, as many of each origin, at random levels, some with noise."""
+    """Make batches of random windows, as many of each origin, at random loudness, some with noise.
+
+    Coded ones went through any number of levels.
+    """
 
     clips: Sequence[Clip]
     options: DetectorOptions
@@ -114,7 +117,9 @@ class OriginCrops:
         origins = torch.tensor(rows) % len(ORIGINS)
         for index, random in enumerate(crop_generators(self.training.seed, step, rows, size)):
             clip = self.clips[int(torch.randint(len(self.clips), (), generator=random))]
-            whole = trimmed(as_float(clip.waves[int(origins[index])]))
+            examples = clip.of(ORIGINS[int(origins[index])])
+            chosen = int(torch.randint(len(examples), (), generator=random))
+            whole = trimmed(as_float(examples[chosen]))
             last_start = max(0, whole.shape[0] - window)
             start = int(torch.randint(last_start + 1, (), generator=random))
             piece = _disturbed(whole[start : start + window], random)

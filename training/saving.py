@@ -27,7 +27,7 @@ from segue.core.checkpoint_files import (
     trained_checkpoints,
 )
 from segue.core.errors import CheckpointError, TrainingError
-from segue.core.files import atomic_directory, write_json
+from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
 from segue.training.guard import cut_log
 from segue.training.learner import Learner
@@ -171,7 +171,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: if it cannot be read.
     """
     with _readable(checkpoint):
-        return dict(json.loads((checkpoint / STATE_JSON).read_text(encoding="utf-8")))
+        return dict(json.loads(read_text(checkpoint / STATE_JSON)))
 
 
 @contextmanager

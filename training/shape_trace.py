@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.fx.experimental import _config as experimental
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -79,9 +78,6 @@ def count_step(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(0)
-        # Masks without values are true everywhere.
-        patched: Any = experimental
-        stack.enter_context(patched.patch(meta_nonzero_assume_all_nonzero=True))
         stack.enter_context(_ShapesOfUnknowns())  # type: ignore[no-untyped-call]
         counter = stack.enter_context(FlopCounterMode(display=False))
         try:
@@ -134,6 +130,9 @@ class _ShapesOfUnknowns(TorchDispatchMode):
         if func is ATEN.bincount.default:  # PyTorch has no shape rule for it
             size = kwargs.get("minlength", args[2] if len(args) > 2 else 1)
             return torch.empty(size, dtype=torch.long, device="meta")
+        if func is ATEN.nonzero.default:  # masks without values are true everywhere
+            mask = args[0]
+            return torch.empty(mask.numel(), mask.ndim, dtype=torch.long, device="meta")
         if func is ATEN._unique2.default:  # as if all values differed
             flat = args[0].reshape(-1)
             return flat, flat.long(), flat.long()

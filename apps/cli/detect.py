@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from segue.core.interfaces import Detector
 
 MADE = ("generated", "partly generated")
+MOST_SHOWN = 20  # digits of a file in the table
 
 
 def command(
@@ -72,12 +74,23 @@ def _show(reports: list[dict[str, Any]]) -> None:
     rows = []
     for report in reports:
         probability = [f"{p:.3f}" for p in report["probability"].values()]
-        seconds = "".join(map(_digit, report["generated_by_second"]))
+        seconds = "".join(map(_digit, _shortened(report["generated_by_second"])))
         says = "Segue made it" if report["stamp"] else "–"
         rows.append((report["file"], report["verdict"], *probability, seconds, says))
     columns = ("file", "verdict", "P(real)", "P(coded)", "P(generated)", "by second", "of itself")
     print_table(columns, rows)
     console.print("by second: P(generated) in tenths, 9 for 0.9 and more, – where it is silent")
+    longest = max(len(report["generated_by_second"]) for report in reports)
+    if longest > MOST_SHOWN:
+        shown = "a digit stands for several seconds of a long file and shows their highest"
+        console.print(f"{shown}; --json has every second")
+
+
+def _shortened(seconds: list[float | None]) -> list[float | None]:
+    """Return at most ``MOST_SHOWN`` figures: the highest of as many seconds each."""
+    step = math.ceil(len(seconds) / MOST_SHOWN)
+    parts = [seconds[start : start + step] for start in range(0, len(seconds), step)]
+    return [max((p for p in part if p is not None), default=None) for part in parts]
 
 
 def _digit(probability: float | None) -> str:

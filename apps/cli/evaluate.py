@@ -38,6 +38,7 @@ from segue.apps.cli.reports import (
     finish,
     held_out,
     metrics_of_both_kinds,
+    note_if_few,
 )
 from segue.apps.cli.saving import save_audio
 from segue.core.errors import ConfigError, OutputError
@@ -113,6 +114,7 @@ def codec(
         **figures,
         "left_out": left_out,
     }
+    note_if_few(recordings, data, items, split)
     finish(report, "levels", figures["levels"], output, json)
     if not json:
         _show_codebooks(report)
@@ -210,6 +212,7 @@ def continuations(
         **figures,
         "left_out": left_out,
     }
+    note_if_few(recordings, data, items, split)
     finish(report, "metric", figures["metrics"], output, json)
 
 
@@ -286,6 +289,7 @@ def resynthesis(
         **figures,
         "left_out": left_out,
     }
+    note_if_few(recordings, data, items, split)
     finish(report, "way", figures["ways"], output, json)
 
 

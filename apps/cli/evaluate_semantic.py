@@ -23,7 +23,7 @@ from segue.apps.cli.options import (
     whole_numbers,
 )
 from segue.apps.cli.progress import progress_bars
-from segue.apps.cli.reports import check_report, checked_split, finish, held_out
+from segue.apps.cli.reports import check_report, checked_split, finish, held_out, note_if_few
 from segue.core.errors import AssemblyError, CheckpointError, ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def pitches(
         figures = evaluate_pitches(recordings, scores, chosen, seconds=seconds, progress=progress)
     report = {"subject": "pitches", **_described(config, data, split, left_out), **figures}
     reason = "they have no MIDI file, or cannot be read with it"
+    note_if_few(recordings, data, items, split)
     finish(report, "representation", figures["representations"], output, json, reason)
 
 

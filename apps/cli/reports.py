@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -40,6 +40,18 @@ def held_out(
     from segue.evaluation.subjects import spread_evenly
 
     return spread_evenly(data, items, checked_split(split), least_seconds)
+
+
+def note_if_few(recordings: Sequence[Recording], data: Path | str, items: int, split: str) -> None:
+    """Say that a split holds fewer recordings than ``items``."""
+    if len(recordings) >= items:
+        return
+    where, fix = f"split {split} of {data}", "; --split all takes the others as well"
+    if split == "all":
+        where, fix = str(data), ""
+    single = ", and a single one gives no interval" if len(recordings) == 1 else ""
+    holds = f"holds {len(recordings)} of the {items} recordings that --items asks for"
+    note(f"{where} {holds}{single}{fix}")
 
 
 def check_report(output: Path | None) -> None:

@@ -79,6 +79,7 @@ def command(
     }
     _save(detector, output, use, report)
     groups = {"held out": report["figures"], "not in the pipeline": report.get("unseen", {})}
+    groups["coded, by levels"] = report["levels"]
     groups |= {f"after {name}": figures for name, figures in report["disturbed"].items()}
     finish(report, "set", groups, None, json)
     if not json:

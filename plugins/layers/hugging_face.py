@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import ConfigError, PluginError
+from segue.core.files import read_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: Keys that transformers writes into a config and that do not describe the architecture.
@@ -60,9 +61,9 @@ class Source:
         """Return the content of a JSON file, without incidental keys."""
         path = self._path(file)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
             return {key: value for key, value in values.items() if key not in INCIDENTAL}
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 "pretrained", f"{path} cannot be read ({error})", "restore the file"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +30,30 @@ def test_figures_are_printed_and_written(segue: Segue, tiny: Path, recordings_fo
     assert (done.code, done.err, done.new) == (0, "", ["new/figures.json"])
     assert done.json == json.loads(Path("new/figures.json").read_text())
     assert list(done.json["levels"]) == ["1", "2", "3"]
-    assert done.json["levels"]["3"]["si_sdr.v1"]["count"] == 1
+    figure = done.json["levels"]["3"]["si_sdr.v1"]
+    assert (figure["count"], figure["low"], figure["high"]) == (1, None, None)
     assert [book["level"] for book in done.json["codebooks"]] == [0, 1, 2]
     assert done.json["codec"] == "spectral_codec.v1" and done.json["left_out"] == {}
     done = segue("evaluate", "codec", *common, "--levels", "3,1")
     assert done.code == 0 and "95 % interval" in done.out and "log_mel.v1" in done.out
     assert "perplexity" in done.out and "│ 2 " not in done.out.partition("kbit/s")[0]
+
+
+def test_fewer_recordings_than_asked_for_are_mentioned(
+    segue: Segue, tiny: Path, tmp_path: Path, recordings_folder: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(3):
+        shutil.copy(recordings_folder / f"group{index}" / "0.wav", few / f"{index}.wav")
+    common = ("--data", few, "-p", tiny, "--levels", 1, "--metrics", "si_sdr.v1", "--items", 4)
+    single = segue("evaluate", "codec", *common, "--json")
+    assert single.code == 0 and single.json["recordings"] == 1
+    assert single.json["levels"]["1"]["si_sdr.v1"]["low"] is None
+    assert "holds 1 of the 4 recordings that --items asks for" in single.err
+    assert "no interval" in single.err and "--split all" in single.err
+    every = segue("evaluate", "codec", *common, "--split", "all")
+    assert every.code == 0 and "holds 3 of the 4" in every.err and "no interval" not in every.err
 
 
 def test_metrics_that_are_missing_are_told(
@@ -265,7 +284,9 @@ def test_a_short_training_is_drawn_as_it_was_logged(
 def test_a_metric_that_nobody_could_measure(segue: Segue) -> None:
     pytest.importorskip("matplotlib")
     none = {"1": {"kbit_per_second": 1, "snr": {"mean": None, "low": None, "high": None}}}
-    done = segue("plot", "codec", report("a", levels=none), report("b"))
+    single = {"1": {"kbit_per_second": 1, "snr": {"mean": 2.0, "low": None, "high": None}}}
+    pair = report("a", levels=none), report("one", levels=single)
+    done = segue("plot", "codec", *pair, report("b"))
     assert done.new == ["rate_distortion.png"]
 
 

@@ -221,3 +221,32 @@ def test_threads_stay_within_the_cores_of_a_container(
     for quota, most in (("max 100000", cores), ("100000 100000", 1), ("50000 100000", 1)):
         (tmp_path / "cpu.max").write_text(quota)
         assert threads.available_cores() == most
+
+
+FORK = """
+import os, signal, sys, time
+import torch
+from segue import Pipeline
+
+torch.set_num_threads(2)
+many = torch.ones(1 << 20)
+pipeline = Pipeline.from_pretrained(sys.argv[1])
+wave = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+wanted = pipeline.continue_(wave, 16_000, seconds=0.2).row()
+assert float(many.add(1).sum()) == 2 << 20  # starts the parent's threads
+child = os.fork()
+if not child:
+    signal.alarm(120)
+    alike = torch.equal(pipeline.continue_(wave, 16_000, seconds=0.2).row(), wanted)
+    right = alike and float(many.add(1).sum()) == 2 << 20
+    os._exit(0 if right and torch.get_num_threads() == 1 else 1)
+print(os.waitpid(child, 0)[1], torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_process_forked_after_loading_computes(tiny: Path, tmp_path: Path) -> None:
+    """As gunicorn's --preload forks its workers."""
+    done = run([sys.executable, "-c", FORK, str(tiny)], tmp_path, OMP_NUM_THREADS="2")
+    assert (done.returncode, done.stdout) == (0, "0 2\n"), done.stderr

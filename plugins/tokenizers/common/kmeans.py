@@ -55,12 +55,13 @@ class KMeansTokenizer(SemanticTokenizer):
         """Return the features of each frame, ``N = ceil(T / frame_size)``.
 
         Args:
-            wave: at least one sample long, zero beyond each row's length, in the precision of
-                ``_precise``.
+            wave: at least one sample long, zero beyond each row's length. It is float64, so that a
+                frame close to two centroids goes to the same in every batch (float32 on Apple's
+                GPUs, which lack it): layers with float32 weights need ``wave.float()``.
             lengths: samples.
 
         Returns:
-            Features; those beyond a row's last frame have no meaning.
+            Features of any floating-point type; those beyond a row's last frame have no meaning.
         """
 
     def weights(self) -> Float[Tensor, "D"] | None:

@@ -91,7 +91,7 @@ class SslEncoderOptions(KMeansOptions):
     kernel: int = Field(default=15, ge=1)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     layer: int = Field(default=5, ge=1)
-    window_seconds: float = Field(default=20.0, ge=1.0)
+    window_seconds: float = Field(default=20.0, ge=1.0, le=600.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
     objective: Literal["w2v_bert", "best_rq", "hubert", "swap", "chroma"] = "hubert"
     mask_share: float = Field(default=0.45, gt=0.0, lt=1.0)

@@ -110,7 +110,7 @@ class SslKMeansOptions(ClusterOptions):
     state: str | None = Field(default=None, min_length=1)
     layer: int = Field(ge=1)
     pool: int = Field(default=1, ge=1)
-    window_seconds: float = Field(default=30.0, ge=1.0)
+    window_seconds: float = Field(default=30.0, ge=1.0, le=600.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
     found: FoundModel | None = None
 
