@@ -186,6 +186,9 @@ class Transcoder:
             pieces: codes ``[1, Q, n]``.
         """
         decoder, size = self.codec.streaming_decoder(), self.codec.spec.frame_size
+        if self.codec.decode_context is not None:  # earlier frames of the prompt change nothing
+            kept = max(1, sum(self.codec.decode_context))
+            prompt = Tokens.full(prompt.row(0)[None, :, -kept:])
         skip = int(prompt.lengths[0]) * size  # samples of the prompt that are still to come
         if skip:
             skip -= self._next(decoder, prompt).shape[1]

@@ -27,9 +27,6 @@ from segue.plugins.layers.transformer import Sight, Transformer
 
 Step = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
 
-#: From this many rows on PyTorch's matrix products are faster than the kernel, which takes rows
-#: one by one.
-MANY_ROWS = 16
 #: Slots of steps of fixed shapes come in multiples of this, so that one compilation serves many
 #: lengths.
 SLOTS = 256
@@ -37,14 +34,13 @@ SLOTS = 256
 ANGLES = 512
 
 
-def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) -> str:
+def chosen_backend(decoding: Decoding, like: Tensor, place: str) -> str:
     """Return the backend for tensors like this: ``torch``, ``native``, ``graph`` or ``compile``.
 
     Args:
         decoding: the user's choice.
         like: a tensor of the model.
         place: of the options, for messages.
-        rows: size of the batch.
 
     Raises:
         ConfigError: if the device cannot do what was asked for.
@@ -57,7 +53,7 @@ def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) 
     if backend == "auto":
         if device == "cuda":
             return "graph"
-        return "native" if on_cpu and rows < MANY_ROWS and available() else "torch"
+        return "native" if on_cpu and available() else "torch"
     if backend == "native" and (not on_cpu or decoding.halves):
         kind = decoding.weights if decoding.halves else like.dtype
         problem = f"native computes in float32 on a CPU, not in {kind} on {like.device}"
@@ -101,7 +97,7 @@ class Decoder:
     ) -> None:
         batch, count, width = x.shape
         window = transformer.window
-        backend = chosen_backend(decoding, x, "decoding", batch)
+        backend = chosen_backend(decoding, x, "decoding")
         capacity = count + steps if window is None else min(count + steps, window)
         if backend in ("graph", "compile") and window is None:
             capacity = -(-capacity // SLOTS) * SLOTS
@@ -116,7 +112,7 @@ class Decoder:
         self.hidden: Tensor = x.new_zeros(batch, width)
         last = x.new_full((batch,), -1.0, dtype=torch.float32)
         if count:
-            self.hidden = transformer(x, transformer.sight(positions, valid), self._cache)[:, -1]
+            self.hidden = self._prefix(transformer, x, positions, valid)
             last = positions[:, -1].float()
         else:
             heads = transformer.layers[0].attention.heads
@@ -135,6 +131,27 @@ class Decoder:
             self.step = self._native_step(int8)
         else:
             self.step = self._fixed_step(backend, x)
+
+    def _prefix(
+        self, transformer: Transformer, x: Tensor, positions: Tensor, valid: Tensor
+    ) -> Float[Tensor, "B D"]:
+        """Fill the cache; return the hidden state of the last position of every row.
+
+        A CPU gains nothing from taking the rows together, and sums in another order for other
+        shapes: one by one, each equals bit by bit what it is alone, without a mask for padding.
+        """
+        cache = self._cache
+        if x.device.type != "cpu" or len(x) == 1:
+            return transformer(x, transformer.sight(positions, valid), cache)[:, -1]  # type: ignore[no-any-return]
+        heads = transformer.layers[0].attention.heads
+        cache.reserve(x.new_zeros(len(x), heads, 0, x.shape[2] // heads))
+        hidden = []
+        for row, first in enumerate(self._padding.tolist()):
+            own = slice(row, row + 1), slice(first, None)
+            sight = transformer.sight(positions[own])
+            hidden.append(transformer(x[own], sight, cache.row(row, first))[:, -1])
+        cache.advance(x.shape[1])
+        return torch.cat(hidden)
 
     def rewind(self) -> None:
         """Forget every position; only for a decoder that started without a prefix."""
@@ -238,6 +255,13 @@ def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
+def row_by_row(layer: nn.Module, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
+    """Apply a layer; on a CPU to each row alone, as it sums in another order for other shapes."""
+    if x.device.type != "cpu" or len(x) == 1:
+        return layer(x)  # type: ignore[no-any-return]
+    return torch.cat([layer(row) for row in x.split(1)])
+
+
 class HeadProducts:
     """Logits of one output head per level, by the backend that also computes the steps.
 
@@ -245,14 +269,13 @@ class HeadProducts:
         owner: the module of ``weight``.
         weight: ``[Q, D, V]``.
         decoding: backend and number format.
-        rows: size of the batch.
     """
 
     def __init__(
-        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding, rows: int
+        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding
     ) -> None:
         int8 = decoding.weights == "int8"
-        if chosen_backend(decoding, weight, "decoding", rows) == "native":
+        if chosen_backend(decoding, weight, "decoding") == "native":
             self._products = native_linear(owner, [level.t() for level in weight], int8)
             return
         levels = [quantize(w.t()).dense().t().to(w) for w in weight] if int8 else list(weight)

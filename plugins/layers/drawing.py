@@ -16,6 +16,7 @@ from segue.core.errors import GenerationError
 from segue.core.interfaces import Ids, Lengths, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
+from segue.plugins.layers.decoding import row_by_row
 from segue.plugins.layers.stage import evaluating, given_in_time
 
 
@@ -143,7 +144,7 @@ class Continuation:
         """
         if head is None:
             return
-        for row, ends in enumerate(self.drawer.ends(head(hidden)[..., 0])):
+        for row, ends in enumerate(self.drawer.ends(row_by_row(head, hidden)[..., 0])):
             if ends and self._known[row] + frame > 0:
                 self._ends[row] = min(self._ends[row], frame)
 
