@@ -10,7 +10,9 @@ Shape legend: B batch, N positions, D width, C slots of the cache, V codebook si
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +34,8 @@ Step = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
 SLOTS = 256
 #: Positions whose angles are computed together for the kernel.
 ANGLES = 512
+#: Shapes that steps are kept for, of each transformer.
+KEPT_SHAPES = 4
 
 
 def chosen_backend(decoding: Decoding, like: Tensor, place: str) -> str:
@@ -101,7 +105,17 @@ class Decoder:
         capacity = count + steps if window is None else min(count + steps, window)
         if backend in ("graph", "compile") and window is None:
             capacity = -(-capacity // SLOTS) * SLOTS
-        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring=window is not None)
+        int8 = decoding.weights == "int8"
+        stepwise = transformer
+        if int8 and backend != "native":
+            weights = list(transformer.parameters())
+            stepwise = made_from(transformer, weights, "rounded", lambda: rounded(transformer))
+        ring, fixed = window is not None, None
+        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring)
+        if backend in ("graph", "compile"):
+            like = x.new_zeros(batch, width)
+            fixed = kept_step(self, stepwise, backend, like, capacity, ring)
+            self._cache.layers = fixed.cache.layers
         self._padding = (~valid).sum(dim=1)  # the first columns of each row
         self._ragged = bool(self._padding.any())
         # The position of the key in each slot, which a relative bias needs: as in the ring itself,
@@ -115,22 +129,19 @@ class Decoder:
             self.hidden = self._prefix(transformer, x, positions, valid)
             last = positions[:, -1].float()
         else:
-            heads = transformer.layers[0].attention.heads
-            self._cache.reserve(x.new_zeros(batch, heads, 0, width // heads))
+            self._reserve(transformer, x)
         # Column c is at position c + shift.
         self._shift = last + 1 - count
-        int8 = decoding.weights == "int8"
-        if int8 and backend != "native":
-            weights = list(transformer.parameters())
-            transformer = made_from(transformer, weights, "rounded", lambda: rounded(transformer))
-        self._transformer = transformer
+        self._transformer = stepwise
         self.step: Step
         if backend == "torch":
             self.step = self._torch_step
         elif backend == "native":
             self.step = self._native_step(int8)
         else:
-            self.step = self._fixed_step(backend, x)
+            assert fixed is not None
+            fixed.begin(self._padding, self._shift, self._keys)
+            self.step = fixed_step(fixed, stepwise, self._cache)
 
     def _prefix(
         self, transformer: Transformer, x: Tensor, positions: Tensor, valid: Tensor
@@ -143,8 +154,7 @@ class Decoder:
         cache = self._cache
         if x.device.type != "cpu" or len(x) == 1:
             return transformer(x, transformer.sight(positions, valid), cache)[:, -1]  # type: ignore[no-any-return]
-        heads = transformer.layers[0].attention.heads
-        cache.reserve(x.new_zeros(len(x), heads, 0, x.shape[2] // heads))
+        self._reserve(transformer, x)
         hidden = []
         for row, first in enumerate(self._padding.tolist()):
             own = slice(row, row + 1), slice(first, None)
@@ -153,25 +163,25 @@ class Decoder:
         cache.advance(x.shape[1])
         return torch.cat(hidden)
 
+    def _reserve(self, transformer: Transformer, x: Float[Tensor, "B N D"]) -> None:
+        """Allocate the cache's slots, unless a kept step brought its own."""
+        if self._cache.layers[0] is None:
+            heads = transformer.layers[0].attention.heads
+            self._cache.reserve(x.new_zeros(len(x), heads, 0, x.shape[2] // heads))
+
     def rewind(self) -> None:
         """Forget every position; only for a decoder that started without a prefix."""
         self._cache.length = 0
-
-    def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
-        """Return which of the first ``filled`` slots the next position may see."""
-        position, capacity = self._cache.length, self._cache.capacity
-        slots = torch.arange(filled, device=self._padding.device)
-        # Each slot holds the newest column that belongs there: after a full turn of the ring, slot
-        # 0 holds column ``capacity``, slot 1 still column 1. Negative columns are not filled yet.
-        column = position - (position - slots) % capacity
-        return ((column >= self._padding[:, None]) & (column >= 0))[:, None, None]
 
     def _torch_step(self, x: Tensor) -> Tensor:
         column, capacity = self._cache.length, self._cache.capacity
         positions = self._shift + column
         self._keys[:, column % capacity] = positions
         filled = min(column + 1, capacity)
-        visible = self._seen(filled) if self._ragged else None
+        visible = None
+        if self._ragged:
+            slots = torch.arange(filled, device=x.device)
+            visible = seen(self._padding, column, slots, capacity)
         sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
         return self._transformer(x[:, None], sight, self._cache)[:, 0]  # type: ignore[no-any-return]
 
@@ -195,45 +205,112 @@ class Decoder:
 
         return step
 
-    def _fixed_step(self, backend: str, like: Tensor) -> Step:
-        """Return steps over all slots, filled or not, whose equal shapes can be captured."""
-        cache, transformer = self._cache, self._transformer
-        # Already the slot of the next position: capturing computes before the first step.
-        slot = torch.tensor([cache.length % cache.capacity], device=like.device)
-        cache.fixed_slot = slot
-        embedded = like.new_zeros(like.shape[0], 1, like.shape[2])
-        positions = (self._shift + cache.length)[:, None]
-        visible = self._seen(cache.capacity)
 
-        def compute() -> Tensor:
-            rotary = None if transformer.rotary is None else transformer.rotary(positions)
-            mask: Tensor = visible
-            if transformer.relative is not None:
-                bias = transformer.relative(positions, self._keys)
-                mask = bias.masked_fill(~visible, -torch.inf)
-            hidden = embedded
-            for block in transformer.blocks:
-                hidden = block(hidden, Sight(rotary, mask), cache)
-            return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
+def fixed_step(fixed: FixedStep, transformer: Transformer, cache: KeyValueCache) -> Step:
+    """Return the steps of one decoder; they do not keep the decoder itself."""
 
-        if backend == "graph":
-            with torch.cuda.device(like.device):
-                run = captured(compute)
-        else:
-            run = torch.compile(compute, dynamic=False)
+    def step(x: Tensor) -> Tensor:
+        hidden = fixed(transformer, x, cache.length)
+        cache.advance(1)
+        return hidden
 
-        def step(x: Tensor) -> Tensor:
-            # Inputs are written to the addresses that the captured steps read.
-            slot.fill_(cache.length % cache.capacity)
-            positions.copy_((self._shift + cache.length)[:, None])
-            self._keys[:, cache.length % cache.capacity] = positions[:, 0]
-            embedded.copy_(x[:, None])
-            visible.copy_(self._seen(cache.capacity))
-            hidden = run()
-            cache.advance(1)
-            return hidden.clone()
+    return step
 
-        return step
+
+class FixedStep:
+    """A step over all slots of a cache, filled or not: its shapes and addresses stay the same.
+
+    So it can be captured or compiled once and used by one decoder after the other.
+
+    Args:
+        transformer: its weights' addresses are captured; it is not kept.
+        backend: ``graph`` or ``compile``.
+        like: ``[B, D]``, for its shape, type and device.
+        capacity, ring: of the cache.
+    """
+
+    def __init__(
+        self, transformer: Transformer, backend: str, like: Tensor, capacity: int, ring: bool
+    ) -> None:
+        batch, width = like.shape
+        heads, device = transformer.layers[0].attention.heads, like.device
+        self.cache = KeyValueCache(len(transformer.blocks), capacity, ring)
+        self.cache.reserve(like.new_zeros(batch, heads, 0, width // heads))
+        self.cache.fixed_slot = torch.zeros(1, dtype=torch.long, device=device)
+        self._column = torch.zeros(1, dtype=torch.long, device=device)
+        self._slots = torch.arange(capacity, device=device)
+        self._embedded = like.new_zeros(batch, 1, width)
+        self._padding = torch.zeros(batch, dtype=torch.long, device=device)
+        self._shift = torch.zeros(batch, device=device)
+        self._keys = torch.zeros(batch, capacity, device=device)
+        self._graphed = backend == "graph"
+        self._run: Callable[[], Tensor] | None = None
+
+    def begin(self, padding: Tensor, shift: Tensor, keys: Tensor) -> None:
+        """Take over what a decoder's prefix left beside its keys and values."""
+        self._padding.copy_(padding)
+        self._shift.copy_(shift)
+        self._keys.copy_(keys)
+
+    def __call__(self, transformer: Transformer, x: Float[Tensor, "B D"], column: int) -> Tensor:
+        # Inputs are written to the addresses that the captured step reads.
+        assert self.cache.fixed_slot is not None
+        self._column.fill_(column)
+        self.cache.fixed_slot.fill_(column % self.cache.capacity)
+        self._embedded.copy_(x[:, None])
+        if self._run is None:  # computing before the first step changes its own slot only
+            self._run = self._captured(transformer)
+        return self._run().clone()
+
+    def _captured(self, transformer: Transformer) -> Callable[[], Tensor]:
+        if self._graphed:
+            with torch.cuda.device(self._embedded.device):
+                return captured(lambda: self._compute(transformer))
+        compiled, known = torch.compile(self._compute, dynamic=False), weakref.ref(transformer)
+        return lambda: compiled(known())  # type: ignore[no-any-return]
+
+    def _compute(self, transformer: Transformer) -> Tensor:
+        column, slot = self._column, self.cache.fixed_slot
+        positions = (self._shift + column)[:, None]
+        self._keys.index_copy_(1, slot, positions)
+        visible = seen(self._padding, column, self._slots, self.cache.capacity)
+        rotary = None if transformer.rotary is None else transformer.rotary(positions)
+        mask: Tensor = visible
+        if transformer.relative is not None:
+            mask = transformer.relative(positions, self._keys).masked_fill(~visible, -torch.inf)
+        hidden = self._embedded
+        for block in transformer.blocks:
+            hidden = block(hidden, Sight(rotary, mask), self.cache)
+        return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
+
+
+#: Steps that no decoder uses at present, by transformer and shape.
+_FREE: WeakKeyDictionary[Transformer, dict[object, list[FixedStep]]] = WeakKeyDictionary()
+
+
+def kept_step(
+    user: object, transformer: Transformer, backend: str, like: Tensor, capacity: int, ring: bool
+) -> FixedStep:
+    """Return a step that is free, or a new one; it is free again when ``user`` is gone."""
+    weights = tuple(weight.data_ptr() for weight in transformer.parameters())
+    key = backend, like.shape, like.dtype, capacity, ring, weights
+    free = _FREE.setdefault(transformer, {})
+    steps = free.setdefault(key, [])
+    while len(free) > KEPT_SHAPES:
+        del free[next(iter(free))]
+    step = steps.pop() if steps else FixedStep(transformer, backend, like, capacity, ring)
+    weakref.finalize(user, steps.append, step).atexit = False
+    return step
+
+
+def seen(
+    padding: Tensor, position: int | Tensor, slots: Tensor, capacity: int
+) -> Bool[Tensor, "B 1 1 K"]:
+    """Return which slots the next position may see."""
+    # Each slot holds the newest column that belongs there: after a full turn of the ring, slot 0
+    # holds column ``capacity``, slot 1 still column 1. Negative columns are not filled yet.
+    column = position - (position - slots) % capacity
+    return ((column >= padding[:, None]) & (column >= 0))[:, None, None]
 
 
 def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:

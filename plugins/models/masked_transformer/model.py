@@ -257,12 +257,13 @@ class MaskedTransformer(StageLM, TwoSided):
         sampling = drawer.sampling
         if left == 0 and self.config.greedy_last_pass:
             sampling = sampling.model_copy(update={"temperature": 0.0})
-        generators = [g for g in drawer.generators for _ in range(masked)]
-        drawn = sample(logits.flatten(0, 1), sampling, generators).view(batch, masked)
+        drawn = sample(logits.flatten(0, 1), sampling, drawer.generators).view(batch, masked)
         likely = logits.float().log_softmax(dim=-1).gather(-1, drawn[:, :, None])[:, :, 0]
         scale = self.config.confidence_noise * left
         if not (scale and sampling.temperature):
             return drawn, likely
-        noise = torch.stack([torch.rand(masked, generator=g) for g in drawer.generators])
+        noise = torch.stack(
+            [torch.rand(masked, generator=g, device=g.device) for g in drawer.generators]
+        )
         gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
         return drawn, likely + scale * gumbel.to(likely.device)

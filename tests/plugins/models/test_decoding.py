@@ -294,6 +294,34 @@ def test_a_row_is_bit_by_bit_what_it_is_alone(
         assert torch.equal(score[0], scores[row])
 
 
+def test_a_compiled_step_is_kept_for_the_next_call(monkeypatch: MonkeyPatch) -> None:
+    """Interleaved calls have steps of their own; a call after them takes one of those."""
+    compiled: list[object] = []
+
+    def compile_(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model = build("flat", STAGES["slower"])
+    wanted = drawn(model)
+    model.decode_with(Decoding(backend="compile"))
+    prompt = random_tokens(model.stage.target, 3)
+    given = given_for(model.stage, 9)
+    streams = [
+        model.stream(given, prompt, 5, GREEDY, row_generators(0, 1)) for _ in range(2)
+    ]  # fmt: skip
+    for pair in zip(*streams, strict=True):
+        assert torch.equal(pair[0].ids, pair[1].ids)
+    assert len(compiled) == 2
+    del streams, pair
+    list(model.stream(given, prompt, 6, GREEDY, row_generators(0, 1)))
+    assert len(compiled) == 2
+    assert torch.equal(drawn(model), wanted)  # another batch size: one more
+    assert torch.equal(drawn(model), wanted)
+    assert len(compiled) == 3
+
+
 def test_a_prefix_longer_than_the_window_is_kept_row_by_row() -> None:
     model = build("flat", STAGES["plain"], attention_window=5)
     prompt = random_tokens(STAGES["plain"].target, 1, 12, 4)
