@@ -15,7 +15,6 @@ from typing import BinaryIO
 import numpy
 import soundfile
 import torch
-import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
@@ -265,6 +264,8 @@ def prepare(
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
     """Resample band-limited audio (windowed sinc, torchaudio)."""
+    import torchaudio.functional  # slow to import, and most prompts have the right rate
+
     # The filter grows with the terms of the ratio, to gigabytes for 44101 Hz. The nearest simpler
     # ratio is less than a cent off.
     limit = max(1, math.isqrt(RESAMPLE_TERMS * target // source))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_gpu_check_runs_on_a_cpu(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     command = [str(ROOT / "tools" / "gpu_check.sh"), "--device", "cpu", "--small"]
-    command += ["--json", str(found), "--then", f"{sys.executable} -c print('trained')"]
+    command += ["--json", str(found), "--then", f"{sys.executable} -c \"print('trained')\""]
     environment = os.environ | {"PYTHON": sys.executable, "LOG": str(tmp_path / "log")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

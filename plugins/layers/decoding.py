@@ -267,10 +267,11 @@ class FixedStep:
             with torch.cuda.device(self._embedded.device):
                 return captured(lambda: self._compute(transformer))
         compiled, known = torch.compile(self._compute, dynamic=False), weakref.ref(transformer)
-        return lambda: compiled(known())  # type: ignore[no-any-return]
+        return lambda: compiled(known())  # type: ignore[arg-type]  # the caller holds it
 
     def _compute(self, transformer: Transformer) -> Tensor:
         column, slot = self._column, self.cache.fixed_slot
+        assert slot is not None
         positions = (self._shift + column)[:, None]
         self._keys.index_copy_(1, slot, positions)
         visible = seen(self._padding, column, self._slots, self.cache.capacity)

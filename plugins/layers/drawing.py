@@ -81,7 +81,7 @@ class Drawer:
         if self.sampling.temperature == 0:
             return [bool(p > 0.5) for p in likely]
         draws = [torch.rand((), generator=g, device=g.device) for g in self.generators]
-        return (torch.stack(draws).cpu() < likely).tolist()  # type: ignore[no-any-return]
+        return (torch.stack(draws).cpu() < likely).tolist()
 
 
 class Continuation:

@@ -150,7 +150,8 @@ class MaskedTransformer(StageLM, TwoSided):
         better informed distributions that have no closed form.
         """
         target = batch.target.cut(batch.target.lengths)
-        scores = self.heads.weight.new_zeros(batch.target.ids.shape)
+        exact = torch.promote_types(self.heads.weight.dtype, torch.float32)
+        scores = self.heads.weight.new_zeros(batch.target.ids.shape, dtype=exact)
         width = target.ids.shape[2]
         if width == 0:
             return scores

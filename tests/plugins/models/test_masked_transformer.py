@@ -507,3 +507,25 @@ def test_finer_codes_of_the_right_side_are_hidden_until_they_are_drawn(
             assert (side[level + 1 :] == CODES).all()
             assert (ids[row, level:, before:stop] == CODES).any()
     assert drawn.ids.shape == (2, 3, 6)
+
+
+def test_half_precision_scores_are_single_precision() -> None:
+    model = build(STAGES["slower"])
+    batch = batch_for(STAGES["slower"], 6, 3)
+    wanted = model.score(batch)
+    found = model.bfloat16().score(batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=0.3, rtol=0.1)
+
+
+def test_a_row_is_bit_by_bit_what_it_is_alone() -> None:
+    model, stage = build(STAGES["slower"]), STAGES["slower"]
+    lengths = (3, 0, 5)
+    given = given_for(stage, *[length + 6 for length in lengths])
+    prompt = tokens(stage.target, *lengths)
+    drawn = model.generate(given, prompt, 6, Sampling(), row_generators(3, 3))
+    for row in range(3):
+        own = tuple(alone(part, row) for part in given)
+        generator = [row_generators(3, 3)[row]]
+        single = model.generate(own, alone(prompt, row), 6, Sampling(), generator)
+        assert torch.equal(single.ids[0], drawn.ids[row])
