@@ -16,7 +16,7 @@ def row_generators(seed: int, batch: int) -> list[torch.Generator]:
 
     Row i is seeded with ``seed + i``: it equals the same prompt run alone with that seed.
     """
-    # On the CPU whatever the model's device, so that a seed gives the same audio everywhere.
+    # On the CPU whatever the model's device: models that draw elsewhere seed their own from these.
     return [torch.Generator().manual_seed(seed + row) for row in range(batch)]
 
 
