@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import get_args
 
 if not __package__:  # run as a script: import from the checkout's root, not from beside this file
@@ -20,9 +22,9 @@ if not __package__:  # run as a script: import from the checkout's root, not fro
 import torch
 import yaml
 
-from benchmarks.timing import machine, median_seconds
+from benchmarks.timing import machine, seconds
 from segue.core.audio import Audio, read_audio
-from segue.core.config import StageConfig, Work
+from segue.core.config import Work
 from segue.core.config_files import find_domain
 from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host
@@ -30,38 +32,42 @@ from segue.core.plugins import default_host
 ROWS = 16
 
 
-def speeds(
-    pipeline: Pipeline, stage: StageConfig, prompt: Audio, seconds: float, repeats: int
-) -> dict[Work, float]:
-    """Return the audio seconds a second of the pipeline with this stage in its place."""
+def seconds_of(pipeline: Pipeline, stage: str, work: Work, prompt: Audio, length: float) -> float:
+    """Return how long one request takes with a stage in its place."""
     device = pipeline.device.type
-    first = {one.name: dict(one.speed) for one in pipeline.config.stages}
     for one in pipeline.config.stages:  # the only one with a speed is the fastest
         one.speed.clear()
-    stage.speed[device] = dict.fromkeys(get_args(Work), 1.0)
+        if one.name == stage:
+            one.speed[device] = dict.fromkeys(get_args(Work), 1.0)
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def run(work: Work) -> None:
+    def run() -> None:
         if work == "stream":
-            for _ in pipeline.stream(prompt, seconds=seconds):
+            for _ in pipeline.stream(prompt, seconds=length):
                 pass
         else:
             rows = ROWS if work == "batch" else 1
-            pipeline.continue_batch([prompt] * rows, seconds=seconds)
-        wait()
+            pipeline.continue_batch([prompt] * rows, seconds=length)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    found: dict[Work, float] = {}
+    return seconds(run)
+
+
+def speeds(
+    pipeline: Pipeline, names: Sequence[str], prompt: Audio, length: float, repeats: int
+) -> dict[str, dict[Work, float]]:
+    """Return audio seconds a second of the pipeline with each stage, measured in turn."""
+    found: dict[str, dict[Work, float]] = {name: {} for name in names}
     for work in get_args(Work):
+        took: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(repeats + 1):  # the first is not counted
+            for name in names:
+                one = seconds_of(pipeline, name, work, prompt, length if turn else 0.5)
+                took[name] += [one] if turn else []
         rows = ROWS if work == "batch" else 1
-        took = median_seconds(lambda work=work: run(work), repeats)  # type: ignore[misc]
-        found[work] = round(rows * seconds / took, 2)
-        print(f"  {stage.name}, {work}: {found[work]:.3g} audio seconds a second", flush=True)
-    for one in pipeline.config.stages:
-        one.speed.clear()
-        one.speed.update(first[one.name])
+        for name in names:
+            found[name][work] = round(rows * length / median(took[name]), 2)
+            print(f"  {name}, {work}: {found[name][work]:.3g} audio seconds a second", flush=True)
     return found
 
 
@@ -80,13 +86,10 @@ def main() -> None:
     prompt = read_audio(arguments.prompt or find_domain("speech", default_host()).prompt)
     config = pipeline.config
     places = {place.name for stage in config.stages if (place := config.replaces(stage))}
-    found = {
-        stage.name: speeds(pipeline, stage, prompt, arguments.seconds, arguments.repeats)
-        for stage in config.stages
-        if stage.name in places or config.replaces(stage)
-    }
-    if not found:
+    names = [one.name for one in config.stages if one.name in places or config.replaces(one)]
+    if not names:
         parser.error(f"no stage of {file} stands instead_of another")
+    found = speeds(pipeline, names, prompt, arguments.seconds, arguments.repeats)
     if arguments.write:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
         for stage in data["stages"]:
