@@ -89,14 +89,14 @@ def tokenizing(report: Report, folder: Path, minutes: float) -> None:
 
 def train(
     folder: Path, name: str, part: str, options: dict[str, object], program: Sequence[str] = SEGUE,
-    threads: int = 1, config: str = TOKENIZERS,
+    threads: int = 1, config: str = TOKENIZERS, more: Sequence[str] = (),
 ) -> list[dict[str, float]]:  # fmt: skip
     """Train on what ``tokenizing`` left; the lines of its log after the first."""
     run_folder = folder / name
     run_folder.mkdir()
     (run_folder / "tokens").symlink_to(folder / "tokens-1" / "tokens")
     command = [*program, "train", part, "--config", config, "-o", str(run_folder)]
-    command += ["--data", str(folder / "audio")]
+    command += ["--data", str(folder / "audio"), *more]
     for key, value in options.items():
         command += ["--set", f"{key}={value}"]
     run(command, threads)

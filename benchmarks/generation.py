@@ -19,6 +19,7 @@ if not __package__:  # run as a script: import from the checkout's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from torch import Tensor
 
 from benchmarks import stages
 from benchmarks.peers import hugging_face
@@ -26,11 +27,13 @@ from benchmarks.peers.packages import use_packages
 from benchmarks.pipelines import long_audio, real_time, same_greedy_tokens
 from benchmarks.report import Report
 from benchmarks.timing import machine, measured_bandwidth, median_seconds
-from segue.core.interfaces import StageLM
+from segue.core.interfaces import AcousticCodec, StageLM
 from segue.core.options import Decoding
+from segue.core.plugins import default_host
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 SECONDS = 3.0  # of audio that stages are compared at
+CODEC_SECONDS = 5.0
 
 
 def rate(lm: StageLM, seconds: float, repeats: int, decoding: Decoding | None = None) -> float:
@@ -110,6 +113,50 @@ def against_transformers(report: Report, repeats: int) -> None:
     )
 
 
+def against_audio_decoders(report: Report, repeats: int) -> None:
+    """Delay and depth stage against MusicGen's and CSM's decoders of as many levels."""
+    print("transformers' audio decoders")
+    if not use_packages("transformers"):
+        return
+    from benchmarks.peers import hugging_face_audio
+
+    peers = {"delay": hugging_face_audio.musicgen(), "depth": hugging_face_audio.csm()}
+    for family, draw in peers.items():
+        frames = round(SECONDS * stages.FRAME_RATE)
+        lm = stages.build(family, "all")
+        theirs = median_seconds(lambda d=draw, n=frames: d(n), repeats)  # type: ignore[misc]
+        ours = median_seconds(lambda lm=lm: stages.generate(lm, SECONDS), repeats)  # type: ignore[misc]
+        report.note(f"{family}_seconds", ours, f"s for {SECONDS:g} s of all levels")
+        report.note(f"{family}_peer_seconds", theirs, f"s for {SECONDS:g} s of all levels")
+        report.ratio(f"{family}_vs_transformers", theirs / ours, "time, peers eager")
+
+
+def against_codecs(report: Report, repeats: int) -> None:
+    """Encode and decode five seconds: our codecs against EnCodec, DAC and Mimi."""
+    print("Codecs")
+    took = {}
+    for name in ("spectral_codec.v1", "soundstream.v1"):
+        codec = default_host().create("codec", name, {}, place=name).eval()
+        wave = torch.randn(1, round(CODEC_SECONDS * codec.spec.sample_rate))
+
+        def call(codec: AcousticCodec = codec, wave: Tensor = wave) -> None:
+            tokens = codec.encode(wave, torch.tensor([wave.shape[1]]))
+            codec.decode(tokens.ids, tokens.lengths)
+
+        seconds = median_seconds(call, repeats)
+        took[name] = report.note(f"{name}_codec", CODEC_SECONDS / seconds, "x real time")
+    if not use_packages("transformers"):
+        return
+    from benchmarks.peers import hugging_face_audio
+
+    for name, (rate_, peer) in hugging_face_audio.codecs().items():
+        wave = torch.randn(1, 1, round(CODEC_SECONDS * rate_))
+        seconds = median_seconds(lambda peer=peer, wave=wave: peer(wave), repeats)  # type: ignore[misc]
+        theirs = report.note(f"{name}_codec", CODEC_SECONDS / seconds, f"x real time at {rate_} Hz")
+        for own, ours in took.items():
+            report.ratio(f"{own}_vs_{name}", ours / theirs, "audio encoded and decoded a second")
+
+
 def against_audiolm_pytorch(report: Report, repeats: int) -> None:
     """Coarse and fine stage; and masked decoding of 30 s of both."""
     print("audiolm-pytorch")
@@ -155,6 +202,8 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
     "transformers": against_transformers,
     "pipelines": real_time,
     "length": long_audio,
+    "audio-decoders": against_audio_decoders,
+    "codecs": against_codecs,
     "audiolm-pytorch": against_audiolm_pytorch,
 }
 

@@ -128,7 +128,10 @@ def assemble(config: PipelineConfig, host: PluginHost) -> Assembly:
         name = f"stages.{stage.name}"
         parts[name] = replace(parts[name], stage=_bound_stage(stage, streams))
     bound = {name: part.stage for name, part in parts.items() if part.stage is not None}
-    predicted = _predicted_streams(tuple(bound.values()), streams)
+    for stage in config.stages:
+        _check_replaces(config, stage, bound)
+    own = [bound[f"stages.{stage.name}"] for stage in config.stages if not config.replaces(stage)]
+    predicted = _predicted_streams(tuple(own), streams)
     for name, spec in bound.items():
         _check_rates(spec)
         _check_trained_on(parts[name], spec)
@@ -351,6 +354,28 @@ def _predicted_streams(
             )
         predicted[stream] = replace(spec, num_levels=count)
     return predicted
+
+
+def _check_replaces(
+    config: PipelineConfig, stage: StageConfig, bound: Mapping[str, StageSpec]
+) -> None:
+    """Check that a stage which can replace another is given and predicts what that one does."""
+    other = config.replaces(stage)
+    if other is None:
+        return
+    names = [one.name for one in config.stages]
+    here, there = bound[f"stages.{stage.name}"], bound[f"stages.{other.name}"]
+    place = f"stages.{stage.name}.instead_of"
+    if other.instead_of is not None or names.index(other.name) >= names.index(stage.name):
+        problem = f"is {other.name}, which does not stand before it in its own right"
+        raise AssemblyError(place, problem, "name a stage before it that has no instead_of")
+    if (here.target, here.given) != (there.target, there.given):
+        raise AssemblyError(
+            place,
+            f"is {other.name}, which predicts {there.target} given {_list(there.given)}, not "
+            f"{here.target} given {_list(here.given)}",
+            f"let both predict the same from the same, or set {place}=null",
+        )
 
 
 def _check_rates(stage: StageSpec) -> None:

@@ -15,7 +15,6 @@ from typing import BinaryIO
 import numpy
 import soundfile
 import torch
-import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
@@ -271,6 +270,8 @@ def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Ten
     Raises:
         AudioError: if the result does not fit into memory.
     """
+    import torchaudio.functional  # slow to import, and most prompts have the right rate
+
     samples = wave.numel() * max(target, source) // source
     problem = shortage(2 * 4 * samples) if samples > LARGE else None
     if problem is not None:

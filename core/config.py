@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from segue.core.options import Decoding, Options, Sampling
 from segue.core.records import Kind
@@ -18,6 +18,8 @@ from segue.core.spec import StreamSlice
 from segue.core.validation import refusal
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+#: What a stage's speed is measured at: one row to the end, one row piece by piece, many rows.
+Work = Literal["continue", "stream", "batch"]
 
 
 class LoraConfig(Options):
@@ -141,6 +143,10 @@ class StageConfig(Options):
             window that is not full is filled with context.
         sampling: temperature, top-k, top-p, guidance.
         decoding: number format and backend of the weights while generating.
+        instead_of: a stage that this one can replace, as it predicts the same from the same. Of
+            such stages the fastest for the device and the work is run.
+        speed: seconds of audio that the stage makes in a second, by device (``cpu``, ``cuda``) and
+            work; ``benchmarks/stage_choice.py`` measures it.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -151,6 +157,8 @@ class StageConfig(Options):
     overlap: float = Field(default=0.5, ge=0.0, lt=1.0)
     sampling: Sampling = Sampling()
     decoding: Decoding = Decoding()
+    instead_of: str | None = None
+    speed: dict[str, dict[Work, PositiveFloat]] = Field(default_factory=dict)
 
     @field_validator("predicts")
     @classmethod
@@ -251,6 +259,23 @@ class PipelineConfig(Options):
 
     def stage(self, name: str) -> StageConfig | None:
         return next((stage for stage in self.stages if stage.name == name), None)
+
+    def replaces(self, stage: StageConfig) -> StageConfig | None:
+        """Return the stage that ``stage`` can replace; None if it runs in its own right."""
+        return None if stage.instead_of is None else self.stage(stage.instead_of)
+
+    def running(self, device: str, work: Work) -> tuple[StageConfig, ...]:
+        """Return the stages that run: of those that can replace each other the fastest.
+
+        Without a measured speed for the device and the work, the one that the others name.
+        """
+        chosen: dict[str, StageConfig] = {}
+        for stage in self.stages:  # each stage comes after the one that it can replace
+            place = self.replaces(stage) or stage
+            best = chosen.setdefault(place.name, place)
+            speeds = (one.speed.get(device, {}).get(work, 0.0) for one in (best, stage))
+            chosen[place.name] = best if next(speeds) >= next(speeds) else stage
+        return tuple(chosen.values())
 
     @property
     def slots(self) -> dict[str, Slot]:

@@ -155,7 +155,8 @@ def fill_gap(
         hole = left[name].ids.new_zeros(spec.num_levels, int(frames * spec.frame_rate))
         rows[name] = torch.cat([left[name].row(0), hole, right[name].row(0)], dim=1)
     ways = {}
-    for index, config in enumerate(assembly.config.stages):
+    stages = [stage for stage in map(assembly.config.stage, request.sampling) if stage]
+    for index, config in enumerate(stages):
         lm = stage_lm(config.name)
         target = lm.stage.target
         before, after = (int(side[target.stream].lengths[0]) for side in sides)

@@ -45,7 +45,8 @@ class StageRun:
         overlap: part of a window that is known frames once the audio exceeds one window.
         sampling: how tokens are drawn.
         generators: one per row.
-        chunk: most new frames of one window; None for as many as fit.
+        chunk: most new frames of the first window; each further one may hold twice as many. None
+            for as many as fit.
         progress: called with the stage's name, frames done and frames in all.
     """
 
@@ -115,6 +116,10 @@ class StageRun:
         budget, count = self._window_shape()
         self._active = [row for row in self._active if not self._ended(row)]
         self._until = self.done + count
+        if self._chunk is not None:
+            # The first sound comes early. Later there is time to fill windows, which cost about as
+            # much however few of their frames are new.
+            self._chunk = min(2 * self._chunk, self._window)
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
         spans = list(zip(self._active, starts, lengths, strict=True))
@@ -230,7 +235,8 @@ class Generation:
         self._streams, self.prompt = assembly.streams, prompt
         self._runs: list[StageRun] = []
         self._run_of: dict[tuple[str, int], StageRun] = {}  # who draws each level of a stream
-        for index, config in enumerate(assembly.config.stages):
+        stages = [stage for stage in map(assembly.config.stage, request.sampling) if stage]
+        for index, config in enumerate(stages):
             lm = stage_lm(config.name)
             target, chunk = lm.stage.target, request.chunk_seconds
             if target.stream in known:

@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.core.assembly import Assembly, assemble
 from segue.core.audio import Audio
 from segue.core.checkpoint import build_part, checked_device, save_pipeline
-from segue.core.config import PipelineConfig
+from segue.core.config import PipelineConfig, Work
 from segue.core.config_files import load_config, training_named
 from segue.core.errors import CheckpointError, ConfigError, GenerationError
 from segue.core.generation import Generation
@@ -266,17 +266,22 @@ class LoadedPipeline:
         chunk_seconds: object = None,
         prompt_audio: PromptAudio = "original",
         gap: tuple[float, float] | None = None,
+        work: Work | None = None,
     ) -> Request:
         """Check a request, and show it to the plugins before any token is drawn."""
         if prompt_audio not in get_args(PromptAudio):
             fix = "use original, codec or none"
             raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
+        rows = len(prompts) or batch
+        work = work or ("continue" if rows == 1 else "batch")
+        drawn = self._sampling() if sampling is None else sampling
+        running = self.config.running(self.device.type, work)
         request = Request.checked(
             task,
             seconds=prompts[0].seconds if seconds is None else seconds,
             seed=seed,
-            batch=len(prompts) or batch,
-            sampling=self._sampling() if sampling is None else sampling,
+            batch=rows,
+            sampling={stage.name: drawn[stage.name] for stage in running},
             chunk_seconds=chunk_seconds,
             prompts=tuple(prompts),
             prompt_audio=prompt_audio,

@@ -59,8 +59,8 @@ class Pipeline(LoadedPipeline):
             sampling: changes to the config's sampling by stage: ``{"coarse": {"top_k": 50}}``.
             temperature, top_k, top_p: the same for all stages; ``sampling`` wins.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
-            chunk_seconds: most new audio that a stage draws in one window. ``stream`` returns
-                smaller chunks earlier at a higher cost. None: as much as fits a training crop.
+            chunk_seconds: most new audio that a stage draws in its first window; each further
+                window may hold twice as much. None: as much as fits a training crop.
             progress: called with a stage's name, frames done and frames in all. None shows bars in
                 a terminal or notebook once work takes a second; True and False decide.
 
@@ -160,8 +160,9 @@ class Pipeline(LoadedPipeline):
 
         Args:
             wave: the prompt; None for no prompt. Other arguments are as for ``continue_``.
-            chunk_seconds: length of a chunk, and most new audio of one window of a stage. The
-                first chunk is shorter by the codec's look-ahead, which comes last.
+            chunk_seconds: length of a chunk, and most new audio of a stage's first window; each
+                further window may hold twice as much. The first chunk is shorter by the codec's
+                look-ahead, which comes last.
 
         Returns:
             Batches of one, without the prompt; their tokens are the acoustic ones of the chunk.
@@ -180,6 +181,7 @@ class Pipeline(LoadedPipeline):
             seed=seed,
             sampling=self._sampling(sampling, temperature, top_k, top_p),
             chunk_seconds=chunk_seconds,
+            work="stream",
         )
         return self._chunks(request, progress)
 

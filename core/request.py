@@ -44,8 +44,8 @@ class Request:
         seconds: length of audio to add, or of the recording that is resynthesized.
         seed: of the first row; row i uses ``seed + i``.
         batch: number of rows.
-        sampling: by stage.
-        chunk_seconds: most new audio of one window of a stage; None for as much as fits.
+        sampling: by stage, of those that run.
+        chunk_seconds: most new audio of a stage's first window; None for as much as fits.
         prompts: one recording per row, at the pipeline's rate; empty if there are none.
         prompt_audio: what the result starts with: the recording, its codec version, or nothing.
         gap: start and end, in seconds, of the stretch of the recording that is drawn anew; None if

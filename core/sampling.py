@@ -16,7 +16,7 @@ def row_generators(seed: int, batch: int) -> list[torch.Generator]:
 
     Row i is seeded with ``seed + i``: it equals the same prompt run alone with that seed.
     """
-    # On the CPU whatever the model's device, so that a seed gives the same audio everywhere.
+    # On the CPU whatever the model's device: models that draw elsewhere seed their own from these.
     return [torch.Generator().manual_seed(seed + row) for row in range(batch)]
 
 
@@ -49,7 +49,8 @@ def sample(
     Args:
         logits: ``[B, V]``; minus infinity bans a token.
         sampling: temperature 0 takes the most likely token and uses no randomness.
-        generators: one per row.
+        generators: one per row, or per group of equally many rows that follow each other. Noise
+            is drawn where they are.
 
     Returns:
         ``[B]`` ids.
@@ -65,8 +66,11 @@ def sample(
         logits = keep_top_p(logits, sampling.top_p)
     size = logits.shape[-1]
     # In float32 whatever PyTorch's default is, so that a seed gives the same audio everywhere.
-    draws = [torch.rand(size, generator=g, dtype=torch.float32) for g in generators]
-    noise = torch.stack(draws)
+    each = (len(logits) // len(generators), size)
+    draws = [
+        torch.rand(each, generator=g, dtype=torch.float32, device=g.device) for g in generators
+    ]
+    noise = torch.cat(draws)
     # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax.
     gumbel = -torch.log((-torch.log(noise.clamp_min(1e-20))).clamp_min(1e-20))
     return (logits + gumbel.to(logits.device)).argmax(dim=-1)

@@ -131,11 +131,23 @@ class Transcoder:
             for stream, spec in self.streams.items()
         }
 
+    def _row_by_row(self, rows: int) -> bool:
+        """Return whether rows are taken in turn.
+
+        A CPU gains nothing from taking them together, and rounds otherwise for other shapes: in
+        turn, each equals bit by bit what it is alone, and padding is not computed.
+        """
+        return rows > 1 and self.device.type == "cpu"
+
     @torch.inference_mode()
     def encode_stream(
         self, stream: str, audios: Sequence[Audio], gains: Float[Tensor, "B"]
     ) -> Tokens:
         """Return the tokens of one stream, all levels, cut to the frames that the audio fills."""
+        if self._row_by_row(len(audios)):
+            pairs = zip(audios, gains.split(1), strict=True)
+            rows = [self.encode_stream(stream, [audio], gain).row(0) for audio, gain in pairs]
+            return Tokens.stack(rows)
         tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
         assert tokenizer is not None
         spec = tokenizer.spec
@@ -178,6 +190,10 @@ class Transcoder:
     @torch.inference_mode()
     def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
         """Return the audio of codes, on the CPU."""
+        if self._row_by_row(len(codes.lengths)):
+            return WaveBatch.pad(
+                [self.decode(Tokens.full(row[None]))[0] for row in codes.rows()]
+            ).wave
         piece = int(PIECE_SECONDS * self.codec.spec.frame_rate)
         if not self.codec.can_stream or codes.ids.shape[2] <= piece:
             wave = self.codec.decode(codes.ids, codes.lengths)
@@ -207,6 +223,9 @@ class Transcoder:
             pieces: codes ``[1, Q, n]``.
         """
         decoder, size = self.codec.streaming_decoder(), self.codec.spec.frame_size
+        if self.codec.decode_context is not None:  # earlier frames of the prompt change nothing
+            kept = max(1, sum(self.codec.decode_context))
+            prompt = Tokens.full(prompt.row(0)[None, :, -kept:])
         skip = int(prompt.lengths[0]) * size  # samples of the prompt that are still to come
         if skip:
             skip -= self._next(decoder, prompt).shape[1]

@@ -25,6 +25,7 @@ class KeyValueCache:
     def __init__(self, depth: int, capacity: int, ring: bool = False) -> None:
         self.capacity, self.ring = capacity, ring
         self.length = 0
+        self._first = 0  # columns before it are padding, which nothing sees
         #: ``[1]``, the slot of the next position, for steps of fixed shapes: they see all slots,
         #: and a mask hides the empty ones.
         self.fixed_slot: Tensor | None = None
@@ -33,6 +34,16 @@ class KeyValueCache:
     def reserve(self, like: Heads) -> None:
         """Allocate for keys like ``[B, H, n, d]`` before any position is known."""
         self.layers = [self._allocate(like) for _ in self.layers]
+
+    def row(self, row: int, first: int) -> KeyValueCache:
+        """Return the cache of one row whose columns before ``first`` are padding.
+
+        It has the same memory, and takes the row's prefix in one block.
+        """
+        one = KeyValueCache(len(self.layers), self.capacity, self.ring)
+        one.length = one._first = first
+        one.layers = [(k[row : row + 1], v[row : row + 1]) for k, v in filter(None, self.layers)]
+        return one
 
     def extend(self, layer: int, keys: Heads, values: Heads) -> tuple[Heads, Heads]:
         """Store new positions ``[B, H, n, d]`` of one layer; return all that they may see.
@@ -53,17 +64,18 @@ class KeyValueCache:
         end = start + count
         if end > self.capacity and not self.ring:
             raise ValueError(f"{end} positions do not fit a cache of {self.capacity}")
-        if end > self.capacity and count > 1:
-            if start:
+        if end > self.capacity and (count > 1 or self._first):
+            if start > self._first:
                 raise ValueError("several positions at once do not fit a ring that is in use")
-            kept = torch.arange(count - self.capacity, count, device=keys.device)
+            kept = torch.arange(max(start, end - self.capacity), end, device=keys.device)
             for slots, new in pairs:
-                slots[:, :, kept % self.capacity] = new[:, :, kept]
+                slots[:, :, kept % self.capacity] = new[:, :, kept - start]
             return keys, values
         filled = min(end, self.capacity)
         for slots, new in pairs:
             slots.narrow(2, start % self.capacity, count).copy_(new)
-        return stored[0].narrow(2, 0, filled), stored[1].narrow(2, 0, filled)
+        first = self._first
+        return stored[0][:, :, first:filled], stored[1][:, :, first:filled]
 
     def advance(self, count: int) -> None:
         """Count ``count`` positions that every layer has stored."""

@@ -10,7 +10,9 @@ Shape legend: B batch, N positions, D width, C slots of the cache, V codebook si
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,24 +29,22 @@ from segue.plugins.layers.transformer import Sight, Transformer
 
 Step = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
 
-#: From this many rows on PyTorch's matrix products are faster than the kernel, which takes rows
-#: one by one.
-MANY_ROWS = 16
 #: Slots of steps of fixed shapes come in multiples of this, so that one compilation serves many
 #: lengths.
 SLOTS = 256
 #: Positions whose angles are computed together for the kernel.
 ANGLES = 512
+#: Shapes that steps are kept for, of each transformer.
+KEPT_SHAPES = 4
 
 
-def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) -> str:
+def chosen_backend(decoding: Decoding, like: Tensor, place: str) -> str:
     """Return the backend for tensors like this: ``torch``, ``native``, ``graph`` or ``compile``.
 
     Args:
         decoding: the user's choice.
         like: a tensor of the model.
         place: of the options, for messages.
-        rows: size of the batch.
 
     Raises:
         ConfigError: if the device cannot do what was asked for.
@@ -57,7 +57,7 @@ def chosen_backend(decoding: Decoding, like: Tensor, place: str, rows: int = 1) 
     if backend == "auto":
         if device == "cuda":
             return "graph"
-        return "native" if on_cpu and rows < MANY_ROWS and available() else "torch"
+        return "native" if on_cpu and available() else "torch"
     if backend == "native" and (not on_cpu or decoding.halves):
         kind = decoding.weights if decoding.halves else like.dtype
         problem = f"native computes in float32 on a CPU, not in {kind} on {like.device}"
@@ -101,11 +101,21 @@ class Decoder:
     ) -> None:
         batch, count, width = x.shape
         window = transformer.window
-        backend = chosen_backend(decoding, x, "decoding", batch)
+        backend = chosen_backend(decoding, x, "decoding")
         capacity = count + steps if window is None else min(count + steps, window)
         if backend in ("graph", "compile") and window is None:
             capacity = -(-capacity // SLOTS) * SLOTS
-        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring=window is not None)
+        int8 = decoding.weights == "int8"
+        stepwise = transformer
+        if int8 and backend != "native":
+            weights = list(transformer.parameters())
+            stepwise = made_from(transformer, weights, "rounded", lambda: rounded(transformer))
+        ring, fixed = window is not None, None
+        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring)
+        if backend in ("graph", "compile"):
+            like = x.new_zeros(batch, width)
+            fixed = kept_step(self, stepwise, backend, like, capacity, ring)
+            self._cache.layers = fixed.cache.layers
         self._padding = (~valid).sum(dim=1)  # the first columns of each row
         self._ragged = bool(self._padding.any())
         # The position of the key in each slot, which a relative bias needs: as in the ring itself,
@@ -116,45 +126,62 @@ class Decoder:
         self.hidden: Tensor = x.new_zeros(batch, width)
         last = x.new_full((batch,), -1.0, dtype=torch.float32)
         if count:
-            self.hidden = transformer(x, transformer.sight(positions, valid), self._cache)[:, -1]
+            self.hidden = self._prefix(transformer, x, positions, valid)
             last = positions[:, -1].float()
         else:
-            heads = transformer.layers[0].attention.heads
-            self._cache.reserve(x.new_zeros(batch, heads, 0, width // heads))
+            self._reserve(transformer, x)
         # Column c is at position c + shift.
         self._shift = last + 1 - count
-        int8 = decoding.weights == "int8"
-        if int8 and backend != "native":
-            weights = list(transformer.parameters())
-            transformer = made_from(transformer, weights, "rounded", lambda: rounded(transformer))
-        self._transformer = transformer
+        self._transformer = stepwise
         self.step: Step
         if backend == "torch":
             self.step = self._torch_step
         elif backend == "native":
             self.step = self._native_step(int8)
         else:
-            self.step = self._fixed_step(backend, x)
+            assert fixed is not None
+            fixed.begin(self._padding, self._shift, self._keys)
+            self.step = fixed_step(fixed, stepwise, self._cache)
+
+    def _prefix(
+        self, transformer: Transformer, x: Tensor, positions: Tensor, valid: Tensor
+    ) -> Float[Tensor, "B D"]:
+        """Fill the cache; return the hidden state of the last position of every row.
+
+        A CPU gains nothing from taking the rows together, and sums in another order for other
+        shapes: one by one, each equals bit by bit what it is alone, without a mask for padding.
+        """
+        cache = self._cache
+        if x.device.type != "cpu" or len(x) == 1:
+            return transformer(x, transformer.sight(positions, valid), cache)[:, -1]  # type: ignore[no-any-return]
+        self._reserve(transformer, x)
+        hidden = []
+        for row, first in enumerate(self._padding.tolist()):
+            own = slice(row, row + 1), slice(first, None)
+            sight = transformer.sight(positions[own])
+            hidden.append(transformer(x[own], sight, cache.row(row, first))[:, -1])
+        cache.advance(x.shape[1])
+        return torch.cat(hidden)
+
+    def _reserve(self, transformer: Transformer, x: Float[Tensor, "B N D"]) -> None:
+        """Allocate the cache's slots, unless a kept step brought its own."""
+        if self._cache.layers[0] is None:
+            heads = transformer.layers[0].attention.heads
+            self._cache.reserve(x.new_zeros(len(x), heads, 0, x.shape[2] // heads))
 
     def rewind(self) -> None:
         """Forget every position; only for a decoder that started without a prefix."""
         self._cache.length = 0
-
-    def _seen(self, filled: int) -> Bool[Tensor, "B 1 1 K"]:
-        """Return which of the first ``filled`` slots the next position may see."""
-        position, capacity = self._cache.length, self._cache.capacity
-        slots = torch.arange(filled, device=self._padding.device)
-        # Each slot holds the newest column that belongs there: after a full turn of the ring, slot
-        # 0 holds column ``capacity``, slot 1 still column 1. Negative columns are not filled yet.
-        column = position - (position - slots) % capacity
-        return ((column >= self._padding[:, None]) & (column >= 0))[:, None, None]
 
     def _torch_step(self, x: Tensor) -> Tensor:
         column, capacity = self._cache.length, self._cache.capacity
         positions = self._shift + column
         self._keys[:, column % capacity] = positions
         filled = min(column + 1, capacity)
-        visible = self._seen(filled) if self._ragged else None
+        visible = None
+        if self._ragged:
+            slots = torch.arange(filled, device=x.device)
+            visible = seen(self._padding, column, slots, capacity)
         sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
         return self._transformer(x[:, None], sight, self._cache)[:, 0]  # type: ignore[no-any-return]
 
@@ -178,45 +205,113 @@ class Decoder:
 
         return step
 
-    def _fixed_step(self, backend: str, like: Tensor) -> Step:
-        """Return steps over all slots, filled or not, whose equal shapes can be captured."""
-        cache, transformer = self._cache, self._transformer
-        # Already the slot of the next position: capturing computes before the first step.
-        slot = torch.tensor([cache.length % cache.capacity], device=like.device)
-        cache.fixed_slot = slot
-        embedded = like.new_zeros(like.shape[0], 1, like.shape[2])
-        positions = (self._shift + cache.length)[:, None]
-        visible = self._seen(cache.capacity)
 
-        def compute() -> Tensor:
-            rotary = None if transformer.rotary is None else transformer.rotary(positions)
-            mask: Tensor = visible
-            if transformer.relative is not None:
-                bias = transformer.relative(positions, self._keys)
-                mask = bias.masked_fill(~visible, -torch.inf)
-            hidden = embedded
-            for block in transformer.blocks:
-                hidden = block(hidden, Sight(rotary, mask), cache)
-            return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
+def fixed_step(fixed: FixedStep, transformer: Transformer, cache: KeyValueCache) -> Step:
+    """Return the steps of one decoder; they do not keep the decoder itself."""
 
-        if backend == "graph":
-            with torch.cuda.device(like.device):
-                run = captured(compute)
-        else:
-            run = torch.compile(compute, dynamic=False)
+    def step(x: Tensor) -> Tensor:
+        hidden = fixed(transformer, x, cache.length)
+        cache.advance(1)
+        return hidden
 
-        def step(x: Tensor) -> Tensor:
-            # Inputs are written to the addresses that the captured steps read.
-            slot.fill_(cache.length % cache.capacity)
-            positions.copy_((self._shift + cache.length)[:, None])
-            self._keys[:, cache.length % cache.capacity] = positions[:, 0]
-            embedded.copy_(x[:, None])
-            visible.copy_(self._seen(cache.capacity))
-            hidden = run()
-            cache.advance(1)
-            return hidden.clone()
+    return step
 
-        return step
+
+class FixedStep:
+    """A step over all slots of a cache, filled or not: its shapes and addresses stay the same.
+
+    So it can be captured or compiled once and used by one decoder after the other.
+
+    Args:
+        transformer: its weights' addresses are captured; it is not kept.
+        backend: ``graph`` or ``compile``.
+        like: ``[B, D]``, for its shape, type and device.
+        capacity, ring: of the cache.
+    """
+
+    def __init__(
+        self, transformer: Transformer, backend: str, like: Tensor, capacity: int, ring: bool
+    ) -> None:
+        batch, width = like.shape
+        heads, device = transformer.layers[0].attention.heads, like.device
+        self.cache = KeyValueCache(len(transformer.blocks), capacity, ring)
+        self.cache.reserve(like.new_zeros(batch, heads, 0, width // heads))
+        self.cache.fixed_slot = torch.zeros(1, dtype=torch.long, device=device)
+        self._column = torch.zeros(1, dtype=torch.long, device=device)
+        self._slots = torch.arange(capacity, device=device)
+        self._embedded = like.new_zeros(batch, 1, width)
+        self._padding = torch.zeros(batch, dtype=torch.long, device=device)
+        self._shift = torch.zeros(batch, device=device)
+        self._keys = torch.zeros(batch, capacity, device=device)
+        self._graphed = backend == "graph"
+        self._run: Callable[[], Tensor] | None = None
+
+    def begin(self, padding: Tensor, shift: Tensor, keys: Tensor) -> None:
+        """Take over what a decoder's prefix left beside its keys and values."""
+        self._padding.copy_(padding)
+        self._shift.copy_(shift)
+        self._keys.copy_(keys)
+
+    def __call__(self, transformer: Transformer, x: Float[Tensor, "B D"], column: int) -> Tensor:
+        # Inputs are written to the addresses that the captured step reads.
+        assert self.cache.fixed_slot is not None
+        self._column.fill_(column)
+        self.cache.fixed_slot.fill_(column % self.cache.capacity)
+        self._embedded.copy_(x[:, None])
+        if self._run is None:  # computing before the first step changes its own slot only
+            self._run = self._captured(transformer)
+        return self._run().clone()
+
+    def _captured(self, transformer: Transformer) -> Callable[[], Tensor]:
+        if self._graphed:
+            with torch.cuda.device(self._embedded.device):
+                return captured(lambda: self._compute(transformer))
+        compiled, known = torch.compile(self._compute, dynamic=False), weakref.ref(transformer)
+        return lambda: compiled(known())  # type: ignore[arg-type]  # the caller holds it
+
+    def _compute(self, transformer: Transformer) -> Tensor:
+        column, slot = self._column, self.cache.fixed_slot
+        assert slot is not None
+        positions = (self._shift + column)[:, None]
+        self._keys.index_copy_(1, slot, positions)
+        visible = seen(self._padding, column, self._slots, self.cache.capacity)
+        rotary = None if transformer.rotary is None else transformer.rotary(positions)
+        mask: Tensor = visible
+        if transformer.relative is not None:
+            mask = transformer.relative(positions, self._keys).masked_fill(~visible, -torch.inf)
+        hidden = self._embedded
+        for block in transformer.blocks:
+            hidden = block(hidden, Sight(rotary, mask), self.cache)
+        return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
+
+
+#: Steps that no decoder uses at present, by transformer and shape.
+_FREE: WeakKeyDictionary[Transformer, dict[object, list[FixedStep]]] = WeakKeyDictionary()
+
+
+def kept_step(
+    user: object, transformer: Transformer, backend: str, like: Tensor, capacity: int, ring: bool
+) -> FixedStep:
+    """Return a step that is free, or a new one; it is free again when ``user`` is gone."""
+    weights = tuple(weight.data_ptr() for weight in transformer.parameters())
+    key = backend, like.shape, like.dtype, capacity, ring, weights
+    free = _FREE.setdefault(transformer, {})
+    steps = free.setdefault(key, [])
+    while len(free) > KEPT_SHAPES:
+        del free[next(iter(free))]
+    step = steps.pop() if steps else FixedStep(transformer, backend, like, capacity, ring)
+    weakref.finalize(user, steps.append, step).atexit = False
+    return step
+
+
+def seen(
+    padding: Tensor, position: int | Tensor, slots: Tensor, capacity: int
+) -> Bool[Tensor, "B 1 1 K"]:
+    """Return which slots the next position may see."""
+    # Each slot holds the newest column that belongs there: after a full turn of the ring, slot 0
+    # holds column ``capacity``, slot 1 still column 1. Negative columns are not filled yet.
+    column = position - (position - slots) % capacity
+    return ((column >= padding[:, None]) & (column >= 0))[:, None, None]
 
 
 def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -238,6 +333,13 @@ def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
+def row_by_row(layer: nn.Module, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
+    """Apply a layer; on a CPU to each row alone, as it sums in another order for other shapes."""
+    if x.device.type != "cpu" or len(x) == 1:
+        return layer(x)  # type: ignore[no-any-return]
+    return torch.cat([layer(row) for row in x.split(1)])
+
+
 class HeadProducts:
     """Logits of one output head per level, by the backend that also computes the steps.
 
@@ -245,14 +347,13 @@ class HeadProducts:
         owner: the module of ``weight``.
         weight: ``[Q, D, V]``.
         decoding: backend and number format.
-        rows: size of the batch.
     """
 
     def __init__(
-        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding, rows: int
+        self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding
     ) -> None:
         int8 = decoding.weights == "int8"
-        if chosen_backend(decoding, weight, "decoding", rows) == "native":
+        if chosen_backend(decoding, weight, "decoding") == "native":
             self._products = native_linear(owner, [level.t() for level in weight], int8)
             return
         levels = [quantize(w.t()).dense().t().to(w) for w in weight] if int8 else list(weight)

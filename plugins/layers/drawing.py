@@ -16,7 +16,20 @@ from segue.core.errors import GenerationError
 from segue.core.interfaces import Ids, Lengths, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
+from segue.plugins.layers.decoding import row_by_row
 from segue.plugins.layers.stage import evaluating, given_in_time
+
+
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Return a generator that draws on a CUDA device, seeded by one draw of ``generator``.
+
+    Noise that is drawn on the CPU would make every step wait for a copy. Other devices draw on the
+    CPU, where a seed gives the same audio everywhere.
+    """
+    if device.type != "cuda" or generator.device.type == "cuda":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 class Drawer:
@@ -26,9 +39,14 @@ class Drawer:
     moved away from those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1).
     """
 
-    def __init__(self, sampling: Sampling, generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.sampling = sampling
-        self.generators = list(generators)
+        self.generators = [on_device(generator, torch.device(device)) for generator in generators]
         self.guided = sampling.guidance != 1.0
 
     def per_row(self, values: Tensor) -> Tensor:
@@ -50,8 +68,8 @@ class Drawer:
         """Draw the tokens of several levels that do not depend on each other, level by level."""
         logits = self.guide(logits)
         batch, levels, _ = logits.shape
-        generators = [g for g in self.generators for _ in range(levels)]
-        return sample(logits.flatten(0, 1), self.sampling, generators).view(batch, levels)
+        drawn = sample(logits.flatten(0, 1), self.sampling, self.generators)
+        return drawn.view(batch, levels)
 
     def ends(self, odds: Float[Tensor, " R"]) -> list[bool]:
         """Draw for each row whether its audio ends here, from the log-odds of that.
@@ -62,8 +80,8 @@ class Drawer:
         likely = self.guide(odds).float().sigmoid().cpu()
         if self.sampling.temperature == 0:
             return [bool(p > 0.5) for p in likely]
-        pairs = zip(likely, self.generators, strict=True)
-        return [bool(torch.rand((), generator=g) < p) for p, g in pairs]
+        draws = [torch.rand((), generator=g, device=g.device) for g in self.generators]
+        return (torch.stack(draws).cpu() < likely).tolist()
 
 
 class Continuation:
@@ -110,7 +128,7 @@ class Continuation:
                     f"but {int(needed[row])} are needed",
                     "generate or pass that many frames of it first",
                 )
-        self.drawer = Drawer(sampling, generators)
+        self.drawer = Drawer(sampling, generators, lm.device)
         self.empty = num_frames <= 0 or len(lengths) == 0
         self._device = lm.device.type
         self._modules = list(lm.modules())  # collected once: doing so for each frame takes time
@@ -143,7 +161,7 @@ class Continuation:
         """
         if head is None:
             return
-        for row, ends in enumerate(self.drawer.ends(head(hidden)[..., 0])):
+        for row, ends in enumerate(self.drawer.ends(row_by_row(head, hidden)[..., 0])):
             if ends and self._known[row] + frame > 0:
                 self._ends[row] = min(self._ends[row], frame)
 
@@ -162,6 +180,8 @@ class Continuation:
         Called outside ``computing``, which makes ordinary tensors of inference tensors: the piece
         can be trained on.
         """
+        if all(frame < end for end in self._ends):  # nothing to move to the device
+            return Tokens.full(ids.clone())
         reached = self.reached([frame], ids).long()
         return Tokens(ids * reached[:, :, None], reached[:, 0])
 

@@ -100,6 +100,23 @@ def test_smaller_chunks_draw_other_windows(pipeline: Pipeline) -> None:
     assert small.metadata["chunk_seconds"] == 0.4
 
 
+def test_windows_grow_from_one_chunk_to_as_many_frames_as_fit(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late chunks cost no more than the continuation itself: twice the windows would."""
+    lm, windows = pipeline.stage_lm("acoustic"), []
+    stream = type(lm).stream
+
+    def spy(self: StageLM, given: object, prompt: object, count: int, *rest: object) -> object:
+        if self is lm:
+            windows.append(count)
+        return stream(self, given, prompt, count, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(lm), "stream", spy)
+    list(pipeline.stream(seconds=4.0, chunk_seconds=0.2))
+    assert windows == [10, 20, 40, 50, 50, 30]  # of 100 frames, half of them known
+
+
 def test_hooks_see_every_chunk(tiny_pipelines: dict[str, Path], plugin_host: PluginHost) -> None:
     class Halver:
         calls = 0

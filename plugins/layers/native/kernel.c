@@ -128,50 +128,102 @@ static inline Floats decoded(const int8_t *codes) {
 }
 #endif
 
-/* Read one row of weights after the other, from its first to its last: memory is fastest that way.
- * Four independent sums hide the latency of adding. */
-static inline float dot(const float *a, const float *b, int64_t n) {
-    Floats s0 = same(0.0f), s1 = s0, s2 = s0, s3 = s0;
+/* How many vectors a row of weights is multiplied with while it is in registers: four sums of each
+ * must fit beside it. */
+#if LANES == 16
+#define TOGETHER 6
+#else
+#define TOGETHER 3
+#endif
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+/* sums[k] = a . b[k]. Rows of weights are read one after the other, from first to last: memory is
+ * fastest that way. Four independent sums hide the latency of adding; their order does not depend on
+ * count, a constant that the compiler unrolls. */
+INLINE void dots(const float *a, const float *b, int64_t stride, int64_t n, float *sums, int count) {
+    Floats s[TOGETHER][4];
+    for (int k = 0; k < count; k++)
+        for (int j = 0; j < 4; j++) s[k][j] = same(0.0f);
     int64_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        s0 = add_product(s0, floats(a + i), floats(b + i));
-        s1 = add_product(s1, floats(a + i + LANES), floats(b + i + LANES));
-        s2 = add_product(s2, floats(a + i + 2 * LANES), floats(b + i + 2 * LANES));
-        s3 = add_product(s3, floats(a + i + 3 * LANES), floats(b + i + 3 * LANES));
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) {
+            Floats weights = floats(a + i + j * LANES);
+            for (int k = 0; k < count; k++)
+                s[k][j] = add_product(s[k][j], weights, floats(b + k * stride + i + j * LANES));
+        }
+    for (; i + LANES <= n; i += LANES)
+        for (int k = 0; k < count; k++)
+            s[k][0] = add_product(s[k][0], floats(a + i), floats(b + k * stride + i));
+    for (int k = 0; k < count; k++) {
+        sums[k] = total(s[k][0] + s[k][1] + (s[k][2] + s[k][3]));
+        for (int64_t rest = i; rest < n; rest++) sums[k] += a[rest] * b[k * stride + rest];
     }
-    for (; i + LANES <= n; i += LANES) s0 = add_product(s0, floats(a + i), floats(b + i));
-    float sum = total(s0 + s1 + (s2 + s3));
-    for (; i < n; i++) sum += a[i] * b[i];
+}
+
+static inline float dot(const float *a, const float *b, int64_t n) {
+    float sum;
+    dots(a, b, 0, n, &sum, 1);
     return sum;
 }
 
-static inline float dot_codes(const int8_t *a, const float *scales, const float *b, int64_t n) {
-    Floats even = same(0.0f), odd = even;
-    int64_t g = 0;
-    for (; (g + 1) * GROUP <= n; g++) {
-        Floats part = same(0.0f);
-        for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += LANES)
-            part = add_product(part, decoded(a + i), floats(b + i));
-        if (g % 2) odd = add_product(odd, part, same(scales[g]));
-        else even = add_product(even, part, same(scales[g]));
+/* The same with eight-bit weights, two groups at a time. */
+INLINE void dots_codes(const int8_t *a, const float *scales, const float *b, int64_t stride,
+                       int64_t n, float *sums, int count) {
+    Floats s[TOGETHER][2];
+    for (int k = 0; k < count; k++) s[k][0] = s[k][1] = same(0.0f);
+    int64_t whole = n / GROUP, g = 0;
+    for (; g < whole; g += 2) {
+        Floats part[TOGETHER][2];
+        int both = g + 1 < whole;
+        for (int k = 0; k < count; k++) part[k][0] = part[k][1] = same(0.0f);
+        for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += LANES) {
+            Floats weights = decoded(a + i);
+            for (int k = 0; k < count; k++)
+                part[k][0] = add_product(part[k][0], weights, floats(b + k * stride + i));
+            if (!both) continue;
+            weights = decoded(a + i + GROUP);
+            for (int k = 0; k < count; k++)
+                part[k][1] = add_product(part[k][1], weights, floats(b + k * stride + i + GROUP));
+        }
+        for (int k = 0; k < count; k++) {
+            s[k][0] = add_product(s[k][0], part[k][0], same(scales[g]));
+            if (both) s[k][1] = add_product(s[k][1], part[k][1], same(scales[g + 1]));
+        }
     }
-    float sum = total(even + odd), rest = 0.0f;
-    for (int64_t i = g * GROUP; i < n; i++) rest += (float)a[i] * b[i];
-    return g * GROUP < n ? sum + rest * scales[g] : sum;
+    for (int k = 0; k < count; k++) {
+        float rest = 0.0f;
+        for (int64_t i = whole * GROUP; i < n; i++) rest += (float)a[i] * b[k * stride + i];
+        sums[k] = total(s[k][0] + s[k][1]);
+        if (whole * GROUP < n) sums[k] += rest * scales[whole];
+    }
+}
+
+/* Products of one row of weights with ``count`` vectors. */
+INLINE void products(const Matrix *m, int64_t row, const float *x, int64_t stride, float *sums,
+                     int count) {
+    int64_t n = m->columns;
+    if (m->full) dots(m->full + row * n, x, stride, n, sums, count);
+    else dots_codes(m->codes + row * n, m->scales + row * ((n + GROUP - 1) / GROUP), x, stride, n, sums, count);
 }
 
 /* y[b] (+)= m x[b]: this thread's share of the rows, for every b while a row is at hand. */
 static void multiply(const Matrix *m, const float *x, int64_t x_stride, float *y, int64_t y_stride,
                      int64_t batch, int add) {
-    int64_t n = m->columns, groups = (n + GROUP - 1) / GROUP;
     int64_t count = thread_count(), id = thread_id();
     for (int64_t row = m->rows * id / count; row < m->rows * (id + 1) / count; row++)
-        for (int64_t b = 0; b < batch; b++) {
-            const float *input = x + b * x_stride;
-            float *output = y + b * y_stride + row;
-            float sum = m->full ? dot(m->full + row * n, input, n)
-                                : dot_codes(m->codes + row * n, m->scales + row * groups, input, n);
-            *output = add ? *output + sum : sum;
+        for (int64_t b = 0, many; b < batch; b += many) {
+            float sums[TOGETHER];
+            many = batch - b < TOGETHER ? 1 : TOGETHER;
+            if (many == 1) products(m, row, x + b * x_stride, x_stride, sums, 1);
+            else products(m, row, x + b * x_stride, x_stride, sums, TOGETHER);
+            for (int64_t k = 0; k < many; k++) {
+                float *output = y + (b + k) * y_stride + row;
+                *output = add ? *output + sums[k] : sums[k];
+            }
         }
 }
 

@@ -136,7 +136,7 @@ class DelayTransformer(StageLM):
             start = None if context is None else context[:, : first + 1]
             x = self._embed(grid[:, :, : first + 1], start)
             decoder = Decoder(self.transformer, x, own, own >= 0, steps - 1, self.decoding)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(x))
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden = decoder.hidden
         for step in range(steps):
             column = first + step

@@ -19,7 +19,7 @@ from torch.nn import functional
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
+from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend, row_by_row
 from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
@@ -140,7 +140,7 @@ class DepthTransformer(StageLM):
                 self.transformer, x, positions, positions >= 0, num_frames - 1, self.decoding
             )
             levels = self._level_decoder(rows, x)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding, rows)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden, ids = decoder.hidden, None
         for frame in range(num_frames):
             with call.computing():
@@ -164,7 +164,7 @@ class DepthTransformer(StageLM):
         self, hidden: Float[Tensor, "R D"], levels: Decoder, products: HeadProducts, drawer: Drawer
     ) -> Int64[Tensor, "B Q"]:
         levels.rewind()
-        narrow = self.narrow(hidden)
+        narrow = row_by_row(self.narrow, hidden)
         drawn: list[Tensor] = []
         for level in range(self.stage.target.num_levels):
             x = narrow

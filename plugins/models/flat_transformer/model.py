@@ -151,7 +151,7 @@ class FlatTransformer(StageLM):
             )
             steps = num_frames * levels - 1  # the last token is never read
             decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(x))
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden, token = decoder.hidden, None
         for frame in range(num_frames):
             drawn = []

@@ -160,7 +160,7 @@ class HfCausalLM(StageLM):
             x, valid = self.tokens(call.given, call.prompt, left=True)
             self._check_length(x.shape[1] + steps)
             sequence = CachedSequence(self.backbone, x, valid, steps)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding, len(x))
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden, token = sequence.hidden, None
         for frame in range(num_frames):
             drawn = []

@@ -150,7 +150,8 @@ class MaskedTransformer(StageLM, TwoSided):
         better informed distributions that have no closed form.
         """
         target = batch.target.cut(batch.target.lengths)
-        scores = self.heads.weight.new_zeros(batch.target.ids.shape)
+        exact = torch.promote_types(self.heads.weight.dtype, torch.float32)
+        scores = self.heads.weight.new_zeros(batch.target.ids.shape, dtype=exact)
         width = target.ids.shape[2]
         if width == 0:
             return scores
@@ -196,6 +197,8 @@ class MaskedTransformer(StageLM, TwoSided):
         call = Continuation(self, given, left, num_frames, sampling, generators, right.lengths)
         if call.empty:
             return Tokens.full(left.ids[:, :, :0])
+        if self.device.type == "cpu" and len(left.lengths) > 1:
+            return self._one_by_one(given, left, num_frames, right, sampling, generators)
         target, drawer, rows = self.stage.target, call.drawer, len(left.lengths)
         left, right = left.cut(left.lengths), right.cut(right.lengths)
         stops = left.lengths + num_frames
@@ -225,6 +228,22 @@ class MaskedTransformer(StageLM, TwoSided):
                     masked = take(masked, rest.sort(dim=1).values)
         return Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
 
+    def _one_by_one(
+        self,
+        given: tuple[Tokens, ...],
+        left: Tokens,
+        num_frames: int,
+        right: Tokens,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Tokens:
+        """Fill the rows in turn: on a CPU that costs nothing, and padding need not be computed."""
+        rows = []
+        for row, generator in enumerate(generators):
+            before, after, *own = (Tokens.full(t.row(row)[None]) for t in (left, right, *given))
+            rows.append(self.fill(tuple(own), before, num_frames, after, sampling, [generator]))
+        return Tokens.full(torch.cat([row.ids for row in rows]))
+
     def _draw(
         self, logits: Float[Tensor, "B M V"], left: float, drawer: Drawer
     ) -> tuple[Int64[Tensor, "B M"], Float[Tensor, "B M"]]:
@@ -239,12 +258,13 @@ class MaskedTransformer(StageLM, TwoSided):
         sampling = drawer.sampling
         if left == 0 and self.config.greedy_last_pass:
             sampling = sampling.model_copy(update={"temperature": 0.0})
-        generators = [g for g in drawer.generators for _ in range(masked)]
-        drawn = sample(logits.flatten(0, 1), sampling, generators).view(batch, masked)
+        drawn = sample(logits.flatten(0, 1), sampling, drawer.generators).view(batch, masked)
         likely = logits.float().log_softmax(dim=-1).gather(-1, drawn[:, :, None])[:, :, 0]
         scale = self.config.confidence_noise * left
         if not (scale and sampling.temperature):
             return drawn, likely
-        noise = torch.stack([torch.rand(masked, generator=g) for g in drawer.generators])
+        noise = torch.stack(
+            [torch.rand(masked, generator=g, device=g.device) for g in drawer.generators]
+        )
         gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
         return drawn, likely + scale * gumbel.to(likely.device)

@@ -272,13 +272,63 @@ def test_the_kernel_is_given_nothing_but_float32() -> None:
     torch.testing.assert_close(product(x.double()), head(x).detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_large_batches_go_through_matrix_products() -> None:
-    few, many = engine.MANY_ROWS - 1, engine.MANY_ROWS
+@pytest.mark.parametrize("weights", ["stored", "int8"])
+@pytest.mark.parametrize("kind", ["flat_relative", "flat_runs", "delay", "depth"])
+def test_a_row_is_bit_by_bit_what_it_is_alone(
+    kind: str, weights: str, monkeypatch: MonkeyPatch
+) -> None:
+    """Seventeen ragged rows: five times three that share a read weight, and two more."""
     decoding("native")
-    like = torch.zeros(1)
-    assert engine.chosen_backend(Decoding(), like, "here", few) == "native"
-    assert engine.chosen_backend(Decoding(), like, "here", many) == "torch"
-    assert engine.chosen_backend(Decoding(backend="native"), like, "here", many) == "native"
+    stage, lengths = STAGES["slower"], [3, 0, 5, 1] * 4 + [2]
+    model = build(kind, stage)
+    model.decode_with(Decoding.model_validate({"weights": weights}))
+    given = given_for(stage, *[length + 4 for length in lengths])
+    prompt = random_tokens(stage.target, *lengths)
+    drawn, scores = recorded(model, given, prompt, 4, monkeypatch)
+    monkeypatch.setattr("helpers_stage.row_generators", lambda seed, batch: seeds)
+    for row in (0, 1, 14, 16):
+        seeds = [row_generators(3, 17)[row]]
+        own = tuple(alone(tokens, row) for tokens in given)
+        single, score = recorded(model, own, alone(prompt, row), 4, monkeypatch)
+        assert torch.equal(single.ids[0], drawn.ids[row])
+        assert torch.equal(score[0], scores[row])
+
+
+def test_a_compiled_step_is_kept_for_the_next_call(monkeypatch: MonkeyPatch) -> None:
+    """Interleaved calls have steps of their own; a call after them takes one of those."""
+    compiled: list[object] = []
+
+    def compile_(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model = build("flat", STAGES["slower"])
+    wanted = drawn(model)
+    model.decode_with(Decoding(backend="compile"))
+    prompt = random_tokens(model.stage.target, 3)
+    given = given_for(model.stage, 9)
+    streams = [
+        model.stream(given, prompt, 5, GREEDY, row_generators(0, 1)) for _ in range(2)
+    ]  # fmt: skip
+    for pair in zip(*streams, strict=True):
+        assert torch.equal(pair[0].ids, pair[1].ids)
+    assert len(compiled) == 2
+    del streams, pair
+    list(model.stream(given, prompt, 6, GREEDY, row_generators(0, 1)))
+    assert len(compiled) == 2
+    assert torch.equal(drawn(model), wanted)  # another batch size: one more
+    assert torch.equal(drawn(model), wanted)
+    assert len(compiled) == 3
+
+
+def test_a_prefix_longer_than_the_window_is_kept_row_by_row() -> None:
+    model = build("flat", STAGES["plain"], attention_window=5)
+    prompt = random_tokens(STAGES["plain"].target, 1, 12, 4)
+    drawn = model.generate((), prompt, 9, Sampling(), row_generators(3, 3))
+    for row in range(3):
+        own = model.generate((), alone(prompt, row), 9, Sampling(), [row_generators(3, 3)[row]])
+        assert torch.equal(own.ids[0], drawn.ids[row])
 
 
 @pytest.mark.parametrize("kind", ["flat", "depth"])

@@ -167,9 +167,10 @@ def test_each_place_is_filled_once_and_never_changes(
     schedule = [
         [frames - left for left in [frames, *masked_after(frames, count)][:-1]] for count in planned
     ]
-    assert len(inputs) == sum(map(len, schedule))
+    passes = sum(map(len, schedule))
+    assert len(inputs) == 3 * passes  # on a CPU one row after the other
     for row, start in enumerate(known):
-        rows = [ids[row, :, : start + frames] for ids in inputs]
+        rows = [ids[0] for ids in inputs[row * passes : (row + 1) * passes]]
         final = torch.cat([prompt.row(row), new.ids[row]], dim=1)
         step = 0
         for level, filled in enumerate(schedule):
@@ -497,13 +498,35 @@ def test_finer_codes_of_the_right_side_are_hidden_until_they_are_drawn(
     given = given_for(stage, 4 + 6 + 3, 2 + 6 + 5)
     sampling = Sampling(iterations=(2, 1))
     drawn = model.fill(given, left, 6, right, sampling, row_generators(0, 2))
-    assert len(inputs) == 4
-    for ids, level in zip(inputs, (0, 0, 1, 2), strict=True):
-        for row, (before, after) in enumerate(((4, 3), (2, 5))):
+    assert len(inputs) == 8  # on a CPU one row after the other
+    for row, (before, after) in enumerate(((4, 3), (2, 5))):
+        for ids, level in zip(inputs[4 * row : 4 * row + 4], (0, 0, 1, 2), strict=True):
             stop = before + 6
-            assert torch.equal(ids[row, :, :before], left.row(row))
-            side = ids[row, :, stop : stop + after]
+            assert torch.equal(ids[0, :, :before], left.row(row))
+            side = ids[0, :, stop : stop + after]
             assert torch.equal(side[: level + 1], right.row(row)[: level + 1])
             assert (side[level + 1 :] == CODES).all()
-            assert (ids[row, level:, before:stop] == CODES).any()
+            assert (ids[0, level:, before:stop] == CODES).any()
     assert drawn.ids.shape == (2, 3, 6)
+
+
+def test_half_precision_scores_are_single_precision() -> None:
+    model = build(STAGES["slower"])
+    batch = batch_for(STAGES["slower"], 6, 3)
+    wanted = model.score(batch)
+    found = model.bfloat16().score(batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=0.3, rtol=0.1)
+
+
+def test_a_row_is_bit_by_bit_what_it_is_alone() -> None:
+    model, stage = build(STAGES["slower"]), STAGES["slower"]
+    lengths = (3, 0, 5)
+    given = given_for(stage, *[length + 6 for length in lengths])
+    prompt = tokens(stage.target, *lengths)
+    drawn = model.generate(given, prompt, 6, Sampling(), row_generators(3, 3))
+    for row in range(3):
+        own = tuple(alone(part, row) for part in given)
+        generator = [row_generators(3, 3)[row]]
+        single = model.generate(own, alone(prompt, row), 6, Sampling(), generator)
+        assert torch.equal(single.ids[0], drawn.ids[row])
