@@ -43,6 +43,7 @@ class SoundReader:
 
     Args:
         source: path, or a binary file that can be searched; it stays open.
+        most_samples: count no more of them, in all channels, where only decoding shows the length.
 
     Attributes:
         rate: samples per second.
@@ -54,11 +55,16 @@ class SoundReader:
         soundfile.LibsndfileError: here or later, if it is no audio.
     """
 
-    def __init__(self, source: str | bytes | Path | IO[bytes]) -> None:
+    def __init__(
+        self, source: str | bytes | Path | IO[bytes], most_samples: int | None = None
+    ) -> None:
         self._source = os.fspath(source) if isinstance(source, Path) else source
         self._file = self._opened()
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
+        self._most = UNKNOWN_LENGTH
+        if most_samples is not None:
+            self._most = most_samples // self.channels + 1
         self.promised: int | None = self._file.frames
         self.length: int = self._file.frames
         self._mpeg: MpegFrames | None = None
@@ -97,7 +103,7 @@ class SoundReader:
     def measure(self) -> None:
         """Find the true length by decoding all, in little memory."""
         with self._opened() as file:
-            self.length = sum(len(block) for block in _blocks(file, UNKNOWN_LENGTH))
+            self.length = sum(len(block) for block in _blocks(file, self._most))
         self._file = self._opened()
 
     def _opened(self) -> _SoundFile:

@@ -158,15 +158,14 @@ class Transcoder:
     def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
         """Return the audio of codes, on the CPU."""
         piece = int(DECODE_SECONDS * self.codec.spec.frame_rate)
-        if not self.codec.can_stream or codes.ids.shape[2] <= piece:
-            wave = self.codec.decode(codes.ids, codes.lengths)
-            rows, samples = len(codes.lengths), codes.ids.shape[2] * self.codec.spec.frame_size
-            return check_wave(self.codec, wave, rows, samples).float().cpu()
         waves = []
-        for row in codes.rows():  # one by one: a stream's last piece ends where the row ends
-            decoder = self.codec.streaming_decoder()  # each holds the state of one stream
-            parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
-            wave = torch.cat([*parts, decoder.finish()], dim=1)
+        for row in codes.rows():  # one by one: the sums of a row are the same in every batch
+            if not self.codec.can_stream or row.shape[1] <= piece:
+                wave = self.codec.decode(row[None], Tokens.full(row[None]).lengths)
+            else:
+                decoder = self.codec.streaming_decoder()  # each holds the state of one stream
+                parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
+                wave = torch.cat([*parts, decoder.finish()], dim=1)
             samples = row.shape[1] * self.codec.spec.frame_size
             waves.append(check_wave(self.codec, wave, 1, samples)[0].float().cpu())
         return WaveBatch.pad(waves).wave

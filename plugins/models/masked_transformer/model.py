@@ -173,11 +173,12 @@ class MaskedTransformer(StageLM, TwoSided):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
-        """Yield one piece: no frame is final before all levels of all frames are drawn."""
+        """Yield all frames in one piece, as none is final before all levels of all are drawn.
+
+        A piece without frames follows every pass, so that the consumer can stop between passes.
+        """
         nothing = Tokens.full(prompt.ids[:, :, :0])
-        piece = self.fill(given, prompt, num_frames, nothing, sampling, generators)
-        if piece.ids.numel():
-            yield piece
+        return self._fill(given, prompt, num_frames, nothing, sampling, generators)
 
     def fill(
         self,
@@ -188,14 +189,26 @@ class MaskedTransformer(StageLM, TwoSided):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> Tokens:
-        """Draw the frames between two known sides.
+        pieces = list(self._fill(given, left, num_frames, right, sampling, generators))
+        return pieces[-1] if pieces else Tokens.full(left.ids[:, :, :0])
+
+    def _fill(
+        self,
+        given: tuple[Tokens, ...],
+        left: Tokens,
+        num_frames: int,
+        right: Tokens,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        """Yield a piece without frames after every pass, then the frames between two known sides.
 
         A finer level of the right side is hidden until it is drawn: in training too, only a prompt
         at the start of a row is known at levels finer than the one to be learnt.
         """
         call = Continuation(self, given, left, num_frames, sampling, generators, right.lengths)
         if call.empty:
-            return Tokens.full(left.ids[:, :, :0])
+            return
         target, drawer, rows = self.stage.target, call.drawer, len(left.lengths)
         left, right = left.cut(left.lengths), right.cut(right.lengths)
         stops = left.lengths + num_frames
@@ -211,10 +224,11 @@ class MaskedTransformer(StageLM, TwoSided):
         with call.computing():
             compute = self.passes(call.given, drawer.per_row(lengths), longest)
             passes = passes_by_level(sampling.iterations, target.num_levels, target.start)
-            for level, count in enumerate(passes):
-                ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
-                masked = new
-                for left_over in masked_after(num_frames, count):
+        for level, count in enumerate(passes):
+            ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
+            masked = new
+            for left_over in masked_after(num_frames, count):
+                with call.computing():
                     hidden = take(compute(drawer.per_row(ids)), drawer.per_row(masked))
                     logits = drawer.guide(hidden @ self.heads.weight[level])
                     drawn, confidence = self._draw(logits, left_over / num_frames, drawer)
@@ -223,7 +237,8 @@ class MaskedTransformer(StageLM, TwoSided):
                     kept, rest = order.split([order.shape[1] - left_over, left_over], dim=1)
                     ids[row, level, take(masked, kept)] = take(drawn, kept)
                     masked = take(masked, rest.sort(dim=1).values)
-        return Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
+                yield Tokens.full(left.ids[:, :, :0])
+        yield Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
 
     def _draw(
         self, logits: Float[Tensor, "B M V"], left: float, drawer: Drawer
