@@ -157,10 +157,11 @@ def decoding(place: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of a message, without the name that Python gives open files."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    line = lines[-1].rstrip(".")
-    return line.rpartition(">: ")[2] if line.startswith("Error opening <") else line
+    """Return the last line of a message, without the path or object that libsndfile names first:
+    it may be another name of the file."""
+    text = str(getattr(error, "error_string", error))
+    lines = text.splitlines() or [type(error).__name__]
+    return lines[-1].rstrip(".")
 
 
 def _native(path: Path) -> Path | bytes:
