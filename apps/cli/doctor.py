@@ -24,6 +24,7 @@ PACKAGES = {
     "peft": "hf",
     "huggingface-hub": "hub",
     "ai-edge-litert": "lyra",
+    "fastapi": "serve",
 }
 
 
