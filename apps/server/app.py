@@ -21,7 +21,9 @@ from starlette.types import Receive, Scope, Send
 import segue
 from segue.apps.server.bodies import (
     FORMATS,
+    Asked,
     Continuation,
+    Filling,
     Generation,
     RefusedError,
     Stream,
@@ -212,6 +214,15 @@ class Service:
             async def generations(request: Request) -> Response:
                 return await self._answer(request, Generation)
 
+            @router.post(
+                f"{prefix}/fill",
+                summary="Draw a stretch of a recording anew",
+                openapi_extra=body_schema(Filling),
+                **options,
+            )
+            async def fill(request: Request) -> Response:
+                return await self._answer(request, Filling)
+
         router.add_api_websocket_route("/stream", self._converse)
         return router
 
@@ -259,12 +270,12 @@ class Service:
 
     # --- one request ----------------------------------------------------------------------------
 
-    async def _order(self, asked: Generation) -> Order:
+    async def _order(self, asked: Asked) -> Order:
         pipeline = self._pipeline(asked.model)
         async with self.gate.decoders:
             return await asyncio.to_thread(order_of, asked, pipeline, self.limits)
 
-    async def _answer(self, request: Request, model: type[Generation]) -> Response:
+    async def _answer(self, request: Request, model: type[Asked]) -> Response:
         asked = await self._uploaded(read_body(request, model))
         order = await self._order(asked)
         headers = {"X-Segue-Seed": str(order.seed)}

@@ -68,13 +68,12 @@ def _parsed(value: object) -> object:
     return from_json(value) if isinstance(value, str) else value  # in a form it is text
 
 
-class Generation(BaseModel):
-    """Audio from nothing."""
+class Asked(BaseModel):
+    """What every request may hold."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str | None = Field(None, description="One of /v1/models; default: the first of them.")
-    seconds: float = Field(5.0, gt=0, description="Length of the audio to make.")
     seed: int | None = Field(
         None, ge=0, lt=2**62, description="The same seed gives the same audio. Default: a new one."
     )
@@ -84,13 +83,19 @@ class Generation(BaseModel):
     sampling: Annotated[
         dict[str, dict[str, float | list[int] | None]], BeforeValidator(_parsed)
     ] = Field({}, description="By stage: {'acoustic': {'temperature': 0.7}}. In a form, as JSON.")
+    response_format: Literal["wav", "flac", "mp3", "opus", "pcm", "json"] = Field(
+        "wav", description="json holds a WAV file in base64, the seed and notes."
+    )
+
+
+class Generation(Asked):
+    """Audio from nothing."""
+
+    seconds: float = Field(5.0, gt=0, description="Length of the audio to make.")
     chunk_seconds: float | None = Field(
         None, ge=MIN_CHUNK, description="Most new audio of one window, or length of a chunk."
     )
     stream: bool = Field(False, description="Send the new audio while it is made; wav or pcm.")
-    response_format: Literal["wav", "flac", "mp3", "opus", "pcm", "json"] = Field(
-        "wav", description="json holds a WAV file in base64, the seed and notes."
-    )
 
 
 class Continuation(Generation):
@@ -112,7 +117,18 @@ class Stream(Continuation):
     response_format: Literal["pcm"] = "pcm"
 
 
-Asked = TypeVar("Asked", bound=Generation)
+class Filling(Asked):
+    """A recording, a stretch of which is drawn anew."""
+
+    audio: bytes = Field(description="The whole recording. In JSON, as base64.")
+    start: float = Field(ge=0, description="Where the stretch begins, in seconds.")
+    end: float = Field(gt=0, description="Where it ends, in seconds.")
+    candidates: int = Field(
+        8, ge=1, le=16, description="Drawn by each stage that cannot look both ways."
+    )
+
+
+Body = TypeVar("Body", bound=Asked)
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": kinds}}
 
 
-async def read_body(request: Request, model: type[Asked]) -> Asked:
+async def read_body(request: Request, model: type[Body]) -> Body:
     """Return what a request asks for.
 
     Raises:
@@ -156,7 +172,7 @@ async def read_body(request: Request, model: type[Asked]) -> Asked:
     return validate(model, values, "")
 
 
-def from_text(text: bytes | str, model: type[Asked]) -> Asked:
+def from_text(text: bytes | str, model: type[Body]) -> Body:
     """Return what JSON asks for; errors as of ``read_body``."""
     try:
         values = from_json(text, allow_inf_nan=False)
@@ -172,8 +188,13 @@ def from_text(text: bytes | str, model: type[Asked]) -> Asked:
     return validate(model, values, "")
 
 
-def read_recording(data: bytes, pipeline: Pipeline, limits: Limits) -> Audio:
-    """Decode a recording, and refuse what the pipeline could not continue.
+def read_recording(
+    data: bytes, pipeline: Pipeline, limits: Limits, last_seconds: float | None = None
+) -> Audio:
+    """Decode a recording, and refuse what the pipeline could not use.
+
+    Args:
+        last_seconds: no more than this of its end; None for all.
 
     Raises:
         AudioError: if it cannot be used.
@@ -185,7 +206,7 @@ def read_recording(data: bytes, pipeline: Pipeline, limits: Limits) -> Audio:
         copy.flush()
         audio = read_audio(
             copy.name,
-            last_seconds=pipeline.config.prompt.max_seconds,
+            last_seconds=last_seconds,
             most_samples=limits.prompt_samples,
             place="audio",
         )
@@ -193,20 +214,26 @@ def read_recording(data: bytes, pipeline: Pipeline, limits: Limits) -> Audio:
     return audio
 
 
-def order_of(asked: Generation, pipeline: Pipeline, limits: Limits) -> Order:
+def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
     """Check what was asked for against the pipeline and the server's limits.
 
     Raises:
         RefusedError: if it is beyond the limits.
         SegueError: if the pipeline cannot do it.
     """
-    if asked.seconds > limits.seconds:
-        message = f"seconds: {asked.seconds:g} is too long; ask for at most {limits.seconds:g}"
-        raise RefusedError(422, message, "seconds")
-    if asked.stream and asked.response_format not in STREAMED:
+    name, seconds = "seconds", 0.0
+    if isinstance(asked, Generation):
+        seconds = asked.seconds
+    elif isinstance(asked, Filling):
+        name, seconds = "end", asked.end - asked.start
+    if seconds > limits.seconds:
+        message = f"{name}: {seconds:g} s is too long; ask for at most {limits.seconds:g}"
+        raise RefusedError(422, message, name)
+    stream = isinstance(asked, Generation) and asked.stream
+    if stream and asked.response_format not in STREAMED:
         message = f"response_format: {asked.response_format} cannot be streamed; use wav or pcm"
         raise RefusedError(422, message, "response_format")
-    if asked.stream and not pipeline.codec.can_stream:
+    if stream and not pipeline.codec.can_stream:
         raise RefusedError(
             422, "stream: the codec of this model cannot stream; leave it out", "stream"
         )
@@ -216,14 +243,20 @@ def order_of(asked: Generation, pipeline: Pipeline, limits: Limits) -> Order:
     chosen_sampling(pipeline.config.stages, sampling)
     order: dict[str, Any] = {
         "pipeline": pipeline,
-        "seconds": asked.seconds,
+        "seconds": seconds,
         "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         "sampling": {name: changes for name, changes in sampling.items() if changes},
-        "chunk_seconds": asked.chunk_seconds or (1.0 if asked.stream else None),
-        "stream": asked.stream,
+        "stream": stream,
     }
+    if isinstance(asked, Filling):
+        recording = read_recording(asked.audio, pipeline, limits)
+        gap = asked.start, asked.end
+        return Order(**order, prompt=recording, gap=gap, candidates=asked.candidates)
+    assert isinstance(asked, Generation)
+    order["chunk_seconds"] = asked.chunk_seconds or (1.0 if stream else None)
     if isinstance(asked, Continuation) and asked.audio is not None:
-        prompt = read_recording(asked.audio, pipeline, limits)
+        last = pipeline.config.prompt.max_seconds
+        prompt = read_recording(asked.audio, pipeline, limits, last)
         return Order(**order, prompt=prompt, prompt_audio=asked.prompt_audio)
     return Order(**order)
 

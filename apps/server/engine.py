@@ -37,7 +37,8 @@ class Order:
     """One request for audio, checked.
 
     Attributes:
-        prompt: the recording to continue; None generates without one.
+        prompt: the recording to continue, or to fill; None generates without one.
+        gap: start and end of the stretch to fill, in seconds.
         stream: deliver chunks of the new audio as they are made, not the whole.
     """
 
@@ -49,15 +50,21 @@ class Order:
     prompt_audio: PromptAudio = "original"
     chunk_seconds: float | None = None
     stream: bool = False
+    gap: tuple[float, float] | None = None
+    candidates: int = 1
 
     @property
     def task(self) -> str:
+        if self.gap is not None:
+            return "fill"
         return "generate" if self.prompt is None else "continue"
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What must be equal for orders to be computed as one batch."""
         sampling = json.dumps(self.sampling, sort_keys=True)
+        if self.gap is not None:  # filled alone
+            return (id(self),)
         name = id(self.pipeline), self.task, self.prompt_audio
         return *name, self.seconds, self.chunk_seconds, sampling
 
@@ -253,15 +260,16 @@ class Engine:
     def _batch(self, jobs: Sequence[Job]) -> None:
         order, step = jobs[0].order, self._step(jobs)
         self.metrics.batches.observe(len(jobs))
-        seeds = [job.order.seed for job in jobs]
-        settings: dict[str, Any] = {
-            "seconds": order.seconds,
-            "seed": seeds,
-            "sampling": order.sampling,
-            "chunk_seconds": order.chunk_seconds,
-            "progress": step,
-        }
+        settings: dict[str, Any] = {"sampling": order.sampling, "progress": step}
         step()
+        if order.gap is not None:
+            settings |= {"seed": order.seed, "candidates": order.candidates}
+            audio = order.pipeline.fill(order.prompt, 0, *order.gap, **settings)
+            self._count(order, audio, 0)
+            jobs[0].put(Part(audio), None)
+            return
+        settings |= {"seconds": order.seconds, "chunk_seconds": order.chunk_seconds}
+        settings["seed"] = [job.order.seed for job in jobs]
         if order.prompt is None:
             audio = order.pipeline.generate(batch=len(jobs), **settings)
         else:

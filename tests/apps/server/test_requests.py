@@ -144,6 +144,21 @@ def test_a_stream_is_the_continuation_with_the_same_chunks(
     assert b"".join(messages[:-1]) == data[44:]  # type: ignore[arg-type]
 
 
+def test_a_stretch_is_filled_as_the_pipeline_does(
+    live: Live, served_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    recording = wav_of(melody(2.4, seed=5).numpy())
+    (tmp_path / "whole.wav").write_bytes(recording)
+    options = {"seed": 3, "candidates": 2}
+    alone = served_pipeline.fill(tmp_path / "whole.wav", 0, 0.8, 1.2, **options)
+    form = {"start": "0.8", "end": "1.2", "seed": "3", "candidates": "2"}
+    answer = live.client.post("/v1/fill", data=form, files={"audio": recording})
+    assert answer.content == wav_of(alone.row().numpy())
+    for wrong, place in (({"end": "9"}, "end"), ({"start": "1.3"}, ""), ({"candidates": "99"}, "")):
+        answer = live.client.post("/v1/fill", data=form | wrong, files={"audio": recording})
+        assert answer.status_code == 422 and place in answer.json()["error"]["message"]
+
+
 # --- models -----------------------------------------------------------------------------------
 
 
@@ -165,7 +180,7 @@ def test_models_have_the_shape_of_openais(live: Live) -> None:
     [
         (422, {"sed": 3}, "sed: unknown key; did you mean 'seed'?"),
         (422, {"seconds": 0}, "seconds: 0 is out of range"),
-        (422, {"seconds": 61}, "seconds: 61 is too long; ask for at most 60"),
+        (422, {"seconds": 61}, "seconds: 61 s is too long; ask for at most 60"),
         (422, {"seed": -1}, "seed: -1 is out of range"),
         (422, {"sampling": {"fine": {"top_k": 3}}}, "sampling.fine: is not a stage"),
         (422, {"sampling": {"acoustic": {"top_q": 3}}}, "sampling.acoustic.top_q: unknown key"),

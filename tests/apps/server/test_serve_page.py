@@ -35,11 +35,12 @@ def here(text: str, live: Live) -> str:
 
 
 def test_commands(live: Live, place: Path) -> None:
-    assert len(CURLS) == 4
+    assert len(CURLS) == 5
     for text in CURLS:
         subprocess.run([*shlex.split(here(text, live)), "--fail"], check=True)
     lengths = {path.name: soundfile.info(path).duration for path in place.glob("*.*a*")}
     assert lengths["out.wav"] == pytest.approx(1.28 + 2) and lengths["new.flac"] == 1
+    assert lengths["filled.wav"] == pytest.approx(1.3)
     assert (place / "stream.wav").stat().st_size == 44 + 2 * 2 * 16_000
 
 
