@@ -61,6 +61,7 @@ def read_audio(
     *,
     first_seconds: float | None = None,
     last_seconds: float | None = None,
+    most_samples: int | None = None,
     place: str | None = None,
 ) -> Audio:
     """Read any file that libsndfile knows as mono audio at its own rate.
@@ -70,6 +71,8 @@ def read_audio(
             is read to its end.
         first_seconds: read no more than this; a two-hour file costs no more.
         last_seconds: the same, from the end; give at most one of the two.
+        most_samples: refuse a file that holds more of them in all its channels: a small file can
+            decode to hours, and not every header states the length.
         place: the file's name in errors; by default its path.
 
     Raises:
@@ -77,8 +80,12 @@ def read_audio(
     """
     if place is None:
         place = str(source if isinstance(source, (str, Path)) else getattr(source, "name", "file"))
-    with open_sound(source, place) as sound, decoding(place):
+    with open_sound(source, place, most_samples) as sound, decoding(place):
         rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
+        most = sound.length if most_samples is None else most_samples // sound.channels
+        if sound.length > most:
+            fix = f"give at most {most / rate:.1f} s at this rate with as many channels"
+            raise AudioError(place, f"lasts more than {most / rate:.1f} s", fix)
         start, wanted = _stretch(sound, limit, last_seconds is not None)
         data = sound.read(start, wanted)
         if len(data) < wanted - LEAST_MISSING * rate:
@@ -108,8 +115,14 @@ def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[i
     return sound.length - wanted if at_end else 0, wanted
 
 
-def open_sound(source: Path | str | BinaryIO, place: str) -> SoundReader:
+def open_sound(
+    source: Path | str | BinaryIO, place: str, most_samples: int | None = None
+) -> SoundReader:
     """Open a file that libsndfile knows: a path, or a binary file, which is read to its end.
+
+    Args:
+        place: its name in errors.
+        most_samples: as for ``SoundReader``.
 
     Raises:
         AudioError: if the file is missing, empty or not audio.
@@ -118,7 +131,7 @@ def open_sound(source: Path | str | BinaryIO, place: str) -> SoundReader:
         path = Path(source)
         _check_file(path, place)
         with decoding(place):
-            return SoundReader(_native(path))
+            return SoundReader(_native(path), most_samples)
     try:
         data = source.read()
     except (OSError, ValueError) as error:
@@ -128,7 +141,7 @@ def open_sound(source: Path | str | BinaryIO, place: str) -> SoundReader:
     if not data:
         raise AudioError(place, "holds no bytes from here on", "open it anew, or seek(0) first")
     with decoding(place):
-        return SoundReader(io.BytesIO(data))
+        return SoundReader(io.BytesIO(data), most_samples)
 
 
 @contextmanager
@@ -145,10 +158,11 @@ def decoding(place: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of a message, without the name that Python gives open files."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    line = lines[-1].rstrip(".")
-    return line.rpartition(">: ")[2] if line.startswith("Error opening <") else line
+    """Return the last line of a message, without the path or object that libsndfile names first:
+    it may be another name of the file."""
+    text = str(getattr(error, "error_string", error))
+    lines = text.splitlines() or [type(error).__name__]
+    return lines[-1].rstrip(".")
 
 
 def _native(path: Path) -> Path | bytes:

@@ -250,7 +250,7 @@ class Generation:
                 sampling=request.sampling[config.name],
                 # Each stage has its own random numbers: changing the sampling of one stage leaves
                 # the draws of the others alone.
-                generators=row_generators(request.seed + (index << 32), request.batch),
+                generators=[row_generators(seed + (index << 32), 1)[0] for seed in request.seeds],
                 chunk=None if chunk is None else max(1, int(chunk * target.frame_rate)),
                 progress=progress,
             )

@@ -379,7 +379,8 @@ class StageLM(Component):
         """Yield the result of ``generate`` in pieces along time, as they become known.
 
         Joined row by row, the pieces equal ``generate``; they hold fewer than ``num_frames`` frames
-        if all rows have ended. By default there is one piece.
+        if all rows have ended. By default there is one piece. A model that needs long for one may
+        yield pieces without frames before it: between pieces the work can be stopped.
         """
         yield self.generate(given, prompt, num_frames, sampling, generators)
 

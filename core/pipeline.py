@@ -89,7 +89,7 @@ class Pipeline(LoadedPipeline):
         prompts: Sequence[Prompt],
         *,
         seconds: float = 5.0,
-        seed: int | None = 0,
+        seed: int | Sequence[int] | None = 0,
         sampling: SamplingOverrides | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -98,11 +98,12 @@ class Pipeline(LoadedPipeline):
         chunk_seconds: float | None = None,
         progress: ProgressChoice = None,
     ) -> GeneratedAudio:
-        """Continue prompts of any lengths together; row i equals prompt i alone with seed + i.
+        """Continue prompts of any lengths together; row i equals prompt i alone with its seed.
 
         Args:
             prompts: each as ``wave`` of ``continue_``, with arrays in pairs with their rates. Other
                 arguments are as for ``continue_``.
+            seed: row i uses ``seed + i``; or a list of one seed per row.
         """
         request = self._request(
             "continue",
@@ -120,7 +121,7 @@ class Pipeline(LoadedPipeline):
         seconds: float = 5.0,
         *,
         batch: int = 1,
-        seed: int | None = 0,
+        seed: int | Sequence[int] | None = 0,
         sampling: SamplingOverrides | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -128,7 +129,7 @@ class Pipeline(LoadedPipeline):
         chunk_seconds: float | None = None,
         progress: ProgressChoice = None,
     ) -> GeneratedAudio:
-        """Generate audio without a prompt; row i equals a batch of one with seed + i."""
+        """Generate audio without a prompt; row i equals a batch of one with its seed."""
         request = self._request(
             "generate",
             seconds=seconds,

@@ -42,8 +42,7 @@ class Request:
     Attributes:
         task: the method of the pipeline that was called; ``stream`` continues or generates.
         seconds: length of audio to add, or of the recording that is resynthesized.
-        seed: of the first row; row i uses ``seed + i``.
-        batch: number of rows.
+        seeds: one per row.
         sampling: by stage, of those that run.
         chunk_seconds: most new audio of a stage's first window; None for as much as fits.
         prompts: one recording per row, at the pipeline's rate; empty if there are none.
@@ -54,13 +53,22 @@ class Request:
 
     task: Task
     seconds: float
-    seed: int
-    batch: int
+    seeds: tuple[int, ...]
     sampling: Mapping[str, Sampling]
     chunk_seconds: float | None = None
     prompts: tuple[Audio, ...] = ()
     prompt_audio: PromptAudio = "original"
     gap: tuple[float, float] | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed of the first row."""
+        return self.seeds[0]
+
+    @property
+    def batch(self) -> int:
+        """The number of rows."""
+        return len(self.seeds)
 
     @classmethod
     def checked(
@@ -78,6 +86,9 @@ class Request:
     ) -> Request:
         """Make a request from values that a caller passed; without a seed, draw one.
 
+        Args:
+            seed: of the first row, while row i uses ``seed + i``; or a list of one seed per row.
+
         Raises:
             GenerationError: if a value is out of range.
         """
@@ -89,17 +100,30 @@ class Request:
         if length is None or not 0 < length <= most:
             fix = f"use more than 0, at most {MAX_SECONDS:g}"
             raise GenerationError("seconds", f"{seconds!r} is out of range", fix)
-        number = secrets.randbelow(2**32) if seed is None else whole_number(seed)
-        # Below 2**63 with room for rows and stages, whose own seeds are counted on from it.
-        if number is None or not 0 <= number < 2**62:
-            raise GenerationError(
-                "seed", f"{seed!r} is out of range", "use a whole number from 0, or None"
-            )
+        seeds = _seeds(seed, rows)
         chunk = None if chunk_seconds is None else real_number(chunk_seconds)
         if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
             fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
             raise GenerationError("chunk_seconds", f"{chunk_seconds!r} is out of range", fix)
-        return cls(task, length, number, rows, sampling, chunk, prompts, prompt_audio, gap)
+        return cls(task, length, seeds, sampling, chunk, prompts, prompt_audio, gap)
+
+
+def _seeds(seed: object, rows: int) -> tuple[int, ...]:
+    """Return one seed per row, counted on from one that was given or is drawn, or as listed."""
+    if isinstance(seed, (list, tuple)):
+        if len(seed) != rows:
+            problem = f"lists {len(seed)} seeds for {rows} rows"
+            raise GenerationError("seed", problem, "give one seed, or one per row")
+        numbers = [whole_number(each) for each in seed]
+    else:
+        first = secrets.randbelow(2**32) if seed is None else whole_number(seed)
+        numbers = [None if first is None else first + row for row in range(rows)]
+    # Below 2**63 with room for stages, whose own seeds are counted on from it.
+    found = tuple(number for number in numbers if number is not None and 0 <= number < 2**62)
+    if len(found) < rows:
+        fix = "use a whole number from 0, or None"
+        raise GenerationError("seed", f"{seed!r} is out of range", fix)
+    return found
 
 
 #: The name that hooks of the first plugin API use.

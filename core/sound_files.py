@@ -48,6 +48,7 @@ class SoundReader:
 
     Args:
         source: path, or a binary file that can be searched; it stays open.
+        most_samples: count no more of them, in all channels, where only decoding shows the length.
 
     Attributes:
         rate: samples per second.
@@ -61,7 +62,9 @@ class SoundReader:
             memory.
     """
 
-    def __init__(self, source: str | bytes | Path | IO[bytes]) -> None:
+    def __init__(
+        self, source: str | bytes | Path | IO[bytes], most_samples: int | None = None
+    ) -> None:
         self._source = os.fspath(source) if isinstance(source, Path) else source
         self._file = self._opened()
         self.rate: int = self._file.samplerate
@@ -72,6 +75,9 @@ class SoundReader:
                 f"has a sample rate of {self.rate} Hz",
                 f"correct its header: {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz can be read",
             )
+        self._most = UNKNOWN_LENGTH
+        if most_samples is not None:
+            self._most = most_samples // self.channels + 1
         self.promised: int | None = self._file.frames
         self.length: int = self._file.frames
         self._mpeg: MpegFrames | None = None
@@ -111,7 +117,7 @@ class SoundReader:
     def measure(self) -> None:
         """Find the true length by decoding all, in little memory."""
         with self._opened() as file:
-            self.length = sum(len(block) for block in _blocks(file, UNKNOWN_LENGTH))
+            self.length = sum(len(block) for block in _blocks(file, self._most))
         self._file = self._opened()
 
     def _check_memory(self, count: int) -> None:

@@ -25,6 +25,7 @@ PACKAGES = {
     "peft": "hf",
     "huggingface-hub": "hub",
     "ai-edge-litert": "lyra",
+    "fastapi": "serve",
 }
 
 

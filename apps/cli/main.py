@@ -20,6 +20,7 @@ from segue.apps.cli import (
     plugins,
     prepare,
     reproduce,
+    serve,
     tokenize,
     train,
     train_detector,
@@ -42,6 +43,7 @@ app.command("stream")(generation.stream)
 app.command("generate")(generation.generate)
 app.command("fill")(fill.fill)
 app.command("resynthesize")(generation.resynthesize)
+app.command("serve")(serve.command)
 app.command("prepare")(prepare.command)
 app.command("label")(label.command)
 app.command("train")(train.command)

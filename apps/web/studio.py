@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from segue.apps.cli.options import DEFAULT_DOMAIN
 from segue.apps.cli.output import out_of_memory
 from segue.apps.cli.saving import metadata_path, save_audio
-from segue.core.config_files import domain_names, find_domain, load_config, pretrained_path
+from segue.core.config_files import domain_names, find_domain, load_config
 from segue.core.errors import SegueError
 from segue.core.plugins import default_host
 from segue.core.progress import Progress
@@ -126,7 +126,7 @@ def offered_models(pipelines: Sequence[Path] = ()) -> dict[str, dict[str, Model]
 
 def _model(source: str, example: Path | None) -> Model:
     host = default_host()
-    config = load_config(pretrained_path(source, host), host).config
+    config = load_config(source, host).config
     temperatures = {stage.name: stage.sampling.temperature for stage in config.stages}
     return Model(source, config.description or "", temperatures, config.prompt.max_seconds, example)
 

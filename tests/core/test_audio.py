@@ -543,3 +543,23 @@ def test_of_files_that_promise_more_what_is_there_is_used(tmp_path: Path, what: 
     audio = read_audio(broken(tmp_path, what))
     assert 0 < audio.wave.numel() <= RATE
     assert any("is cut off" in note for note in audio.notes)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_small_file_that_decodes_to_more_than_is_allowed_is_refused_early(
+    tmp_path: Path, stated: bool
+) -> None:
+    path = tmp_path / "long.flac"
+    soundfile.write(path, numpy.zeros((60 * RATE, 2), numpy.float32), RATE)
+    if not stated:  # as written to a pipe: the number of samples in STREAMINFO is 0
+        data = bytearray(path.read_bytes())
+        data[21] &= 0xF0
+        data[22:26] = bytes(4)
+        path.write_bytes(data)
+    assert path.stat().st_size < 20_000
+    tracemalloc.start()
+    with pytest.raises(AudioError, match=r"lasts more than 30\.0 s; give at most 30\.0 s"):
+        read_audio(path, last_seconds=10, most_samples=60 * RATE)
+    assert tracemalloc.get_traced_memory()[1] < 4 * 60 * RATE * 4  # 23 MB if it were decoded
+    tracemalloc.stop()
+    assert read_audio(path, last_seconds=10, most_samples=120 * RATE).seconds == 10

@@ -148,7 +148,32 @@ def test_row_i_of_a_ragged_batch_is_prompt_i_alone_with_seed_plus_i(pipeline: Pi
         alone = pipeline.continue_(prompt, RATE, seconds=3.0, seed=7 + index)
         for name in ("semantic", "acoustic"):
             assert torch.equal(batch.tokens[name].row(index), alone.tokens[name].row(0)), name
-        assert torch.allclose(batch.row(index), alone.row(), atol=1e-4)
+        assert torch.equal(batch.row(index), alone.row())
+
+
+def test_rows_may_have_seeds_of_their_own(pipeline: Pipeline) -> None:
+    prompt, seeds = melody(0.7, seed=5), [9, 3]
+    batch = pipeline.continue_batch([(prompt, RATE)] * 2, seconds=0.4, seed=seeds)
+    for row, seed in enumerate(seeds):
+        alone = pipeline.continue_(prompt, RATE, seconds=0.4, seed=seed)
+        assert torch.equal(batch.row(row), alone.row())
+    generated = pipeline.generate(0.4, batch=2, seed=seeds)
+    assert torch.equal(generated.row(1), pipeline.generate(0.4, seed=3).row())
+    with pytest.raises(GenerationError, match="lists 3 seeds for 2 rows"):
+        pipeline.generate(0.4, batch=2, seed=[1, 2, 3])
+
+
+def test_an_exception_of_the_progress_callback_stops_the_work(pipeline: Pipeline) -> None:
+    seen = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        seen.append((stage, done))
+        if done == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipeline.generate(3.0, progress=stop)
+    assert seen == [("semantic", 1), ("semantic", 2), ("semantic", 3)]
 
 
 def test_generation_longer_than_every_crop(pipeline: Pipeline) -> None:

@@ -174,11 +174,12 @@ class MaskedTransformer(StageLM, TwoSided):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
-        """Yield one piece: no frame is final before all levels of all frames are drawn."""
+        """Yield all frames in one piece, as none is final before all levels of all are drawn.
+
+        A piece without frames follows every pass, so that the consumer can stop between passes.
+        """
         nothing = Tokens.full(prompt.ids[:, :, :0])
-        piece = self.fill(given, prompt, num_frames, nothing, sampling, generators)
-        if piece.ids.numel():
-            yield piece
+        return self._fill(given, prompt, num_frames, nothing, sampling, generators)
 
     def fill(
         self,
@@ -189,16 +190,29 @@ class MaskedTransformer(StageLM, TwoSided):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> Tokens:
-        """Draw the frames between two known sides.
+        pieces = list(self._fill(given, left, num_frames, right, sampling, generators))
+        return pieces[-1] if pieces else Tokens.full(left.ids[:, :, :0])
+
+    def _fill(
+        self,
+        given: tuple[Tokens, ...],
+        left: Tokens,
+        num_frames: int,
+        right: Tokens,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> Iterator[Tokens]:
+        """Yield a piece without frames after every pass, then the frames between two known sides.
 
         A finer level of the right side is hidden until it is drawn: in training too, only a prompt
         at the start of a row is known at levels finer than the one to be learnt.
         """
         call = Continuation(self, given, left, num_frames, sampling, generators, right.lengths)
         if call.empty:
-            return Tokens.full(left.ids[:, :, :0])
+            return
         if self.device.type == "cpu" and len(left.lengths) > 1:
-            return self._one_by_one(given, left, num_frames, right, sampling, generators)
+            yield from self._one_by_one(given, left, num_frames, right, sampling, generators)
+            return
         target, drawer, rows = self.stage.target, call.drawer, len(left.lengths)
         left, right = left.cut(left.lengths), right.cut(right.lengths)
         stops = left.lengths + num_frames
@@ -214,10 +228,11 @@ class MaskedTransformer(StageLM, TwoSided):
         with call.computing():
             compute = self.passes(call.given, drawer.per_row(lengths), longest)
             passes = passes_by_level(sampling.iterations, target.num_levels, target.start)
-            for level, count in enumerate(passes):
-                ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
-                masked = new
-                for left_over in masked_after(num_frames, count):
+        for level, count in enumerate(passes):
+            ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
+            masked = new
+            for left_over in masked_after(num_frames, count):
+                with call.computing():
                     hidden = take(compute(drawer.per_row(ids)), drawer.per_row(masked))
                     logits = drawer.guide(hidden @ self.heads.weight[level])
                     drawn, confidence = self._draw(logits, left_over / num_frames, drawer)
@@ -226,7 +241,8 @@ class MaskedTransformer(StageLM, TwoSided):
                     kept, rest = order.split([order.shape[1] - left_over, left_over], dim=1)
                     ids[row, level, take(masked, kept)] = take(drawn, kept)
                     masked = take(masked, rest.sort(dim=1).values)
-        return Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
+                yield Tokens.full(left.ids[:, :, :0])
+        yield Tokens.full(take(ids.transpose(1, 2), new).transpose(1, 2))
 
     def _one_by_one(
         self,
@@ -236,13 +252,18 @@ class MaskedTransformer(StageLM, TwoSided):
         right: Tokens,
         sampling: Sampling,
         generators: Sequence[torch.Generator],
-    ) -> Tokens:
+    ) -> Iterator[Tokens]:
         """Fill the rows in turn: on a CPU that costs nothing, and padding need not be computed."""
         rows = []
         for row, generator in enumerate(generators):
             before, after, *own = (Tokens.full(t.row(row)[None]) for t in (left, right, *given))
-            rows.append(self.fill(tuple(own), before, num_frames, after, sampling, [generator]))
-        return Tokens.full(torch.cat([row.ids for row in rows]))
+            pieces = self._fill(tuple(own), before, num_frames, after, sampling, [generator])
+            for piece in pieces:
+                if piece.ids.shape[2]:
+                    rows.append(piece.ids)
+                else:
+                    yield Tokens.full(left.ids[:, :, :0])
+        yield Tokens.full(torch.cat(rows))
 
     def _draw(
         self, logits: Float[Tensor, "B M V"], left: float, drawer: Drawer

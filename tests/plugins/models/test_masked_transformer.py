@@ -186,6 +186,17 @@ def test_each_place_is_filled_once_and_never_changes(
         assert final.max() < CODES
 
 
+def test_the_consumer_of_a_stream_can_stop_after_every_pass(monkeypatch: MonkeyPatch) -> None:
+    stage = STAGES["levels"]
+    model = build(stage)
+    inputs = seen(model, monkeypatch)
+    arguments = ((), tokens(stage.target, 3), 8, Sampling(iterations=(4, 4)), row_generators(0, 1))
+    sizes = []
+    for piece in model.stream(*arguments):
+        sizes.append((piece.ids.shape[2], len(inputs)))
+    assert sizes == [*((0, passes) for passes in range(1, 10)), (8, 9)]  # 4 + 4 + 1 passes
+
+
 def test_the_most_confident_tokens_stay(monkeypatch: MonkeyPatch) -> None:
     """Not the least confident, and by their own confidence: known frames have none."""
     stage, frames = STAGES["levels"], 8

@@ -1,0 +1,93 @@
+"""`segue serve`. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, load_pipeline
+from segue.apps.cli.output import note
+from segue.core.errors import ConfigError
+
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Shipped weights or pipeline directories; the first is the default."),
+]
+
+
+def command(
+    sources: SourcesArgument = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    overrides: SetOption = None,
+    device: DeviceOption = "cpu",
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="SEGUE_API_KEY", help="Ask clients for this key; best by environment."),
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Most audio that a request may ask for.")
+    ] = 60.0,
+    max_prompt_seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="Longest recording that is decoded.")
+    ] = 120.0,
+    max_upload_mb: Annotated[
+        float, typer.Option(min=0.001, max=1024, help="Largest body of a request.")
+    ] = 16.0,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Requests inside at once; others get 429 and Retry-After.")
+    ] = 64,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Requests computed together.")] = 8,
+    streams: Annotated[int, typer.Option(min=1, max=64, help="Streams computed at once.")] = 4,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds within which a request is answered.")
+    ] = 300.0,
+    grace: Annotated[
+        int, typer.Option(min=0, help="Seconds that running requests have at a shutdown.")
+    ] = 30,
+) -> None:
+    """Serve pipelines over HTTP; http://127.0.0.1:8000/docs describes the requests."""
+    try:
+        import uvicorn
+
+        from segue.apps.server.app import create_app
+        from segue.apps.server.limits import Limits
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("segue"):
+            raise
+        fix = "pip install 'segue[serve]'"
+        raise ConfigError("segue serve", f"needs {error.name}", fix) from error
+    pipelines = {}
+    for source in sources or [DEFAULT_DOMAIN]:
+        loaded = load_pipeline(None, source, overrides, device)
+        # A directory's name stays here: clients see the name in its config.
+        name = loaded.config.name if Path(source).exists() else source
+        if name in pipelines:
+            raise ConfigError(source, f"is a second model named {name!r}", "leave one out")
+        pipelines[name] = loaded
+    limits = Limits(
+        upload_bytes=int(max_upload_mb * 2**20),
+        prompt_seconds=max_prompt_seconds,
+        seconds=max_seconds,
+        requests=max_requests,
+        batch=batch,
+        streams=streams,
+        timeout=timeout,
+    )
+    app = create_app(pipelines, limits, api_key)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="info",
+        timeout_graceful_shutdown=grace,
+        ws_max_size=limits.upload_bytes,
+        server_header=False,
+    )
+    note(f"serving {', '.join(pipelines)}; http://{host}:{port}/docs describes the requests")
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit as error:  # uvicorn logged why
+        raise typer.Exit(1) from error

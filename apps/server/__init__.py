@@ -1,0 +1,1 @@
+"""Serve pipelines over HTTP: `segue serve`. Needs ``segue[serve]``."""

@@ -1,0 +1,432 @@
+"""The routes of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+import segue
+from segue.apps.server.bodies import (
+    FORMATS,
+    Asked,
+    Continuation,
+    Filling,
+    Generation,
+    RefusedError,
+    Stream,
+    body_schema,
+    encoded,
+    from_text,
+    order_of,
+    read_body,
+    wav_header,
+)
+from segue.apps.server.engine import Engine, Order, Part, StoppedError
+from segue.apps.server.guard import Gate, Guard
+from segue.apps.server.limits import Limits, Metrics
+from segue.core.errors import SegueError
+from segue.core.pipeline import Pipeline
+
+log = logging.getLogger("segue.server")
+T = TypeVar("T")
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "integer"},
+            },
+        }
+    },
+}
+CALLER_LEFT = 499  # nobody reads it; it counts in the metrics
+CAUSES = {
+    401: "The API key is missing or wrong.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body has another type.",
+    422: "A value or the recording cannot be used.",
+    429: "The server is full; Retry-After says when to come back.",
+    503: "The server is shutting down.",
+    504: "The audio was not made in time.",
+}
+_ANSWERS = {
+    "application/json": {"schema": {"type": "object"}},
+    **{media: {"schema": {"type": "string", "format": "binary"}} for media, *_ in FORMATS.values()},
+}
+
+
+def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": ERROR}}
+    return {status: {"description": CAUSES[status], "content": content} for status in statuses}
+
+
+def create_app(
+    pipelines: Mapping[str, Pipeline], limits: Limits | None = None, api_key: str | None = None
+) -> FastAPI:
+    """Return the server as an ASGI application.
+
+    Args:
+        pipelines: by the name that clients use; the first is the default.
+        limits: what it takes on.
+        api_key: asked of clients as ``Authorization: Bearer KEY``; None asks for none.
+    """
+    service = Service(pipelines, limits or Limits(), api_key)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.engine = Engine(service.limits, service.metrics)
+        yield
+        await asyncio.to_thread(service.engine.close)
+
+    app = FastAPI(
+        title="Segue",
+        version=segue.__version__,
+        description="Continue and generate audio with token language models.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(Guard, gate=service.gate, metrics=service.metrics, limits=service.limits)
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(SegueError, _segue_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _crash)
+    app.include_router(service.public())
+    app.include_router(service.v1())
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return error.response()
+
+
+async def _segue_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SegueError)
+    refusal = RefusedError.of(error)
+    if refusal.status >= 500:
+        log.error("a plugin failed", exc_info=error)
+    return refusal.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = RefusedError(error.status_code, str(error.detail)).response()
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    return RefusedError(500, "the server failed on this request; its log says why").response()
+
+
+class Service:
+    """What the routes share.
+
+    Attributes:
+        engine: made when the server starts.
+    """
+
+    engine: Engine
+
+    def __init__(
+        self, pipelines: Mapping[str, Pipeline], limits: Limits, api_key: str | None
+    ) -> None:
+        self.pipelines, self.limits, self._key = dict(pipelines), limits, api_key
+        self.metrics = Metrics()
+        self.gate = Gate(limits.requests, self.metrics, lambda: self.engine.retry_after())
+        self._started = int(time.time())
+
+    # --- routes ---------------------------------------------------------------------------------
+
+    def public(self) -> APIRouter:
+        """Return the routes for those who run the server; they ask for no key."""
+        router = APIRouter(tags=["operation"])
+
+        @router.get("/healthz", summary="Whether the process works")
+        @router.get("/readyz", summary="Whether it takes requests", responses=_responses(503))
+        async def ready() -> dict[str, str]:
+            if not self.engine.alive:
+                raise RefusedError(503, "the server is shutting down")
+            return {"status": "ok"}
+
+        @router.get(
+            "/metrics",
+            summary="Figures for Prometheus",
+            response_class=Response,
+            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        )
+        async def metrics() -> Response:
+            text = generate_latest(self.metrics.registry)
+            return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+        return router
+
+    def v1(self) -> APIRouter:
+        """Return the routes for clients."""
+        router = APIRouter(prefix="/v1")
+        self._add_models(router)
+        statuses = _responses(401, 404, 408, 413, 415, 422, 429, 503, 504)
+        sound = {200: {"description": "Audio", "content": _ANSWERS}, **statuses}
+        for prefix, shown in (("", True), ("/audio", False)):  # the latter as OpenAI's paths
+            options: dict[str, Any] = {
+                "dependencies": [Depends(self._check_key)],
+                "response_class": Response,
+                "responses": sound,
+                "include_in_schema": shown,
+            }
+
+            @router.post(
+                f"{prefix}/continuations",
+                summary="Continue a recording",
+                openapi_extra=body_schema(Continuation),
+                **options,
+            )
+            async def continuations(request: Request) -> Response:
+                return await self._answer(request, Continuation)
+
+            @router.post(
+                f"{prefix}/generations",
+                summary="Generate audio from nothing",
+                openapi_extra=body_schema(Generation),
+                **options,
+            )
+            async def generations(request: Request) -> Response:
+                return await self._answer(request, Generation)
+
+            @router.post(
+                f"{prefix}/fill",
+                summary="Draw a stretch of a recording anew",
+                openapi_extra=body_schema(Filling),
+                **options,
+            )
+            async def fill(request: Request) -> Response:
+                return await self._answer(request, Filling)
+
+        router.add_api_websocket_route("/stream", self._converse)
+        return router
+
+    def _add_models(self, router: APIRouter) -> None:
+        keyed = [Depends(self._check_key)]
+
+        @router.get("/models", dependencies=keyed, responses=_responses(401))
+        async def models() -> dict[str, Any]:
+            """List the models, in the shape of OpenAI's."""
+            return {"object": "list", "data": [self._about(name) for name in self.pipelines]}
+
+        @router.get("/models/{model:path}", dependencies=keyed, responses=_responses(401, 404, 422))
+        async def model(model: str) -> dict[str, Any]:
+            """Describe one model."""
+            self._pipeline(model)
+            return self._about(model)
+
+    def _about(self, name: str) -> dict[str, Any]:
+        pipeline = self.pipelines[name]
+        shape = {"id": name, "object": "model", "created": self._started, "owned_by": "segue"}
+        return shape | {
+            "description": pipeline.config.description,
+            "sample_rate": pipeline.sample_rate,
+            "stages": [stage.name for stage in pipeline.config.stages],
+            "prompt_seconds": pipeline.config.prompt.max_seconds,
+        }
+
+    def _pipeline(self, name: str | None) -> Pipeline:
+        if name is None:
+            return next(iter(self.pipelines.values()))
+        if name not in self.pipelines:
+            raise RefusedError(404, f"model: there is no {name!r}; see /v1/models", "model")
+        return self.pipelines[name]
+
+    async def _check_key(
+        self,
+        credentials: HTTPAuthorizationCredentials | None = Depends(HTTPBearer(auto_error=False)),  # noqa: B008
+    ) -> None:
+        self._check(credentials.credentials if credentials else "")
+
+    def _check(self, key: str) -> None:
+        if self._key is not None and not hmac.compare_digest(key.encode(), self._key.encode()):
+            message = "send the API key: Authorization: Bearer KEY"
+            raise RefusedError(401, message, WWW_Authenticate="Bearer")
+
+    # --- one request ----------------------------------------------------------------------------
+
+    async def _order(self, asked: Asked) -> Order:
+        pipeline = self._pipeline(asked.model)
+        async with self.gate.decoders:
+            return await asyncio.to_thread(order_of, asked, pipeline, self.limits)
+
+    async def _answer(self, request: Request, model: type[Asked]) -> Response:
+        asked = await self._uploaded(read_body(request, model))
+        order = await self._order(asked)
+        headers = {"X-Segue-Seed": str(order.seed)}
+        kind = asked.response_format
+        if order.stream:
+            parts = self._timed(self.engine.run(order))
+            try:
+                first = await self._unless_gone(request, anext(parts))
+            except BaseException:
+                await parts.aclose()
+                raise
+            return PartStream(first, parts, kind, headers)
+        part = await self._unless_gone(request, self._in_time(self.engine.result(order)))
+        data = await asyncio.to_thread(encoded, part, "wav" if kind == "json" else kind)
+        if kind == "json":
+            return _as_json(part, order, data)
+        return Response(data, headers=headers, media_type=FORMATS[kind][0])
+
+    async def _uploaded(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Wait for a client's body no longer than allowed."""
+        try:
+            return await asyncio.wait_for(reading, self.limits.upload_timeout)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise RefusedError(408, "the body did not arrive in time; send it faster") from error
+
+    async def _in_time(self, work: Coroutine[Any, Any, T], until: float | None = None) -> T:
+        """Wait for work no longer than allowed."""
+        left = self.limits.timeout if until is None else max(0.0, until - time.monotonic())
+        try:
+            return await asyncio.wait_for(work, left)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            message = "the audio was not made in time; ask for fewer seconds, or later"
+            raise RefusedError(504, message) from error
+        except StoppedError as error:
+            raise RefusedError(503, "the server is shutting down") from error
+
+    async def _timed(self, parts: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:
+        until = time.monotonic() + self.limits.timeout
+        async with aclosing(parts):
+            while True:
+                try:
+                    part = await self._in_time(anext(parts), until)
+                except StopAsyncIteration:
+                    return
+                yield part
+
+    async def _unless_gone(self, request: Request, work: Any) -> Part:
+        """Wait for work, and stop it as soon as the client leaves."""
+        task = asyncio.ensure_future(_coroutine(work))
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise RefusedError(CALLER_LEFT, "the client left")
+        finally:
+            for each in (task, gone):
+                each.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+    async def _converse(self, socket: WebSocket) -> None:
+        """Stream over a websocket: settings come in as JSON, chunks go out as binary messages."""
+        await socket.accept()
+        try:
+            scheme, _, key = socket.headers.get("authorization", "").partition(" ")
+            self._check(key if scheme.lower() == "bearer" else "")
+            message = await self._uploaded(socket.receive())
+            if message["type"] == "websocket.disconnect":
+                return
+            with self.gate.enter():
+                await self._send_stream(socket, message.get("text") or "")
+            await socket.close()
+        except WebSocketDisconnect:
+            return
+        except (RefusedError, SegueError) as error:
+            refusal = error if isinstance(error, RefusedError) else RefusedError.of(error)
+            await socket.send_json({"type": "error", "error": refusal.error})
+            await socket.close({429: 1013, 503: 1012}.get(refusal.status, 1008))
+
+    async def _send_stream(self, socket: WebSocket, text: str) -> None:
+        order = await self._order(from_text(text, Stream))
+        sender = asyncio.ensure_future(self._send_parts(socket, order))
+        gone = asyncio.ensure_future(socket.receive())  # a client says nothing more, but leaves
+        try:
+            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sender.done():
+                sender.result()
+        finally:
+            for each in (sender, gone):
+                each.cancel()
+            await asyncio.gather(sender, gone, return_exceptions=True)
+
+    async def _send_parts(self, socket: WebSocket, order: Order) -> None:
+        rate, seconds = order.pipeline.sample_rate, 0.0
+        start = {"type": "start", "sample_rate": rate, "format": "s16le", "seed": order.seed}
+        await socket.send_json(start)
+        async with aclosing(self._timed(self.engine.run(order))) as parts:
+            async for part in parts:
+                await socket.send_bytes(encoded(part, "pcm"))
+                seconds += part.audio.row().shape[0] / rate
+        await socket.send_json({"type": "end", "seconds": round(seconds, 3)})
+
+
+class PartStream(StreamingResponse):
+    """Audio sent in chunks as it is made; the work stops when the client leaves."""
+
+    def __init__(
+        self,
+        first: Part,
+        parts: AsyncGenerator[Part, None],
+        kind: str,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._parts = parts
+        super().__init__(self._bytes(first, kind), headers=headers, media_type=FORMATS[kind][0])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._parts.aclose()
+
+    async def _bytes(self, first: Part, kind: str) -> AsyncIterator[bytes]:
+        if kind == "wav":
+            yield wav_header(first.audio.sample_rate)
+        yield encoded(first, "pcm")
+        async for part in self._parts:
+            yield encoded(part, "pcm")
+
+
+async def _coroutine(work: Any) -> Part:
+    part: Part = await work
+    return part
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_json(part: Part, order: Order, data: bytes) -> Response:
+    audio, row = part.audio, part.row
+    prompt = int(audio.prompt_samples[row])
+    return JSONResponse(
+        {
+            "audio": base64.b64encode(data).decode(),
+            "format": "wav",
+            "sample_rate": audio.sample_rate,
+            "seconds": int(audio.lengths[row]) / audio.sample_rate,
+            "prompt_seconds": prompt / audio.sample_rate,
+            "seed": order.seed,
+            "notes": list(audio.notes[row]),
+        }
+    )

@@ -1,0 +1,293 @@
+"""Read requests and write answers: JSON and multipart bodies, recordings, sound formats.
+
+Nothing that a client sends names a file, is unpickled or is run.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import secrets
+import struct
+import tempfile
+from typing import Annotated, Any, Literal, TypeVar
+
+import soundfile
+from fastapi import Request, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import from_json
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from segue.apps.server.engine import Order, Part
+from segue.apps.server.limits import Limits
+from segue.core.audio import Audio, read_audio
+from segue.core.errors import AudioError, PluginError, SegueError
+from segue.core.pipeline import Pipeline
+from segue.core.request import MIN_CHUNK, PromptAudio, chosen_sampling
+from segue.core.validation import validate
+
+#: response_format → media type, and libsndfile's names of format and encoding.
+FORMATS = {
+    "wav": ("audio/wav", "WAV", "PCM_16"),
+    "flac": ("audio/flac", "FLAC", "PCM_16"),
+    "mp3": ("audio/mpeg", "MP3", "MPEG_LAYER_III"),
+    "opus": ("audio/ogg", "OGG", "OPUS"),
+    "pcm": ("audio/pcm", "RAW", "PCM_16"),  # little-endian samples
+}
+STREAMED = ("wav", "pcm")
+UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file whose end is not known yet
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class RefusedError(Exception):
+    """An answer that is an error, in the shape of OpenAI's."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, **headers: str) -> None:
+        super().__init__(message)
+        kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.status, self.headers = status, {k.replace("_", "-"): v for k, v in headers.items()}
+        self.error = {"message": message, "type": kind, "param": param, "code": status}
+
+    @classmethod
+    def of(cls, error: SegueError) -> RefusedError:
+        """Pass an error of the pipeline on to the client: what it asked for cannot be met."""
+        if isinstance(error, PluginError):  # the server's fault
+            return cls(500, "the server failed on this request; its log says why")
+        return cls(422, str(error), error.place or None)
+
+    def response(self) -> Response:
+        # ASCII: a message may repeat what the client sent, even letters that are no valid Unicode.
+        text = json.dumps({"error": self.error})
+        return Response(text, self.status, self.headers, "application/json")
+
+
+def _parsed(value: object) -> object:
+    return from_json(value) if isinstance(value, str) else value  # in a form it is text
+
+
+class Asked(BaseModel):
+    """What every request may hold."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str | None = Field(None, description="One of /v1/models; default: the first of them.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**62, description="The same seed gives the same audio. Default: a new one."
+    )
+    temperature: float | None = Field(None, ge=0, le=10, description="For all stages.")
+    top_k: int | None = Field(None, ge=1, description="For all stages.")
+    top_p: float | None = Field(None, gt=0, le=1, description="For all stages.")
+    sampling: Annotated[
+        dict[str, dict[str, float | list[int] | None]], BeforeValidator(_parsed)
+    ] = Field({}, description="By stage: {'acoustic': {'temperature': 0.7}}. In a form, as JSON.")
+    response_format: Literal["wav", "flac", "mp3", "opus", "pcm", "json"] = Field(
+        "wav", description="json holds a WAV file in base64, the seed and notes."
+    )
+
+
+class Generation(Asked):
+    """Audio from nothing."""
+
+    seconds: float = Field(5.0, gt=0, description="Length of the audio to make.")
+    chunk_seconds: float | None = Field(
+        None, ge=MIN_CHUNK, description="Most new audio of one window, or length of a chunk."
+    )
+    stream: bool = Field(False, description="Send the new audio while it is made; wav or pcm.")
+
+
+class Continuation(Generation):
+    """A recording, played on."""
+
+    audio: bytes = Field(
+        description="WAV, FLAC, Ogg, MP3 and others; its end is used. In JSON, as base64."
+    )
+    prompt_audio: PromptAudio = Field(
+        "original", description="What the answer starts with; a stream has the new audio only."
+    )
+
+
+class Stream(Continuation):
+    """The first message of a websocket: a recording to continue, or none."""
+
+    audio: bytes | None = None  # type: ignore[assignment]  # wider than its parent's
+    stream: Literal[True] = True
+    response_format: Literal["pcm"] = "pcm"
+
+
+class Filling(Asked):
+    """A recording, a stretch of which is drawn anew."""
+
+    audio: bytes = Field(description="The whole recording. In JSON, as base64.")
+    start: float = Field(ge=0, description="Where the stretch begins, in seconds.")
+    end: float = Field(gt=0, description="Where it ends, in seconds.")
+    candidates: int = Field(
+        8, ge=1, le=16, description="Drawn by each stage that cannot look both ways."
+    )
+
+
+Body = TypeVar("Body", bound=Asked)
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return OpenAPI's description of a body that may be JSON or a form."""
+    kinds = {}
+    for media, coding in (
+        ("application/json", {"contentEncoding": "base64"}),
+        ("multipart/form-data", {"format": "binary"}),
+    ):
+        schema = model.model_json_schema()
+        if "audio" in schema["properties"]:
+            about = schema["properties"]["audio"]["description"]
+            schema["properties"]["audio"] = {"type": "string", "description": about} | coding
+        kinds[media] = {"schema": schema}
+    return {"requestBody": {"required": True, "content": kinds}}
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """Return what a request asks for.
+
+    Raises:
+        RefusedError: if its type is another, or it is malformed.
+        ConfigError: if a value is wrong.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media == "application/json":
+        return from_text(await request.body(), model)
+    if media != "multipart/form-data":
+        raise RefusedError(415, "send application/json or multipart/form-data")
+    values: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=1, max_fields=32) as form:
+            for name, value in form.multi_items():
+                if name in values:
+                    raise RefusedError(422, f"{name}: is given twice; leave one out", name)
+                values[name] = await value.read() if isinstance(value, UploadFile) else value
+    except HTTPException as error:
+        raise RefusedError(422, f"the form cannot be read: {error.detail}") from error
+    if isinstance(values.get("audio"), str):
+        raise RefusedError(422, "audio: is text; send it as a file: -F audio=@prompt.wav", "audio")
+    return validate(model, values, "")
+
+
+def from_text(text: bytes | str, model: type[Body]) -> Body:
+    """Return what JSON asks for; errors as of ``read_body``."""
+    try:
+        values = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise RefusedError(422, f"the body is not JSON: {error}") from error
+    if isinstance(values, dict) and isinstance(values.get("audio"), str):
+        try:
+            values["audio"] = base64.b64decode(values["audio"], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RefusedError(
+                422, f"audio: is not base64 ({error}); encode it", "audio"
+            ) from error
+    return validate(model, values, "")
+
+
+def read_recording(
+    data: bytes, pipeline: Pipeline, limits: Limits, last_seconds: float | None = None
+) -> Audio:
+    """Decode a recording, and refuse what the pipeline could not use.
+
+    Args:
+        last_seconds: no more than this of its end; None for all.
+
+    Raises:
+        AudioError: if it cannot be used.
+    """
+    if not data:
+        raise AudioError("audio", "is empty", "send a recording")
+    with tempfile.NamedTemporaryFile(prefix="segue-") as copy:
+        copy.write(data)
+        copy.flush()
+        audio = read_audio(
+            copy.name,
+            last_seconds=last_seconds,
+            most_samples=limits.prompt_samples,
+            place="audio",
+        )
+    pipeline.audio.prepared([audio], whole_units=True)
+    return audio
+
+
+def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
+    """Check what was asked for against the pipeline and the server's limits.
+
+    Raises:
+        RefusedError: if it is beyond the limits.
+        SegueError: if the pipeline cannot do it.
+    """
+    name, seconds = "seconds", 0.0
+    if isinstance(asked, Generation):
+        seconds = asked.seconds
+    elif isinstance(asked, Filling):
+        name, seconds = "end", asked.end - asked.start
+    if seconds > limits.seconds:
+        message = f"{name}: {seconds:g} s is too long; ask for at most {limits.seconds:g}"
+        raise RefusedError(422, message, name)
+    stream = isinstance(asked, Generation) and asked.stream
+    if stream and asked.response_format not in STREAMED:
+        message = f"response_format: {asked.response_format} cannot be streamed; use wav or pcm"
+        raise RefusedError(422, message, "response_format")
+    if stream and not pipeline.codec.can_stream:
+        raise RefusedError(
+            422, "stream: the codec of this model cannot stream; leave it out", "stream"
+        )
+    everywhere = asked.model_dump(include={"temperature", "top_k", "top_p"}, exclude_none=True)
+    stages = {*asked.sampling, *(stage.name for stage in pipeline.config.stages)}
+    sampling = {name: everywhere | asked.sampling.get(name, {}) for name in sorted(stages)}
+    chosen_sampling(pipeline.config.stages, sampling)
+    order: dict[str, Any] = {
+        "pipeline": pipeline,
+        "seconds": seconds,
+        "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed,
+        "sampling": {name: changes for name, changes in sampling.items() if changes},
+        "stream": stream,
+    }
+    if isinstance(asked, Filling):
+        recording = read_recording(asked.audio, pipeline, limits)
+        gap = asked.start, asked.end
+        return Order(**order, prompt=recording, gap=gap, candidates=asked.candidates)
+    assert isinstance(asked, Generation)
+    order["chunk_seconds"] = asked.chunk_seconds or (1.0 if stream else None)
+    if isinstance(asked, Continuation) and asked.audio is not None:
+        last = pipeline.config.prompt.max_seconds
+        prompt = read_recording(asked.audio, pipeline, limits, last)
+        return Order(**order, prompt=prompt, prompt_audio=asked.prompt_audio)
+    return Order(**order)
+
+
+def encoded(part: Part, kind: str) -> bytes:
+    """Return a row of audio as a file of a format.
+
+    Raises:
+        AudioError: if the format cannot hold it.
+    """
+    _, container, coding = FORMATS[kind]
+    file = io.BytesIO()
+    try:
+        soundfile.write(
+            file,
+            part.audio.row(part.row).numpy(),
+            part.audio.sample_rate,
+            format=container,
+            subtype=coding,
+            endian="LITTLE" if kind == "pcm" else "FILE",
+        )
+    except (soundfile.LibsndfileError, ValueError) as error:
+        problem = f"{kind} cannot hold audio at {part.audio.sample_rate} Hz"
+        raise AudioError("response_format", problem, "use wav or flac") from error
+    return file.getvalue()
+
+
+def wav_header(sample_rate: int) -> bytes:
+    """Return the header of a mono 16-bit WAV stream of unknown length."""
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", UNKNOWN_SIZE, b"WAVE", b"fmt ", 16, 1, 1),
+        *(sample_rate, 2 * sample_rate, 2, 16, b"data", UNKNOWN_SIZE),
+    )

@@ -1,0 +1,64 @@
+"""`segue serve`: what it refuses, and its life as a process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.apps.conftest import Segue
+
+from segue.apps.server import app
+
+
+def test_two_models_of_one_name_are_refused(segue: Segue, tiny: Path) -> None:
+    assert segue("serve", tiny, tiny).refused("is a second model named 'speech'; leave one out")
+
+
+def test_a_missing_package_is_named(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert segue("serve").refused("needs uvicorn; pip install 'segue[serve]'")
+
+
+def test_limits_are_those_of_the_options(
+    segue: Segue, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(app, "create_app", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self: seen.append(self.config))
+    monkeypatch.setenv("SEGUE_API_KEY", "sesame")
+    options = ["--max-seconds", 7, "--max-upload-mb", 0.5, "--max-requests", 3, "--batch", 2]
+    done = segue("serve", tiny, *options, "--streams", 1, "--timeout", 9, "--grace", 4)
+    assert done.code == 0, done.err
+    (pipelines, limits, key), config = seen
+    assert list(pipelines) == ["speech"] and key == "sesame"
+    assert (limits.seconds, limits.upload_bytes, limits.requests) == (7, 2**19, 3)
+    assert (limits.batch, limits.streams, limits.timeout) == (2, 1, 9)
+    assert (config.host, config.port, config.timeout_graceful_shutdown) == ("127.0.0.1", 8000, 4)
+
+
+@pytest.mark.slow
+def test_a_process_finishes_what_runs_before_it_ends(tiny: Path) -> None:
+    command = [sys.executable, "-m", "segue.apps.cli.main", "serve", str(tiny), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = []
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(r"running on (http://127.0.0.1:\d+)", line):
+                break
+        url = found.group(1)  # type: ignore[union-attr]
+        with httpx.stream(
+            "POST", f"{url}/v1/generations", json={"seconds": 3, "stream": True}
+        ) as answer:
+            pieces = answer.iter_raw()
+            first = next(pieces)
+            process.send_signal(signal.SIGTERM)
+            data = first + b"".join(pieces)
+        assert len(data) == 44 + 3 * 16_000 * 2
+        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert "Traceback" not in "".join(log) + process.stderr.read()
