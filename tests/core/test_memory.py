@@ -219,7 +219,6 @@ def test_a_stream_of_unknown_length_is_bounded_too(
     data[22:26] = bytes(4)
     path.write_bytes(data)
     monkeypatch.setattr(sound_files, "CHECKED", 1000)
-    monkeypatch.setattr(sound_files, "BLOCKS_CHECKED", 2)
     monkeypatch.setattr(sound_files, "shortage", lambda n: "needs more" if n > 5_000_000 else None)
     with pytest.raises(AudioError, match=r"piped\.flac: lasts 0\.0 h and needs more"):
         read_audio(path)
