@@ -240,7 +240,7 @@ BROKEN: list[Broken] = [
 ]  # fmt: skip
 BROKEN_DOMAINS = [
     ("is_called_what_it_is_registered_as", {"name": "two words"}, "not one plain word"),
-    ("every_config_assembles", {"directory": Path(__file__).parent}, "no config.yaml"),
+    ("every_config_assembles", {"directory": Path(__file__).parent}, "neither config.yaml"),
     ("recipe_can_be_called", {"recipe": "math:sqrt"}, "does not take"),
     ("prompt_is_audio", {"prompt": "silence.wav"}, "holds no sound"),
     ("findings_can_be_imported", {"findings": "no_such_module:X"}, "ModuleNotFoundError"),
