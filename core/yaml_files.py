@@ -60,7 +60,13 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError: see ``YAML_ERRORS``.
     """
-    value = yaml.load(text, _loader(text))
+    loader = _loader(text)
+    try:
+        value = yaml.load(text, loader)
+    except yaml.MarkedYAMLError:
+        if loader is _Loader:
+            raise
+        value = yaml.load(text, _Loader)  # its errors name the place better
     waiting, count = [value], 0
     while waiting:
         item = waiting.pop()

@@ -56,7 +56,7 @@ def test_both_domains_continue_their_shipped_prompts(
         assert soundfile.info(wav).duration == pytest.approx(5, abs=0.1)  # 4 s of prompt
         assert picture.read_bytes().startswith(b"\x89PNG")
         facts = json.loads(Path(row["metadata"]).read_text(encoding="utf-8"))
-        assert facts["seed"] == 5 and facts["config"]["name"] == name
+        assert facts["seed"] == 5 and facts["pipeline"] == name
     for column in COLUMNS:
         assert column in done.out
     assert "out/speech.wav" in done.out and str(rows()[0]["real-time factor"]) in done.out

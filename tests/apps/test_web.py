@@ -87,7 +87,7 @@ def test_variants_have_their_own_sounds_and_one_config(
     assert numpy.abs(alone.row().numpy() - wave).max() < 1e-3
     facts = json.loads(second.config.read_text())
     assert facts["sampling"]["acoustic"]["temperature"] == 0.5
-    assert facts["config"]["name"] == "speech"
+    assert facts["pipeline"] == "speech"
     assert second.picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -499,7 +499,7 @@ def test_metadata_names_files_without_their_folders(pipeline: Pipeline) -> None:
 
     parts = {**pipeline.assembly.parts}
     parts["codec"] = replace(parts["codec"], options=Placed())
-    request = Request("generate", 1.0, 0, 1, {})
+    request = Request("generate", 1.0, (0,), {})
     found = metadata_of(request, replace(pipeline.assembly, parts=parts))["config"]["codec"]
     assert found["options"] == {"weights": "lyra", "source": {"path": "gpt2", "name": "a/b"}}
 
