@@ -184,11 +184,14 @@ class PromptConfig(Options):
         max_seconds: only the end of longer prompts is used.
         level: RMS, that of the training data, that prompts are brought to before they are
             tokenized; the result is brought back to the prompt's own level. None changes nothing.
+        match_codec: make a continuation as much louder or quieter as the recorded prompt is than
+            its codec version: few levels of a codec lose some of the level.
     """
 
     min_seconds: float = Field(default=0.5, ge=0.01)
     max_seconds: float = Field(default=10.0, ge=0.01)
     level: float | None = Field(default=None, gt=0, le=1)
+    match_codec: bool = False
 
     @model_validator(mode="after")
     def _some_prompt_fits(self) -> PromptConfig:

@@ -296,6 +296,13 @@ class LoadedPipeline:
         """Return the factors between the level of each row and that of the training data."""
         return self.audio.gains(request.prompts) if request.prompts else torch.ones(request.batch)
 
+    def _scale(self, request: Request, codes: Tokens) -> Float[Tensor, "B"]:
+        """Return what decoded audio is divided by, to have the level of the prompts."""
+        gains = self._gains(request)
+        if request.task != "continue" or not self.audio.limits.match_codec:
+            return gains
+        return gains * self.audio.codec_gains(request.prompts, gains, codes)
+
     def _generation(self, request: Request, progress: Progress | None) -> Generation:
         """Encode the prompts; return the stages that draw every stream that is not known."""
         prompt, known = self.audio.no_prompt(request.batch), frozenset[str]()
@@ -320,7 +327,8 @@ class LoadedPipeline:
         self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
     ) -> GeneratedAudio:
         """Decode the streams that were drawn, and join them to the recorded prompts."""
-        wave = self.audio.decode(streams[ACOUSTIC]) / self._gains(request)[:, None]
+        scale = self._scale(request, streams[ACOUSTIC])
+        wave = self.audio.decode(streams[ACOUSTIC]) / scale[:, None]
         lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
         kept = torch.zeros_like(lengths)
         if request.task == "continue":

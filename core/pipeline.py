@@ -191,14 +191,15 @@ class Pipeline(LoadedPipeline):
             yield from self._pieces(request, report)
 
     def _pieces(self, request: Request, report: Progress | None) -> Iterator[GeneratedAudio]:
-        generation, gains = self._generation(request, report), self._gains(request)
+        generation = self._generation(request, report)
+        scale = self._scale(request, generation.prompt[ACOUSTIC])
         assert request.chunk_seconds is not None
         pieces = generation.acoustic_pieces(
             Fraction(request.chunk_seconds).limit_denominator(10**6)
         )
         for wave, codes in self.audio.decode_pieces(generation.prompt[ACOUSTIC], pieces):
             tokens = {ACOUSTIC: codes}
-            audio = GeneratedAudio.of(request, wave / gains, self.sample_rate, tokens)
+            audio = GeneratedAudio.of(request, wave / scale, self.sample_rate, tokens)
             yield self._deliver(request, audio)
 
     def fill(

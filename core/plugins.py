@@ -383,7 +383,8 @@ def _import(record: PluginRecord, target: str, place: str) -> Any:
         with nullcontext() if own else redirect_stdout(sys.stderr):
             return import_target(target)
     except (Exception, SystemExit) as error:
-        text = f"{_full_name(record)} cannot be imported from {target}: {described(error, target)}"
+        name, why = _full_name(record), described(error, target)
+        text = f"{name} cannot be imported from {target}: {why}"
         missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if missing and f"{target.partition(':')[0]}.".startswith(f"{missing}."):
             fix = (
@@ -393,9 +394,7 @@ def _import(record: PluginRecord, target: str, place: str) -> Any:
         elif isinstance(error, ImportError) and record.extra:
             # The extras of a local registry file's components are Segue's.
             local = "/" in record.source or "\\" in record.source
-            text = (
-                f"{_full_name(record)} needs the extra {record.extra!r}: {described(error, target)}"
-            )
+            text = f"{name} needs the extra {record.extra!r}: {why}"
             fix = f"pip install '{FIRST_PARTY if local else record.source}[{record.extra}]'"
         else:
             fix = f"install what is missing, or report it to {record.source}"
@@ -441,13 +440,11 @@ def default_host() -> PluginHost:
     """Return the host of this process, discovered when it is first asked for."""
     global _default
     with _default_lock:
-        if _default is None:
-            _default = PluginHost.discover()
+        _default = _default or PluginHost.discover()
         return _default
 
 
 def reset_default_host() -> None:
     """Forget the host of this process, so that the next one discovers anew; for tests."""
     global _default
-    with _default_lock:
-        _default = None
+    _default = None

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import Audio, prepare, resample
+from segue.core.audio import SILENCE, Audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
 from segue.core.inputs import Prompt, as_prompt
@@ -23,6 +23,7 @@ from segue.core.tokens import Tokens, WaveBatch
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
 NOTED_GAIN = 100.0  # 40 dB: a user should know
+MAX_CODEC_GAIN = 4.0  # 12 dB: a codec that changes more is broken, and noise would be raised
 PIECE_SECONDS = 20.0  # longer audio is encoded and decoded in pieces of this length
 MARGIN_SECONDS = 2.0  # of audio around a piece, where a codec cannot encode chunk by chunk
 
@@ -207,6 +208,27 @@ class Transcoder:
             samples = row.shape[1] * self.codec.spec.frame_size
             waves.append(check_wave(self.codec, wave, 1, samples)[0].float().cpu())
         return WaveBatch.pad(waves).wave
+
+    def codec_gains(
+        self, audios: Sequence[Audio], gains: Float[Tensor, "B"], codes: Tokens
+    ) -> Float[Tensor, "B"]:
+        """Return by what the codec changes the level of each prompt: below 1 if it gets quieter.
+
+        Args:
+            audios: prompts of whole frames.
+            gains: the factors that they were encoded with.
+            codes: those of the prompts; what follows them does not matter.
+        """
+        frames = [audio.wave.shape[0] // self.codec.spec.frame_size for audio in audios]
+        wave = self.decode(codes.cut(torch.tensor(frames, device=codes.lengths.device)))
+        found = []
+        for audio, gain, decoded in zip(audios, gains, wave, strict=True):
+            before = (audio.wave * gain).square().mean().sqrt()
+            after = decoded[: audio.wave.shape[0]].square().mean().sqrt()
+            # A prompt that is all but silent says nothing about the codec.
+            silent = min(before, after) < SILENCE
+            found.append(1.0 if silent else float(after / before))
+        return torch.tensor(found).clamp(1 / MAX_CODEC_GAIN, MAX_CODEC_GAIN)
 
     @torch.inference_mode()
     def _next(self, decoder: StreamingDecoder, codes: Tokens | None) -> Float[Tensor, "1 T"]:

@@ -385,6 +385,29 @@ def test_however_quiet_a_prompt_is_its_result_has_its_level(pipeline: Pipeline) 
         assert any("as quiet as the prompt" in note for note in quiet.notes[0]) == (decibels < -70)
 
 
+def test_a_continuation_makes_up_for_the_level_that_the_codec_loses(
+    pipeline: Pipeline, tiny_pipelines: dict[str, Path]
+) -> None:
+    matching = Pipeline.from_pretrained(
+        tiny_pipelines["speech"], overrides=["prompt.match_codec=true"]
+    )
+    asked = {"seconds": 0.4, "seed": 2, "chunk_seconds": 0.4}
+    prompts = [(melody(1.0, seed=5), RATE), (0.3 * melody(0.8, seed=6), RATE)]
+    plain = pipeline.continue_batch(prompts, **asked, prompt_audio="codec")
+    matched = matching.continue_batch(prompts, **asked, prompt_audio="codec")
+    assert same(plain, matched)
+    for row, (recorded, _) in enumerate(prompts):
+        kept = int(plain.prompt_samples[row])
+        alone = plain.row(row)[:kept].square().mean().sqrt()
+        lost = (recorded.square().mean().sqrt() / alone).clamp(0.25, 4)
+        assert lost != 1
+        expected = (plain.row(row) * lost).clamp(-1, 1)
+        torch.testing.assert_close(matched.row(row), expected, rtol=0.02, atol=1e-3)
+    whole = matching.continue_(prompts[0][0], RATE, **asked).continuation()
+    streamed = torch.cat([c.row() for c in matching.stream(prompts[0][0], RATE, **asked)])
+    torch.testing.assert_close(streamed, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("wave", "rate", "place"),
     [
