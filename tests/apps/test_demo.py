@@ -12,7 +12,9 @@ import soundfile
 from tests.apps.conftest import Finished, Segue, tone
 
 from segue.apps import demo
+from segue.core.config_files import find_domain
 from segue.core.domain import Domain
+from segue.core.plugins import default_host
 
 pytest.importorskip("matplotlib")
 
@@ -24,11 +26,18 @@ COLUMNS = ("domain", "prompt", "seconds generated", "real-time factor", "seed", 
 def run_demo(segue: Segue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Demo:
     """Run the demo where no collection of real recordings is at hand."""
     monkeypatch.setattr(demo, "RECORDINGS", tmp_path / "nothing here")
+    # The tiny pipelines of these tests have one variant.
+    monkeypatch.setattr(demo, "PIPELINES", {name: name for name in demo.PIPELINES})
 
     def run(*arguments: object) -> Finished:
         return segue("--output", "out", *arguments, program=demo.main)
 
     return run
+
+
+def test_it_runs_pipelines_that_come_with_segue() -> None:
+    for domain, source in demo.PIPELINES.items():
+        assert source in find_domain(domain, default_host()).pretrained_names
 
 
 def rows() -> Any:
