@@ -159,7 +159,7 @@ def test_type_checkers_find_an_editable_install(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     run(sys.executable, "tools/typing_tree.py", cwd=ROOT)
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
-    (site,) = (tmp_path / "venv").glob("lib*/python*/site-packages")
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     stubs = next(path for path in sys.path if (Path(path) / "segue-stubs.pth").is_file())
     shutil.copy2(Path(stubs) / "segue-stubs.pth", site)
     ours = [path for path in sys.path if path.endswith("site-packages")]
