@@ -220,6 +220,7 @@ class Transcoder:
             codes: those of the prompts; what follows them does not matter.
         """
         frames = [audio.wave.shape[0] // self.codec.spec.frame_size for audio in audios]
+        # Decoded without what follows, so that a stream, which has not drawn it yet, agrees.
         wave = self.decode(codes.cut(torch.tensor(frames, device=codes.lengths.device)))
         found = []
         for audio, gain, decoded in zip(audios, gains, wave, strict=True):

@@ -7,7 +7,7 @@ import base64
 import hmac
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -58,6 +58,12 @@ ERROR = {
             },
         }
     },
+}
+#: What clients may ask for: the body, and a summary.
+TASKS: dict[str, tuple[type[Asked], str]] = {
+    "continuations": (Continuation, "Continue a recording"),
+    "generations": (Generation, "Generate audio from nothing"),
+    "fill": (Filling, "Draw a stretch of a recording anew"),
 }
 CALLER_LEFT = 499  # nobody reads it; it counts in the metrics
 CAUSES = {
@@ -141,7 +147,7 @@ async def _crash(request: Request, error: Exception) -> Response:
 
 
 class Service:
-    """What the routes share.
+    """Hold what the routes share.
 
     Attributes:
         engine: made when the server starts.
@@ -196,35 +202,24 @@ class Service:
                 "include_in_schema": shown,
             }
 
-            @router.post(
-                f"{prefix}/continuations",
-                summary="Continue a recording",
-                openapi_extra=body_schema(Continuation),
-                **options,
-            )
-            async def continuations(request: Request) -> Response:
-                return await self._answer(request, Continuation)
-
-            @router.post(
-                f"{prefix}/generations",
-                summary="Generate audio from nothing",
-                openapi_extra=body_schema(Generation),
-                **options,
-            )
-            async def generations(request: Request) -> Response:
-                return await self._answer(request, Generation)
-
-            @router.post(
-                f"{prefix}/fill",
-                summary="Draw a stretch of a recording anew",
-                openapi_extra=body_schema(Filling),
-                **options,
-            )
-            async def fill(request: Request) -> Response:
-                return await self._answer(request, Filling)
-
+            for name, (model, summary) in TASKS.items():
+                router.add_api_route(
+                    f"{prefix}/{name}",
+                    self._route(model),
+                    methods=["POST"],
+                    name=name,
+                    summary=summary,
+                    openapi_extra=body_schema(model),
+                    **options,
+                )
         router.add_api_websocket_route("/stream", self._converse)
         return router
+
+    def _route(self, model: type[Asked]) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def answer(request: Request) -> Response:
+            return await self._answer(request, model)
+
+        return answer
 
     def _add_models(self, router: APIRouter) -> None:
         keyed = [Depends(self._check_key)]
@@ -324,17 +319,10 @@ class Service:
 
     async def _unless_gone(self, request: Request, work: Any) -> Part:
         """Wait for work, and stop it as soon as the client leaves."""
-        task = asyncio.ensure_future(_coroutine(work))
-        gone = asyncio.ensure_future(_left(request))
-        try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        async with _first_of(_coroutine(work), _left(request)) as task:
             if task.done():
                 return task.result()
             raise RefusedError(CALLER_LEFT, "the client left")
-        finally:
-            for each in (task, gone):
-                each.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
 
     async def _converse(self, socket: WebSocket) -> None:
         """Stream over a websocket: settings come in as JSON, chunks go out as binary messages."""
@@ -357,16 +345,10 @@ class Service:
 
     async def _send_stream(self, socket: WebSocket, text: str) -> None:
         order = await self._order(from_text(text, Stream))
-        sender = asyncio.ensure_future(self._send_parts(socket, order))
-        gone = asyncio.ensure_future(socket.receive())  # a client says nothing more, but leaves
-        try:
-            await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
+        # A client says nothing more, but leaves.
+        async with _first_of(self._send_parts(socket, order), socket.receive()) as sender:
             if sender.done():
                 sender.result()
-        finally:
-            for each in (sender, gone):
-                each.cancel()
-            await asyncio.gather(sender, gone, return_exceptions=True)
 
     async def _send_parts(self, socket: WebSocket, order: Order) -> None:
         rate, seconds = order.pipeline.sample_rate, 0.0
@@ -404,6 +386,21 @@ class PartStream(StreamingResponse):
         yield encoded(first, "pcm")
         async for part in self._parts:
             yield encoded(part, "pcm")
+
+
+@asynccontextmanager
+async def _first_of(
+    work: Coroutine[Any, Any, T], leaving: Coroutine[Any, Any, Any]
+) -> AsyncIterator[asyncio.Task[T]]:
+    """Yield the work's task once it is done or the client leaves; then stop both."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leaving)
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        yield task
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _coroutine(work: Any) -> Part:

@@ -69,7 +69,7 @@ def _parsed(value: object) -> object:
 
 
 class Asked(BaseModel):
-    """What every request may hold."""
+    """Fields that every request may hold."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

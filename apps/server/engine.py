@@ -61,7 +61,7 @@ class Order:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What must be equal for orders to be computed as one batch."""
+        """Everything that must be equal for orders to be computed as one batch."""
         sampling = json.dumps(self.sampling, sort_keys=True)
         if self.gap is not None:  # filled alone
             return (id(self),)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes on; everything beyond is refused at once.
+    """Bound what one server takes on; everything beyond is refused at once.
 
     Attributes:
         upload_bytes: size of a request's body.

@@ -311,7 +311,7 @@ def launch(
         primary_hue="indigo",
         neutral_hue="slate",
         font=FONTS,
-        font_mono=["ui-monospace", "monospace"],
+        font_mono=FIXED_FONTS,
     )
     blocks.queue(max_size=MOST_WAITING)
     blocks.launch(
