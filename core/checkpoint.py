@@ -26,6 +26,7 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import CODES, pack, unpack
 from segue.core.errors import CheckpointError, ConfigError, OutputError, UntrainedError
 from segue.core.files import atomic_directory, write_json
+from segue.core.fingerprints import token_digest
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.lora import load_plain, plain_state
 from segue.core.memory import bounded_build, shortage
@@ -123,8 +124,10 @@ def save_component(
         state: the component's state dict if it was gathered from several ranks, or a tokenizer's
             ``token_state``.
     """
+    proof = ""
     if isinstance(component, Tokenizer):
-        component.seal(use)
+        proof = component.token_digest(use)
+        proof = "" if component.seal(use) == proof else proof
     found = component.state_dict() if state is None else state
     # Cloned, as safetensors refuses tensors that share storage.
     plain = plain_state(component, found)
@@ -142,6 +145,7 @@ def save_component(
         trained=dict(trained),
         distribution=distribution,
         version=version,
+        token_digest=proof,
     )
     save_tensors(state, directory / WEIGHTS)
     write_json(directory / MANIFEST, asdict(manifest))
@@ -284,11 +288,20 @@ def _last_line(error: Exception) -> str:
 
 
 def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
-    recorded = read_manifest(directory).token_spec
-    actual = component.seal(use)
-    if recorded is not None and recorded.fingerprint != actual:
+    """Check that weights make the tokens that the manifest names, and keep the name."""
+    manifest = read_manifest(directory)
+    if manifest.token_spec is None:
+        return
+    recorded, actual = manifest.token_spec.fingerprint, component.seal(use)
+    if recorded == actual:
+        return
+    # Fingerprints of older checkpoints hash all weights, also those that decide no token.
+    older = token_digest(use, component.config, component.state_dict())
+    if recorded != older and manifest.token_digest != component.token_digest(use):
         raise CheckpointError(
             str(directory),
-            f"weights have fingerprint {actual}, {MANIFEST} says {recorded.fingerprint}",
+            f"weights have fingerprint {actual}, {MANIFEST} says {recorded}",
             "restore both files from the same checkpoint: tokens would change their meaning",
         )
+    component.keep_fingerprint(use, recorded)
+    component.seal(use)

@@ -38,6 +38,8 @@ class ComponentManifest:
         trained: the data and steps of its training; free-form, for people and model cards.
         distribution: package that the plugin came from; empty if unknown, as in older files.
         version: of that package.
+        token_digest: hash of what decides a tokenizer's tokens where its fingerprint is an older
+            hash; empty where the fingerprint is that hash.
     """
 
     kind: Kind
@@ -49,6 +51,7 @@ class ComponentManifest:
     format_version: int = FORMAT_VERSION
     distribution: str = ""
     version: str = ""
+    token_digest: str = ""
 
     @property
     def made_by(self) -> str:

@@ -12,7 +12,6 @@ Shape legend, used everywhere: B batch, T samples, N frames, Q levels, D width, 
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,14 +22,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
+from segue.core.fingerprints import token_digest
 from segue.core.options import (
-    FINGERPRINT_DIGITS,
     Decoding,
     DetectorOptions,
     Options,
     Sampling,
     TokenizerOptions,
-    options_digest,
 )
 from segue.core.promises import check_attribute
 from segue.core.spec import StageSpec, TokenSpec
@@ -170,14 +168,6 @@ class Component(nn.Module, ABC):
         return True
 
 
-def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Add names, types, shapes and values to a hash, independent of their order."""
-    for key, tensor in sorted(tensors.items()):
-        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy().tobytes())
-
-
 class Tokenizer(Component):
     """Turn audio into tokens: the base of semantic tokenizers and acoustic codecs."""
 
@@ -186,6 +176,7 @@ class Tokenizer(Component):
     def __init__(self, config: TokenizerOptions) -> None:
         super().__init__(config)
         self._fingerprint = ""
+        self._saved_as: dict[str, str] = {}  # digest of tokens -> fingerprint they were saved with
 
     @property
     def spec(self) -> TokenSpec:
@@ -195,14 +186,21 @@ class Tokenizer(Component):
     def seal(self, name: str) -> str:
         """Compute, keep and return the fingerprint; call it whenever weights were loaded or learnt.
 
-        The fingerprint hashes the registered name, the options and every tensor of
-        ``token_state``. A tokenizer that learns nothing keeps constant tables in non-persistent
-        buffers: assembly then knows its fingerprint from its name and options alone.
+        It is ``token_digest``, or what the same tokens were called when they were saved. A
+        tokenizer that learns nothing keeps constant tables in non-persistent buffers: assembly then
+        knows its fingerprint from its name and options alone.
         """
-        digest = options_digest(name, self.config)
-        add_tensors(digest, self.token_state())
-        self._fingerprint = digest.hexdigest()[:FINGERPRINT_DIGITS]
+        digest = self.token_digest(name)
+        self._fingerprint = self._saved_as.get(digest, digest)
         return self._fingerprint
+
+    def token_digest(self, name: str) -> str:
+        """Return the hash of the registered name, the options and ``token_state``."""
+        return token_digest(name, self.config, self.token_state())
+
+    def keep_fingerprint(self, name: str, fingerprint: str) -> None:
+        """Keep the fingerprint that these tokens were saved with, while they stay the same."""
+        self._saved_as[self.token_digest(name)] = fingerprint
 
     def token_state(self) -> Mapping[str, Tensor]:
         """Return the tensors that determine what a token means; by default all of them."""

@@ -22,7 +22,7 @@ from segue.core.audio import SILENCE, Audio, resample
 from segue.core.checkpoint import save_tensors
 from segue.core.errors import AudioError, CheckpointError, DataError
 from segue.core.files import atomic_path, write_json
-from segue.core.interfaces import add_tensors
+from segue.core.fingerprints import add_tensors
 from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.core.yaml_files import parse_yaml

@@ -55,6 +55,11 @@ class TrainedCodec(AcousticCodec):
     def attempt(self, batch: WaveBatch) -> Attempt:
         """Encode, quantize and decode one batch of crops, with gradients."""
 
+    def token_state(self) -> Mapping[str, Tensor]:
+        """Return the encoder and the codes: neither decoder nor running means decide a token."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if k.startswith("encoder.") or k.endswith(".codes")}
+
     def adversary(self) -> Adversary | None:
         options = self.config.adversary
         return None if options.none else CodecAdversary(options)

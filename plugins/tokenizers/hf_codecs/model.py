@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import DacModel, EncodecModel, MimiModel, PreTrainedModel
 from transformers.models.mimi.modeling_mimi import MimiEuclideanCodebook
 
-from segue.core.interfaces import AcousticCodec, Ids, Lengths, Tokens, Wave, add_tensors
+from segue.core.fingerprints import add_tensors
+from segue.core.interfaces import AcousticCodec, Ids, Lengths, Tokens, Wave
 from segue.plugins.layers.hugging_face import load_model
 from segue.plugins.tokenizers.hf_codecs.config import (
     DacOptions,
