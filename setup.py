@@ -6,7 +6,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
+FOLDERS = (
+    "core", "sound", "inference", "data", "training", "evaluation", "findings", "testing",
+    "plugins", "apps",
+)  # fmt: skip
 ROOTS = {folder: f"segue.{folder}" for folder in FOLDERS}
 
 

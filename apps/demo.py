@@ -20,7 +20,7 @@ from segue.apps.cli.output import (
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.saving import check_outputs, metadata_path, save_audio
 from segue.core.errors import DataError
-from segue.core.threads import prepare_threads
+from segue.inference.threads import prepare_threads
 
 #: Where a collection of real recordings may lie beside a checkout; used if it is there.
 RECORDINGS = Path("../shared/data/speech")
@@ -85,9 +85,9 @@ def _target(output: Path, name: str) -> Path:
 
 
 def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) -> dict[str, Any]:
-    from segue.core.audio import read_audio
     from segue.core.config_files import find_config
-    from segue.core.pipeline import Pipeline
+    from segue.inference.pipeline import Pipeline
+    from segue.sound.reading import read_audio
 
     # The first seconds: the recording's own continuation stays unused, to compare with.
     audio = read_audio(prompt, first_seconds=PROMPT_SECONDS)

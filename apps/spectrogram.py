@@ -12,7 +12,7 @@ from segue.core.errors import OutputError
 from segue.core.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
-    from segue.core.request import GeneratedAudio
+    from segue.inference.request import GeneratedAudio
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
 ROW_INCHES, MOST_FILES = 1.7, 100  # height of each row, and most rows
@@ -67,7 +67,7 @@ def draw_spectrograms(
         AudioError: if a file cannot be read.
         OutputError: if matplotlib is missing or the picture cannot be written.
     """
-    from segue.core.audio import read_audio
+    from segue.sound.reading import read_audio
 
     check_picture(output)
     check_writable(output)

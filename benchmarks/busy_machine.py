@@ -25,7 +25,7 @@ if not __package__:  # run as a script: import from the checkout's root, not fro
 from benchmarks.pipelines import DOMAINS, command
 from benchmarks.report import Report
 from benchmarks.timing import machine, seconds
-from segue.core.threads import available_cores
+from segue.inference.threads import available_cores
 
 BUSY = (0, 1, 2, 4)
 GOAL = 1.3

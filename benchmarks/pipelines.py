@@ -15,16 +15,16 @@ from torch import Tensor
 
 from benchmarks.report import Report
 from benchmarks.timing import median_seconds, peak_memory_mib, seconds
-from segue.core.audio import read_audio
 from segue.core.config_files import find_domain
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.options import Decoding, Sampling
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host
 from segue.core.sampling import row_generators
+from segue.inference.pipeline import Pipeline
 from segue.plugins.layers import drawing
 from segue.plugins.layers.drawing import Drawer
 from segue.plugins.layers.quantize import rounded
+from segue.sound.reading import read_audio
 
 DOMAINS = ("speech", "piano")
 STEPWISE = ("speech/three_stage", "piano/two_stage")  # whose stages all draw from left to right

@@ -149,8 +149,9 @@ class Latents:
 
     def __init__(self, folder: Path) -> None:
         from segue import Pipeline
-        from segue.core.audio import read_audio, resample
+        from segue.core.audio import resample
         from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
+        from segue.sound.reading import read_audio
 
         codec = Pipeline.from_pretrained("speech").codec
         assert isinstance(codec, SpectralCodec)

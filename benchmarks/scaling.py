@@ -29,7 +29,7 @@ import torch
 from benchmarks.data_and_training import SEGUE, TOKENIZERS, make_recordings, run
 from benchmarks.report import Report
 from benchmarks.timing import machine, peak_memory_mib, seconds
-from segue.core.mpeg import find_frames
+from segue.sound.mpeg import find_frames
 
 FACTOR = 10
 RATE, CHANNELS = 44_100, 2
@@ -41,7 +41,7 @@ CROPS = 8  # that a step of training on audio draws
 
 def child_reading(folder: Path, _: float) -> None:
     """Read a file block by block at another rate, as `segue tokenize` does."""
-    from segue.core.open_audio import open_audio
+    from segue.sound.open_audio import open_audio
 
     with open_audio(folder / "a.wav") as opened:
         assert sum(len(block) for block in opened.blocks_at(16_000))
@@ -58,8 +58,8 @@ def child_mp3(folder: Path, _: float) -> None:
 
 
 def child_detect(folder: Path, _: float) -> None:
-    from segue.core.detection import judge_file, load_detector, shipped
     from segue.core.plugins import default_host
+    from segue.inference.detection import judge_file, load_detector, shipped
 
     host = default_host()
     judge_file(load_detector(shipped("speech", host), host), folder / "a.wav")

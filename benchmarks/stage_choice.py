@@ -23,11 +23,12 @@ import torch
 import yaml
 
 from benchmarks.timing import machine, seconds
-from segue.core.audio import Audio, read_audio
+from segue.core.audio import Audio
 from segue.core.config import Work
 from segue.core.config_files import find_domain
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host
+from segue.inference.pipeline import Pipeline
+from segue.sound.reading import read_audio
 
 ROWS = 16
 

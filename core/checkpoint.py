@@ -7,7 +7,7 @@ A checkpoint is a directory of two files: ``component.json`` describes the compo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from segue.core.errors import CheckpointError, ConfigError, OutputError, Untrain
 from segue.core.files import atomic_directory, write_json
 from segue.core.fingerprints import token_digest
 from segue.core.interfaces import Component, StageLM, Tokenizer
-from segue.core.lora import load_plain, plain_state
 from segue.core.memory import bounded_build, shortage
 from segue.core.plugins import PluginHost
 from segue.core.records import Kind
@@ -121,7 +120,7 @@ def save_component(
             matrices as eight-bit codes (``segue.core.eight_bits``). Weights of a tokenizer never
             change, as its fingerprint hashes them: those that half precision holds exactly are
             stored in it.
-        state: the component's state dict if it was gathered from several ranks, or a tokenizer's
+        state: what to store in place of the component's state dict, such as a tokenizer's
             ``token_state``.
     """
     proof = ""
@@ -130,8 +129,7 @@ def save_component(
         proof = "" if component.seal(use) == proof else proof
     found = component.state_dict() if state is None else state
     # Cloned, as safetensors refuses tensors that share storage.
-    plain = plain_state(component, found)
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in plain.items()}
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
     if dtype is not None:
         exactly = isinstance(component, Tokenizer)
         state = _halved_exactly(state) if exactly else _converted(state, dtype)
@@ -229,10 +227,18 @@ def _check_replaceable(directory: Path) -> None:
 # --- load -------------------------------------------------------------------------------------
 
 
-def load_state(component: Component, directory: Path, use: str) -> None:
+def load_state(
+    component: Component,
+    directory: Path,
+    use: str,
+    load: Callable[[Component, Mapping[str, Tensor]], object] = Component.load_state_dict,
+) -> None:
     """Load the weights of a checkpoint into a component built from its manifest.
 
     Tensors of a tokenizer's ``training_state`` may be missing: they stay as they were built.
+
+    Args:
+        load: puts the weights into the component, for one whose modules were changed since.
 
     Raises:
         CheckpointError: if weights are missing, do not fit, or are not those that were
@@ -242,7 +248,7 @@ def load_state(component: Component, directory: Path, use: str) -> None:
     optional = component.training_state() if isinstance(component, Tokenizer) else {}
     try:
         # Stored halves and codes become the component's own floating-point type.
-        load_plain(component, {**optional, **stored})
+        load(component, {**optional, **stored})
     except RuntimeError as error:
         raise CheckpointError(
             str(directory / WEIGHTS),

@@ -1,10 +1,5 @@
-"""Forward the former place of the conformance checks to ``segue.testing``, for one version."""
+"""Forward to ``segue.testing``."""
 
-import warnings
-from importlib import import_module  # by name, since core imports none of its siblings
+from segue.core.moved import forward
 
-warnings.warn("import segue.testing in place of segue.core.conformance", DeprecationWarning, 2)
-
-
-def __getattr__(name: str) -> object:
-    return getattr(import_module("segue.testing"), name)
+__getattr__ = forward(__name__, "segue.testing")

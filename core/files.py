@@ -199,6 +199,11 @@ def _umask() -> int:
     return mask
 
 
+def native(path: Path) -> str | bytes:
+    """Return a name that libsndfile can open even if it is not valid Unicode."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
 def cache_directory() -> Path:
     """Return where indexes and fetched shards are kept: ``SEGUE_CACHE``, or ``~/.cache/segue``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

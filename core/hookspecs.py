@@ -17,8 +17,8 @@ import pluggy
 from segue.core.records import PluginRecord
 
 if TYPE_CHECKING:
-    from segue.core.pipeline import Pipeline
-    from segue.core.request import GeneratedAudio, GenerationRequest
+    from segue.inference.pipeline import Pipeline
+    from segue.inference.request import GeneratedAudio, GenerationRequest
 
 PROJECT = "segue"
 ENTRY_POINT_GROUP = "segue.plugins"

@@ -3,8 +3,8 @@
 Start here. Audio becomes two token streams: a ``SemanticTokenizer`` emits one token per frame that
 says what is said or played, an ``AcousticCodec`` emits Q tokens per frame that say how it sounds,
 and turns them back into audio. A ``StageLM`` predicts some levels of a stream from others. A
-pipeline (``segue.core.pipeline``) is one tokenizer of each kind and a list of stages;
-``segue.core.assembly`` proves that they fit, ``segue.core.generation`` runs the stages.
+pipeline (``segue.inference.pipeline``) is one tokenizer of each kind and a list of stages;
+``segue.core.assembly`` proves that they fit, ``segue.inference.generation`` runs the stages.
 
 Shape legend, used everywhere: B batch, T samples, N frames, Q levels, D width, V codebook size.
 ``segue.testing`` checks each promise made here for anyone's plugin.

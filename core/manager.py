@@ -1,9 +1,5 @@
-"""Forward the former place of the plugin host to ``segue.core.plugins``, for one version."""
+"""Forward to ``segue.core.plugins``."""
 
-import warnings
+from segue.core.moved import forward
 
-from segue.core.plugins import PluginHost, PluginStatus, default_host, reset_default_host
-
-__all__ = ["PluginHost", "PluginStatus", "default_host", "reset_default_host"]
-
-warnings.warn("import segue.core.plugins in place of segue.core.manager", DeprecationWarning, 2)
+__getattr__ = forward(__name__, "segue.core.plugins")

@@ -14,6 +14,7 @@ from segue.core.errors import ConfigError
 SEMANTIC = "semantic"
 ACOUSTIC = "acoustic"
 STREAMS = (SEMANTIC, ACOUSTIC)
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000  # Hz, of audio that is read
 
 _RATE = re.compile(r"\d{1,9}(/\d{1,9})?")
 _SLICE = re.compile(r"^(?P<stream>[a-z_]+)(\[(?P<start>\d+):(?P<stop>\d+)\])?$")

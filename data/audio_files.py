@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from segue.core.audio import Audio, decoding
+from segue.core.audio import Audio
 from segue.core.errors import AudioError
-from segue.core.open_audio import OpenAudio
-from segue.core.sound_files import SoundReader
 from segue.data.places import Section, is_url, open_bytes, read_range
 from segue.data.recordings import WHOLE_FILE, Recording
+from segue.sound.open_audio import OpenAudio
+from segue.sound.reader import SoundReader
+from segue.sound.reading import decoding
 
 READ_WHOLE = 1 << 24  # bytes: up to here a tar's member is fetched by one read
 

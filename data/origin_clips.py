@@ -23,11 +23,11 @@ from segue.core.checkpoint import save_tensors
 from segue.core.errors import AudioError, CheckpointError, DataError
 from segue.core.files import atomic_path, write_json
 from segue.core.fingerprints import add_tensors
-from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.core.yaml_files import parse_yaml
 from segue.data.audio_files import open_recording, to_16_bit
 from segue.data.recordings import UNKNOWN, Recording
+from segue.inference.pipeline import Pipeline
 
 PLAN, CLIPS = "examples.json", "clips"
 TESTED_SHARE = 5  # every fifth group of those a pipeline learnt from is kept for the test

@@ -25,10 +25,10 @@ import soundfile
 
 from segue.core.errors import DataError, OutputError
 from segue.core.files import atomic_path, cache_directory
-from segue.core.sound_files import SoundReader
 from segue.data.manifest import Note, is_audio
 from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
 from segue.data.recordings import Recording
+from segue.sound.reader import SoundReader
 
 INDEX_VERSION = 2
 THREADS = 8  # tars that are looked through at a time

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import Audio, resample
-from segue.core.detection import judge
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import ORIGINS, Detector
 from segue.core.progress import Progress
 from segue.data.origin_clips import Clip, as_float, trimmed
 from segue.evaluation.statistics import grouped_summary
+from segue.inference.detection import judge
 
 LEVELS = "coded, levels "  # begins the names of figures by level
 Wave = Float[Tensor, "T"]

@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from segue.core.audio import Audio, prepare, read_audio
+from segue.core.audio import Audio, prepare
 from segue.core.config import StageConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.core.pipeline import Pipeline
 from segue.core.progress import Progress
 from segue.data.audio_files import read_recording
 from segue.data.recipe import read_rows
@@ -29,6 +28,8 @@ from segue.data.recordings import Recording
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.evaluation.statistics import grouped_summary, summarise
+from segue.inference.pipeline import Pipeline
+from segue.sound.reading import read_audio
 
 LEAST_SECONDS = 0.1
 SHUFFLES = 4  # random orders of each continuation

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from segue.core.audio import Audio, resample
 from segue.core.interfaces import Tokenizer
-from segue.core.transcoder import gains_to
 from segue.evaluation.abx import Distance
+from segue.inference.transcoder import gains_to
 
 FEATURE_RATE, WINDOW, HOP = 16_000, 400, 160  # 25 ms every 10 ms
 MFCC = "MFCC"

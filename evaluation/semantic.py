@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import read_audio
 from segue.core.errors import AudioError, DataError
 from segue.core.progress import Progress
 from segue.evaluation.abx import Errors, abx_errors
 from segue.evaluation.representations import MFCC, Representation, piece
 from segue.evaluation.statistics import entropy, mutual_information, summarise
 from segue.evaluation.subjects import Item
+from segue.sound.reading import read_audio
 
 STRENGTHS = (1, 4, 16, 64, 256)
 

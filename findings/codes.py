@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segue.core.pipeline import Pipeline
 from segue.data.recordings import Recording
 from segue.evaluation.codec import evaluate_codec, kbit_per_second
 from segue.evaluation.likelihood import evaluate_likelihood
@@ -26,6 +25,7 @@ from segue.findings.measures import FLOPS
 from segue.findings.study import Study
 from segue.findings.suite import Direction
 from segue.findings.variants import Variant, Workshop
+from segue.inference.pipeline import Pipeline
 from segue.training.workspace import TOKENS
 
 NEEDED = {"sample_rate", "hop", "window", "num_levels", "codebook_size"}

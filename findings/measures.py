@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from segue.core.pipeline import Pipeline
 from segue.evaluation.statistics import grouped_summary
 from segue.evaluation.subjects import usable
 from segue.findings.finding import Figures, Finding
@@ -15,6 +14,7 @@ from segue.findings.preference import preferences
 from segue.findings.study import TRUTH, Study, of_truth
 from segue.findings.tokens import discrimination, labelled, representations
 from segue.findings.variants import Variant, Workshop
+from segue.inference.pipeline import Pipeline
 
 Measure = Callable[[Study, Pipeline], Figures]
 FLOPS, PREFERRED, SPEED = "training TFLOP", "preferred to shuffled", "seconds per second"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from segue.core.pipeline import Pipeline
 from segue.evaluation.likelihood import Order, evaluate_order
 from segue.findings.finding import Figures, Finding, Table, above
 from segue.findings.study import Study
+from segue.inference.pipeline import Pipeline
 
 SPOILED = ("shuffled", "reversed", "foreign", "foreign_prompt")
 CHANCE = 0.5

@@ -19,7 +19,6 @@ from segue.core.config_files import find_domain, load_config
 from segue.core.discovery import import_target
 from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.files import as_json, write_json
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.data.recordings import Recording
@@ -28,6 +27,7 @@ from segue.evaluation.resynthesis import Way, evaluate_resynthesis
 from segue.evaluation.subjects import spread_evenly
 from segue.findings.finding import Figures
 from segue.findings.suite import Suite
+from segue.inference.pipeline import Pipeline
 
 
 @dataclass(frozen=True)

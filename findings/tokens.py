@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import DataError
-from segue.core.pipeline import Pipeline
 from segue.evaluation.midi import find_scores
 from segue.evaluation.pitches import evaluate_pitches
 from segue.evaluation.representations import Representation, of_tokenizer
@@ -16,6 +15,7 @@ from segue.evaluation.semantic import evaluate_semantic
 from segue.evaluation.subjects import Item, load_items, spread_evenly, thinned
 from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
 from segue.findings.study import Study
+from segue.inference.pipeline import Pipeline
 
 WAYS: tuple[Way, ...] = ("codec", "acoustic_generation", "semantic")
 SCORE_SECONDS = 120.0

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from segue.core.generation import StageRun
 from segue.core.interfaces import StageLM, Tokens
+from segue.inference.generation import StageRun
 
 
 def run_stage(

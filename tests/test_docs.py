@@ -26,6 +26,7 @@ from segue.core.options import Sampling
 from segue.core.plugins import PluginHost
 from segue.core.records import KINDS
 from segue.core.registry import USER_FILES, USER_VARIABLE, read_registry
+from tests.test_structure import ROOMS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -169,14 +170,9 @@ def anchors(page: Path) -> set[str]:
 @pages
 def test_modules_and_files_that_are_named_exist(page: Path) -> None:
     for code in CODE.findall(prose(page)):
-        if re.fullmatch(
-            r"(core|data|training|evaluation|findings|testing|plugins|apps|src|tests|tools|docs)/[\w/.]+",
-            code,
-        ):
+        if re.fullmatch(rf"({'|'.join(ROOMS)}|src|tests|tools|docs)/[\w/.]+", code):
             assert (ROOT / code).exists(), code
-        if re.fullmatch(
-            r"segue\.(core|data|training|evaluation|findings|testing|plugins|apps)(\.\w+)*", code
-        ):
+        if re.fullmatch(rf"segue\.({'|'.join(ROOMS)})(\.\w+)*", code):
             module = ROOT.joinpath(*code.split(".")[1:])
             found = module.is_dir() or module.with_suffix(".py").exists()
             # Or it is something in a module.

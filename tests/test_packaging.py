@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_structure import ROOMS
+
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
 CARRIED = ("LICENSE", "README.md", "pyproject.toml", "registry.yaml", "setup.py")
 DATA = ("*.yaml", "*.json", "*.safetensors", "*.js", "*.css")
 EXAMPLE = Path("examples/third_party_plugin")
@@ -23,7 +24,7 @@ EXAMPLE = Path("examples/third_party_plugin")
 
 def sources() -> Iterator[tuple[str, Path]]:
     """Every file that must be in the wheel: its path there, and its path here."""
-    for folder in ROOTS:
+    for folder in ROOMS:
         for pattern in ("*.py", *DATA):
             for path in (ROOT / folder).rglob(pattern):
                 yield f"segue/{path.relative_to(ROOT).as_posix()}", path
@@ -47,7 +48,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source distribution built from a copy: building in place would leave build/ behind."""
     checkout = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
-    for name in (*CARRIED, *ROOTS, "src", "examples"):
+    for name in (*CARRIED, *ROOMS, "src", "examples"):
         source, target = ROOT / name, checkout / name
         if source.is_dir():
             shutil.copytree(source, target, ignore=ignored)
@@ -118,11 +119,11 @@ def test_metadata(wheel: Path) -> None:
 
 
 def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
-    program = """
+    program = f"""
         import sys
         import segue, segue.core.plugins
         from importlib.resources import files
-        roots = {"core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps"}
+        roots = {set(ROOMS)!r}
         assert not roots & set(sys.modules), roots & set(sys.modules)
         assert "torch" not in sys.modules
         host = segue.core.plugins.PluginHost.discover()
@@ -136,7 +137,7 @@ def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path
         assert Path(line).is_relative_to(site), line
 
 
-@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize("name", ROOMS)
 def test_root_folders_are_no_packages_of_their_own(name: str, site: Path, tmp_path: Path) -> None:
     program = f"import segue.core.plugins, sys; assert {name!r} not in sys.modules; import {name}"
     done = subprocess.run(
@@ -151,7 +152,7 @@ def test_root_folders_are_no_packages_of_their_own(name: str, site: Path, tmp_pa
 
 
 def test_no_module_of_this_run_came_from_a_root_folder() -> None:
-    assert not set(ROOTS) & set(sys.modules)
+    assert not set(ROOMS) & set(sys.modules)
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import soundfile
 
-from segue.core.audio import read_audio, resample
+from segue.core.audio import resample
 from segue.plugins.domains.piano.recipe import find_soundfont, render
+from segue.sound.reading import read_audio
 
 DOMAINS = Path(__file__).parent.parent / "plugins" / "domains"
 SAMPLE_RATE = 16_000

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<![!`])\[([^\]]+)\]\(([^)\s]+)\)")
 INHERITED = "\n    options:\n      inherited_members: true"
 PUBLIC = (
-    "segue.core.pipeline.Pipeline",
-    "segue.core.request.GeneratedAudio",
+    "segue.inference.pipeline.Pipeline",
+    "segue.inference.request.GeneratedAudio",
     "segue.core.audio.Audio",
     "segue.core.interfaces",
     "segue.core.options",

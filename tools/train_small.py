@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from segue.core.files import link_to
-from segue.core.pipeline import Pipeline
+from segue.inference.pipeline import Pipeline
 from segue.training.workspace import TOKENS
 
 #: What is asked of a domain's tokenizers beside its config.

@@ -16,7 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 STUBS = BUILD / "stubs"
-FOLDERS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
+FOLDERS = (
+    "core", "sound", "inference", "data", "training", "evaluation", "findings", "testing",
+    "plugins", "apps",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from segue.core.checkpoint import load_tensors
 from segue.core.config import LoraConfig, TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Component, StageLM
-from segue.core.lora import add_adapters, input_side
+from segue.training.lora import add_adapters, input_side
 
 MAX_SUGGESTIONS = 6
 LEAST_SHARE = 0.5  # of the weights, that ``start_from`` must find

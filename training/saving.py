@@ -31,6 +31,7 @@ from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
 from segue.training.guard import cut_log
 from segue.training.learner import Learner
+from segue.training.lora import load_plain, plain_state
 from segue.training.ranks import on_each, on_first, ranks, whole
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def _write(
     directory = run.directory / f"step-{step:08d}"
     with atomic_directory(directory) as temporary:
         trained = {"steps": step, "seed": run.config.seed, **run.notes}
-        save_component(run.component, temporary, run.kind, run.use, trained, state=weights)
+        plain = plain_state(run.component, weights)
+        save_component(run.component, temporary, run.kind, run.use, trained, state=plain)
         save_tensors(tensors, temporary / STATE)
         state = {"step": step, "training": run.config.model_dump(mode="json"), **learner.state()}
         if valid_loss is not None:
@@ -156,7 +158,7 @@ def go_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> i
 
 def _load(run: TrainingRun, learner: Learner, checkpoint: Path) -> int:
     _check_same(run, checkpoint)
-    load_state(run.component, checkpoint, run.use)
+    load_state(run.component, checkpoint, run.use, load_plain)
     state = read_state(checkpoint)
     with _readable(checkpoint):
         _check_same_adaptation(run, checkpoint, state["training"])

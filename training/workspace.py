@@ -29,11 +29,9 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.spec import StageSpec
-from segue.core.threads import use_threads
 from segue.data.audio_crops import AudioCrops, whole_recordings
 from segue.data.places import is_url
 from segue.data.recordings import Recordings, Split
@@ -42,8 +40,11 @@ from segue.data.store_plan import has_split
 from segue.data.store_writer import write_store
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
+from segue.inference.pipeline import Pipeline
+from segue.inference.threads import use_threads
 from segue.training.adaptation import adapt, start_from
 from segue.training.loop import Report, TrainingRun, train
+from segue.training.lora import plain_state
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
 from segue.training.saving import sweep
@@ -390,7 +391,8 @@ def _fit(
     with atomic_directory(target) as temporary:
         steps = {"steps": step} if component.needs_training else {}
         trained = {**steps, "data": workspace.data_name, **seen, **figures}
-        save_component(component, temporary, plain.kind, plain.use, trained)
+        state = plain_state(component, component.state_dict())
+        save_component(component, temporary, plain.kind, plain.use, trained, state=state)
         write_json(temporary / STATE_JSON, {"step": step})
     sweep(target.parent)
     workspace.host.call_hook("segue_checkpoint_saved", part=part, directory=target, step=step)

@@ -12,8 +12,8 @@ from segue.apps.cli.options import DeviceOption, JsonOption
 from segue.apps.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
-    from segue.core.detection import Judgement
     from segue.core.interfaces import Detector
+    from segue.inference.detection import Judgement
 
 MADE = ("generated", "partly generated")
 MOST_SHOWN = 20  # digits of a file in the table
@@ -40,9 +40,9 @@ def command(
     generated or partly so; 2 if a file cannot be judged.
     """
     from segue.core.checkpoint import checked_device
-    from segue.core.detection import judge_file, load_detector, shipped
     from segue.core.plugins import default_host
-    from segue.core.provenance import read_stamp
+    from segue.inference.detection import judge_file, load_detector, shipped
+    from segue.plugins.provenance.marks import read_stamp
 
     host = default_host()
     directory = detector if detector is not None else shipped(domain, host)

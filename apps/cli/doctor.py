@@ -11,7 +11,7 @@ import typer
 from segue.apps.cli.options import JsonOption
 from segue.apps.cli.output import print_json, print_table
 from segue.core.errors import SegueError
-from segue.core.threads import thread_troubles
+from segue.inference.threads import thread_troubles
 
 Check = Callable[[], list[tuple[str, str, str]]]
 

@@ -44,9 +44,9 @@ from segue.apps.cli.saving import save_audio
 from segue.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from segue.core.pipeline import Pipeline
-    from segue.core.request import GeneratedAudio
     from segue.data.recordings import Recording
+    from segue.inference.pipeline import Pipeline
+    from segue.inference.request import GeneratedAudio
 
 MOST_LETTERS = 60  # of a recording's name in that of a file
 

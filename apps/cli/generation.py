@@ -27,7 +27,7 @@ from segue.apps.cli.saving import check_outputs, read_recording, report_on, save
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.request import GeneratedAudio
+    from segue.inference.request import GeneratedAudio
 
 #: What errors of the pipeline name → the option that the user wrote.
 PLACES = {

@@ -27,8 +27,8 @@ from segue.apps.cli import (
     web,
 )
 from segue.apps.cli.output import DEBUG, clear_errors
-from segue.core.progress import bars_by_default
-from segue.core.threads import VARIABLE, prepare_threads
+from segue.inference.bars import bars_by_default
+from segue.inference.threads import VARIABLE, prepare_threads
 
 app = typer.Typer(
     name="segue",

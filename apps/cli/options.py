@@ -10,7 +10,7 @@ import typer
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segue.core.pipeline import Pipeline
+    from segue.inference.pipeline import Pipeline
 
 DEFAULT_DOMAIN = "speech"
 
@@ -92,7 +92,7 @@ def load_pipeline(
 ) -> Pipeline:
     """Load the pipeline that ``--domain``, ``--pipeline``, ``--set`` and ``--device`` ask for."""
     source = chosen_source(domain, pipeline, "--pipeline")
-    from segue.core.pipeline import Pipeline
+    from segue.inference.pipeline import Pipeline
 
     return Pipeline.from_pretrained(source, overrides=overrides or (), device=device)
 

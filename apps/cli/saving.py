@@ -15,8 +15,8 @@ from segue.core.errors import OutputError
 
 if TYPE_CHECKING:
     from segue.core.audio import Audio
-    from segue.core.pipeline import Pipeline
-    from segue.core.request import GeneratedAudio
+    from segue.inference.pipeline import Pipeline
+    from segue.inference.request import GeneratedAudio
 
 STREAM = Path("-")  # standard input or output
 
@@ -27,7 +27,7 @@ def read_recording(path: Path, last_seconds: float | None = None) -> Audio:
     Args:
         last_seconds: read no more than this from its end.
     """
-    from segue.core.audio import read_audio
+    from segue.sound.reading import read_audio
 
     if path != STREAM:
         return read_audio(path, last_seconds=last_seconds)

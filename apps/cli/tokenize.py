@@ -24,7 +24,7 @@ from segue.apps.cli.options import (
 from segue.apps.cli.output import clear_errors, console, note, print_json
 from segue.apps.cli.progress import audio_progress
 from segue.core.errors import ConfigError, TrainingError
-from segue.core.threads import available_cores
+from segue.inference.threads import available_cores
 
 if TYPE_CHECKING:
     from segue.core.progress import Progress

@@ -38,7 +38,7 @@ from segue.apps.server.engine import Engine, Order, Part, StoppedError
 from segue.apps.server.guard import Gate, Guard
 from segue.apps.server.limits import Limits, Metrics
 from segue.core.errors import SegueError
-from segue.core.pipeline import Pipeline
+from segue.inference.pipeline import Pipeline
 
 log = logging.getLogger("segue.server")
 T = TypeVar("T")

@@ -23,11 +23,12 @@ from starlette.exceptions import HTTPException
 
 from segue.apps.server.engine import Order, Part
 from segue.apps.server.limits import Limits
-from segue.core.audio import Audio, read_audio
+from segue.core.audio import Audio
 from segue.core.errors import AudioError, PluginError, SegueError
-from segue.core.pipeline import Pipeline
-from segue.core.request import MIN_CHUNK, PromptAudio, chosen_sampling
 from segue.core.validation import validate
+from segue.inference.pipeline import Pipeline
+from segue.inference.request import MIN_CHUNK, PromptAudio, chosen_sampling
+from segue.sound.reading import read_audio
 
 #: response_format → media type, and libsndfile's names of format and encoding.
 FORMATS = {

@@ -22,8 +22,8 @@ from typing import Any
 
 from segue.apps.server.limits import Limits, Metrics
 from segue.core.audio import Audio
-from segue.core.pipeline import Pipeline
-from segue.core.request import GeneratedAudio, PromptAudio
+from segue.inference.pipeline import Pipeline
+from segue.inference.request import GeneratedAudio, PromptAudio
 
 log = logging.getLogger("segue.server")
 

@@ -27,8 +27,8 @@ from segue.core.progress import Progress
 
 if TYPE_CHECKING:
     from segue.core.audio import Audio
-    from segue.core.pipeline import Pipeline
-    from segue.core.request import GeneratedAudio
+    from segue.inference.pipeline import Pipeline
+    from segue.inference.request import GeneratedAudio
 
 LOADED = 2  # pipelines kept in memory
 UPDATE_SECONDS = 0.2  # between two looks at the progress
@@ -154,7 +154,7 @@ class Studio:
         self, model: Model, prompt: Path | None, settings: Settings, progress: Progress
     ) -> list[Result]:
         """Continue a recording; one result per variant, numbered from 1."""
-        from segue.core.audio import read_audio
+        from segue.sound.reading import read_audio
 
         if prompt is None:
             raise ProblemError("Record or upload a prompt first, or start from nothing.")
@@ -292,7 +292,7 @@ class Studio:
 
 
 def _load(source: str, device: str) -> Pipeline:
-    from segue.core.pipeline import Pipeline
+    from segue.inference.pipeline import Pipeline
 
     return Pipeline.from_pretrained(source, device=device)
 
@@ -302,7 +302,7 @@ def _sampling(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _read(result: Result) -> tuple[Any, int]:
-    from segue.core.audio import read_audio
+    from segue.sound.reading import read_audio
 
     audio = read_audio(result.whole)
     return audio.wave, audio.sample_rate

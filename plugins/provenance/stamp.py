@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.hookspecs import hookimpl
-from segue.core.provenance import stamp
+from segue.plugins.provenance.marks import stamp
 
 
 @hookimpl

@@ -10,10 +10,10 @@ __all__ = ["AcousticCodec", "Pipeline", "SegueError", "SemanticTokenizer", "Stag
 if TYPE_CHECKING:
     from segue.core.errors import SegueError
     from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StageLM
-    from segue.core.pipeline import Pipeline
+    from segue.inference.pipeline import Pipeline
 
 _HOMES = {
-    "Pipeline": "segue.core.pipeline",
+    "Pipeline": "segue.inference.pipeline",
     "SegueError": "segue.core.errors",
     "SemanticTokenizer": "segue.core.interfaces",
     "AcousticCodec": "segue.core.interfaces",

@@ -16,9 +16,9 @@ import torch
 from tests.apps.conftest import Segue, tone
 
 from segue.core.checkpoint import save_component
-from segue.core.provenance import read_stamp, stamp
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
+from segue.plugins.provenance.marks import read_stamp, stamp
 
 Write = Callable[..., Path]
 

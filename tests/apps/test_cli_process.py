@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from tests.apps.conftest import snapshot
 
-from segue.core import threads
+from segue.inference import threads
 
 COMMAND = [sys.executable, "-m", "segue.apps.cli.main"]
 PLUGINS = Path(__file__).parent.parent / "plugin_fixtures"
@@ -198,7 +198,7 @@ def test_a_traceback_is_shown_if_asked_for(tmp_path: Path) -> None:
 
 THREADS = """
 import os, sys
-from segue.core.threads import prepare_threads
+from segue.inference.threads import prepare_threads
 prepare_threads()
 import torch
 print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.apps.conftest import Segue, tone
 
 from segue.core.domain import Domain
-from segue.core.pipeline import Pipeline
+from segue.inference.pipeline import Pipeline
 
 Write = Callable[..., Path]
 

@@ -13,13 +13,13 @@ import click
 import pytest
 import typer.main
 from tests.apps.conftest import Finished, Segue
+from tests.test_structure import ROOMS
 
 from segue.apps.cli.main import app
 from segue.core.audio import check_format
 from segue.core.plugins import PluginHost
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "data", "training", "evaluation", "findings", "testing", "plugins", "apps")
 
 Arguments = Sequence[object]
 Follow = Callable[[str, Arguments], Arguments]

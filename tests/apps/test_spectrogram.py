@@ -13,7 +13,7 @@ from segue.apps import spectrogram
 from segue.apps.spectrogram import check_picture, draw_spectrogram, draw_spectrograms
 from segue.core.audio import write_audio
 from segue.core.errors import AudioError, OutputError
-from segue.core.request import GeneratedAudio
+from segue.inference.request import GeneratedAudio
 
 pytest.importorskip("matplotlib")
 

@@ -17,7 +17,7 @@ from tests.apps.conftest import Segue
 
 from segue.core.domain import Domain
 from segue.core.errors import AudioError, CheckpointError
-from segue.core.request import GeneratedAudio
+from segue.inference.request import GeneratedAudio
 
 pytest.importorskip("matplotlib", reason="the page draws pictures: pip install 'segue[web]'")
 

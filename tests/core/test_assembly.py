@@ -14,9 +14,9 @@ from segue.core.checkpoint_files import read_manifest
 from segue.core.config import PipelineConfig
 from segue.core.config_files import find_domain, load_config
 from segue.core.errors import AssemblyError, CheckpointError
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.spec import TokenSpec
+from segue.inference.pipeline import Pipeline
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions
 

@@ -19,12 +19,12 @@ from segue.core.audio import (
     as_audio,
     check_format,
     prepare,
-    read_audio,
     resample,
     to_mono,
     write_audio,
 )
 from segue.core.errors import AudioError, OutputError
+from segue.sound.reading import read_audio
 
 RATE = 16_000
 

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from segue.core import memory, sound_files
+from segue.core import memory
 from segue.core.assembly import assemble
-from segue.core.audio import read_audio, resample
+from segue.core.audio import resample
 from segue.core.checkpoint import load_component, save_component
 from segue.core.checkpoint_files import MANIFEST, WEIGHTS
 from segue.core.config_files import load_config
@@ -33,6 +33,8 @@ from segue.data.store_file import read_shard_header
 from segue.data.tars import expand, tar_index
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
+from segue.sound import reader
+from segue.sound.reading import read_audio
 
 TERABYTE = 1 << 40
 HOST = PluginHost.discover(entry_points=False)
@@ -202,8 +204,8 @@ def test_audio_that_decodes_to_more_than_there_is(
 ) -> None:
     path = silence(tmp_path / "long.flac", 60)
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(sound_files, "CHECKED", 1000)
-    monkeypatch.setattr(sound_files, "shortage", lambda n: "needs more" if n > 5_000_000 else None)
+    monkeypatch.setattr(reader, "CHECKED", 1000)
+    monkeypatch.setattr(reader, "shortage", lambda n: "needs more" if n > 5_000_000 else None)
     with pytest.raises(AudioError, match=r"long\.flac: lasts 0\.0 h and needs more; cut it"):
         read_audio(path)
     assert read_audio(path, first_seconds=5).seconds == 5
@@ -218,8 +220,8 @@ def test_a_stream_of_unknown_length_is_bounded_too(
     data[21] &= 0xF0
     data[22:26] = bytes(4)
     path.write_bytes(data)
-    monkeypatch.setattr(sound_files, "CHECKED", 1000)
-    monkeypatch.setattr(sound_files, "shortage", lambda n: "needs more" if n > 5_000_000 else None)
+    monkeypatch.setattr(reader, "CHECKED", 1000)
+    monkeypatch.setattr(reader, "shortage", lambda n: "needs more" if n > 5_000_000 else None)
     with pytest.raises(AudioError, match=r"piped\.flac: lasts 0\.0 h and needs more"):
         read_audio(path)
 

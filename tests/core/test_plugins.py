@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from segue.core import audio
 from segue.core.errors import ConfigError, GenerationError, PluginError
 from segue.core.hookspecs import hookimpl
 from segue.core.options import Options
 from segue.core.plugins import PluginHost, default_host, reset_default_host
 from segue.core.records import Kind, PluginRecord
+from segue.sound import reading
 
 Install = Callable[..., None]
 WriteDistribution = Callable[[str, str, str], Path]
@@ -238,6 +240,8 @@ def test_a_hook_that_ends_the_process_is_named(plugin_host: PluginHost) -> None:
     [
         ("segue.core.manager", "PluginHost", "segue.core.plugins"),
         ("segue.core.conformance", "parametrize_with_checks", "segue.testing"),
+        ("segue.core.pipeline", "Pipeline", "segue.inference.pipeline"),
+        ("segue.core.request", "GenerationRequest", "segue.inference.request"),
     ],
 )
 def test_old_places_forward_and_warn(old: str, name: str, new: str) -> None:
@@ -246,6 +250,11 @@ def test_old_places_forward_and_warn(old: str, name: str, new: str) -> None:
         module = import_module(old)
     assert getattr(module, name) is getattr(import_module(new), name)
     assert len(warned) == 1
+
+
+def test_the_former_reader_of_audio_forwards_and_warns() -> None:
+    with pytest.warns(DeprecationWarning, match=r"segue\.sound\.reading"):
+        assert audio.read_audio is reading.read_audio
 
 
 def test_there_is_one_default_host(install: Install) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from segue.core.errors import PluginError
 from segue.core.hookspecs import hookimpl
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
 from segue.data.recordings import Recording
 from segue.data.store_writer import tokenize_recording
+from segue.inference.pipeline import Pipeline
 
 RATE = 16_000
 WAVE = torch.sin(torch.arange(RATE) / 20) * 0.3

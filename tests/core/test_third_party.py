@@ -14,8 +14,8 @@ from segue.core.assembly import assemble
 from segue.core.checkpoint import load_component, save_component
 from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError, PluginError
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
+from segue.inference.pipeline import Pipeline
 from segue.training.workspace import Workspace, train_all
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "third_party_plugin"

@@ -14,12 +14,12 @@ from tests.data_helpers import RATE, into_a_directory, ramp, recording, write_wa
 
 from segue.core.audio import resample
 from segue.core.errors import AudioError, DataError
-from segue.core.open_audio import OpenAudio
 from segue.data import audio_files
 from segue.data.audio_crops import AudioCrops, whole_recordings
 from segue.data.audio_files import decoded_blocks, open_recording
 from segue.data.recordings import Recording
 from segue.data.share import Share
+from segue.sound.open_audio import OpenAudio
 
 
 def test_a_batch_depends_on_the_seed_and_the_step_alone(tmp_path: Path) -> None:

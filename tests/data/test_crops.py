@@ -10,13 +10,13 @@ import torch
 from tests.data_helpers import GROUP, bound, clock_recordings, clocks, stage, timed
 
 from segue.core.errors import DataError
-from segue.core.generation import window_frames
 from segue.core.spec import StageSpec
 from segue.data.recordings import Recording, RecordingsBuilder, Split
 from segue.data.share import Share
 from segue.data.store_writer import write_store
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
+from segue.inference.generation import window_frames
 
 
 @pytest.fixture

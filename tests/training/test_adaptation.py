@@ -18,7 +18,6 @@ from segue.core.checkpoint import save_component
 from segue.core.config import TrainingConfig
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokens, WaveBatch
-from segue.core.lora import adapters, load_plain, plain_state
 from segue.core.options import Options
 from segue.core.spec import SliceSpec, StageSpec
 from segue.data.share import WHOLE, Share
@@ -30,6 +29,7 @@ from segue.plugins.models.masked_transformer.config import MaskedTransformerOpti
 from segue.plugins.models.masked_transformer.model import MaskedTransformer
 from segue.training.adaptation import adapt, matches, start_from
 from segue.training.loop import TrainingRun, train
+from segue.training.lora import adapters, load_plain, plain_state
 from segue.training.saving import STATE
 
 STAGE = StageSpec("coarse", SliceSpec("acoustic", 0, 2, 7, Fraction(50), "aaaa"), ())
@@ -223,7 +223,7 @@ def test_plain_weights_and_adapters_turn_into_each_other(tmp_path: Path) -> None
     for update in adapters(component).values():
         nn.init.normal_(update.up)
     plain = plain_state(component, component.state_dict())
-    save_component(component, tmp_path, "stage_lm", "it.v1", {})
+    save_component(component, tmp_path, "stage_lm", "it.v1", {}, state=plain)
     assert all(torch.equal(plain[name], value) for name, value in weights(tmp_path).items())
     assert json.loads((tmp_path / "component.json").read_text())["kind"] == "stage_lm"
     load_plain(component, plain)

@@ -15,12 +15,12 @@ from segue.core.config_files import load_config
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBatch
 from segue.core.options import Options, Sampling
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
 from segue.core.spec import StageSpec
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
+from segue.inference.pipeline import Pipeline
 from segue.training.workspace import Workspace, train_part
 
 

@@ -16,9 +16,9 @@ from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.config_files import load_config
 from segue.core.errors import DataError, SegueError, TrainingError
 from segue.core.hookspecs import hookimpl
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
 from segue.data.audio_crops import PartCache
+from segue.inference.pipeline import Pipeline
 from segue.training.saving import STATE
 from segue.training.workspace import Workspace, tokenize, train_all, train_part
 

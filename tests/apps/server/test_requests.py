@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from segue import Pipeline
-from segue.core.audio import read_audio
+from segue.sound.reading import read_audio
 
 RATE = 16_000
 

@@ -11,16 +11,17 @@ import soundfile
 import torch
 from pytest import MonkeyPatch
 
-from segue.core.audio import Audio, read_audio, write_audio
+from segue.core.audio import Audio, write_audio
 from segue.core.checkpoint import save_component
-from segue.core.detection import judge, judge_file, load_detector, shipped
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.plugins import PluginHost
 from segue.data.origin_clips import Clip
 from segue.evaluation.detector import DISTURBANCES, disturbances, evaluate_detector
+from segue.inference.detection import judge, judge_file, load_detector, shipped
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
+from segue.sound.reading import read_audio
 from segue.training.detector import detector_training, train_detector
 
 RATE = 16_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from segue import Pipeline
-from segue.core.audio import read_audio
 from segue.core.config_files import find_domain
 from segue.core.plugins import PluginHost
+from segue.sound.reading import read_audio
 
 HOST = PluginHost.discover(entry_points=False)
 NAMES = [

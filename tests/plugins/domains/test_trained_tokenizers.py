@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segue.core.audio import read_audio
 from segue.core.config_files import load_config
 from segue.core.interfaces import AcousticCodec, Tokenizer
 from segue.core.plugins import PluginHost
@@ -13,6 +12,7 @@ from segue.evaluation.subjects import load_tokenizer
 from segue.plugins.domains.speech import DOMAIN
 from segue.plugins.metrics.log_mel.metric import LogMelDistance
 from segue.plugins.metrics.si_sdr.metric import SiSdr
+from segue.sound.reading import read_audio
 
 
 @pytest.fixture(scope="module")

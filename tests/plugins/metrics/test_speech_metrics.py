@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers_audio import RATE, melody, noise, record, speech_like, voice
 
-from segue.core.audio import read_audio, resample
+from segue.core.audio import resample
 from segue.core.errors import ConfigError, PluginError
 from segue.core.plugins import PluginHost
 from segue.plugins.domains.speech import DOMAIN
@@ -20,6 +20,7 @@ from segue.plugins.metrics.frechet.config import FrechetOptions
 from segue.plugins.metrics.frechet.metric import Frechet, frechet_distance
 from segue.plugins.metrics.speaker.encoder import SpeakerEncoder
 from segue.plugins.metrics.speaker.metric import judged
+from segue.sound.reading import read_audio
 
 LOW, HIGH = (110.0, (400.0, 1100.0, 2400.0)), (220.0, (800.0, 1700.0, 3000.0))
 

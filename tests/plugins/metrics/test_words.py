@@ -10,10 +10,11 @@ import pytest
 import torch
 from helpers_audio import RATE, noise, record
 
-from segue.core.audio import read_audio, resample
+from segue.core.audio import resample
 from segue.core.errors import ConfigError, PluginError
 from segue.core.plugins import PluginHost
 from segue.plugins.domains.speech import DOMAIN
+from segue.sound.reading import read_audio
 
 
 def create(kind: Any, name: str, options: dict[str, Any] | None = None) -> Any:

@@ -26,8 +26,8 @@ from segue.core.checkpoint import load_component, save_component
 from segue.core.config_files import load_config
 from segue.core.errors import CheckpointError, ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import default_host
+from segue.inference.pipeline import Pipeline
 from segue.plugins.layers import hugging_face
 from segue.plugins.tokenizers.hf_codecs.model import HfCodec, dac_decode_context
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tests.stage_runs import run_stage
 
-from segue.core.generation import window_frames
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Options, Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import SliceSpec, StageSpec
+from segue.inference.generation import window_frames
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions

@@ -13,8 +13,8 @@ from segue.core.assembly import assemble
 from segue.core.config import PipelineConfig
 from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError
-from segue.core.pipeline import Pipeline
 from segue.core.plugins import PluginHost
+from segue.inference.pipeline import Pipeline
 
 RATE = 16_000
 SMALL = {"width": 16, "depth": 1, "heads": 2}

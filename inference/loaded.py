@@ -1,8 +1,8 @@
 """Hold the parts of a pipeline: load, move, save, and take a request to its result.
 
-A request goes: prompts are brought to the codec's rate and encoded (``segue.core.transcoder``), the
-stages draw new tokens (``segue.core.generation``), the codec decodes them, and lifecycle hooks see
-the request before, and the audio after.
+Prompts are brought to the codec's rate and encoded (``transcoder``), the stages draw new tokens
+(``generation``), the codec decodes them; lifecycle hooks see the request before, and the audio
+after.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from segue.core.checkpoint import build_part, checked_device, save_pipeline
 from segue.core.config import PipelineConfig, Work
 from segue.core.config_files import load_config, training_named
 from segue.core.errors import CheckpointError, ConfigError, GenerationError
-from segue.core.generation import Generation
-from segue.core.hub import fetch, is_hub_name, model_card, publish
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
 from segue.core.options import Sampling
 from segue.core.plugins import PluginHost, default_host
-from segue.core.progress import Progress, ProgressChoice, shown
+from segue.core.progress import Progress, ProgressChoice
 from segue.core.promises import check_hooked_wave
-from segue.core.request import (
+from segue.core.spec import ACOUSTIC, SEMANTIC
+from segue.core.tokens import Tokens
+from segue.inference.bars import shown
+from segue.inference.generation import Generation
+from segue.inference.hub import fetch, is_hub_name, model_card, publish
+from segue.inference.request import (
     GeneratedAudio,
     PromptAudio,
     Request,
@@ -39,10 +42,8 @@ from segue.core.request import (
     metadata_of,
     with_recordings,
 )
-from segue.core.spec import ACOUSTIC, SEMANTIC
-from segue.core.threads import survive_forks, use_threads
-from segue.core.tokens import Tokens
-from segue.core.transcoder import Transcoder
+from segue.inference.threads import survive_forks, use_threads
+from segue.inference.transcoder import Transcoder
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from segue.core.audio import Audio, as_audio, read_audio
+from segue.core.audio import Audio, as_audio
 from segue.core.errors import AudioError
-from segue.core.request import GeneratedAudio
 from segue.core.validation import whole_number
+from segue.inference.request import GeneratedAudio
+from segue.sound.reading import read_audio
 
 #: A prompt: a path, an open file, ``(wave, sample_rate)``, or audio.
 Prompt = object

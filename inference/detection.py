@@ -18,9 +18,9 @@ from segue.core.checkpoint import load_component
 from segue.core.checkpoint_files import MANIFEST, read_manifest
 from segue.core.errors import AudioError, CheckpointError
 from segue.core.interfaces import ORIGINS, Detector
-from segue.core.open_audio import open_audio
 from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
+from segue.sound.open_audio import open_audio
 
 Verdict = Literal["real", "coded", "generated", "partly generated"]
 

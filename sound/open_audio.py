@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import decoding, open_sound, resample, to_mono
+from segue.core.audio import resample, to_mono
 from segue.core.errors import AudioError
-from segue.core.sound_files import SoundReader
+from segue.sound.reader import SoundReader
+from segue.sound.reading import decoding, open_sound
 
 MARGIN_SECONDS = 0.05  # of context on both sides where a part is resampled; the filter is shorter
 BLOCK_SECONDS = 60  # that are read at once

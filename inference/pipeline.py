@@ -10,21 +10,22 @@ import torch
 
 from segue.core.audio import Audio
 from segue.core.errors import GenerationError
-from segue.core.filling import Gap, fill_gap
-from segue.core.inputs import Prompt, with_rate
-from segue.core.loaded import JOIN_SECONDS, LoadedPipeline
 from segue.core.options import Sampling
-from segue.core.progress import Progress, ProgressChoice, shown
-from segue.core.request import (
+from segue.core.progress import Progress, ProgressChoice
+from segue.core.spec import ACOUSTIC
+from segue.core.validation import whole_number
+from segue.inference.bars import shown
+from segue.inference.filling import Gap, fill_gap
+from segue.inference.inputs import Prompt, with_rate
+from segue.inference.loaded import JOIN_SECONDS, LoadedPipeline
+from segue.inference.request import (
     GeneratedAudio,
     PromptAudio,
     Request,
     SamplingOverrides,
     Task,
 )
-from segue.core.spec import ACOUSTIC
-from segue.core.transcoder import gains_to
-from segue.core.validation import whole_number
+from segue.inference.transcoder import gains_to
 
 MAX_CANDIDATES = 64
 

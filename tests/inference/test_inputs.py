@@ -14,8 +14,8 @@ from tests.conftest import melody
 
 from segue.core.audio import Audio
 from segue.core.errors import AudioError
-from segue.core.inputs import as_prompt, with_rate
-from segue.core.request import GeneratedAudio
+from segue.inference.inputs import as_prompt, with_rate
+from segue.inference.request import GeneratedAudio
 
 RATE = 16_000
 WAVE = melody(0.2, seed=1)

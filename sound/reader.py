@@ -17,7 +17,8 @@ import soundfile
 
 from segue.core.errors import AudioError
 from segue.core.memory import shortage
-from segue.core.mpeg import MpegFrames, find_frames
+from segue.core.spec import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
+from segue.sound.mpeg import MpegFrames, find_frames
 
 UNKNOWN_LENGTH = 1 << 62  # as many frames or more: the header states no length
 BLOCK = 1 << 14  # frames decoded at once
@@ -25,7 +26,6 @@ MPEG_SECONDS = 60  # of an MP3 file that are cut out at once
 LAST_PAGE_SECONDS = 60  # of an Ogg file; no page lasts longer
 CHECKED = 1 << 24  # samples of all channels: so many more are read only if memory suffices
 COPIES = 3  # of the samples, while they are joined and mixed
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000
 LEAST_MISSING = 0.5  # seconds by which a header is wrong before it matters
 #: Formats in which every place can be found exactly, whatever was read before.
 PLAIN = frozenset({"WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "CAF", "NIST", "SVX", "VOC"})

@@ -11,10 +11,10 @@ import yaml
 
 from segue import Pipeline
 from segue.apps.cli import doctor
-from segue.core import threads
 from segue.core.config_files import load_config
 from segue.core.plugins import default_host
-from segue.core.threads import VARIABLE, thread_troubles
+from segue.inference import threads
+from segue.inference.threads import VARIABLE, thread_troubles
 from segue.training.workspace import Workspace
 
 

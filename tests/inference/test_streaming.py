@@ -9,14 +9,14 @@ import torch
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core import transcoder
 from segue.core.config_files import load_config
 from segue.core.errors import GenerationError, OutputError
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import AcousticCodec, StageLM, Tokens
 from segue.core.plugins import PluginHost
-from segue.core.request import GeneratedAudio
 from segue.core.streaming import StreamingEncoder
+from segue.inference import transcoder
+from segue.inference.request import GeneratedAudio
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
 RATE = 16_000

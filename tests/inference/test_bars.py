@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from segue.core import progress
-from segue.core.progress import bars_by_default, shown
+from segue.inference import bars
+from segue.inference.bars import bars_by_default, shown
 
 
 class Terminal(io.StringIO):
@@ -20,8 +20,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "WAIT", 0.0)
-    monkeypatch.setattr(progress, "_by_default", True)
+    monkeypatch.setattr(bars, "WAIT", 0.0)
+    monkeypatch.setattr(bars, "_by_default", True)
 
 
 def look(monkeypatch: pytest.MonkeyPatch) -> Terminal:
@@ -47,7 +47,7 @@ def test_a_terminal_shows_a_bar_for_each_stage(monkeypatch: pytest.MonkeyPatch) 
 
 def test_short_work_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = look(monkeypatch)
-    monkeypatch.setattr(progress, "WAIT", 60.0)
+    monkeypatch.setattr(bars, "WAIT", 60.0)
     assert work(None)
     assert terminal.getvalue() == ""
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from segue.core.audio import SILENCE, Audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
-from segue.core.inputs import Prompt, as_prompt
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Tokens, WaveBatch
+from segue.inference.inputs import Prompt, as_prompt
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
 NOTED_GAIN = 100.0  # 40 dB: a user should know
@@ -71,7 +71,7 @@ class Transcoder:
         """Bring prompts to the pipeline's rate and length.
 
         Args:
-            prompts: in any form that ``segue.core.inputs.as_prompt`` takes.
+            prompts: in any form that ``segue.inference.inputs.as_prompt`` takes.
             whole_units: cut each to whole frames of all streams.
 
         Raises:

@@ -14,8 +14,8 @@ from tests.hub_stand_in import Hub, Repository
 from segue import Pipeline
 from segue.core.config import PipelineConfig
 from segue.core.errors import CheckpointError, PluginError
-from segue.core.hub import is_hub_name
 from segue.core.plugins import default_host
+from segue.inference.hub import is_hub_name
 
 hub_library = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")

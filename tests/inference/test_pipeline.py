@@ -22,7 +22,7 @@ from pydantic import Field
 from tests.conftest import melody
 
 from segue import Pipeline
-from segue.core.audio import Audio, read_audio
+from segue.core.audio import Audio
 from segue.core.config_files import find_domain, load_config
 from segue.core.domain import Domain
 from segue.core.errors import (
@@ -36,8 +36,9 @@ from segue.core.errors import (
 from segue.core.hookspecs import hookimpl
 from segue.core.options import Options
 from segue.core.plugins import PluginHost
-from segue.core.request import GeneratedAudio, Request, metadata_of
 from segue.core.tokens import Tokens
+from segue.inference.request import GeneratedAudio, Request, metadata_of
+from segue.sound.reading import read_audio
 
 RATE = 16_000
 
@@ -275,7 +276,7 @@ def test_device_and_number_format_are_chosen_while_loading(
 
 def test_moving_takes_every_part(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = copy.deepcopy(pipeline)
-    monkeypatch.setattr("segue.core.loaded.checked_device", torch.device)
+    monkeypatch.setattr("segue.inference.loaded.checked_device", torch.device)
     moved.to("meta")
     assert {
         tensor.device.type for part in moved.parts.values() for tensor in part.parameters()

@@ -23,15 +23,15 @@ from segue.core.assembly import Assembly
 from segue.core.audio import Audio
 from segue.core.config import StageConfig
 from segue.core.errors import GenerationError
-from segue.core.generation import StageRun, window_frames
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.progress import Progress
 from segue.core.promises import check_frames
-from segue.core.request import Request
 from segue.core.sampling import row_generators
 from segue.core.spec import SliceSpec
 from segue.core.two_sided import TwoSided
 from segue.core.validation import real_number
+from segue.inference.generation import StageRun, window_frames
+from segue.inference.request import Request
 
 BOTH_SIDES = "drawn from both sides"
 LEFT_SIDE = "continues the left side"

@@ -22,9 +22,9 @@ from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
 from segue.core.promises import check_frames, check_pieces
-from segue.core.request import Request
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
+from segue.inference.request import Request
 
 
 def window_frames(stage: StageSpec, crop_seconds: float) -> int:

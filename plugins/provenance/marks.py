@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
-from segue.core.files import atomic_path
+from segue.core.files import atomic_path, native
 
 MARK = "made by Segue: "
 TAKE_COMMENTS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "CAF")
@@ -23,7 +22,7 @@ def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
     Returns:
         Whether it was written: only PCM in some formats can be rewritten without loss.
     """
-    with soundfile.SoundFile(_native(path)) as file:
+    with soundfile.SoundFile(native(path)) as file:
         if file.format not in TAKE_COMMENTS or not file.subtype.startswith("PCM_"):
             return False
         # As whole numbers: PCM of up to 32 bits is written back bit by bit.
@@ -33,7 +32,7 @@ def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
     with (
         atomic_path(path) as temporary,
         soundfile.SoundFile(
-            _native(temporary), "w", rate, samples.shape[1], subtype, format=form
+            native(temporary), "w", rate, samples.shape[1], subtype, format=form
         ) as file,
     ):
         file.comment = MARK + json.dumps(said, default=str)
@@ -47,7 +46,7 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
 
     Anyone can remove or write a comment: it is a label, not a proof.
     """
-    with soundfile.SoundFile(_native(path)) as file:
+    with soundfile.SoundFile(native(path)) as file:
         comment = str(file.comment)
     if not comment.startswith(MARK):
         return None
@@ -56,7 +55,3 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def _native(path: Path) -> str | bytes:
-    return os.fsencode(path) if os.name == "posix" else str(path)

@@ -12,14 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from segue.core.audio import read_audio
-from segue.core.mpeg import MpegFrames, find_frames, frame_of
-from segue.core.open_audio import open_audio
-from segue.core.sound_files import SoundReader
 from segue.data.audio_files import read_recording
 from segue.data.prepare import prepare_files
 from segue.data.recordings import Recording
 from segue.data.sources import read_recordings
+from segue.sound.mpeg import MpegFrames, find_frames, frame_of
+from segue.sound.open_audio import open_audio
+from segue.sound.reader import SoundReader
+from segue.sound.reading import read_audio
 
 RATE, SECONDS = 16_000, 6
 

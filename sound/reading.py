@@ -1,0 +1,139 @@
+"""Read files and streams as mono audio at their own rate; errors name the file and the fix."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy
+import soundfile
+import torch
+
+from segue.core.audio import Audio, to_mono
+from segue.core.errors import AudioError
+from segue.core.files import native
+from segue.sound.reader import LEAST_MISSING, SoundReader
+
+
+def read_audio(
+    source: Path | str | BinaryIO,
+    *,
+    first_seconds: float | None = None,
+    last_seconds: float | None = None,
+    most_samples: int | None = None,
+    place: str | None = None,
+) -> Audio:
+    """Read any file that libsndfile knows as mono audio at its own rate.
+
+    Args:
+        source: WAV, FLAC, Ogg, Opus, MP3, AIFF, ...: a path, or a file opened in binary mode, which
+            is read to its end.
+        first_seconds: read no more than this; a two-hour file costs no more.
+        last_seconds: the same, from the end; give at most one of the two.
+        most_samples: refuse a file that holds more of them in all its channels: a small file can
+            decode to hours, and not every header states the length.
+        place: the file's name in errors; by default its path.
+
+    Raises:
+        AudioError: if the file is missing, empty, not audio, or contains NaN.
+    """
+    if place is None:
+        place = str(source if isinstance(source, (str, Path)) else getattr(source, "name", "file"))
+    with open_sound(source, place, most_samples) as sound, decoding(place):
+        rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
+        most = sound.length if most_samples is None else most_samples // sound.channels
+        if sound.length > most:
+            fix = f"give at most {most / rate:.1f} s at this rate with as many channels"
+            raise AudioError(place, f"lasts more than {most / rate:.1f} s", fix)
+        start, wanted = _stretch(sound, limit, last_seconds is not None)
+        data = sound.read(start, wanted)
+        if len(data) < wanted - LEAST_MISSING * rate:
+            sound.measure()  # it is cut off: only decoding shows where
+            start, wanted = _stretch(sound, limit, last_seconds is not None)
+            data = sound.read(start, wanted)
+        total, promised = sound.length, sound.promised
+    if not data.size:
+        raise AudioError(place, "holds no sample", "name a file that holds audio")
+    if not numpy.isfinite(data).all():
+        raise AudioError(place, "holds NaN or infinite samples", "repair the file")
+    notes = []
+    if promised is not None and total < promised - LEAST_MISSING * rate:
+        notes.append(f"is cut off: it holds {total / rate:.1f} s of {promised / rate:.1f} s")
+    if wanted < total:
+        end = "first" if last_seconds is None else "last"
+        notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
+    wave, mixed = to_mono(torch.from_numpy(data.T.copy()), place)
+    if data.shape[1] > 1:
+        notes.append(mixed)
+    return Audio(wave, rate, tuple(notes))
+
+
+def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[int, int]:
+    """Return first sample and number of the samples that are wanted."""
+    wanted = sound.length if seconds is None else min(sound.length, round(seconds * sound.rate))
+    return sound.length - wanted if at_end else 0, wanted
+
+
+def open_sound(
+    source: Path | str | BinaryIO, place: str, most_samples: int | None = None
+) -> SoundReader:
+    """Open a file that libsndfile knows: a path, or a binary file, which is read to its end.
+
+    Args:
+        place: its name in errors.
+        most_samples: as for ``SoundReader``.
+
+    Raises:
+        AudioError: if the file is missing, empty or not audio.
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        _check_file(path, place)
+        with decoding(place):
+            return SoundReader(native(path), most_samples)
+    try:
+        data = source.read()
+    except (OSError, ValueError) as error:
+        raise AudioError(place, f"cannot be read ({error})", "open it with mode 'rb'") from error
+    if not isinstance(data, bytes):
+        raise AudioError(place, "is open as text", "open it with mode 'rb'")
+    if not data:
+        raise AudioError(place, "holds no bytes from here on", "open it anew, or seek(0) first")
+    with decoding(place):
+        return SoundReader(io.BytesIO(data), most_samples)
+
+
+@contextmanager
+def decoding(place: str) -> Iterator[None]:
+    """Turn what libsndfile and its readers raise in the block into an ``AudioError``."""
+    try:
+        yield
+    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise AudioError(
+            place,
+            f"cannot be read as audio ({_reason(error)})",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of a message, without the path or object that libsndfile names first:
+    it may be another name of the file."""
+    text = str(getattr(error, "error_string", error))
+    lines = text.splitlines() or [type(error).__name__]
+    return lines[-1].rstrip(".")
+
+
+def _check_file(path: Path, place: str) -> None:
+    try:
+        if not path.exists():
+            raise AudioError(place, "does not exist", "check the path")
+        if path.is_dir():
+            raise AudioError(place, "is a directory", "name one audio file")
+        if path.stat().st_size == 0:
+            raise AudioError(place, "is an empty file", "name a file that holds audio")
+    except OSError as error:
+        raise AudioError(place, f"cannot be read ({error.strerror})", "check the path") from error
