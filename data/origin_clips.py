@@ -64,12 +64,14 @@ class Clip:
         group: speaker or piece.
         tested: kept for the test; whole groups are.
         unseen: the pipeline itself has not learnt from the group.
+        pipeline: name of the one that generated.
     """
 
     waves: Int16[Tensor, "R T"]
     group: str
     tested: bool
     unseen: bool
+    pipeline: str = ""
 
     def of(self, origin: str) -> Int16[Tensor, "R T"]:
         """Return the examples of one of ``ORIGINS``; of ``coded`` one for each level count."""
@@ -129,7 +131,7 @@ def make_examples(
         if not path.is_file():
             waves, kept = _made(pipeline, crops[start : start + plan.batch], plan, start)
             _keep(path, waves, kept)
-        clips += _read(path, crops[start : start + plan.batch])
+        clips += _read(path, crops[start : start + plan.batch], pipeline.config.name)
         if progress is not None:
             progress("examples", done, len(parts))
     if not clips:
@@ -220,7 +222,7 @@ def _keep(path: Path, waves: Int16[Tensor, "B R T"], kept: Sequence[int]) -> Non
         save_tensors({"waves": waves, "kept": torch.tensor(kept, dtype=torch.long)}, temporary)
 
 
-def _read(path: Path, crops: Sequence[Recording]) -> Iterator[Clip]:
+def _read(path: Path, crops: Sequence[Recording], pipeline: str) -> Iterator[Clip]:
     try:
         stored: Mapping[str, Any] = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -228,7 +230,7 @@ def _read(path: Path, crops: Sequence[Recording]) -> Iterator[Clip]:
     for waves, index in zip(stored["waves"], stored["kept"].tolist(), strict=True):
         crop = crops[index]
         unseen = crop.split != "train"
-        yield Clip(waves, crop.group, unseen or _tested(crop.group), unseen)
+        yield Clip(waves, crop.group, unseen or _tested(crop.group), unseen, pipeline)
 
 
 def _tested(group: str) -> bool:

@@ -36,7 +36,8 @@ def evaluate_detector(
     intervals are drawn over groups. ``unseen`` counts groups only that the pipeline itself has not
     learnt from; ``disturbed`` has the same for each of the ``disturbances`` that can be had here.
     What is then too quiet to be judged is not right. ``left_out`` names the others. ``levels`` has
-    how often recordings that went through so many levels of the codec are recognised as coded.
+    how often recordings that went through so many levels of the codec are recognised as coded, and
+    ``pipelines`` the figures of each, if there are several.
     """
     tested = [clip for clip in clips if clip.tested]
     if not tested:
@@ -49,6 +50,12 @@ def evaluate_detector(
         report["unseen"] = _summary(
             [rows[index] for index in chosen], [groups[index] for index in chosen]
         )
+    names = sorted({clip.pipeline for clip in tested})
+    if len(names) > 1:
+        found = {n: [i for i, clip in enumerate(tested) if clip.pipeline == n] for n in names}
+        report["pipelines"] = {
+            n: _summary([rows[i] for i in at], [groups[i] for i in at]) for n, at in found.items()
+        }
     report["levels"] = _by_levels(rows, groups)
     tried, report["left_out"] = disturbances(detector.config.sample_rate)
     report["disturbed"] = {}

@@ -20,8 +20,9 @@ from segue.apps.cli.options import (
 from segue.apps.cli.output import console
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import finish
+from segue.core.errors import ConfigError
 
-MODEL, TRAINING, FIGURES = "detector", "training", "figures.json"
+MODEL, TRAINING, FIGURES, ALSO = "detector", "training", "figures.json", "also"
 
 
 def command(
@@ -32,6 +33,10 @@ def command(
     ],
     domain: DomainOption = None,
     pipeline: PipelineOption = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Another domain or pipeline to know the output of. May be repeated."),
+    ] = None,
     use: Annotated[str, typer.Option(help="Which detector.")] = "spectral_detector.v1",
     items: Annotated[int, typer.Option(min=3, help="Most parts of recordings to use.")] = 480,
     prompt_seconds: Annotated[
@@ -45,12 +50,13 @@ def command(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Train a detector of what a pipeline generates; the same command resumes a stopped run."""
+    """Train a detector of what pipelines generate; the same command resumes a stopped run."""
     import torch
 
     from segue.data.origin_clips import ExamplePlan, make_examples
     from segue.data.sources import read_recordings
     from segue.evaluation.detector import evaluate_detector
+    from segue.inference.pipeline import Pipeline
     from segue.training.detector import detector_training, train_detector
 
     loaded = load_pipeline(domain, pipeline, overrides, device)
@@ -60,7 +66,17 @@ def command(
     options = {"sample_rate": loaded.sample_rate}
     detector = loaded.host.create("detector", use, options, place="--use").to(loaded.device)
     with progress_bars(json) as progress:
-        clips = make_examples(loaded, read_recordings(data), plan, output, progress)
+        recordings = read_recordings(data)
+        clips = make_examples(loaded, recordings, plan, output, progress)
+        names = [loaded.config.name]
+        for name in also or ():
+            other = Pipeline.from_pretrained(name, device=device)
+            if other.sample_rate != loaded.sample_rate:
+                problem = f"makes {other.sample_rate} Hz, not {loaded.sample_rate}"
+                raise ConfigError(f"--also {name}", problem, "train a detector of its own")
+            place = output / ALSO / str(len(names))
+            names.append(other.config.name)
+            clips += make_examples(other, recordings, plan, place, progress)
         train_detector(
             detector, use, clips, training, output / TRAINING, loaded.host,
             None if progress is None else progress.training_step,
@@ -69,7 +85,7 @@ def command(
     report: dict[str, Any] = {
         "subject": "detector",
         "detector": use,
-        "pipeline": loaded.config.name,
+        "pipeline": ", ".join(names),
         "data": str(data),
         "prompt_seconds": prompt_seconds,
         "seconds": seconds,
@@ -79,6 +95,7 @@ def command(
     }
     _save(detector, output, use, report)
     groups = {"held out": report["figures"], "not in the pipeline": report.get("unseen", {})}
+    groups |= {f"of {name}": figures for name, figures in report.get("pipelines", {}).items()}
     groups["coded, by levels"] = report["levels"]
     groups |= {f"after {name}": figures for name, figures in report["disturbed"].items()}
     finish(report, "set", groups, None, json)

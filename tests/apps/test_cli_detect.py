@@ -15,6 +15,7 @@ import soundfile
 import torch
 from tests.apps.conftest import Segue, tone
 
+from segue.apps.cli.detect import _shortened
 from segue.core.checkpoint import save_component
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
@@ -48,7 +49,18 @@ def test_files_of_any_rate_and_length_are_judged(
     assert first["probability"]["generated"] == pytest.approx(0.9867, abs=1e-3)
     table = segue("detect", short, "--detector", untrained)
     assert table.code == 0 and "generated" in table.out and "a.wav" in table.out
+    assert "9" in table.out and "several seconds" not in table.out
+    long = segue("detect", write("c.wav", tone(41)), "--detector", untrained)
+    (line,) = [line for line in long.out.splitlines() if "c.wav" in line]  # one, however long
+    assert "9" * 14 in line and "9" * 15 not in line and "several seconds" in long.out
     assert segue("detect", short, "--detector", untrained, "--check").code == 1
+
+
+def test_a_long_report_keeps_the_highest_of_each_part() -> None:
+    seconds: list[float | None] = [0.0] * 41
+    seconds[4], seconds[40] = 0.97, None
+    assert _shortened(seconds) == [0.0, 0.97, *[0.0] * 12]
+    assert _shortened([None] * 21) == [None] * 11 and _shortened([0.5] * 20) == [0.5] * 20
 
 
 def test_what_cannot_be_judged_is_refused(
@@ -65,11 +77,13 @@ def test_what_cannot_be_judged_is_refused(
 
 
 def test_a_detector_is_trained_and_used(
-    segue: Segue, tiny: Path, recordings_folder: Path, prompt_file: Path
+    segue: Segue, tiny_pipelines: dict[str, Path], recordings_folder: Path, prompt_file: Path
 ) -> None:
+    tiny, other = tiny_pipelines["speech"], tiny_pipelines["piano"]
     arguments: list[Any] = [
         *("train-detector", "--data", recordings_folder, "-p", tiny, "-o", "work", "--items", 9),
         *("--prompt-seconds", 0.5, "--seconds", 1, "--steps", 3, "--json"),
+        *("--also", other),
     ]
     done = segue(*arguments)
     assert (done.code, done.err) == (0, "")
@@ -77,6 +91,10 @@ def test_a_detector_is_trained_and_used(
     report = done.json
     assert report["items"] > 0 and report["learnt_from"] > 0
     assert report["figures"]["generated against real"]["count"] == report["items"]
+    assert report["pipeline"] == "speech, piano"
+    counts = [one["generated told as such"]["count"] for one in report["pipelines"].values()]
+    assert list(report["pipelines"]) == ["piano", "speech"] and sum(counts) == report["items"]
+    assert list(report["levels"]) == ["1", "2", "3"]  # every one that the codec has
     again = segue(*arguments)  # examples are kept, and the seed decides
     assert not any("clips" in name for name in again.new) and again.json == report
     assert segue(*arguments, "--seed", 1).refused("work", "examples of another pipeline")
