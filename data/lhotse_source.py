@@ -64,7 +64,7 @@ def list_shar(folder: str, note: Note) -> Iterator[Recording]:
         if tar is None:
             note(by_name[name], "has no tar of recordings beside it")
             continue
-        members = {PurePosixPath(m.name).stem: m for m in tar_index(tar, note)}
+        members = by_cut(tar, tar_index(tar, note), note)
         for cut in _cuts(by_name[name]):
             member = members.get(str(cut.id))
             problem = _problem(cut) or (None if member else f"is not in {tar}")
@@ -72,6 +72,17 @@ def list_shar(folder: str, note: Note) -> Iterator[Recording]:
                 note(f"{by_name[name]}!{cut.id}", problem or "")
                 continue
             yield _inside(tar, member, cut)
+
+
+def by_cut(tar: str, members: list[Member], note: Note) -> dict[str, Member]:
+    """Return the members by the identifiers of their cuts, which may hold slashes and dots."""
+    found: dict[str, Member] = {}
+    for member in members:
+        name = member.name.rpartition(".")[0].removeprefix("./")
+        if name in found:
+            note(f"{tar}!{member.name}", f"has the name of {found[name].name}, which is used")
+        found.setdefault(name, member)
+    return found
 
 
 def _inside(tar: str, member: Member, cut: Any) -> Recording:

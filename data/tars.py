@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy
 import soundfile
 
-from segue.core.errors import DataError, OutputError
+from segue.core.errors import AudioError, DataError, OutputError
 from segue.core.files import atomic_path, cache_directory
 from segue.data.manifest import Note, is_audio
 from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
@@ -211,7 +211,7 @@ def _measured(file: Section) -> float:
     try:
         with SoundReader(file) as sound:  # type: ignore[arg-type]
             return sound.length / sound.rate
-    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+    except (AudioError, soundfile.LibsndfileError, RuntimeError, TypeError):
         return 0.0
 
 

@@ -19,6 +19,7 @@ from tests.data_helpers import manifest, write_wave
 
 from segue.core.errors import AudioError, DataError, SegueError
 from segue.data.audio_files import read_recording
+from segue.data.lhotse_source import by_cut
 from segue.data.recipe import read_rows, write_manifest
 from segue.data.recordings import Recording, as_table, key
 from segue.data.sources import (
@@ -27,6 +28,7 @@ from segue.data.sources import (
     load_recordings,
     read_recordings,
 )
+from segue.data.tars import Member
 
 
 def paths(recordings: Sequence[Recording]) -> list[str]:
@@ -314,6 +316,30 @@ def test_cuts_that_are_no_stretch_of_a_file_are_told(tmp_path: Path, cut_set: An
         file.write('{"half": \n')
     with pytest.raises(DataError, match=r"cuts\.jsonl, line 4: cannot be read as a CutSet"):
         read_recordings(tmp_path / "cuts.jsonl")
+
+
+def test_members_of_one_name_are_told_apart_and_reported() -> None:
+    names = ("a.flac", "./b.c.flac", "x/1.flac", "y/1.flac", "a.wav")
+    members = [Member(name, at, 1, 1.0, "") for at, name in enumerate(names)]
+    problems: list[tuple[str, str]] = []
+    found = by_cut("s.tar", members, lambda *problem: problems.append(problem))
+    assert {key: member.offset for key, member in found.items()} == {
+        "a": 0, "b.c": 1, "x/1": 2, "y/1": 3,
+    }  # fmt: skip
+    assert problems == [("s.tar!a.wav", "has the name of a.flac, which is used")]
+
+
+def test_a_member_with_an_absurd_header_stops_no_other(tmp_path: Path, own_cache: Path) -> None:
+    good = tmp_path / "good.wav"
+    write_wave(good, 1.0)
+    bad = bytearray(good.read_bytes())
+    bad[24:28] = (7).to_bytes(4, "little")  # its sample rate
+    (tmp_path / "bad.wav").write_bytes(bad)
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("bad.wav", "good.wav"):
+            tar.add(tmp_path / name, name)
+    found = read_recordings(tmp_path / "s.tar")
+    assert [(r.member, r.seconds) for r in found] == [("bad.wav", 0.0), ("good.wav", 1.0)]
 
 
 def test_shar_of_lhotse(tmp_path: Path, cut_set: Any) -> None:
