@@ -133,13 +133,14 @@ def stopped(quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def _removed_if_unused(directory: Path) -> Iterator[None]:
-    """Remove a new directory again if training could not even start in it."""
+    """Remove new directories again if training could not even start in them.
+
+    A config stays: another start of the same training may have written it.
+    """
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if new and directory.is_dir() and [path.name for path in directory.iterdir()] == [CONFIG]:
-            (directory / CONFIG).unlink()
         with suppress(OSError):  # not empty: it is worth keeping
             for path in new:
                 path.rmdir()

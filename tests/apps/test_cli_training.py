@@ -14,6 +14,8 @@ import yaml
 from tests.apps.conftest import Segue, tone
 from tests.conftest import TINY
 
+from segue.apps.cli.train import _removed_if_unused
+
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 
 
@@ -125,6 +127,19 @@ def test_training_that_cannot_start_leaves_nothing(
     Path("empty").mkdir()
     assert segue("train", *arguments, "-o", "runs/mine").refused(problem)
     assert not Path("runs").exists()
+
+
+def test_a_failed_start_leaves_what_another_one_wrote(place: Path) -> None:
+    """Two starts into one new folder: the one that fails must not delete the other's config."""
+    with pytest.raises(KeyboardInterrupt), _removed_if_unused(place / "runs" / "mine"):
+        (place / "runs" / "mine").mkdir(parents=True)
+        (place / "runs" / "mine" / "config.yaml").write_text("name: another's")
+        raise KeyboardInterrupt
+    assert (place / "runs" / "mine" / "config.yaml").read_text() == "name: another's"
+    with pytest.raises(KeyboardInterrupt), _removed_if_unused(place / "new" / "mine"):
+        (place / "new" / "mine").mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert not (place / "new").exists()
 
 
 def test_training_that_cannot_start_leaves_what_was_there(
