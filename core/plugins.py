@@ -36,6 +36,7 @@ from segue.core.registry import (
     USER_FILES,
     Registry,
     first_party_registry,
+    left_out,
     read_registry,
     user_registry_path,
 )
@@ -284,15 +285,14 @@ class PluginHost:
         except SegueError:
             raise
         except (Exception, SystemExit) as error:
-            # pluggy does not say which implementation failed; the traceback does.
+            # pluggy does not say which one failed; the traceback does.
             ran = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
             every = caller.get_hookimpls()
             failed = [one for one in every if getattr(one.function, "__code__", None) in ran]
-            who = " or ".join(one.plugin_name for one in failed or every)
+            names = [one.plugin_name for one in failed or every]
             module = failed[0].function.__module__ if failed else ""
-            text = f"plugin {who} failed: {described(error, module)}"
-            fix = "report it to its author, or block it in your registry file"
-            raise PluginError(name, text, fix) from error
+            text = f"plugin {' or '.join(names)} failed: {described(error, module)}"
+            raise PluginError(name, text, left_out(names[0])) from error
 
     def _offered(self) -> Iterable[PluginRecord]:
         self._activate()

@@ -137,6 +137,16 @@ def first_party_registry() -> Registry:
     return read_registry(Path(__file__).resolve().parent.parent / "registry.yaml", FIRST_PARTY)
 
 
+def left_out(plugin: str) -> str:
+    """Return what to do about a plugin that fails: one of a registry file is listed there."""
+    file, _, module = plugin.rpartition(":")
+    if file.endswith((".yaml", ".yml")):
+        without = f"take {module} off the list `hooks` in {file}"
+    else:
+        without = f"write in {USER_FILES[0]} (below the line `api_version: 1`): blocked: [{plugin}]"
+    return f"report it to its author, or {without}"
+
+
 def user_registry_path() -> Path | None:
     """Find the user's file: ``SEGUE_REGISTRY``, else a file of ``USER_FILES`` in this directory.
 

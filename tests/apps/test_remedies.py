@@ -17,7 +17,7 @@ from tests.test_structure import ROOMS
 
 from segue.apps.cli.main import app
 from segue.core.audio import check_format
-from segue.core.plugins import PluginHost
+from segue.core.plugins import PluginHost, reset_default_host
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -256,3 +256,91 @@ def test_every_suggested_suffix_can_be_written(segue: Segue, names: dict[str, ob
     for suffix in suffixes:
         check_format(Path(f"out{suffix}"))
     assert segue("resynthesize", names["PROMPT"], "-p", names["TINY"], "-o", "out.mp3").code == 0
+
+
+# --- errors about plugins: the user edits the registry file, or the command --------------------
+
+CHECK = ("plugins", "check")
+RAISING = """
+from segue.core.hookspecs import hookimpl
+
+@hookimpl
+def segue_before_generate():
+    raise RuntimeError("no")
+"""
+
+
+def found_in(error: str, pattern: str) -> str:
+    found = re.search(pattern, error)
+    assert found, error
+    return found[1]
+
+
+def pinned(error: str) -> str:
+    return "pins: " + found_in(error, r"pins: (\{.*?\})")
+
+
+#: Registry file, command, what the error says; then the registry file and command that it asks for.
+PLUGIN_CASES: dict[str, tuple[str, Arguments, str, Callable[[str], str], Follow | None]] = {
+    "a name of two plugins": (
+        "", (*CHECK, "loudness.v1"), "choose one in", pinned, None),
+    "a pin to nobody": (
+        "pins: {metric/loudness.v1: nobody}", (*CHECK, "loudness.v1"), "change the pin",
+        lambda error: f"pins: {{metric/loudness.v1: {found_in(error, 'offered by ([^:, ]+)')}}}",
+        None),
+    "a blocked name": (
+        "blocked: [metric/pesq.v1, codec/spectral_codec.v1]", (*VALID, "TINY"),
+        "remove it from the list `blocked`", lambda _: "blocked: [metric/pesq.v1]", None),
+    "a hook that fails": (
+        "hooks: [raising_hook]", ("generate", "-p", "TINY", "--seconds", 0.2),
+        "take raising_hook off the list `hooks`", lambda _: "hooks: []", None),
+    "a misspelt name": (
+        "", (*CHECK, "si_sd.v1"), "did you mean", lambda _: "",
+        instead(r"did you mean '([^']+)'")),
+    "options that are no mapping": (
+        "", (*CHECK, "si_sdr.v1", "--options", "5"), "write '{key: value}'", lambda _: "",
+        lambda _, wrong: [*wrong[:-1], "{}"]),
+    "an unknown option": (
+        "", (*CHECK, "spectral_detector.v1", "--options", "{band: 32}"), "did you mean 'bands'",
+        lambda _: "", lambda _, wrong: [*wrong[:-1], "{bands: 32}"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLUGIN_CASES)
+def test_what_an_error_about_plugins_asks_for_works(
+    case: str,
+    segue: Segue,
+    tiny: Path,
+    place: Path,
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (place / "raising_hook.py").write_text(RAISING)
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setenv("SEGUE_REGISTRY", str(place / "segue-registry.yaml"))
+    install("good", "rival")
+    registry, wrong, says, mend, follow = PLUGIN_CASES[case]
+
+    def run(registry: str, command: Arguments) -> Finished:
+        (place / "segue-registry.yaml").write_text(f"api_version: 1\n{registry}\n")
+        reset_default_host()
+        return segue(*shown(command, {"TINY": tiny}))
+
+    done = run(registry, wrong)
+    assert done.code == 2 and says in done.err, done.err
+    after = run(mend(done.err), wrong if follow is None else follow(done.err, wrong))
+    # A check that finds faults in a component has found the component.
+    assert after.code in ((0, 1) if wrong[0] == "plugins" else (0,)), after.err
+
+
+def test_a_registry_file_that_is_not_there(
+    segue: Segue, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    monkeypatch.setenv("SEGUE_REGISTRY", "nope.yaml")
+    reset_default_host()
+    wrong = segue("plugins", "list")
+    assert wrong.refused("set SEGUE_REGISTRY to a registry file, or unset it")
+    (place / "nope.yaml").write_text("api_version: 1\n")
+    assert segue("plugins", "list").code == 0
+    monkeypatch.delenv("SEGUE_REGISTRY")
+    assert segue("plugins", "list").code == 0
