@@ -14,8 +14,8 @@ from torch import Tensor
 
 from segue.core.audio import resample, to_mono
 from segue.core.errors import AudioError
-from segue.sound.reader import SoundReader
-from segue.sound.reading import decoding, open_sound
+from segue.sound.reader import LEAST_MISSING, SoundReader
+from segue.sound.reading import cut_off, decoding, open_sound
 
 MARGIN_SECONDS = 0.05  # of context on both sides where a part is resampled; the filter is shorter
 BLOCK_SECONDS = 60  # that are read at once
@@ -50,6 +50,16 @@ class OpenAudio:
             self._first = min(round(start * self.rate), sound.length)
             wanted = round(seconds * self.rate)
             self.length = max(0, min(sound.length - self._first, wanted))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a user should know of the file."""
+        notes, promised = [], self._sound.promised
+        if promised is not None and self._sound.length < promised - LEAST_MISSING * self.rate:
+            notes.append(cut_off(self._sound.length / self.rate, promised / self.rate))
+        if self._sound.channels > 1 and self._channel is None:
+            notes.append(f"mixed {self._sound.channels} channels to mono")
+        return tuple(notes)
 
     def read(self, first: int, count: int) -> Float[Tensor, "T"]:
         """Return samples ``first .. first + count - 1`` as mono audio, as far as there are any.

@@ -6,7 +6,9 @@ without a Xing header is guessed wrong; a cut file promises more than it holds.
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,8 @@ UNKNOWN_LENGTH = 1 << 62  # as many frames or more: the header states no length
 BLOCK = 1 << 14  # frames decoded at once
 MPEG_SECONDS = 60  # of an MP3 file that are cut out at once
 LAST_PAGE_SECONDS = 60  # of an Ogg file; no page lasts longer
+MOST_HEADER = 1 << 16  # bytes before the data that are looked at
+OGG_PAGE, OGG_LARGEST_PAGE = b"OggS\0", 65_307  # RFC 3533
 CHECKED = 1 << 24  # samples of all channels: so many more are read only if memory suffices
 COPIES = 3  # of the samples, while they are joined and mixed
 LEAST_MISSING = 0.5  # seconds by which a header is wrong before it matters
@@ -39,6 +43,42 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
 
     def seekable(self) -> bool:
         return False
+
+    @property
+    def can_seek(self) -> bool:
+        """Return whether libsndfile finds places in it: not so in GSM 6.10, for example."""
+        return bool(super().seekable())
+
+
+class _Unfinished(io.FileIO):
+    """A WAV file whose header states no sample: read its data to the end of the file.
+
+    A writer that was killed leaves it so. With the largest size there, libsndfile reads on.
+    """
+
+    def __init__(self, path: str | bytes, place: int) -> None:
+        super().__init__(path)
+        self._place = place
+
+    def readinto(self, buffer: Any) -> int:
+        at = self.tell()
+        count = super().readinto(buffer) or 0
+        for place in range(max(at, self._place), min(at + count, self._place + 4)):
+            memoryview(buffer)[place - at : place - at + 1] = b"\xff"
+        return count
+
+
+def _unfinished(path: str | bytes) -> _Unfinished | None:
+    """Return the file if it is a WAV file that holds data but states none."""
+    with open(path, "rb") as file:  # noqa: PTH123  # names may be any bytes
+        begin, at = file.read(MOST_HEADER), 12
+        while begin[:4] == b"RIFF" and at + 8 <= len(begin):
+            name, size = struct.unpack_from("<4sI", begin, at)
+            if name == b"data":
+                more = file.seek(0, os.SEEK_END) > at + 8
+                return _Unfinished(path, at + 4) if size == 0 and more else None
+            at += 8 + size + size % 2
+    return None
 
 
 class SoundReader:
@@ -66,7 +106,16 @@ class SoundReader:
         self, source: str | bytes | Path | IO[bytes], most_samples: int | None = None
     ) -> None:
         self._source = os.fspath(source) if isinstance(source, Path) else source
+        self._name = self._source if isinstance(self._source, (str, bytes)) else "audio"
         self._file = self._opened()
+        if not self._file.frames and isinstance(self._source, (str, bytes)):
+            self._source = _unfinished(self._source) or self._source
+            self._file = self._opened()
+        if self._file.format == "OGG" and self._is_chained():
+            self._refuse(
+                "holds several Ogg streams one after the other, of which only the first is read",
+                "join them: ffmpeg -i FILE FILE.flac",
+            )
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         if not MIN_SAMPLE_RATE <= self.rate <= MAX_SAMPLE_RATE:
@@ -97,6 +146,8 @@ class SoundReader:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        if isinstance(self._source, _Unfinished):
+            self._source.close()
 
     def read(self, first: int, count: int) -> Samples:
         """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
@@ -106,10 +157,10 @@ class SoundReader:
             step = MPEG_SECONDS * self.rate
             pieces = [self._read_mpeg(at, min(step, stop - at)) for at in range(first, stop, step)]
             return _joined(pieces, self.channels)
-        if self._file.tell() and self._file.format not in PLAIN:
+        if not self._file.can_seek or (self._file.tell() and self._file.format not in PLAIN):
             self._file.close()
             self._file = self._opened()  # a damaged file may go on otherwise than it begins anew
-        begin = first
+        begin = first if self._file.can_seek else 0
         if self._file.format == "OGG":  # libsndfile does not find its place on the last page
             begin = min(first, max(0, self.length - LAST_PAGE_SECONDS * self.rate))
         return _decoded(self._file, begin, stop - begin)[first - begin :]
@@ -139,13 +190,19 @@ class SoundReader:
         self.measure()  # its header lies
 
     def _refuse(self, problem: str, fix: str) -> NoReturn:
-        named = isinstance(self._source, (str, bytes))
-        raise AudioError(os.fsdecode(self._source) if named else "audio", problem, fix)  # type: ignore[arg-type]
+        raise AudioError(os.fsdecode(self._name), problem, fix)
 
     def _opened(self) -> _SoundFile:
         if not isinstance(self._source, (str, bytes)):
             self._source.seek(0)
         return _SoundFile(self._source)
+
+    def _is_chained(self) -> bool:
+        """Return whether the last page of an Ogg file is of none of the streams it begins with."""
+        if isinstance(self._source, (str, bytes)):
+            with open(self._source, "rb") as file:  # noqa: PTH123
+                return _is_chained(file)
+        return _is_chained(self._source)
 
     def _mpeg_frames(self) -> MpegFrames | None:
         if isinstance(self._source, (str, bytes)):
@@ -170,10 +227,24 @@ def _frames_of(path: str | bytes, size: int, changed: int) -> MpegFrames | None:
         return find_frames(file)
 
 
-def _decoded(file: soundfile.SoundFile, first: int, count: int) -> Samples:
+def _is_chained(file: IO[bytes]) -> bool:
+    file.seek(0)
+    begun, at = set(), 0
+    begin = file.read(MOST_HEADER)
+    while begin[at : at + 5] == OGG_PAGE and len(begin) > at + 27 and begin[at + 5] & 2:
+        begun.add(begin[at + 14 : at + 18])  # the serial number of a stream's first page
+        segments = begin[at + 27 : at + 27 + begin[at + 26]]
+        at += 27 + len(segments) + sum(segments)
+    file.seek(max(0, file.seek(0, os.SEEK_END) - OGG_LARGEST_PAGE))
+    end = file.read()
+    last = end.rfind(OGG_PAGE)
+    return bool(begun) and 0 <= last <= len(end) - 27 and end[last + 14 : last + 18] not in begun
+
+
+def _decoded(file: _SoundFile, first: int, count: int) -> Samples:
     """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
     try:
-        if file.tell() != first:
+        if file.can_seek and file.tell() != first:
             file.seek(first)
     except soundfile.LibsndfileError:  # it lies beyond the end
         count = 0

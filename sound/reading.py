@@ -61,7 +61,7 @@ def read_audio(
         raise AudioError(place, "holds NaN or infinite samples", "repair the file")
     notes = []
     if promised is not None and total < promised - LEAST_MISSING * rate:
-        notes.append(f"is cut off: it holds {total / rate:.1f} s of {promised / rate:.1f} s")
+        notes.append(cut_off(total / rate, promised / rate))
     if wanted < total:
         end = "first" if last_seconds is None else "last"
         notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
@@ -69,6 +69,11 @@ def read_audio(
     if data.shape[1] > 1:
         notes.append(mixed)
     return Audio(wave, rate, tuple(notes))
+
+
+def cut_off(seconds: float, promised: float) -> str:
+    """Return the note on a file that holds less than its header promises."""
+    return f"is cut off: it holds {seconds:.1f} s of {promised:.1f} s"
 
 
 def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[int, int]:
@@ -111,6 +116,8 @@ def decoding(place: str) -> Iterator[None]:
     """Turn what libsndfile and its readers raise in the block into an ``AudioError``."""
     try:
         yield
+    except AudioError as error:  # its reader knows the path only, which may be a copy's
+        raise AudioError(place, error.problem, error.fix) from error
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise AudioError(
             place,

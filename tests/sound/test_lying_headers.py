@@ -1,0 +1,144 @@
+"""Files whose headers lie, streams after one another, channels and signals with defects."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+
+from segue.core.audio import Audio, as_audio, pcm16, prepare, to_mono, write_audio
+from segue.core.errors import AudioError
+from segue.sound.open_audio import open_audio
+from segue.sound.reader import SoundReader
+from segue.sound.reading import read_audio
+
+RATE = 16_000
+WAVE = (0.3 * numpy.sin(numpy.arange(RATE) * 0.09)).astype("float32")
+
+
+def coded(kind: str, subtype: str | None = None, rate: int = RATE, seconds: float = 1.0) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, WAVE[: int(seconds * rate)], rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+def changed(kind: str, name: bytes, at: int, value: bytes) -> bytes:
+    """Return a file with other bytes ``at`` bytes after the name of a chunk."""
+    data = bytearray(coded(kind))
+    start = data.index(name) + at
+    data[start : start + len(value)] = value
+    return bytes(data)
+
+
+LIES = {
+    "no size.wav": changed("WAV", b"data", 4, struct.pack("<I", 0)),
+    "largest size.wav": changed("WAV", b"data", 4, struct.pack("<I", 0xFFFFFFFF)),
+    "too large.wav": changed("WAV", b"data", 4, struct.pack("<I", 10**7)),
+    "no size of a block.wav": changed("WAV", b"fmt ", 20, struct.pack("<H", 0)),
+    "more.rf64": changed("RF64", b"ds64", 16, struct.pack("<Q", 10**12)),
+    "more.aiff": changed("AIFF", b"COMM", 10, struct.pack(">I", 10**8)),
+    "none.aiff": changed("AIFF", b"COMM", 10, struct.pack(">I", 0)),
+    "fewer.aiff": changed("AIFF", b"COMM", 10, struct.pack(">I", 100)),
+    "large chunk.aiff": changed("AIFF", b"SSND", 4, struct.pack(">I", 10**9)),
+    "unknown.au": changed("AU", b".snd", 8, b"\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_lie_about_the_length_changes_nothing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(LIES[name])
+    audio = read_audio(path)
+    torch.testing.assert_close(audio.wave, torch.from_numpy(WAVE), atol=1e-4, rtol=0)
+    with open_audio(path) as opened:
+        assert torch.equal(opened.read(5000, 100), audio.wave[5000:5100])
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (changed("WAV", b"fmt ", 12, struct.pack("<I", 0)), "cannot be read as audio"),
+        (changed("WAV", b"fmt ", 12, struct.pack("<I", 7)), "sample rate of 7 Hz"),
+        (changed("WAV", b"fmt ", 12, struct.pack("<I", 10**9)), "sample rate of 1000000000 Hz"),
+        (changed("WAV", b"fmt ", 10, struct.pack("<H", 0)), "cannot be read as audio"),
+        (changed("WAV", b"fmt ", 22, struct.pack("<H", 0)), "cannot be read as audio"),
+        (coded("WAV")[:44], "holds no sample"),
+        (changed("RF64", b"ds64", 16, bytes(16)), "holds no sample"),
+    ],
+)
+def test_headers_that_make_a_file_unusable(data: bytes, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(AudioError, match=f"^upload: .*{problem}"):
+        read_audio(tmp_path / "a.wav", place="upload")  # the path is that of a copy
+
+
+@pytest.mark.parametrize("coding", ["VORBIS", "OPUS"])
+def test_chained_ogg_is_refused_instead_of_cut(coding: str, tmp_path: Path) -> None:
+    """libsndfile reads the first of several streams and says nothing of the others."""
+    first = coded("OGG", coding)
+    second = bytearray(coded("OGG", coding))
+    serial = second[14:18]
+    while (at := second.find(b"OggS\0")) >= 0:  # another stream must have another number
+        second[at : at + 4] = b"oGGs"
+        if second[at + 14 : at + 18] == serial:
+            second[at + 14 : at + 18] = b"next"
+    path = tmp_path / "chain.ogg"
+    path.write_bytes(first + bytes(second).replace(b"oGGs", b"OggS"))
+    with pytest.raises(AudioError, match=r"chain.ogg: holds several Ogg streams .* join them"):
+        read_audio(path)
+    path.write_bytes(first)
+    assert read_audio(path).seconds == pytest.approx(1, abs=0.01)
+
+
+def test_a_format_without_places_is_read_from_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "phone.wav"
+    soundfile.write(path, WAVE, 8000, subtype="GSM610")
+    whole = read_audio(path).wave
+    assert len(whole) >= len(WAVE)
+    with SoundReader(path) as sound:
+        assert numpy.array_equal(sound.read(3000, 500)[:, 0], whole[3000:3500].numpy())
+        assert numpy.array_equal(sound.read(0, 500)[:, 0], whole[:500].numpy())
+
+
+def test_channels_that_cancel_are_noted() -> None:
+    wave = torch.from_numpy(WAVE)
+
+    def note(share: float) -> str:
+        return to_mono(torch.stack([wave, share * wave]), "x")[1]
+
+    assert note(-1.0) == "took channel 1 of 2: their mean is silent"
+    assert note(-0.97).startswith("mixed 2 channels to mono: they almost cancel out")
+    assert note(0.0) == note(-0.5) == "mixed 2 channels to mono"
+
+
+def test_an_offset_louder_than_the_sound_is_noted() -> None:
+    def notes(offset: float) -> tuple[str, ...]:
+        audio = Audio(torch.from_numpy(WAVE) + offset, RATE)
+        return prepare(audio, RATE, min_seconds=0, max_seconds=9, place="x").notes
+
+    assert notes(0.6) == ("has a DC offset of 0.60, louder than its sound: remove it first",)
+    assert notes(0.05) == ()
+
+
+@pytest.mark.parametrize(
+    "odd", [lambda wave: wave.to("meta"), lambda wave: wave.to_sparse()], ids=["meta", "sparse"]
+)
+def test_tensors_without_samples_are_refused(odd: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(AudioError, match=r"is not audio|is sparse"):
+        as_audio(odd(torch.from_numpy(WAVE)), RATE)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
+def test_samples_of_16_bits_survive_reading_and_writing(suffix: str, tmp_path: Path) -> None:
+    samples = torch.arange(-32768, 32768, 7, dtype=torch.int16)
+    write_audio(tmp_path / f"a.{suffix}", samples.float() / 32768, RATE)
+    read = soundfile.read(tmp_path / f"a.{suffix}", dtype="int16")[0]
+    assert numpy.array_equal(read, samples.numpy())
+    # Rounded to the nearest step, not down: no offset.
+    assert pcm16(torch.tensor([0.6, -0.6, 0.4]) / 32768).tolist() == [1, -1, 0]
