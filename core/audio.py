@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy
 import soundfile
@@ -22,6 +26,8 @@ from segue.core.validation import whole_number
 
 MAX_CHANNELS = 64
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
+CANCELLED = 0.1  # of the channels' peak: a mean below it shows that they cancel each other
+LEAST_OFFSET = 0.02  # of full scale, to be worth a note
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
 WRITTEN_AT_ONCE = 1 << 16  # samples
@@ -56,12 +62,17 @@ def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"],
     """Return the mean of the channels, and a note that says so."""
     if wave.shape[0] == 1:
         return wave[0], ""
-    mono = wave.mean(dim=0)
+    mono, mixed = wave.mean(dim=0), f"mixed {wave.shape[0]} channels to mono"
+    if not mono.numel():
+        return mono, mixed
+    left, peak = float(mono.abs().max()), float(wave.abs().max())
     # Channels that cancel each other (one inverted) would leave silence: take the loudest.
-    if mono.numel() and mono.abs().max() < SILENCE <= wave.abs().max():
+    if left < SILENCE <= peak:
         loudest = int(wave.abs().amax(dim=1).argmax())
         return wave[loudest], f"took channel {loudest + 1} of {wave.shape[0]}: their mean is silent"
-    return mono, f"mixed {wave.shape[0]} channels to mono"
+    if left < CANCELLED * peak:
+        mixed += ": they almost cancel out, so one of them alone would sound better"
+    return mono, mixed
 
 
 def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
@@ -84,12 +95,11 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
             # A copy in native byte order: PyTorch takes neither others nor negative strides, and
             # the caller may write to theirs later.
             wave = numpy.array(wave, dtype=wave.dtype.newbyteorder("="), order="C")
-        tensor = torch.as_tensor(wave)
+        tensor = _as_float(torch.as_tensor(wave), place)
     except (TypeError, ValueError, RuntimeError) as error:
         raise AudioError(
             place, f"{type(wave).__name__} is not audio", "give a tensor or array [T] or [C, T]"
         ) from error
-    tensor = _as_float(tensor, place)
     if tensor.ndim == 1:
         tensor = tensor[None]
     if tensor.ndim == 2 and tensor.shape[0] > MAX_CHANNELS >= tensor.shape[1]:
@@ -107,6 +117,8 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
 
 
 def _as_float(tensor: Tensor, place: str) -> Tensor:
+    if tensor.layout is not torch.strided:
+        raise AudioError(place, "is sparse", "give tensor.to_dense()")
     if tensor.is_floating_point():
         return tensor.detach().float().cpu()
     if tensor.dtype not in (torch.int16, torch.int32):
@@ -142,10 +154,24 @@ def prepare(
     peak = float(wave.abs().max())
     if peak > 1.0:
         wave = wave / peak
-        notes.append(f"scaled down from a peak of {peak:.2f}")
-    if peak < SILENCE:
-        notes.append("the prompt is silent")
+    deviation = float(wave.std()) if len(wave) > 1 else 0.0
+    notes += level_notes(peak, float(wave.mean()), deviation)
     return Audio(wave, sample_rate, tuple(notes))
+
+
+def level_notes(peak: float, mean: float, deviation: float) -> list[str]:
+    """Return what a user should know of a recording's level.
+
+    Args:
+        peak: as it was read.
+        mean, deviation: after it was scaled to full scale, if the peak is above.
+    """
+    if peak < SILENCE:
+        return ["the prompt is silent"]
+    notes = [f"scaled down from a peak of {peak:.3g}"] if peak > 1.0 else []
+    if abs(mean) > max(deviation, LEAST_OFFSET):
+        notes.append(f"has a DC offset of {mean:.2f}, louder than its sound: remove it first")
+    return notes
 
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
@@ -178,24 +204,58 @@ def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) ->
         OutputError: if it cannot be written there or in that format.
         AudioError: if libsndfile cannot write a format of that suffix.
     """
+    with open_writer(path, sample_rate) as write:
+        write(wave)
+
+
+@contextmanager
+def open_writer(
+    path: Path | str, sample_rate: int
+) -> Iterator[Callable[[Float[Tensor, "T"]], None]]:
+    """Yield a function that writes further samples to a file; see ``write_audio``."""
     path = Path(path)
     check_format(path)
     kind, subtype = _format(path)
-    data = wave.detach().float().clamp(-1.0, 1.0).cpu()
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
                 native(temporary), "w", sample_rate, 1, subtype, format=kind
             ) as file:
-                # Block by block: libsndfile crashes on a minute of Vorbis at once.
-                for block in data.split(WRITTEN_AT_ONCE):
-                    file.write(block.numpy())
+                yield lambda wave: write_samples(file, wave)
         except soundfile.LibsndfileError as error:
             raise OutputError(
                 str(path),
                 f"cannot be written at {sample_rate} Hz ({error.error_string.rstrip('.')})",
                 "check the free space, or use .wav",
             ) from error
+
+
+def write_samples(file: soundfile.SoundFile, wave: Float[Tensor, "T"]) -> None:
+    """Write samples to an open file, clipped to [-1, 1]."""
+    data = wave.detach().float().clamp(-1.0, 1.0).cpu()
+    # Block by block: libsndfile crashes on a minute of Vorbis at once.
+    for block in data.split(WRITTEN_AT_ONCE):
+        file.write(pcm16(block) if file.subtype == "PCM_16" else block.numpy())
+
+
+def pcm16(wave: Float[Tensor, "T"]) -> numpy.ndarray[Any, numpy.dtype[numpy.int16]]:
+    """Round samples to 16 bits: reading them again is exact. libsndfile would round down."""
+    rounded = (wave.detach().float().cpu() * 32768).round().clamp(-32768, 32767)
+    return numpy.asarray(rounded.short().numpy())
+
+
+def encoded_audio(
+    wave: Float[Tensor, "T"], sample_rate: int, kind: str = "WAV", subtype: str = "PCM_16"
+) -> bytes:
+    """Return a mono file of one of libsndfile's formats.
+
+    Raises:
+        soundfile.LibsndfileError: if the format cannot hold it.
+    """
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", sample_rate, 1, subtype, format=kind) as writer:
+        write_samples(writer, wave)
+    return file.getvalue()
 
 
 def check_format(path: Path) -> None:

@@ -48,6 +48,7 @@ from segue.inference.transcoder import Transcoder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+RECORDED = object()  # stands for the length of the recording
 JOIN_SECONDS = 0.02  # cross-fade from a recording to decoded audio
 
 
@@ -260,7 +261,7 @@ class LoadedPipeline:
         task: Task,
         prompts: Sequence[Audio] = (),
         *,
-        seconds: object = None,
+        seconds: object = RECORDED,
         batch: object = 1,
         seed: object = 0,
         sampling: Mapping[str, Sampling] | None = None,
@@ -273,13 +274,15 @@ class LoadedPipeline:
         if prompt_audio not in get_args(PromptAudio):
             fix = "use original, codec or none"
             raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
+        if work == "stream" and chunk_seconds is None:
+            raise GenerationError("chunk_seconds", "is None", "give the length of a chunk")
         rows = len(prompts) or batch
         work = work or ("continue" if rows == 1 else "batch")
         drawn = self._sampling() if sampling is None else sampling
         running = self.config.running(self.device.type, work)
         request = Request.checked(
             task,
-            seconds=prompts[0].seconds if seconds is None else seconds,
+            seconds=prompts[0].seconds if seconds is RECORDED else seconds,
             seed=seed,
             batch=rows,
             sampling={stage.name: drawn[stage.name] for stage in running},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,11 +14,13 @@ from segue.core.errors import GenerationError
 from segue.core.options import Sampling
 from segue.core.progress import Progress, ProgressChoice
 from segue.core.spec import ACOUSTIC
+from segue.core.tokens import Tokens
 from segue.core.validation import whole_number
 from segue.inference.bars import shown
 from segue.inference.filling import Gap, fill_gap
 from segue.inference.inputs import Prompt, with_rate
 from segue.inference.loaded import JOIN_SECONDS, LoadedPipeline
+from segue.inference.recoding import survey
 from segue.inference.request import (
     GeneratedAudio,
     PromptAudio,
@@ -25,7 +28,8 @@ from segue.inference.request import (
     SamplingOverrides,
     Task,
 )
-from segue.inference.transcoder import gains_to
+from segue.inference.transcoder import gains_of, gains_to
+from segue.sound.open_audio import open_audio
 
 MAX_CANDIDATES = 64
 
@@ -322,17 +326,62 @@ class Pipeline(LoadedPipeline):
             return self._from_semantic("resynthesize", prompt, 0, greedy, progress)
         if through != "codec":
             raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
-        total = self.codec.spec.num_levels
-        predicted = self.assembly.streams[ACOUSTIC].num_levels
-        count = predicted if levels is None else whole_number(levels)
-        if count is None or not 1 <= count <= total:
-            raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
+        count = self._levels(levels)
         request = self._request("resynthesize", [self.audio.recording(prompt)])
         gains, length = self._gains(request), request.prompts[0].wave.shape[0]
         codes = self.audio.encode_whole(request.prompts[0], gains[0]).levels(0, count)
         made = self.audio.decode(codes)[:, :length] / gains
         audio = GeneratedAudio.of(request, made, self.sample_rate, {ACOUSTIC: codes})
         return self._deliver(request, audio)
+
+    def recode(
+        self,
+        path: Path | str,
+        *,
+        levels: int | None = None,
+        place: str | None = None,
+        progress: ProgressChoice = None,
+    ) -> Iterator[GeneratedAudio]:
+        """Take a file of any length through the codec, and yield it in pieces of 20 s.
+
+        Joined, they are the audio of ``resynthesize(path)``, but only a few pieces are in memory at
+        a time. Lifecycle hooks see every piece on its own; notes are those of the first one.
+
+        Args:
+            levels: decode this many; None for those that stages predict.
+            place: the file's name in errors.
+
+        Raises:
+            AudioError: if the file cannot be used.
+        """
+        count, audio, rate = self._levels(levels), self.audio, self.sample_rate
+        with open_audio(Path(path), place) as opened, shown(progress) as report:
+            found = survey(opened, rate, place or str(path))
+            request = self._request("resynthesize", seconds=found.samples / rate)
+            gain = gains_of(audio.limits.level, torch.tensor([found.rms]))
+            blocks = (block / found.scale for block in opened.blocks_at(rate))
+            pieces = (
+                Tokens.full(ids).levels(0, count)
+                for ids in audio.encode_pieces(blocks, found.samples, gain[0])
+            )
+            left, notes = found.samples, found.notes
+            for wave, codes in audio.decode_all(pieces, count, found.samples):
+                wave = wave[:, :left] / gain
+                made = GeneratedAudio.of(request, wave, rate, {ACOUSTIC: codes})
+                made.notes[0], notes = (*notes, *made.notes[0]), ()
+                left -= wave.shape[1]
+                if report is not None:
+                    report("recode", found.samples - left, found.samples)
+                yield self._deliver(request, made)
+
+    def _levels(self, levels: object) -> int:
+        """Return how many of the codec's levels to decode."""
+        total = self.codec.spec.num_levels
+        predicted = self.assembly.streams[ACOUSTIC].num_levels
+        count = predicted if levels is None else whole_number(levels)
+        if count is None or not 1 <= count <= total:
+            raise GenerationError("levels", f"{levels!r} is out of range", f"use 1 to {total}")
+        return count
 
     def _from_semantic(
         self,

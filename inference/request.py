@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-import soundfile
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segue.core.assembly import TOKENIZER_OF, Assembly, Part
-from segue.core.audio import Audio, write_audio
+from segue.core.audio import Audio, encoded_audio, write_audio
 from segue.core.config import StageConfig
 from segue.core.errors import GenerationError, OutputError
 from segue.core.options import Sampling
@@ -244,9 +242,7 @@ class GeneratedAudio:
         """Show a player for each of the first rows in a notebook."""
         players = []
         for row in range(min(len(self.wave), MAX_PLAYERS)):
-            file = io.BytesIO()
-            soundfile.write(file, self.row(row).numpy(), self.sample_rate, format="WAV")
-            data = base64.b64encode(file.getvalue()).decode()
+            data = base64.b64encode(encoded_audio(self.row(row), self.sample_rate)).decode()
             source = f"data:audio/wav;base64,{data}"
             players.append(f'<audio controls preload="metadata" src="{source}"></audio>')
         return f"<div>{html.escape(repr(self))}<br>{'<br>'.join(players)}</div>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -18,8 +18,9 @@ from segue.core.errors import AudioError, GenerationError
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
-from segue.core.tokens import Tokens, WaveBatch
+from segue.core.tokens import Ids, Tokens, WaveBatch
 from segue.inference.inputs import Prompt, as_prompt
+from segue.inference.recoding import windows
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
 NOTED_GAIN = 100.0  # 40 dB: a user should know
@@ -61,10 +62,10 @@ class Transcoder:
         return common_samples(list(self.streams.values()), self.sample_rate)
 
     def whole_seconds(self, seconds: float) -> Fraction:
-        """Round a length up to whole frames of every stream."""
+        """Round a length up to whole frames of every stream, at least one."""
         # Exact: a float product may lie a hair above a whole number of units.
         exact = Fraction(seconds).limit_denominator(self.sample_rate)
-        units = math.ceil(exact * self.sample_rate / self.unit_samples)
+        units = max(1, math.ceil(exact * self.sample_rate / self.unit_samples))
         return Fraction(units * self.unit_samples, self.sample_rate)
 
     def prepared(self, prompts: Sequence[Prompt], *, whole_units: bool) -> list[Audio]:
@@ -171,22 +172,31 @@ class Transcoder:
     @torch.inference_mode()
     def encode_whole(self, audio: Audio, gain: Tensor) -> Tokens:
         """Return the acoustic tokens of audio of any length, all levels, made piece by piece."""
+        return Tokens.full(
+            torch.cat([*self.encode_pieces([audio.wave], audio.wave.shape[0], gain)], dim=2)
+        )
+
+    @torch.inference_mode()
+    def encode_pieces(
+        self, blocks: Iterable[Float[Tensor, "T"]], length: int, gain: Tensor
+    ) -> Iterator[Ids]:
+        """Yield acoustic tokens ``[1, Q, n]``, all levels, of audio that is read block by block.
+
+        Args:
+            length: samples of all blocks.
+        """
         size, rate = self.codec.spec.frame_size, self.sample_rate
         piece = int(PIECE_SECONDS * rate) // size * size
-        if audio.wave.shape[0] <= piece:
-            return self.encode_stream(ACOUSTIC, [audio], gain[None])
-        encoder = self.codec.streaming_encoder()
+        encoder = self.codec.streaming_encoder() if length > piece else None
         if encoder is not None:
-            parts = (part[None] * gain for part in audio.wave.split(piece))
-            ids = [encoder.push(part.to(self.device)) for part in parts]
-            return Tokens.full(torch.cat([*ids, encoder.finish()], dim=2))
-        margin, ids = int(MARGIN_SECONDS * rate) // size * size, []
-        for first in range(0, audio.wave.shape[0], piece):
-            begin = max(0, first - margin)
-            part = Audio(audio.wave[begin : first + piece + margin], rate)
-            found = self.encode_stream(ACOUSTIC, [part], gain[None]).ids
-            ids.append(found[:, :, (first - begin) // size :][:, :, : piece // size])
-        return Tokens.full(torch.cat(ids, dim=2))
+            for _, part in windows(blocks, piece, 0):
+                yield encoder.push((part[None] * gain).to(self.device))
+            yield encoder.finish()
+            return
+        margin = int(MARGIN_SECONDS * rate) // size * size
+        for before, part in windows(blocks, piece, margin if length > piece else 0):
+            found = self.encode_stream(ACOUSTIC, [Audio(part, rate)], gain[None]).ids
+            yield found[:, :, before // size :][:, :, : piece // size]
 
     @torch.inference_mode()
     def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
@@ -263,13 +273,27 @@ class Transcoder:
                 yield wave, Tokens.full(waiting[:, :, :frames])
                 waiting = waiting[:, :, frames:]
 
+    def decode_all(
+        self, pieces: Iterator[Tokens], levels: int, length: int
+    ) -> Iterator[tuple[Float[Tensor, "1 T"], Tokens]]:
+        """Decode pieces of one recording of ``length`` samples as ``decode`` would all of them."""
+        if self.codec.can_stream and length > int(PIECE_SECONDS * self.sample_rate):
+            yield from self.decode_pieces(Tokens.empty(1, levels, self.device), pieces)
+            return
+        codes = Tokens.full(torch.cat([piece.ids for piece in pieces], dim=2))
+        yield self.decode(codes), codes
+
 
 def gains_to(level: float | None, waves: Sequence[Float[Tensor, "T"]]) -> Float[Tensor, "B"]:
     """Return the factors that bring each wave to an RMS of ``level``; 1 if there is no level.
 
     They grow steadily as waves get quieter, so that a result is never much louder than its prompt.
     """
+    return gains_of(level, torch.stack([wave.square().mean().sqrt() for wave in waves]))
+
+
+def gains_of(level: float | None, rms: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """Return the factors for waves of these RMS; see ``gains_to``."""
     if level is None:
-        return torch.ones(len(waves))
-    rms = torch.stack([wave.square().mean().sqrt() for wave in waves])
+        return torch.ones(len(rms))
     return (level / rms.clamp_min(level / MAX_GAIN)).clamp_min(1 / MAX_GAIN)

@@ -23,7 +23,14 @@ from segue.apps.cli.options import (
 )
 from segue.apps.cli.output import note, renamed
 from segue.apps.cli.progress import progress_bars
-from segue.apps.cli.saving import check_outputs, read_recording, report_on, save_audio
+from segue.apps.cli.saving import (
+    check_outputs,
+    read_recording,
+    report_on,
+    save_audio,
+    save_pieces,
+    seekable,
+)
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,23 +145,24 @@ def resynthesize(
         raise ConfigError("--levels", "goes with --through codec only", "leave it out")
     check_outputs([output], source=source)
     loaded = load_pipeline(domain, pipeline, overrides, device)
-    most = None if through == "codec" else loaded.config.prompt.max_seconds
-    audio = read_recording(source, most)
-    started = time.perf_counter()
+    started, verb = time.perf_counter(), f"through {through}"
     with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
+        if through == "codec":  # of any length, in bounded memory
+            with seekable(source) as (path, place):
+                pieces = loaded.recode(path, levels=levels, place=place, progress=progress)
+                result, seconds = save_pieces(loaded, pieces, output, through=through)
+            elapsed = time.perf_counter() - started
+            report_on(result, [output], elapsed, json, verb, seconds, through=through)
+            return
+        audio = read_recording(source, loaded.config.prompt.max_seconds)
         if through == "sampled":
             result = loaded.acoustic_generation(audio, seed=seed, progress=progress)
         else:
-            result = loaded.resynthesize(
-                audio,
-                through=through,  # type: ignore[arg-type]  # one of WAYS
-                levels=levels,
-                progress=progress,
-            )
+            result = loaded.resynthesize(audio, through="semantic", progress=progress)
     elapsed = time.perf_counter() - started
     result.metadata["through"] = through
     save_audio(loaded, result, [output])
-    report_on(result, [output], elapsed, json, f"through {through}", through=through)
+    report_on(result, [output], elapsed, json, verb, through=through)
 
 
 def stream(
@@ -196,6 +204,8 @@ def stream(
 
 def _write_samples(chunks: Iterator[GeneratedAudio], seed: int) -> None:
     """Write samples as they come; note when the first and the last ones did."""
+    from segue.core.audio import pcm16
+
     started, made = time.perf_counter(), 0.0
     for chunk in chunks:
         length = chunk.row().shape[0] / chunk.sample_rate
@@ -203,7 +213,6 @@ def _write_samples(chunks: Iterator[GeneratedAudio], seed: int) -> None:
             elapsed = time.perf_counter() - started
             note(f"first {length:.2f} s of audio after {elapsed:.2f} s")
         made += length
-        samples = (chunk.row() * 32767).round().short().numpy()
-        sys.stdout.buffer.write(samples.astype("<i2").tobytes())
+        sys.stdout.buffer.write(pcm16(chunk.row()).astype("<i2").tobytes())
         sys.stdout.buffer.flush()
     note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,23 @@ def read_recording(path: Path, last_seconds: float | None = None) -> Audio:
     """
     from segue.sound.reading import read_audio
 
+    with seekable(path) as (file, place):
+        return read_audio(file, last_seconds=last_seconds, place=place)
+
+
+@contextmanager
+def seekable(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield a file that can be read from any place, and its name for errors.
+
+    Standard input, ``-``, is copied: a pipe cannot be searched for its end.
+    """
     if path != STREAM:
-        return read_audio(path, last_seconds=last_seconds)
-    with tempfile.NamedTemporaryFile() as copy:  # a pipe cannot be searched for its end
+        yield path, str(path)
+        return
+    with tempfile.NamedTemporaryFile() as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
         copy.flush()
-        return read_audio(copy.name, last_seconds=last_seconds, place="standard input")
+        yield Path(copy.name), "standard input"
 
 
 def metadata_path(path: Path) -> Path:
@@ -115,14 +127,53 @@ def save_audio(
 
 def _write_stream(audio: GeneratedAudio, row: int) -> None:
     """Write one row as WAV to standard output."""
-    import io
+    from segue.core.audio import encoded_audio
 
-    import soundfile
-
-    file = io.BytesIO()  # a WAV header is completed at the end, which a pipe cannot go back for
-    soundfile.write(file, audio.row(row).numpy(), audio.sample_rate, format="WAV")
-    sys.stdout.buffer.write(file.getvalue())
+    # A WAV header is completed at the end, which a pipe cannot go back for.
+    sys.stdout.buffer.write(encoded_audio(audio.row(row), audio.sample_rate))
     sys.stdout.buffer.flush()
+
+
+def save_pieces(
+    pipeline: Pipeline, pieces: Iterator[GeneratedAudio], path: Path, **more: Any
+) -> tuple[GeneratedAudio, float]:
+    """Write one recording that comes in pieces; see ``save_audio``.
+
+    Args:
+        more: further entries of the description.
+
+    Returns:
+        The last piece, with the notes of all, and the seconds that were written.
+    """
+    from segue.core.audio import open_writer
+    from segue.core.files import atomic_path, write_json
+
+    samples, notes, described = 0, dict[str, str](), metadata_path(path)
+    audio = next(pieces)  # before a folder is made: the recording may be unusable
+    with ExitStack() as stack:
+        if path == STREAM:
+            sound = Path(stack.enter_context(tempfile.NamedTemporaryFile(suffix=".wav")).name)
+        else:
+            description = stack.enter_context(atomic_path(described))
+            sound = stack.enter_context(atomic_path(path))
+            stack.enter_context(renamed({str(sound): path, str(description): described}))
+        with open_writer(sound, pipeline.sample_rate) as write:
+            for audio in chain([audio], pieces):  # noqa: B020  # the last one is described
+                write(audio.row())
+                samples += audio.row().shape[0]
+                for text in audio.notes[0]:  # a kind of note that ends in a figure is said once
+                    notes.setdefault(text.rpartition(" ")[0], text)
+        audio.notes[0] = tuple(notes.values())
+        audio.metadata |= more
+        if path == STREAM:
+            with sound.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        else:
+            write_json(description, _metadata(audio, 0))
+    if path != STREAM:
+        pipeline.host.call_hook("segue_output_written", path=path, metadata=_metadata(audio, 0))
+    return audio, samples / pipeline.sample_rate
 
 
 def _metadata(audio: GeneratedAudio, row: int) -> dict[str, Any]:
@@ -140,6 +191,7 @@ def report_on(
     elapsed: float,
     json: bool,
     verb: str = "generated",
+    seconds: float | None = None,
     **more: Any,
 ) -> None:
     """Print what was made: JSON for a machine, or notes and one line.
@@ -148,9 +200,12 @@ def report_on(
         paths: the files that were written.
         elapsed: seconds that it took.
         verb: what the line says was done with so many seconds of audio.
+        seconds: of new audio; None to count them.
         more: further entries of the JSON.
     """
-    seconds = sum(len(audio.continuation(row)) for row in range(len(paths))) / audio.sample_rate
+    if seconds is None:
+        samples = sum(len(audio.continuation(row)) for row in range(len(paths)))
+        seconds = samples / audio.sample_rate
     notes = audio.notes[0] if len(paths) == 1 else ()
     speed = round(seconds / elapsed, 3) if elapsed else None
     report: Mapping[str, Any] = {

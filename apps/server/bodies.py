@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import secrets
 import struct
@@ -23,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from segue.apps.server.engine import Order, Part
 from segue.apps.server.limits import Limits
-from segue.core.audio import Audio
+from segue.core.audio import Audio, encoded_audio, pcm16
 from segue.core.errors import AudioError, PluginError, SegueError
 from segue.core.validation import validate
 from segue.inference.pipeline import Pipeline
@@ -36,7 +35,7 @@ FORMATS = {
     "flac": ("audio/flac", "FLAC", "PCM_16"),
     "mp3": ("audio/mpeg", "MP3", "MPEG_LAYER_III"),
     "opus": ("audio/ogg", "OGG", "OPUS"),
-    "pcm": ("audio/pcm", "RAW", "PCM_16"),  # little-endian samples
+    "pcm": ("audio/pcm", "", ""),  # bare little-endian 16-bit samples
 }
 STREAMED = ("wav", "pcm")
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file whose end is not known yet
@@ -269,20 +268,14 @@ def encoded(part: Part, kind: str) -> bytes:
         AudioError: if the format cannot hold it.
     """
     _, container, coding = FORMATS[kind]
-    file = io.BytesIO()
+    row = part.audio.row(part.row)
+    if kind == "pcm":
+        return pcm16(row).astype("<i2").tobytes()
     try:
-        soundfile.write(
-            file,
-            part.audio.row(part.row).numpy(),
-            part.audio.sample_rate,
-            format=container,
-            subtype=coding,
-            endian="LITTLE" if kind == "pcm" else "FILE",
-        )
+        return encoded_audio(row, part.audio.sample_rate, container, coding)
     except (soundfile.LibsndfileError, ValueError) as error:
         problem = f"{kind} cannot hold audio at {part.audio.sample_rate} Hz"
         raise AudioError("response_format", problem, "use wav or flac") from error
-    return file.getvalue()
 
 
 def wav_header(sample_rate: int) -> bytes:

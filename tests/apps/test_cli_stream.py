@@ -24,15 +24,17 @@ def test_what_is_streamed_is_what_continue_adds(
     chosen += ["--chunk-seconds", "0.4"]
     done = run("stream", prompt_file, *chosen)
     assert done.returncode == 0, done.stderr.decode()
-    streamed = np.frombuffer(done.stdout, dtype="<i2") / 32767
+    streamed = np.frombuffer(done.stdout, dtype="<i2")
     told = done.stderr.decode()
     assert "16000 Hz" in told and "1.52 s generated" in told
     assert "Traceback" not in told
     whole = run("continue", prompt_file, "-o", tmp_path / "out.wav", *chosen, "--json")
     assert whole.returncode == 0, whole.stderr.decode()
-    wave, rate = soundfile.read(tmp_path / "out.wav")
+    wave, rate = soundfile.read(tmp_path / "out.wav", dtype="int16")
     assert rate == 16_000 and json.loads(whole.stdout)["seed"] == 3
-    np.testing.assert_allclose(streamed, wave[-len(streamed) :], atol=2e-4)
+    apart = np.abs(streamed.astype(int) - wave[-len(streamed) :])
+    # Rounded in one way: only samples on the edge of two steps may differ.
+    assert apart.max() <= 1 and (apart != 0).mean() < 0.01
 
 
 def test_from_nothing(tiny_pipelines: dict[str, Path]) -> None:

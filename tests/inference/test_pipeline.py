@@ -450,6 +450,13 @@ def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
         ({"seconds": float("nan")}, "seconds"),
         ({"seconds": 1e9}, "seconds"),
         ({"seconds": "five"}, "seconds"),
+        ({"seconds": None}, "seconds"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e9}, "temperature"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"sampling": {"acoustic": {"guidance": 1e38}}}, "sampling.acoustic.guidance"),
+        ({"sampling": {"acoustic": {"iterations": [10**9]}}}, "sampling.acoustic.iterations.0"),
+        ({"seed": 2**64}, "seed"),
         ({"seed": -1}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"sampling": {"corse": {}}}, "sampling.corse"),
@@ -640,6 +647,23 @@ def test_lengths_that_floats_round_up_ask_for_no_frame_too_many(pipeline: Pipeli
     for units in (7, 29, 57):
         seconds = units * pipeline.unit_samples / RATE
         assert pipeline.generate(seconds).lengths.tolist() == [units * pipeline.unit_samples]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"temperature": 1e-45}, {"top_k": 10**30}, {"top_k": 1}, {"top_p": 1e-300}, {"top_p": 1.0}],
+    ids=str,
+)
+def test_sampling_at_its_limits(pipeline: Pipeline, limit: dict[str, float]) -> None:
+    greedy = pipeline.generate(0.2, temperature=0).row()
+    found = pipeline.generate(0.2, **limit).row()  # type: ignore[arg-type]
+    assert found.isfinite().all() and found.shape == greedy.shape
+    if limit.get("temperature") or limit.get("top_k") == 1:
+        assert torch.equal(found, greedy)
+
+
+def test_the_shortest_length_is_one_frame(pipeline: Pipeline) -> None:
+    assert pipeline.generate(1e-9).lengths.tolist() == [pipeline.unit_samples]
 
 
 def test_a_prompt_shorter_than_a_frame_is_refused(tiny_pipelines: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from tests.conftest import melody
 
@@ -18,6 +19,7 @@ from segue.core.streaming import StreamingEncoder
 from segue.inference import transcoder
 from segue.inference.request import GeneratedAudio
 from segue.plugins.models.flat_transformer.model import FlatTransformer
+from segue.sound.open_audio import OpenAudio
 
 RATE = 16_000
 
@@ -135,7 +137,7 @@ def test_hooks_see_every_chunk(tiny_pipelines: dict[str, Path], plugin_host: Plu
     torch.testing.assert_close(joined(chunks), wanted / 2)
 
 
-@pytest.mark.parametrize("chunk", [0, 0.001, float("nan"), "x", 1e9])
+@pytest.mark.parametrize("chunk", [0, 0.001, float("nan"), "x", 1e9, None])
 def test_chunks_out_of_range_are_refused_before_anything_is_drawn(
     pipeline: Pipeline, chunk: object
 ) -> None:
@@ -199,6 +201,28 @@ def test_a_long_round_trip_is_made_in_pieces_that_change_nothing(
     assert len(longest) == (0 if chunked else 6) and max(longest, default=0) <= 2 * RATE
     assert torch.equal(pieces.tokens["acoustic"].ids, whole.tokens["acoustic"].ids)
     torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [RATE, 22_050])
+def test_a_file_is_recoded_in_pieces_that_change_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: int
+) -> None:
+    """Loud, in stereo, at another rate: what is done to the whole is done to every piece."""
+    left = 3 * melody(3.3 * rate / RATE, seed=7)
+    path = tmp_path / "loud.wav"
+    soundfile.write(path, torch.stack([left, left], dim=1).numpy(), rate, subtype="FLOAT")
+    whole = pipeline.resynthesize(path)
+    monkeypatch.setattr(transcoder, "PIECE_SECONDS", 1.0)
+    monkeypatch.setattr(transcoder, "MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr(OpenAudio.blocks_at, "__defaults__", (1,))
+    pieces = list(pipeline.recode(path))
+    assert len(pieces) > 2 and max(piece.row().shape[0] for piece in pieces) <= 2 * RATE
+    ids = torch.cat([piece.tokens["acoustic"].ids for piece in pieces], dim=2)
+    assert torch.equal(ids, whole.tokens["acoustic"].ids)
+    wave = torch.cat([piece.row() for piece in pieces])
+    torch.testing.assert_close(wave, whole.row(), atol=1e-4, rtol=1e-4)
+    assert pieces[0].notes[0][: len(whole.notes[0])] == whole.notes[0]
+    assert "mixed 2 channels to mono" in whole.notes[0] and "of 3" not in pieces[1].notes[0]
 
 
 # --- audio that ends by itself -----------------------------------------------------------------

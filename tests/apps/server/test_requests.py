@@ -15,18 +15,22 @@ from typing import Any
 import numpy
 import pytest
 import soundfile
+import torch
 from tests.apps.server.conftest import Live
 from tests.conftest import melody
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from segue import Pipeline
+from segue.core.audio import encoded_audio
 from segue.sound.reading import read_audio
 
 RATE = 16_000
 
 
 def wav_of(wave: Any, kind: str = "WAV") -> bytes:
+    if wave.ndim == 1:
+        return encoded_audio(torch.as_tensor(wave), RATE, kind, soundfile.default_subtype(kind))
     file = io.BytesIO()
     soundfile.write(file, wave, RATE, format=kind)
     return file.getvalue()

@@ -1,0 +1,73 @@
+"""Look through a file of any length before it is taken through a codec, in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.audio import level_notes
+from segue.core.errors import AudioError
+from segue.sound.open_audio import OpenAudio
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Figures of a whole recording at a pipeline's rate.
+
+    Attributes:
+        samples: their number.
+        scale: factor that brings the peak to full scale, if it is above.
+        rms: of the scaled samples.
+        notes: for the user.
+    """
+
+    samples: int
+    scale: float
+    rms: float
+    notes: tuple[str, ...]
+
+
+def survey(opened: OpenAudio, rate: int, place: str) -> Survey:
+    """Read a recording once, part by part.
+
+    Raises:
+        AudioError: if it holds no sample, or some that are not finite.
+    """
+    samples, peak, total, squares = 0, 0.0, 0.0, 0.0
+    for block in opened.blocks_at(rate):
+        exact = block.double()
+        samples += len(block)
+        peak = max(peak, float(block.abs().max()))
+        total, squares = total + float(exact.sum()), squares + float(exact.square().sum())
+    if not samples:
+        raise AudioError(place, "holds no sample", "name a file that holds audio")
+    notes = list(opened.notes)
+    if opened.rate != rate:
+        notes.append(f"resampled from {opened.rate} Hz to {rate} Hz")
+    scale, rms = max(1.0, peak), math.sqrt(squares / samples)
+    mean = total / samples
+    notes += level_notes(peak, mean / scale, math.sqrt(max(0.0, rms**2 - mean**2)) / scale)
+    return Survey(samples, scale, rms / scale, tuple(notes))
+
+
+def windows(
+    blocks: Iterable[Float[Tensor, "T"]], piece: int, margin: int
+) -> Iterator[tuple[int, Float[Tensor, "T"]]]:
+    """Yield pieces of a wave with up to ``margin`` samples on both sides.
+
+    Yields:
+        the number of samples before the piece, and all of them.
+    """
+    held, before = torch.zeros(0), 0
+    for block in itertools.chain(blocks, [None]):
+        held = held if block is None else torch.cat([held, block])
+        while len(held) >= before + piece + margin or (block is None and len(held) > before):
+            yield before, held[: before + piece + margin]
+            dropped = max(0, before + piece - margin)
+            held, before = held[dropped:], before + piece - dropped
