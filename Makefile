@@ -52,12 +52,14 @@ format: $(DEV)  ## Fix what style tools can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train-small-speech:  ## Train what ships anew, in hours: make train-small-speech DATA=folder [OUT=folder]
+train-small-speech:  ## Train what ships anew, in days: make train-small-speech DATA=../shared/data/speech [OUT=folder]
 train-small-piano:  ## The same for piano: make train-small-piano DATA=folder [OUT=folder]
 
 train-small-speech train-small-piano: train-small-%: $(DEV)
 	@test -n "$(DATA)" || { echo "name the data: make $@ DATA=folder"; exit 2; }
 	$(BIN)/python tools/train_small.py $* "$(DATA)" "$(or $(OUT),runs/small-$*)"
+	$(if $(filter speech,$*),$(BIN)/python -m pip install -c constraints.txt -e ".[asr,stories]")
+	$(if $(filter speech,$*),$(BIN)/python tools/train_words.py "$(DATA)" "$(or $(OUT),runs/small-$*)")
 
 clean:  ## Remove what building and testing left; .venv and runs/ stay
 	rm -rf build dist site segue.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache

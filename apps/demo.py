@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +17,10 @@ from segue.apps.cli.output import (
 )
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.saving import check_outputs, metadata_path, save_audio
-from segue.core.errors import DataError
 from segue.inference.threads import prepare_threads
 
-#: Where a collection of real recordings may lie beside a checkout; used if it is there.
-RECORDINGS = Path("../shared/data/speech")
 PROMPT_SECONDS = 4.0
-#: The pipeline of each domain that sounds best.
-PIPELINES = {"speech": "speech/whisper", "piano": "piano"}
+DOMAINS = ("speech", "piano")
 
 
 def run(
@@ -42,8 +36,7 @@ def run(
     if prompt is not None:
         chosen = {domain or "speech": prompt}
     else:
-        domains = (domain,) if domain else tuple(PIPELINES)
-        chosen = {name: default_prompt(name) for name in domains}
+        chosen = {name: default_prompt(name) for name in ((domain,) if domain else DOMAINS)}
     for name, path in chosen.items():
         check_outputs([_target(output, name)], source=path, picture=output / f"{name}.png")
     check_writable(output / "demo.json")
@@ -58,20 +51,10 @@ def run(
 
 
 def default_prompt(domain: str) -> Path:
-    """Return a real recording of a held-out speaker if there is one, else the shipped prompt."""
+    """Return the recording that comes with a domain."""
     from segue.core.config_files import find_domain
     from segue.core.plugins import default_host
-    from segue.data.recordings import Recording
-    from segue.data.sources import load_recordings
 
-    if domain == "speech" and (RECORDINGS / "manifest.csv").is_file():
-        held_out: Iterable[Recording] = []
-        with suppress(DataError):  # a collection of another kind: then the shipped prompt serves
-            held_out = load_recordings(RECORDINGS / "manifest.csv", "valid")
-        for recording in held_out:
-            long = recording.seconds >= PROMPT_SECONDS
-            if long and recording.path.suffix == ".flac" and recording.path.is_file():
-                return recording.path
     return find_domain(domain, default_host()).prompt
 
 
@@ -91,8 +74,7 @@ def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) 
 
     # The first seconds: the recording's own continuation stays unused, to compare with.
     audio = read_audio(prompt, first_seconds=PROMPT_SECONDS)
-    source = PIPELINES.get(name, name)
-    pipeline = Pipeline.from_pretrained(source)
+    pipeline = Pipeline.from_pretrained(name)
     started = time.perf_counter()
     places = {"prompt": prompt, "seconds": "--seconds", "seed": "--seed"}
     with renamed(places), progress_bars(quiet=False) as progress:
@@ -110,7 +92,7 @@ def _continue(name: str, prompt: Path, output: Path, seconds: float, seed: int) 
         "seconds generated": round(generated, 2),
         "real-time factor": round(generated / elapsed, 2),
         "seed": seed,
-        "checkpoint": str(find_config(source, pipeline.host).parent),
+        "checkpoint": str(find_config(name, pipeline.host).parent),
         "description": pipeline.config.description,
         "elapsed_seconds": round(elapsed, 2),
         "output": str(target),

@@ -40,7 +40,7 @@ from segue.training.loop import LOG_EVERY
 
 FILE_SECONDS = 10.0
 CROP_SECONDS, BATCH = 3.0, 2  # of the comparison with audiolm-pytorch
-TOKENIZERS = "speech/trained_tokenizers"
+TOKENIZERS = "speech/textless_tokenizers"
 SEGUE = (sys.executable, "-m", "segue")
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),

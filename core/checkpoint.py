@@ -118,8 +118,8 @@ def save_component(
         trained: the data and steps of its training, for people.
         dtype: store floating-point weights of a stage model in this type; ``torch.int8`` stores
             matrices as eight-bit codes (``segue.core.eight_bits``). Weights of a tokenizer never
-            change, as its fingerprint hashes them: those that half precision holds exactly are
-            stored in it.
+            change, as its fingerprint hashes them: those that half precision or eight bits hold
+            exactly are stored so.
         state: what to store in place of the component's state dict, such as a tokenizer's
             ``token_state``.
     """
@@ -132,7 +132,7 @@ def save_component(
     state = {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
     if dtype is not None:
         exactly = isinstance(component, Tokenizer)
-        state = _halved_exactly(state) if exactly else _converted(state, dtype)
+        state = _smaller_exactly(state) if exactly else _converted(state, dtype)
     distribution, version = distribution_of(type(component))
     manifest = ComponentManifest(
         kind,
@@ -149,13 +149,19 @@ def save_component(
     write_json(directory / MANIFEST, asdict(manifest))
 
 
-def _halved_exactly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store in half precision every tensor that it does not change."""
-    halves = {k: v.half() for k, v in state.items() if v.is_floating_point()}
-    return {
-        k: halves[k] if k in halves and torch.equal(halves[k].to(v.dtype), v) else v
-        for k, v in state.items()
-    }
+def _smaller_exactly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store in half precision, or in eight bits, every tensor that it does not change."""
+    smaller: dict[str, Tensor] = {}
+    for name, value in state.items():
+        forms = ({name: value.half()}, pack({name: value})) if value.is_floating_point() else ()
+        kept = (form for form in forms if _same_bits(unpack(form)[name].to(value.dtype), value))
+        smaller |= next(kept, {name: value})
+    return smaller
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether a fingerprint sees no difference, not even between 0.0 and -0.0."""
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def _converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -264,10 +264,12 @@ def merge(base: Any, over: Any) -> Any:
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if "use" in base and over.get("use", base["use"]) != base["use"]:
             # The options and the checkpoint of another plugin mean nothing to the new one.
-            base = {key: value for key, value in base.items() if key == "training"}
+            base = {key: value for key, value in _without_start(base).items() if key == "training"}
         elif base.get("checkpoint") and over.get("checkpoint") not in (None, base["checkpoint"]):
             # Nor do those that other weights were trained with.
             base = {key: value for key, value in base.items() if key != "options"}
+        if over.get("checkpoint") is not None:
+            base = _without_start(base)
         merged = dict(base)
         for key, value in over.items():
             merged[key] = merge(base[key], value) if key in base else value
@@ -278,6 +280,14 @@ def merge(base: Any, over: Any) -> Any:
             items[item["name"]] = merge(items.get(item["name"], {}), item)
         return [item for item in items.values() if item.get(DROP) is not True]
     return over
+
+
+def _without_start(part: Mapping[str, Any]) -> Tree:
+    """Return a part without the weights that its training was to start from."""
+    training = part.get("training")
+    if not isinstance(training, Mapping):
+        return dict(part)
+    return {**part, "training": {k: v for k, v in training.items() if k != "start_from"}}
 
 
 def _is_named(value: Any) -> bool:

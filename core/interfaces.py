@@ -76,6 +76,8 @@ class Component(nn.Module, ABC):
     needs_training: bool = True
     #: Whether the component learns from one pass over the data, as k-means does.
     needs_fitting: bool = False
+    #: Whether it has a network that is not trained here: weights must be given.
+    needs_weights: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -26,6 +26,7 @@ class Suite:
         structure: of these, those that tell of long-term structure, with their good values.
         rule: figures that a temperature is chosen by; the others must leave it sound.
         sound: the rate that says so.
+        pipeline: shipped one that is measured; empty for that of the domain's name.
         pairs: metrics of a reconstruction against its recording, with their good values.
         content: the metric of pairs that measures kept content, if there is one.
         voice: the metric of continuations that measures the voice, if there is one.
@@ -45,5 +46,6 @@ class Suite:
     masked: str
     masked_sampling: Mapping[str, Any] = field(default_factory=dict)
     sound: str = "health.v1 healthy"
+    pipeline: str = ""
     content: str | None = None
     voice: str | None = None

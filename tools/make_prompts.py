@@ -1,26 +1,27 @@
-"""Make the prompts that ship with Segue: a spoken sentence and a piano phrase, both our own.
+"""Make the prompts that ship with Segue: a sentence of LibriSpeech and a piano phrase of our own.
 
-Needs espeak-ng, FluidSynth and its General MIDI soundfont.
+    python tools/make_prompts.py SPEECH   (../shared/data/speech)
+
+SPEECH holds libri/, LibriSpeech's recordings (V. Panayotov et al., CC BY 4.0). Needs FluidSynth
+and its General MIDI soundfont.
 """
 
 from __future__ import annotations
 
 import struct
-import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import soundfile
 
-from segue.core.audio import resample
 from segue.plugins.domains.piano.recipe import find_soundfont, render
 from segue.sound.reading import read_audio
 
 DOMAINS = Path(__file__).parent.parent / "plugins" / "domains"
 SAMPLE_RATE = 16_000
-SENTENCE = (
-    "The morning was clear and cold, and along the river the first boats were already moving."
-)
+#: A speaker that nothing was trained on, and the end of the first sentence in seconds.
+SENTENCE, SECONDS = "libri/7635-105409-0000.flac", 5.2
 BEAT = 480  # ticks
 # A phrase in G major: (beat, length in beats, pitches, velocity).
 PHRASE = [
@@ -61,13 +62,9 @@ def _variable(value: int) -> bytes:
     return bytes(reversed(digits))
 
 
-def make_speech(target: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "speech.wav"
-        subprocess.run(["espeak-ng", "-v", "en-us", "-s", "150", "-w", raw, SENTENCE], check=True)
-        audio = read_audio(raw)
-    wave = resample(audio.wave, audio.sample_rate, SAMPLE_RATE)[: 5 * SAMPLE_RATE]
-    soundfile.write(target, (0.5 * wave / wave.abs().max()).numpy(), SAMPLE_RATE, subtype="PCM_16")
+def make_speech(source: Path, target: Path) -> None:
+    audio = read_audio(source, first_seconds=SECONDS)
+    soundfile.write(target, audio.wave.numpy(), audio.sample_rate, subtype="PCM_16")
 
 
 def make_piano(target: Path) -> None:
@@ -81,5 +78,7 @@ def make_piano(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_speech(DOMAINS / "speech" / "prompt.flac")
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    make_speech(Path(sys.argv[1]) / SENTENCE, DOMAINS / "speech" / "prompt.flac")
     make_piano(DOMAINS / "piano" / "prompt.flac")

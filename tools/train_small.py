@@ -6,8 +6,9 @@ SOURCE is what `segue prepare DOMAIN` takes. KEY=VALUE overrides the config of t
 stage that it names: semantic, acoustic or one of the paper's cascade, such as coarse. Hours on a
 CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside it
 lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
-OUTPUT/tokenizers/rounded holds the tokenizers, also a second semantic one that no stage is trained
-on; KEY of it begins with swapped_tokenizer (speech) or harmony_tokenizer (piano).
+OUTPUT/tokenizers/rounded holds the tokenizers, for piano also a second semantic one that no stage
+is trained on, whose KEY begins with harmony_tokenizer. Of speech OUTPUT/textless is the pipeline;
+tools/train_words.py then makes OUTPUT/pipeline.
 """
 
 from __future__ import annotations
@@ -36,32 +37,10 @@ TOKENIZERS = {
     ],
     "piano": ["codec.options.num_levels=8", "codec.training.steps=4500"],
 }
-#: A second semantic tokenizer, which no stage is trained on: its name, whether it begins where the
-#: first one ended, and what is asked of it.
+#: A second semantic tokenizer, which no stage is trained on: its name, and what is asked of it.
 SECOND = {
-    "speech": (
-        "swapped_tokenizer",
-        True,
-        [
-            "semantic_tokenizer.use=w2v_bert.v1",
-            "semantic_tokenizer.options.objective=swap",
-            "semantic_tokenizer.options.fresh_copy=true",
-            "semantic_tokenizer.options.depth=5",
-            "semantic_tokenizer.options.target_codes=256",
-            "semantic_tokenizer.options.code_width=64",
-            "semantic_tokenizer.options.noise=0.7",
-            "semantic_tokenizer.options.equalise=0.5",
-            "semantic_tokenizer.options.num_clusters=512",
-            "semantic_tokenizer.training.steps=3600",
-            "semantic_tokenizer.training.batch_size=10",
-            "semantic_tokenizer.training.crop_seconds=3",
-            "semantic_tokenizer.training.learning_rate=5.0e-4",
-            "semantic_tokenizer.training.ema=0.998",
-        ],
-    ),
     "piano": (
         "harmony_tokenizer",
-        False,
         [
             "semantic_tokenizer.use=w2v_bert.v1",
             "semantic_tokenizer.options.objective=chroma",
@@ -96,6 +75,11 @@ MANIFESTS = {
 LEVELS = "8"  # of the codec that are kept
 #: The pipeline after the paper's cascade, and its stages that are trained for it.
 CASCADES = {"speech": ("three_stage", ("coarse", "fine")), "piano": ("two_stage", ("coarse",))}
+#: The config that stages are trained from at first, and the folder of the pipeline made of it.
+CONFIGS = {
+    "speech": ("textless_tokenizers", "textless"),
+    "piano": ("trained_tokenizers", "pipeline"),
+}
 SHIP = Path(__file__).with_name("ship_tokenizer.py")
 
 
@@ -130,28 +114,20 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
 
 def train_second(domain: str, data: Path, output: Path, more: Sequence[str]) -> None:
     """The second semantic tokenizer, rounded, beside the others."""
-    part, (name, goes_on, values) = "semantic_tokenizer", SECOND[domain]
+    part, (name, values) = "semantic_tokenizer", SECOND[domain]
     rounded = output / "rounded" / name
     if rounded.exists():
         return
-    places = (
-        "--config",
-        f"{domain}/baseline",
-        "--data",
-        data / MANIFESTS[domain][part],
-        "-o",
-        output / name,
-    )
-    first = f"{part}.training.start_from={(output / 'rounded' / part).resolve()}"
-    own = [value.replace(name, part, 1) for value in more]
-    segue("train", part, *places, *settings([*values, *([first] if goes_on else []), *own]))
+    manifest, own = data / MANIFESTS[domain][part], [v.replace(name, part, 1) for v in more]
+    places = ("--config", f"{domain}/baseline", "--data", manifest, "-o", output / name)
+    segue("train", part, *places, *settings([*values, *own]))
     run(SHIP, part, output / name / part, rounded)
 
 
 def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
     """KEY=VALUE of each tokenizer and each stage; what is for none of them ends this program."""
     stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
-    tokenizers = [*MANIFESTS[domain], SECOND[domain][0]]
+    tokenizers = [*MANIFESTS[domain], *([SECOND[domain][0]] if domain in SECOND else [])]
     found: dict[str, list[str]] = {part: [] for part in (*tokenizers, *stages)}
     for value in values:
         part = next((part for part in found if value.startswith(f"{part}.")), None)
@@ -170,7 +146,8 @@ def main(arguments: Sequence[str]) -> None:
     segue("prepare", domain, "--source", source, "-o", data)
     tokenizers = [value for part in MANIFESTS[domain] for value in more[part]]
     chosen = train_tokenizers(domain, data, output / "tokenizers", tokenizers)
-    train_second(domain, data, output / "tokenizers", more[SECOND[domain][0]])
+    if domain in SECOND:
+        train_second(domain, data, output / "tokenizers", more[SECOND[domain][0]])
 
     def train(config: str, directory: Path, values: Sequence[str]) -> Path:
         if directory != stages:
@@ -180,11 +157,12 @@ def main(arguments: Sequence[str]) -> None:
         return directory / "pipeline"
 
     semantic, acoustic = more["stages.semantic"], more["stages.acoustic"]
-    first = train("trained_tokenizers", stages, [*semantic, *acoustic]).resolve() / "stages"
+    config, made = CONFIGS[domain]
+    first = train(config, stages, [*semantic, *acoustic]).resolve() / "stages"
     kept = [f"stages.semantic.lm.checkpoint={first / 'semantic'}", *semantic]
     start = f"stages.acoustic.lm.training.start_from={first / 'acoustic'}"
     taught = [*kept, start, *acoustic]
-    save(train("trained_masked", output / "masked", taught), output / "pipeline")
+    save(train("trained_masked", output / "masked", taught), output / made)
     name, parts = CASCADES[domain]
     flat = [value for part in parts for value in more[f"stages.{part}"]]
     save(train(f"trained_{name}", output / "flat", [*kept, *flat]), output / name)

@@ -68,7 +68,9 @@ def start_from(component: Component, directory: Path, place: str) -> list[str]:
         for name, value in found.items()
         if name in state and state[name].shape == value.shape
     }
-    sizes = {name: x.numel() for name, x in component.named_parameters() if x.requires_grad}
+    trained = {name: x.numel() for name, x in component.named_parameters() if x.requires_grad}
+    # A network that clusters are fitted on is not trained at all.
+    sizes = trained or {name: x.numel() for name, x in component.named_parameters()}
     share = sum(sizes[name] for name in taken if name in sizes) / max(1, sum(sizes.values()))
     if share < LEAST_SHARE:
         missing = next((name for name in sizes if name not in taken), "a weight")

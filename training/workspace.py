@@ -284,14 +284,21 @@ def _fresh(workspace: Workspace, assembly: Assembly, part: str) -> Component:
         raise TrainingError(f"{place}.start_from", problem, "leave one of the two out")
     if ref.checkpoint is not None:
         load_state(component, Path(ref.checkpoint), plain.use)
-    if component.needs_training:
-        base = ref.checkpoint is not None
-        if source is not None:
-            base = not start_from(component, Path(source), f"{place}.start_from")
-        adapt(component, ref.training, place, base)
-    elif source is not None:
+    has_network = next(component.parameters(), None) is not None
+    if source is not None and not (component.needs_training or has_network):
         problem = f"is set, but {plain.use} is not trained"
         raise TrainingError(f"{place}.start_from", problem, "leave it out")
+    if component.needs_weights and source is None and ref.checkpoint is None:
+        raise TrainingError(
+            f"{place}.start_from",
+            f"is not set: {plain.use} fits clusters on a network that was trained before",
+            f"name a checkpoint of one: --set {place}.start_from=DIR",
+        )
+    base = ref.checkpoint is not None
+    if source is not None:
+        base = not start_from(component, Path(source), f"{place}.start_from")
+    if component.needs_training:
+        adapt(component, ref.training, place, base)
     return component.to(workspace.device)
 
 

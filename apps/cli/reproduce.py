@@ -95,7 +95,7 @@ def command(
         suite = suite_of(domain, host)
         settings = Settings(
             domain=domain,
-            source=pipeline or domain,
+            source=pipeline or suite.pipeline or domain,
             data=data,
             prompt_seconds=suite.prompt_seconds if prompt_seconds is None else prompt_seconds,
             seconds=suite.seconds if seconds is None else seconds,

@@ -195,7 +195,7 @@ def test_what_is_missing_is_found_not_raised(segue: Segue, monkeypatch: pytest.M
     "words, offered",
     [
         ("segue conti", ["continue"]),
-        ("segue continue --domain sp", ["speech", "speech/three_stage", "speech/whisper"]),
+        ("segue continue --domain sp", ["speech", "speech/textless", "speech/three_stage"]),
         ("segue plugins check toy", []),
         ("segue plugins check spectral_c", ["spectral_codec.v1"]),
     ],

@@ -12,9 +12,7 @@ import soundfile
 from tests.apps.conftest import Finished, Segue, tone
 
 from segue.apps import demo
-from segue.core.config_files import find_domain
 from segue.core.domain import Domain
-from segue.core.plugins import default_host
 
 pytest.importorskip("matplotlib")
 
@@ -23,21 +21,11 @@ COLUMNS = ("domain", "prompt", "seconds generated", "real-time factor", "seed", 
 
 
 @pytest.fixture
-def run_demo(segue: Segue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Demo:
-    """Run the demo where no collection of real recordings is at hand."""
-    monkeypatch.setattr(demo, "RECORDINGS", tmp_path / "nothing here")
-    # The tiny pipelines of these tests have one variant.
-    monkeypatch.setattr(demo, "PIPELINES", {name: name for name in demo.PIPELINES})
-
+def run_demo(segue: Segue) -> Demo:
     def run(*arguments: object) -> Finished:
         return segue("--output", "out", *arguments, program=demo.main)
 
     return run
-
-
-def test_it_runs_pipelines_that_come_with_segue() -> None:
-    for domain, source in demo.PIPELINES.items():
-        assert source in find_domain(domain, default_host()).pretrained_names
 
 
 def rows() -> Any:
@@ -83,23 +71,6 @@ def test_a_prompt_of_ones_own(run_demo: Demo, shipped: dict[str, Path], place: P
         assert f"note: piano: {note}" in done.err
     done = run_demo("--prompt", "mine.wav", "--seconds", 0.5)
     assert [row["domain"] for row in rows()] == ["speech"]
-
-
-def test_a_held_out_recording_is_preferred_where_there_are_some(
-    run_demo: Demo, monkeypatch: pytest.MonkeyPatch, place: Path
-) -> None:
-    monkeypatch.setattr(demo, "RECORDINGS", place)
-    shipped_prompt = demo.default_prompt("speech")
-    assert shipped_prompt.name == "prompt.flac"
-    header = "path,split,duration_s\n"
-    lines = ["gone.flac,valid,9", "short.flac,valid,1", "seen.flac,train,9", "good.flac,valid,9"]
-    (place / "manifest.csv").write_text(header + "\n".join(lines))
-    for name in ("short", "seen", "good"):
-        (place / f"{name}.flac").touch()
-    assert demo.default_prompt("speech") == place / "good.flac"
-    assert demo.default_prompt("piano").name == "prompt.flac"
-    (place / "manifest.csv").write_text(header + "\n".join(lines[:3]))
-    assert demo.default_prompt("speech") == shipped_prompt
 
 
 @pytest.mark.parametrize(

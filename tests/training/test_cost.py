@@ -107,7 +107,7 @@ COUNTED: list[Any] = [
         (*SMALL, "options.layer=1", "options.objective=best_rq"),
         marks=pytest.mark.slow,
     ),
-    pytest.param("speech/trained_tokenizers", ENCODER, (), marks=pytest.mark.slow),
+    pytest.param("speech/textless_tokenizers", ENCODER, (), marks=pytest.mark.slow),
 ]
 
 

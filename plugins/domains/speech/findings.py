@@ -1,11 +1,14 @@
-"""Name the metrics that speech is measured by where the paper's findings are reproduced. Imports no
-torch."""
+"""Name the pipeline and the metrics by which the paper's findings on speech are reproduced.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 from segue.findings.suite import Suite
 
 SUITE = Suite(
+    pipeline="speech/textless",  # its tokens know no transcript, as AudioLM's do not
     prompt_seconds=3.0,
     seconds=5.0,
     continuations=("health.v1", "speaker.v1", "phones.v1", "naturalness.v1"),

@@ -25,6 +25,7 @@ class WhisperKMeansTokenizer(KMeansTokenizer):
         config: options.
     """
 
+    needs_weights = True
     config: WhisperKMeansOptions
 
     def __init__(self, config: WhisperKMeansOptions) -> None:

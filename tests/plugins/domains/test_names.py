@@ -66,3 +66,14 @@ def test_what_the_user_says_of_a_pipeline_stays(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: {DOMAINS[0]}/baseline\ndescription: my birds\n")
     assert load_config(path, HOST, anew=True).config.description == "my birds"
+
+
+def test_clusters_are_fitted_anew_on_the_encoder_that_ships() -> None:
+    part = load_config("speech", HOST, anew=True).config.semantic_tokenizer
+    assert part is not None and part.checkpoint is None
+    start = Path(str(part.training.start_from))
+    assert read_manifest(start).use == part.use == "whisper_kmeans.v1"
+    # Another plugin, or other weights, does not start from these.
+    for other in ("use=mel_kmeans.v1", f"checkpoint={start}"):
+        changed = load_config("speech", HOST, [f"semantic_tokenizer.{other}"], anew=True).config
+        assert changed.parts["semantic_tokenizer"].training.start_from is None

@@ -18,7 +18,7 @@ from segue.sound.reading import read_audio
 
 @pytest.fixture(scope="module")
 def prompt() -> torch.Tensor:
-    """A sentence spoken by a machine: of no corpus that was trained on."""
+    """A sentence by a speaker that nothing was trained on."""
     assert DOMAIN.prompt is not None
     audio = read_audio(DOMAIN.prompt)
     assert audio.sample_rate == 16_000
@@ -47,7 +47,7 @@ def ids(tokenizer: Tokenizer, wave: torch.Tensor) -> torch.Tensor:
     return tokenizer.encode(wave[None], torch.tensor([len(wave)])).row(0)
 
 
-@pytest.mark.parametrize("config", ["speech/trained_tokenizers", "speech/swapped_tokens"])
+@pytest.mark.parametrize("config", ["speech/trained_tokenizers", "speech/textless_tokenizers"])
 def test_semantic_tokens_change_with_what_is_said(prompt: torch.Tensor, config: str) -> None:
     tokens = ids(shipped("semantic_tokenizer", config), prompt)
     assert tokens.shape[1] == -(-len(prompt) // 640)
@@ -88,11 +88,11 @@ def test_tokens_of_notes_hold_every_voice_of_a_chord() -> None:
         assert keys[first + 4 : first + 22, :-1].max() < 0.3  # nothing is struck meanwhile
 
 
-def test_what_was_trained_in_noise_hears_less_of_it(prompt: torch.Tensor) -> None:
+def test_a_recogniser_s_tokens_hear_less_of_noise(prompt: torch.Tensor) -> None:
     noise = torch.randn(len(prompt), generator=torch.Generator().manual_seed(0))
     noisy = prompt + 10 ** (-10 / 20) * prompt.square().mean().sqrt() * noise  # 10 dB below
     kept = {}
-    for config in ("speech/trained_tokenizers", "speech/swapped_tokens"):
+    for config in ("speech/trained_tokenizers", "speech/textless_tokenizers"):
         tokenizer = shipped("semantic_tokenizer", config)
         kept[config] = (ids(tokenizer, prompt) == ids(tokenizer, noisy)).float().mean().item()
-    assert kept["speech/swapped_tokens"] > 1.5 * kept["speech/trained_tokenizers"]
+    assert kept["speech/trained_tokenizers"] > 1.5 * kept["speech/textless_tokenizers"]
