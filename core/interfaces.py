@@ -23,14 +23,7 @@ from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
 from segue.core.fingerprints import token_digest
-from segue.core.options import (
-    Decoding,
-    DetectorOptions,
-    Options,
-    Sampling,
-    TokenizerOptions,
-)
-from segue.core.promises import check_attribute
+from segue.core.options import Decoding, DetectorOptions, Options, Sampling, TokenizerOptions
 from segue.core.spec import StageSpec, TokenSpec
 from segue.core.streaming import StreamingDecoder as StreamingDecoder
 from segue.core.streaming import StreamingEncoder as StreamingEncoder
@@ -95,7 +88,13 @@ class Component(nn.Module, ABC):
         self.config = config
 
     def __setattr__(self, name: str, value: Any) -> None:
-        check_attribute(type(self), name, value, __name__)
+        kind, functional = type(self), callable(value) and not isinstance(value, nn.Module)
+        owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+        taken = vars(owner)[name] if owner is not None and owner.__module__ == __name__ else None
+        # A method or property of the contract would win: the value could not be read back.
+        if owner and not functional and (isinstance(taken, property) or callable(taken)):
+            what = f"{kind.__name__}.{name} belongs to the contract of {owner.__name__}"
+            raise TypeError(f"{what}: give this attribute another name, such as _{name}")
         super().__setattr__(name, value)
 
     @property

@@ -26,12 +26,12 @@ from segue.core.errors import AudioError
 from segue.core.files import atomic_path, write_text
 from segue.core.interfaces import Tokenizer
 from segue.core.progress import Progress
-from segue.core.promises import check_tokens
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording, Split
 from segue.data.store_file import METADATA, read_shard_header
 from segue.data.store_plan import Shard, plan_store
+from segue.inference.promises import check_tokens
 
 MAX_PIECE_SECONDS = 30.0
 STALE_SECONDS = 3600.0  # a temporary file as old was left by a run that was killed

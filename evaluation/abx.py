@@ -26,15 +26,6 @@ MAX_CELLS = 1 << 20  # triples compared at once
 LEAST_SPEAKERS = 3  # to draw from: draws of two are one of them twice, or the same two
 
 
-def abx(
-    items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
-) -> dict[str, dict[str, Any]]:
-    """Estimate the errors within and across speakers."""
-    return {
-        name: errors.estimate() for name, errors in abx_errors(items, sequences, distance).items()
-    }
-
-
 def abx_errors(
     items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
 ) -> dict[str, Errors]:

@@ -15,12 +15,12 @@ from segue.core.audio import Audio, resample
 from segue.core.errors import AudioError, DataError
 from segue.core.metrics import Continuation, ContinuationMetric, SetFigure, group_numbers
 from segue.core.progress import Progress
-from segue.core.promises import check_figure, check_measured
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
 from segue.evaluation.failures import Failures, noted
 from segue.evaluation.statistics import grouped_summary, jackknife_interval
 from segue.inference.pipeline import Pipeline
+from segue.inference.promises import check_figure, check_measured
 from segue.inference.request import GeneratedAudio
 
 Keep = Callable[[Recording, GeneratedAudio], object]

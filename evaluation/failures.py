@@ -11,7 +11,7 @@ from torch import Tensor
 from segue.core.discovery import described, distribution_of
 from segue.core.errors import SegueError
 from segue.core.interfaces import Metric
-from segue.core.promises import check_figure
+from segue.inference.promises import check_figure
 
 #: Name of a metric -> why it failed. A metric that failed once is not asked again.
 Failures = dict[str, str]

@@ -25,12 +25,12 @@ from segue.core.config import StageConfig
 from segue.core.errors import GenerationError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.progress import Progress
-from segue.core.promises import check_frames
 from segue.core.sampling import row_generators
 from segue.core.spec import SliceSpec
 from segue.core.two_sided import TwoSided
 from segue.core.validation import real_number
 from segue.inference.generation import StageRun, window_frames
+from segue.inference.promises import check_frames
 from segue.inference.request import Request
 
 BOTH_SIDES = "drawn from both sides"

@@ -21,9 +21,9 @@ from segue.core.assembly import Assembly
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
-from segue.core.promises import check_frames, check_pieces
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
+from segue.inference.promises import check_frames, check_pieces
 from segue.inference.request import Request
 
 

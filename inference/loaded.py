@@ -26,12 +26,12 @@ from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, S
 from segue.core.options import Sampling
 from segue.core.plugins import PluginHost, default_host
 from segue.core.progress import Progress, ProgressChoice
-from segue.core.promises import check_hooked_wave
 from segue.core.spec import ACOUSTIC, SEMANTIC
 from segue.core.tokens import Tokens
 from segue.inference.bars import shown
 from segue.inference.generation import Generation
 from segue.inference.hub import fetch, is_hub_name, model_card, publish
+from segue.inference.promises import check_hooked_wave
 from segue.inference.request import (
     GeneratedAudio,
     PromptAudio,

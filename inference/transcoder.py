@@ -16,10 +16,10 @@ from segue.core.audio import SILENCE, Audio, prepare, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
-from segue.core.promises import check_tokens, check_wave
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Ids, Tokens, WaveBatch
 from segue.inference.inputs import Prompt, as_prompt
+from segue.inference.promises import check_tokens, check_wave
 from segue.inference.recoding import windows
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter

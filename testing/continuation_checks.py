@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
-from segue.core.promises import check_figure, check_measured
+from segue.inference.promises import check_figure, check_measured
 from segue.testing.check import require
 from segue.testing.compare import a_day_later, unchanged, undisturbed
 from segue.testing.metric_checks import RATE, noisy, same, speech

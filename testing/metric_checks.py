@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segue.core.interfaces import Metric
-from segue.core.promises import check_figure
+from segue.inference.promises import check_figure
 from segue.testing.check import NotApplicable, require
 from segue.testing.compare import a_day_later, unchanged, undisturbed
 from segue.testing.subject import Subject

@@ -107,3 +107,16 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     for name in sorted(links):
         visit(name, ())
     assert circles == []
+
+
+def test_docstrings_open_with_a_sentence() -> None:
+    """No "Of one part." or "What is no tensor.": they open with a verb or name a thing."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found.splitlines()[0]}"
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kinds) and (found := ast.get_docstring(node))
+        if found.split()[0] in ("What", "Of", "Those", "Which", "Whether")
+    ]
+    assert wrong == []

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "tests" / "faults.yaml"
-NOT_SOURCE = {"build", "benchmarks", "docs", "examples", "tests", "tools"}
 LINKED_BYTES = 1 << 20  # larger files are linked, not copied
 LIMIT_SECONDS = 1800  # of one pytest run
 FAST = ("-x", "-q", "-m", "not slow", "--no-header", "-o", "addopts=--import-mode=importlib")
@@ -60,26 +59,11 @@ def read_faults() -> list[Fault]:
 
 def locate(fault: Fault, root: Path) -> Path:
     """Return the file that holds the text to find, exactly once."""
-    counts = occurrences(fault.find, [root / fault.file])
-    if not counts:  # the code has moved
-        counts = occurrences(fault.find, source_files(root))
-    if list(counts.values()) != [1]:
-        places = ", ".join(f"{p.relative_to(root)} ({n} times)" for p, n in counts.items())
-        raise RuntimeError(f"the text to find must occur once, but occurs {places or 'nowhere'}")
-    return next(iter(counts))
-
-
-def occurrences(text: str, paths: Iterable[Path]) -> dict[Path, int]:
-    """Count a text in each of the files that hold it."""
-    counts = {p: p.read_text(encoding="utf-8").count(text) for p in paths if p.is_file()}
-    return {path: count for path, count in counts.items() if count}
-
-
-def source_files(root: Path) -> Iterator[Path]:
-    """Yield every source file outside tests and tools."""
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and folder.name not in NOT_SOURCE and not folder.name.startswith("."):
-            yield from (p for p in sorted(folder.rglob("*")) if p.suffix in (".py", ".c"))
+    path = root / fault.file
+    count = path.read_text(encoding="utf-8").count(fault.find) if path.is_file() else 0
+    if count != 1:
+        raise RuntimeError(f"{fault.file} holds the text to find {count} times, not once")
+    return path
 
 
 def copy_tree(target: Path) -> None:
@@ -99,14 +83,6 @@ def copy_tree(target: Path) -> None:
     (packages,) = (target / ".venv" / "lib").glob("*/site-packages")
     paths = [str(target / "build" / "typing"), *site.getsitepackages()]
     (packages / "copy.pth").write_text("\n".join(paths), encoding="utf-8")
-
-
-def moved(argument: str, root: Path) -> str:
-    """Return a test file's new place if it has moved; any other argument as it is."""
-    if not argument.endswith(".py") or (root / argument).exists():
-        return argument
-    found = [str(p.relative_to(root)) for p in (root / "tests").rglob(Path(argument).name)]
-    return found[0] if len(found) == 1 else argument
 
 
 def pytest_child(root: Path, arguments: Sequence[str]) -> None:
@@ -141,7 +117,7 @@ def caught_by(fault: Fault, path: Path, root: Path, full: bool) -> list[str]:
     text, stamp = path.read_text(encoding="utf-8"), path.stat()
     try:
         path.write_text(text.replace(fault.find, fault.replace), encoding="utf-8")
-        failed = run_pytest(root, [moved(part, root) for part in shlex.split(fault.tests)])
+        failed = run_pytest(root, shlex.split(fault.tests))
         return failed or (run_pytest(root, []) if full else [])
     finally:
         path.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from segue.core.config_files import load_config
 from segue.core.errors import DataError
 from segue.evaluation import abx as abx_module
 from segue.evaluation import abx as dtw
-from segue.evaluation.abx import abx, abx_errors, frame_distances, pair_distances, warped
+from segue.evaluation.abx import abx_errors, frame_distances, pair_distances, warped
 from segue.evaluation.representations import (
     Representation,
     log_mel,
@@ -32,6 +32,10 @@ from segue.evaluation.statistics import mutual_information
 from segue.evaluation.subjects import Item, load_items, thinned
 
 # --- warping ----------------------------------------------------------------------------------
+
+
+def abx(*compared: Any) -> dict[str, dict[str, Any]]:
+    return {name: errors.estimate() for name, errors in abx_errors(*compared).items()}
 
 
 def plain_warping(costs: list[list[float]]) -> float:

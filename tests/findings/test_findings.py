@@ -213,6 +213,7 @@ def test_variants_are_trained_and_measured_once(study: Make) -> None:
     assert all(f"## {name}" in page(one) for name in ("structure", "masked"))
 
 
+@pytest.mark.slow
 def test_ablations(study: Make) -> None:
     found = made(study(), "clusters")
     assert list(found["rows"]) == ["8 clusters", "12 clusters", "true continuation"]

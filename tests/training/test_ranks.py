@@ -257,7 +257,7 @@ WAYS: list[Any] = [
         {"strategy": "fsdp", "accumulate": 2, "activation_checkpointing": True},
         marks=pytest.mark.slow,
     ),
-    ("codec", {"accumulate": 2, "adversary_from": 3}),
+    pytest.param("codec", {"accumulate": 2, "adversary_from": 3}, marks=pytest.mark.slow),
     pytest.param("stage", {"compile": True}, marks=pytest.mark.slow),
 ]
 
@@ -280,6 +280,7 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> N
     check_alike(whole, trained(2, parts, "stage", steps=8, schedule="constant", strategy="fsdp"))
 
 
+@pytest.mark.slow
 def test_counts_are_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
     """A model without parameters learns the whole batch on each rank."""
     ends = [alone(tmp_path / "one", "counts"), trained(2, tmp_path / "two", "counts")]

@@ -1,4 +1,4 @@
-"""Whether two recognisers hear the same words, for which no transcript is needed."""
+"""Measure whether two recognisers hear the same words; no transcript is needed."""
 
 from __future__ import annotations
 

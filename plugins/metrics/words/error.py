@@ -1,4 +1,4 @@
-"""Word error: what of the words heard in a recording is heard in other audio."""
+"""Measure how many of the words heard in a recording are heard in other audio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "word_error.v1"
 
 
 class WordError(Metric):
-    """Edits over the number of words that the recogniser hears in the reference.
+    """Count edits over the number of words that the recogniser hears in the reference.
 
     The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
     counts as kept. Silence has 1.

@@ -11,10 +11,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers_stage import MODELS, STAGES
 
-#: Every family with every stage, and every variant with the stage that has most to go wrong.
+#: Every family with every stage, and every variant with the stage that has most to go wrong. The
+#: stages that only repeat what another family shows are slow.
 FAMILIES = ("flat", "delay", "depth")
 PAIRS = [(kind, "two") for kind in MODELS if kind not in FAMILIES]
 PAIRS += [(kind, name) for kind in FAMILIES for name in STAGES]
+FAST_STAGES = ("levels", "two")
+
+
+def _is_slow(kind: str, stage: str) -> bool:
+    return kind in ("delay", "depth") and stage not in FAST_STAGES
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,9 +29,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if _parametrized(metafunc, "kind") or "kind" not in names:
         return
     if "stage" in names:
-        values = [(kind, STAGES[name]) for kind, name in PAIRS]
-        ids = [f"{kind}-{name}" for kind, name in PAIRS]
-        metafunc.parametrize(("kind", "stage"), values, ids=ids)
+        values = [
+            pytest.param(
+                *(kind, STAGES[name]),
+                marks=[pytest.mark.slow] if _is_slow(kind, name) else [],
+                id=f"{kind}-{name}",
+            )
+            for kind, name in PAIRS
+        ]
+        metafunc.parametrize(("kind", "stage"), values)
     else:
         metafunc.parametrize("kind", MODELS)
 

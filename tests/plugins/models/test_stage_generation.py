@@ -168,7 +168,10 @@ def test_too_little_given_is_refused(kind: str) -> None:
         model.generate(given_for(stage, 10, 10), prompt, 2, Sampling(), row_generators(0, 1))
 
 
-@pytest.mark.parametrize(("name", "known"), [("plain", (4,)), ("slower", (4, 0, 2))])
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [pytest.param("plain", (4,), marks=pytest.mark.slow), ("slower", (4, 0, 2))],
+)
 def test_overfits_and_regenerates_exactly(kind: str, name: str, known: tuple[int, ...]) -> None:
     """Each row is generated up to its end: it is given there what it was given in training.
 

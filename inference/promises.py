@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import torch
 from pluggy import HookCaller
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.core.discovery import distribution_of
 from segue.core.errors import PluginError
@@ -21,27 +21,6 @@ from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens
 
 FEW = 64  # codes
-
-
-def check_attribute(component: type, name: str, value: object, contracts: str) -> None:
-    """Refuse to hide an attribute behind a method or property of a contract.
-
-    Args:
-        component: the class whose instance gets the attribute.
-        value: of the attribute; functions may replace methods.
-        contracts: the module whose classes are contracts.
-
-    Raises:
-        TypeError: if the contract would win, so that the attribute could not be read back.
-    """
-    if callable(value) and not isinstance(value, nn.Module):
-        return
-    owner = next((kind for kind in component.__mro__ if name in vars(kind)), None)
-    if owner is None or owner.__module__ != contracts:
-        return
-    if isinstance(vars(owner)[name], property) or callable(vars(owner)[name]):
-        what = f"{component.__name__}.{name} belongs to the contract of {owner.__name__}"
-        raise TypeError(f"{what}: give this attribute another name, such as _{name}")
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
