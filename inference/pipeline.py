@@ -198,10 +198,12 @@ class Pipeline(LoadedPipeline):
         pieces = generation.acoustic_pieces(
             Fraction(request.chunk_seconds).limit_denominator(10**6)
         )
+        start = 0
         for wave, codes in self.audio.decode_pieces(generation.prompt[ACOUSTIC], pieces):
             tokens = {ACOUSTIC: codes}
             audio = GeneratedAudio.of(request, wave / scale, self.sample_rate, tokens)
-            yield self._deliver(request, audio)
+            yield self._deliver(request, audio, start_sample=start)
+            start += wave.shape[1]
 
     def fill(
         self,
