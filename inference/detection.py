@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from segue.core.checkpoint_files import MANIFEST, read_manifest
 from segue.core.errors import AudioError, CheckpointError
 from segue.core.interfaces import ORIGINS, Detector
 from segue.core.plugins import PluginHost
+from segue.core.progress import Progress
 from segue.core.records import PluginRecord
 from segue.sound.open_audio import open_audio
 
@@ -58,8 +60,11 @@ def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
     return _judged(_by_second(detector, lambda a, n: wave[a : a + n], len(wave)), place)
 
 
-def judge_file(detector: Detector, path: Path) -> Judgement:
+def judge_file(detector: Detector, path: Path, progress: Progress | None = None) -> Judgement:
     """Judge a file of any length; only a part of it is in memory at a time.
+
+    Args:
+        progress: called with the file and the seconds that are judged, of how many.
 
     Raises:
         AudioError: as ``judge``, and if it cannot be read.
@@ -73,7 +78,8 @@ def judge_file(detector: Detector, path: Path) -> Judgement:
             whole = first // rate * rate  # reading begins on whole seconds
             return opened.read_at(rate, whole, first - whole + count)[first - whole :]
 
-        return _judged(_by_second(detector, read, length), str(path))
+        report = None if progress is None else partial(progress, f"{path.name}: detector")
+        return _judged(_by_second(detector, read, length, report), str(path))
 
 
 def _check_length(seconds: float, place: str) -> None:
@@ -94,13 +100,17 @@ def _judged(seconds: Float[Tensor, "S 3"], place: str) -> Judgement:
 
 
 def _by_second(
-    detector: Detector, read: Callable[[int, int], Float[Tensor, "T"]], length: int
+    detector: Detector,
+    read: Callable[[int, int], Float[Tensor, "T"]],
+    length: int,
+    report: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "S 3"]:
     """Judge a window around the middle of each second.
 
     Args:
         read: returns samples, given the first and their number.
         length: samples in all.
+        report: called with the seconds that are judged next, of how many.
     """
     rate = detector.config.sample_rate
     window = min(round(detector.config.window_seconds * rate), length)
@@ -112,6 +122,8 @@ def _by_second(
     ]
     found = torch.full((count, len(ORIGINS)), math.nan)
     for first in range(0, count, BATCH):
+        if report is not None:
+            report(min(first + BATCH, count), count)
         begins = starts[first : first + BATCH]
         wave = read(begins[0], begins[-1] - begins[0] + window)
         rows = [wave[start - begins[0] :][:window] for start in begins]

@@ -202,10 +202,12 @@ class Pipeline(LoadedPipeline):
         pieces = generation.acoustic_pieces(
             Fraction(request.chunk_seconds).limit_denominator(10**6)
         )
+        start = 0
         for wave, codes in self.audio.decode_pieces(generation.prompt[ACOUSTIC], pieces):
             tokens = {ACOUSTIC: codes}
             audio = GeneratedAudio.of(request, wave / scale, self.sample_rate, tokens)
-            yield self._deliver(request, audio)
+            yield self._deliver(request, audio, start_sample=start)
+            start += wave.shape[1]
 
     def fill(
         self,
@@ -369,10 +371,11 @@ class Pipeline(LoadedPipeline):
                 wave = wave[:, :left] / gain
                 made = GeneratedAudio.of(request, wave, rate, {ACOUSTIC: codes})
                 made.notes[0], notes = (*notes, *made.notes[0]), ()
+                start = found.samples - left
                 left -= wave.shape[1]
                 if report is not None:
                     report("recode", found.samples - left, found.samples)
-                yield self._deliver(request, made)
+                yield self._deliver(request, made, start_sample=start)
 
     def _levels(self, levels: object) -> int:
         """Return how many of the codec's levels to decode."""

@@ -103,9 +103,9 @@ def check_command(text: str) -> None:
             continue
         name, equals, _ = word.partition("=")
         assert name == "--help" or name in options, f"{text}: no option {name!r}"
-        takes_value = name != "--help" and not getattr(options[name], "is_flag", False)
-        if takes_value and not equals and words:
-            words.pop(0)
+        takes_value = name in options and not getattr(options[name], "is_flag", False)
+        if takes_value and not equals:
+            del words[: options[name].nargs]
     takers = [param for param in node.params if param.param_type_name == "argument"]
     room = math.inf if any(param.nargs < 0 for param in takers) else len(takers)
     assert arguments <= room, f"{text}: too many arguments"

@@ -24,6 +24,7 @@ ALLOWED = {
     "testing": {"core", "inference"},
     "plugins": {"core", "plugins.layers"},
     "plugins.layers": {"core"},
+    "plugins.provenance": {"core", "sound"},
     "plugins.domains": {"core", "data.recipe", "findings.suite"},
     "apps": {*ROOMS},
 }

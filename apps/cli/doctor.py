@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import typer
 
@@ -15,18 +16,8 @@ from segue.inference.threads import thread_troubles
 
 Check = Callable[[], list[tuple[str, str, str]]]
 
-PACKAGES = {
-    "torch": "",
-    "torchaudio": "",
-    "soundfile": "",
-    "scikit-learn": "train",
-    "matplotlib": "plot",
-    "transformers": "hf",
-    "peft": "hf",
-    "huggingface-hub": "hub",
-    "ai-edge-litert": "lyra",
-    "fastapi": "serve",
-}
+REQUIREMENT = re.compile(r"([\w.-]+).*?(?:extra == ['\"]([\w-]+)['\"])?")
+FOR_DEVELOPERS = ("all", "dev", "docs")  # extras
 
 
 def command(json: JsonOption = False) -> None:
@@ -52,14 +43,27 @@ def _tried(check: Check) -> list[tuple[str, str, str]]:
 
 def _packages() -> list[tuple[str, str, str]]:
     rows = [("python", "ok", f"{platform.python_version()} on {platform.platform()}")]
-    for name, extra in PACKAGES.items():
-        try:
-            rows.append((name, "ok", version(name)))
-        except PackageNotFoundError:
-            state = "missing" if extra else "broken"
-            wanted = f"segue[{extra}]" if extra else name
-            rows.append((name, state, f"pip install '{wanted}'"))
+    groups: dict[str, dict[str, str | None]] = {}
+    for line in requires("segue") or ():
+        found = REQUIREMENT.fullmatch(line)
+        name, extra = found.groups() if found else (line, None)
+        if name != "segue" and extra not in FOR_DEVELOPERS:
+            groups.setdefault(extra or "", {})[name] = _version(name)
+    for name, there in groups.pop("").items():
+        rows.append((name, "ok" if there else "broken", there or f"pip install {name}"))
+    for extra, packages in groups.items():
+        missing = [name for name, there in packages.items() if not there]
+        fix = f"{', '.join(missing)}: pip install 'segue[{extra}]'"
+        have = ", ".join(f"{name} {there}" for name, there in packages.items())
+        rows.append((f"extra {extra}", "missing" if missing else "ok", fix if missing else have))
     return rows
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _devices() -> list[tuple[str, str, str]]:

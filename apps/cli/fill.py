@@ -17,6 +17,7 @@ from segue.apps.cli.options import (
     PipelineOption,
     SeedOption,
     SetOption,
+    SignOption,
     load_pipeline,
 )
 from segue.apps.cli.output import renamed
@@ -41,11 +42,12 @@ def fill(
         typer.Option(help="Continuations to choose from, where a stage cannot look both ways."),
     ] = 8,
     overrides: SetOption = None,
+    sign: SignOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Draw a stretch of a recording anew, and keep what is before and after it."""
-    check_outputs([output], source=source)
+    signer = check_outputs([output], source=source, sign=sign)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     audio = read_recording(source)
     started = time.perf_counter()
@@ -54,6 +56,6 @@ def fill(
             audio, start=start, end=end, seed=seed, candidates=candidates, progress=progress
         )
     elapsed = time.perf_counter() - started
-    save_audio(loaded, result, [output])
+    save_audio(loaded, result, [output], signer=signer)
     gap, ways = result.metadata["gap"], result.metadata["ways"]
     report_on(result, [output], elapsed, json, "filled", gap=gap, ways=ways)

@@ -19,6 +19,7 @@ from segue.apps.cli.options import (
     SecondsOption,
     SeedOption,
     SetOption,
+    SignOption,
     load_pipeline,
 )
 from segue.apps.cli.output import note, renamed
@@ -69,11 +70,12 @@ def continue_(
         Path | None, typer.Option(help="Also draw a spectrogram (PNG; needs segue\\[plot]).")
     ] = None,
     overrides: SetOption = None,
+    sign: SignOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Continue a recording, keeping its voice or its music."""
-    check_outputs([output], source=prompt, picture=picture)
+    signer = check_outputs([output], source=prompt, picture=picture, sign=sign)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     audio = read_recording(prompt, loaded.config.prompt.max_seconds)
     started = time.perf_counter()
@@ -87,7 +89,7 @@ def continue_(
             progress=progress,
         )
     elapsed = time.perf_counter() - started
-    save_audio(loaded, result, [output], picture, title=str(prompt))
+    save_audio(loaded, result, [output], picture, title=str(prompt), signer=signer)
     report_on(result, [output], elapsed, json)
 
 
@@ -101,19 +103,20 @@ def generate(
     ] = 1,
     seed: SeedOption = 0,
     overrides: SetOption = None,
+    sign: SignOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Generate audio unconditionally."""
     names = (f"{output.stem}-{row + 1}{output.suffix}" for row in range(1, count))
     paths = [output, *(output.with_name(name) for name in names)]
-    check_outputs(paths)
+    signer = check_outputs(paths, sign=sign)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     started = time.perf_counter()
     with renamed(PLACES), progress_bars(json) as progress:
         result = loaded.generate(seconds, batch=count, seed=seed, progress=progress)
     elapsed = time.perf_counter() - started
-    save_audio(loaded, result, paths)
+    save_audio(loaded, result, paths, signer=signer)
     report_on(result, paths, elapsed, json, outputs=[str(path) for path in paths])
 
 
@@ -135,6 +138,7 @@ def resynthesize(
     ] = None,
     seed: SeedOption = 0,
     overrides: SetOption = None,
+    sign: SignOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
@@ -143,14 +147,14 @@ def resynthesize(
         raise ConfigError("--through", f"{through!r} is unknown", f"use one of {', '.join(WAYS)}")
     if levels is not None and through != "codec":
         raise ConfigError("--levels", "goes with --through codec only", "leave it out")
-    check_outputs([output], source=source)
+    signer = check_outputs([output], source=source, sign=sign)
     loaded = load_pipeline(domain, pipeline, overrides, device)
     started, verb = time.perf_counter(), f"through {through}"
     with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
         if through == "codec":  # of any length, in bounded memory
             with seekable(source) as (path, place):
                 pieces = loaded.recode(path, levels=levels, place=place, progress=progress)
-                result, seconds = save_pieces(loaded, pieces, output, through=through)
+                result, seconds = save_pieces(loaded, pieces, output, signer, through=through)
             elapsed = time.perf_counter() - started
             report_on(result, [output], elapsed, json, verb, seconds, through=through)
             return
@@ -161,7 +165,7 @@ def resynthesize(
             result = loaded.resynthesize(audio, through="semantic", progress=progress)
     elapsed = time.perf_counter() - started
     result.metadata["through"] = through
-    save_audio(loaded, result, [output])
+    save_audio(loaded, result, [output], signer=signer)
     report_on(result, [output], elapsed, json, verb, through=through)
 
 

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from segue.apps.cli.output import console
+from segue.apps.cli.options import JsonOption
+from segue.apps.cli.output import console, print_json
 from segue.core.errors import ConfigError, OutputError
 
 #: The package whose components are copied; in a wheel it lies beside `segue.apps`.
@@ -97,12 +98,16 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME.")
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Write a plugin package that works, to start your own from."""
     if kind not in KINDS:
         raise ConfigError("--kind", f"{kind!r} is unknown", f"use one of {', '.join(KINDS)}")
     folder = output or Path(name)
     component = write_plugin(name, kind, folder)
+    if json:
+        print_json({"output": str(folder), "kind": kind, "component": component})
+        return
     console.print(f"{folder}: a {kind.replace('_', ' ')} named {component}")
     console.print(f"next: segue plugins install {folder}; segue plugins check {component}")
 

@@ -59,6 +59,15 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Audio file to write; - for standard output.")
 ]
+SignOption = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(
+        "--sign",
+        envvar="SEGUE_SIGN",
+        metavar="CERT KEY",
+        help="Sign the file with a C2PA manifest: PEM files; needs segue\\[provenance].",
+    ),
+]
 DATA_HELP = (
     "A folder of audio, a CSV manifest, a lhotse CutSet or Shar, WebDataset tars, a URL of one of"
     " these, or a YAML file of several."

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -15,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from segue.core.errors import SegueError
+from segue.core.errors import PluginError, SegueError
 
 DEBUG = "SEGUE_DEBUG"  # set to 1, it shows tracebacks
 
@@ -69,6 +71,25 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         errors.print("".join(traceback.format_exception(error)), end="")
     warn("error:", message, "bold red")
     sys.exit(2)
+
+
+def require(command: str, extra: str, *modules: str) -> None:
+    """Refuse a command whose extra is not installed.
+
+    Raises:
+        PluginError: with the command that installs it.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise PluginError(command, f"needs {module}", f"pip install 'segue[{extra}]'")
+
+
+def wrote(output: Path, json: bool, **more: Any) -> None:
+    """Print where a result lies."""
+    if json:
+        print_json({"output": str(output), **more})
+    else:
+        console.print(f"{output}")
 
 
 def note(message: str) -> None:

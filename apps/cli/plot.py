@@ -10,12 +10,13 @@ import typer
 from segue.apps.cli.options import (
     DeviceOption,
     DomainOption,
+    JsonOption,
     PipelineOption,
     SetOption,
     listed,
     load_pipeline,
 )
-from segue.apps.cli.output import console, renamed
+from segue.apps.cli.output import renamed, wrote
 from segue.apps.cli.saving import read_recording
 
 app = typer.Typer(
@@ -40,12 +41,13 @@ def audio(
     seconds: Annotated[
         float | None, typer.Option(min=0.1, help="From the start of each. Default: all.")
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Draw spectrograms, one below the other."""
     from segue.apps.spectrogram import draw_spectrograms
 
     draw_spectrograms(files, output, marks or (), seconds)
-    console.print(f"{output}")
+    wrote(output, json)
 
 
 @app.command("tokens")
@@ -56,6 +58,7 @@ def tokens(
     pipeline: PipelineOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
+    json: JsonOption = False,
 ) -> None:
     """Draw the tokens of a recording: a row for each level, a color for each code."""
     from segue.apps.plots import draw_tokens
@@ -70,7 +73,7 @@ def tokens(
     draw_tokens(
         {name: (codes.row(0).cpu(), specs[name]) for name, codes in streams.items()}, output
     )
-    console.print(f"{output}")
+    wrote(output, json)
 
 
 @app.command("codec")
@@ -81,22 +84,27 @@ def codec(
         str | None,
         typer.Option(help="Such as pesq.v1,stoi.v1. Default: all that are in every report."),
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Draw quality over bit rate: one line per report, one point per number of levels."""
     from segue.apps.plots import draw_rate_distortion
 
     wanted = None if metrics is None else listed(metrics)
     draw_rate_distortion(reports, output, wanted)
-    console.print(f"{output}")
+    wrote(output, json)
 
 
 @app.command("codebooks")
-def codebooks(reports: ReportsArgument, output: PictureOption = Path("codebooks.png")) -> None:
+def codebooks(
+    reports: ReportsArgument,
+    output: PictureOption = Path("codebooks.png"),
+    json: JsonOption = False,
+) -> None:
     """Draw codes used and perplexity at each level, one line per report."""
     from segue.apps.plots import draw_codebooks
 
     draw_codebooks(reports, output)
-    console.print(f"{output}")
+    wrote(output, json)
 
 
 @app.command("training")
@@ -106,9 +114,10 @@ def training(
     ],
     output: PictureOption = Path("training.png"),
     figures: Annotated[str, typer.Option(help="Figures of the log, separated by commas.")] = "loss",
+    json: JsonOption = False,
 ) -> None:
     """Draw figures over the steps of a training and of its validations."""
     from segue.apps.plots import draw_training
 
     draw_training(parts, output, listed(figures))
-    console.print(f"{output}")
+    wrote(output, json)

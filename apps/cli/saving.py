@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from segue.core.audio import Audio
     from segue.inference.pipeline import Pipeline
     from segue.inference.request import GeneratedAudio
+    from segue.plugins.provenance.signing import Signer
 
 STREAM = Path("-")  # standard input or output
 
@@ -55,21 +56,32 @@ def metadata_path(path: Path) -> Path:
 
 
 def check_outputs(
-    outputs: Sequence[Path], *, source: Path | None = None, picture: Path | None = None
-) -> None:
+    outputs: Sequence[Path],
+    *,
+    source: Path | None = None,
+    picture: Path | None = None,
+    sign: tuple[Path, Path] | None = None,
+) -> Signer | None:
     """Refuse places and suffixes that cannot be written, before any work is done.
 
     Args:
         outputs: audio files.
         source: the recording that is read; it must not be overwritten.
         picture: a PNG file, or None.
+        sign: PEM files of a certificate and its private key, to sign audio files with.
+
+    Returns:
+        What signs them, or None if they are not to be signed.
 
     Raises:
-        OutputError: if one cannot be written.
+        OutputError: if one cannot be written, or not signed.
+        PluginError: if they are to be signed and the extra for it is missing.
     """
     from segue.core.audio import check_format
     from segue.core.files import check_writable
 
+    if sign is not None and STREAM in outputs:
+        raise OutputError("--sign", "needs a file", "name one with --output")
     outputs = [path for path in outputs if path != STREAM]
     for path in outputs:
         check_format(path)
@@ -82,6 +94,13 @@ def check_outputs(
         check_writable(path)
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise OutputError(str(path), "is the recording to be read", "name another file")
+    if sign is None:
+        return None
+    from segue.plugins.provenance.signing import Signer, check_signable
+
+    for path in outputs:
+        check_signable(path)
+    return Signer(*sign)
 
 
 def save_audio(
@@ -90,12 +109,14 @@ def save_audio(
     paths: Sequence[Path],
     picture: Path | None = None,
     title: str = "",
+    signer: Signer | None = None,
 ) -> None:
     """Write each row as an audio file and, beside it, ``<name>.json`` with all that made it.
 
     Args:
         paths: one for each row; ``-`` writes WAV to standard output, without a description.
         picture: also draw the first row, under ``title``.
+        signer: signs the files at the end, when plugins have changed them.
 
     Raises:
         OutputError: if any of them cannot be written; then none is.
@@ -121,6 +142,8 @@ def save_audio(
     for row, path in rows:
         metadata = _metadata(audio, row)
         pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
+        if signer is not None:
+            signer.sign(path, metadata)
     if STREAM in paths:
         _write_stream(audio, paths.index(STREAM))
 
@@ -135,11 +158,16 @@ def _write_stream(audio: GeneratedAudio, row: int) -> None:
 
 
 def save_pieces(
-    pipeline: Pipeline, pieces: Iterator[GeneratedAudio], path: Path, **more: Any
+    pipeline: Pipeline,
+    pieces: Iterator[GeneratedAudio],
+    path: Path,
+    signer: Signer | None = None,
+    **more: Any,
 ) -> tuple[GeneratedAudio, float]:
     """Write one recording that comes in pieces; see ``save_audio``.
 
     Args:
+        signer: signs the file at the end.
         more: further entries of the description.
 
     Returns:
@@ -165,6 +193,7 @@ def save_pieces(
                     notes.setdefault(text.rpartition(" ")[0], text)
         audio.notes[0] = tuple(notes.values())
         audio.metadata |= more
+        audio.metadata.pop("start_sample", None)  # of the last piece
         if path == STREAM:
             with sound.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
@@ -173,6 +202,8 @@ def save_pieces(
             write_json(description, _metadata(audio, 0))
     if path != STREAM:
         pipeline.host.call_hook("segue_output_written", path=path, metadata=_metadata(audio, 0))
+        if signer is not None:
+            signer.sign(path, _metadata(audio, 0))
     return audio, samples / pipeline.sample_rate
 
 

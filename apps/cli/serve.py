@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, load_pipeline
-from segue.apps.cli.output import note
+from segue.apps.cli.output import note, require
 from segue.core.errors import ConfigError
+
+MODULES = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
 SourcesArgument = Annotated[
     list[str] | None,
@@ -49,16 +51,12 @@ def command(
     ] = 30,
 ) -> None:
     """Serve pipelines over HTTP; http://127.0.0.1:8000/docs describes the requests."""
-    try:
-        import uvicorn
+    require("segue serve", "serve", *MODULES)
+    import uvicorn
 
-        from segue.apps.server.app import create_app
-        from segue.apps.server.limits import Limits
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("segue"):
-            raise
-        fix = "pip install 'segue[serve]'"
-        raise ConfigError("segue serve", f"needs {error.name}", fix) from error
+    from segue.apps.server.app import create_app
+    from segue.apps.server.limits import Limits
+
     pipelines = {}
     for source in sources or [DEFAULT_DOMAIN]:
         loaded = load_pipeline(None, source, overrides, device)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segue.apps.cli.options import DeviceOption
-from segue.apps.cli.output import note
-from segue.core.errors import ConfigError, PluginError
+from segue.apps.cli.output import note, require
+from segue.core.errors import ConfigError
 
 
 def command(
@@ -27,9 +26,7 @@ def command(
     browser: Annotated[bool, typer.Option(help="Open the page in your browser.")] = False,
 ) -> None:
     """Continue recordings on a web page: upload or record, listen, change, download."""
-    for package in ("gradio", "matplotlib"):
-        if find_spec(package) is None:
-            raise PluginError("segue web", f"needs {package}", "pip install 'segue[web]'")
+    require("segue web", "web", "gradio", "matplotlib")
     from segue.apps.web.page import launch
     from segue.apps.web.studio import Studio
 

@@ -16,6 +16,11 @@ TAKE_COMMENTS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "CAF")
 FIELDS = ("task", "pipeline", "seed", "row", "prompt_seconds")
 
 
+def said_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of how audio was made that a mark holds."""
+    return {key: metadata[key] for key in FIELDS if key in metadata}
+
+
 def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
     """Write a comment into an audio file that says how Segue made it; samples do not change.
 
@@ -28,14 +33,13 @@ def stamp(path: Path, metadata: Mapping[str, Any]) -> bool:
         # As whole numbers: PCM of up to 32 bits is written back bit by bit.
         samples = file.read(dtype="int32", always_2d=True)
         rate, form, subtype = file.samplerate, file.format, file.subtype
-    said = {key: metadata[key] for key in FIELDS if key in metadata}
     with (
         atomic_path(path) as temporary,
         soundfile.SoundFile(
             native(temporary), "w", rate, samples.shape[1], subtype, format=form
         ) as file,
     ):
-        file.comment = MARK + json.dumps(said, default=str)
+        file.comment = MARK + json.dumps(said_of(metadata), default=str)
         file.software = "Segue"
         file.write(samples)
     return True

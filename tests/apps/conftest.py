@@ -12,10 +12,13 @@ from typing import Any
 import numpy
 import pytest
 import soundfile
+from tests.plugins.provenance.conftest import credentials
 
 from segue.apps.cli import main as cli
 from segue.apps.cli import output
 from segue.core.domain import Domain
+
+__all__ = ["credentials"]  # a fixture
 
 
 @dataclass(frozen=True)

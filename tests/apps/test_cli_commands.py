@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 from tests.apps.conftest import Segue
 from typer.testing import CliRunner
@@ -164,7 +165,9 @@ def test_an_installation_is_looked_at(
     done = segue("doctor", "--json")
     assert (done.code, done.err) == (0, "")
     found = {row["what"]: row for row in done.json}
-    assert found["torch"]["state"] == "ok" and "WAV" in found["audio formats"]["detail"]
+    assert found["torch"]["state"] == found["extra serve"]["state"] == "ok"
+    assert {"extra web", "extra hub", "extra metrics"} <= set(found)
+    assert "WAV" in found["audio formats"]["detail"]
     assert found["domain piano"] == {
         "what": "domain piano", "state": "ok", "detail": f"piano in {shipped['piano']}"
     }  # fmt: skip
@@ -175,15 +178,16 @@ def test_an_installation_is_looked_at(
 
 def test_what_is_missing_is_found_not_raised(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
-    monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "")
-    monkeypatch.setitem(doctor.PACKAGES, "no-such-extra", "plot")
+    lines = ["no-such-package>=1", 'torch; extra == "plot"', 'not-there>=2; extra == "plot"']
+    monkeypatch.setattr(doctor, "requires", lambda name: [*lines, 'x; extra == "dev"'])
     Path("mine.yaml").write_text("nonsense: 1")
     monkeypatch.setenv("SEGUE_REGISTRY", "mine.yaml")
     done = segue("doctor", "--json")
     assert done.code == 1
     found = {row["what"]: (row["state"], row["detail"]) for row in json.loads(done.out)}
-    assert found["no-such-package"] == ("broken", "pip install 'no-such-package'")
-    assert found["no-such-extra"] == ("missing", "pip install 'segue[plot]'")
+    assert found["no-such-package"] == ("broken", "pip install no-such-package")
+    assert found["extra plot"] == ("missing", "not-there: pip install 'segue[plot]'")
+    assert "extra dev" not in found
     assert found["formats"][0] == found["plugins"][0] == found["weights"][0] == "broken"
     assert "mine.yaml" in found["plugins"][1]
 
@@ -207,3 +211,19 @@ def test_the_shell_completes_commands_domains_and_components(
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert segue().out.split() == offered
+
+
+def test_every_command_that_prints_a_result_can_print_json() -> None:
+    without = {"serve", "web", "stream", "config schema"}  # the last prints JSON always
+    found = set()
+
+    def visit(node: Any, name: str) -> None:
+        for child, command in getattr(node, "commands", {}).items():
+            visit(command, f"{name} {child}".strip())
+        if not hasattr(node, "commands"):
+            found.add(name)
+            has = any("--json" in param.opts for param in node.params)
+            assert has == (name not in without), name
+
+    visit(typer.main.get_command(app), "")
+    assert without < found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from tests.apps.conftest import Segue, tone
+from tests.plugins.provenance.conftest import Credentials
 
 from segue.apps.cli.detect import _shortened
 from segue.core.checkpoint import save_component
@@ -22,6 +24,7 @@ from segue.plugins.detectors.spectral.model import SpectralDetector
 from segue.plugins.provenance.marks import read_stamp, stamp
 
 Write = Callable[..., Path]
+MARKS = "[segue.plugins.provenance.stamp, segue.plugins.provenance.watermark]"
 
 
 @pytest.fixture
@@ -122,10 +125,10 @@ def test_a_lossy_file_is_left_alone(write: Write) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_registry_file_turns_stamps_on(tmp_path: Path, prompt_file: Path, tiny: Path) -> None:
+def test_a_registry_file_turns_marks_on(tmp_path: Path, prompt_file: Path, tiny: Path) -> None:
     """In a process of its own, as plugins are found once per process."""
     (tmp_path / "segue-registry.yaml").write_text(
-        "api_version: 1\nhooks: [segue.plugins.provenance.stamp]\n", encoding="utf-8"
+        f"api_version: 1\nhooks: {MARKS}\n", encoding="utf-8"
     )
     arguments = ["continue", prompt_file.resolve(), "-o", "out.wav", "-p", tiny.resolve()]
     done = subprocess.run(
@@ -139,3 +142,44 @@ def test_a_registry_file_turns_stamps_on(tmp_path: Path, prompt_file: Path, tiny
     assert done.returncode == 0, done.stderr
     said = read_stamp(tmp_path / "out.wav")
     assert said is not None and said["task"] == "continue" and said["seed"] == 0
+    description = json.loads((tmp_path / "out.wav.json").read_text(encoding="utf-8"))
+    assert description["watermark"] == "spread"
+
+
+def test_files_are_signed_on_request_and_detect_says_by_whom(
+    segue: Segue,
+    tiny: Path,
+    untrained: Path,
+    credentials: Credentials,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = [credentials.certificate, credentials.key]
+    generate = ["generate", "-p", tiny, "--seconds", 0.6]
+    done = segue(*generate, "-o", "a.wav", "--sign", *pair)
+    assert done.code == 0, done.err
+    report = segue("detect", "a.wav", "--detector", untrained, "--json").json[0]
+    assert report["signature"]["signer"] == "Test studio, Signer"
+    assert report["signature"]["state"] == "intact" and report["signature"]["said"]["seed"] == 0
+    assert len(report["watermark"]["score_by_second"]) == 1
+    table = segue("detect", "a.wav", "--detector", untrained)
+    assert "signed by Test studio, Signer with Segue" in table.out and "intact" in table.out
+    monkeypatch.setenv("SEGUE_SIGN", " ".join(map(str, pair)))
+    assert segue(*generate, "-o", "b.flac").code == 0
+    report = segue("detect", "b.flac", "--detector", untrained, "--json").json[0]
+    assert report["signature"]["state"] == "intact"
+    assert segue(*generate, "-o", "a.ogg").refused("a.ogg", "cannot hold a signature")
+    assert segue(*generate, "-o", "-").refused("--sign", "needs a file")
+    monkeypatch.setenv("SEGUE_SIGN", f"{credentials.root} {credentials.key}")
+    assert segue(*generate, "-o", "c.wav").refused(str(credentials.root), "self-signed")
+
+
+def test_without_the_extra_detect_works_and_signing_says_what_is_missing(
+    segue: Segue, write: Write, untrained: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    path = write("a.wav", tone(1))
+    done = segue("detect", path, "--detector", untrained)
+    assert done.code == 0 and "signatures: not looked for without segue[provenance]" in done.out
+    assert "signature" not in segue("detect", path, "--detector", untrained, "--json").json[0]
+    done = segue("generate", "-p", tiny, "-o", "b.wav", "--sign", path, path)
+    assert done.refused("needs c2pa-python", "pip install 'segue[provenance]'")

@@ -271,7 +271,7 @@ def test_a_short_training_is_drawn_as_it_was_logged(
     log[-1]["valid_loss"] = 3.5
     Path("part").mkdir()
     Path("part/log.jsonl").write_text("\n".join(map(json.dumps, log)))
-    assert segue("plot", "training", "part").code == 0
+    assert segue("plot", "training", "part", "--json").json == {"output": "training.png"}
     (name,) = (label for label in lines if label.endswith("held out"))
     assert lines[name] == ((3.5,), "o")  # one point is seen
     curve = name.removesuffix(", held out")

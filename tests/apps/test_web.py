@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -283,6 +282,5 @@ def test_a_domain_brings_its_models_and_temperatures(page: Any) -> None:
 
 
 def test_the_command_says_what_it_needs(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
-    find: Callable[..., Any] = lambda name: None  # noqa: E731
-    monkeypatch.setattr("segue.apps.cli.web.find_spec", find)
+    monkeypatch.setattr("segue.apps.cli.output.find_spec", lambda name: None)
     assert segue("web").refused("segue web", "needs gradio", "pip install 'segue[web]'")

@@ -20,7 +20,7 @@ def test_two_models_of_one_name_are_refused(segue: Segue, tiny: Path) -> None:
 
 
 def test_a_missing_package_is_named(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setattr("segue.apps.cli.output.find_spec", lambda name: name != "uvicorn" or None)
     assert segue("serve").refused("needs uvicorn; pip install 'segue[serve]'")
 
 
