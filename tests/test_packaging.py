@@ -10,10 +10,12 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from email import message_from_string
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import segue
 from tests.test_structure import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +185,14 @@ def test_type_checkers_find_an_editable_install(tmp_path: Path) -> None:
     assert "import-not-found" not in done.stdout
     assert 'expression has type "int", variable has type "str"' in done.stdout
     assert 'expression has type "Pipeline", variable has type "int"' in done.stdout
+
+
+def test_the_version_is_written_once() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project and 'attr = "segue.__version__"' in project
+    assert version("segue") == segue.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {segue.__version__}\n" in citation
 
 
 def test_public_names_are_listed() -> None:
