@@ -18,6 +18,8 @@ EMPTY = """
 </div>
 """
 
+LABEL_SHARE = 0.15  # of a narrow picture: the width of "12.3 s"
+
 
 def results_html(results: Sequence[Result], link: Link) -> str:
     """Return cards, the newest first, and variants of one request side by side.
@@ -30,8 +32,7 @@ def results_html(results: Sequence[Result], link: Link) -> str:
 
 def _card(result: Result, link: Link) -> str:
     number, marks = result.number, "".join(_mark(result, at) for at in result.marks)
-    times = [0.0, *result.marks, result.seconds]
-    labels = "".join(_time(result, at) for at in times)
+    labels = "".join(_time(result, at) for at in labelled(result.marks, result.seconds))
     sounds = "".join(
         f"<label><span>{escape(label)}</span>"
         f'<audio controls preload="metadata" controlslist="nodownload noplaybackrate"'
@@ -62,6 +63,15 @@ def _card(result: Result, link: Link) -> str:
 
 def _percent(result: Result, at: float) -> str:
     return f"{100 * at / result.seconds:.2f}%"
+
+
+def labelled(marks: Sequence[float], seconds: float) -> list[float]:
+    """Return the moments to name below a picture: joins before the ends, where both fit."""
+    shown: list[float] = []
+    for at in (*marks, 0.0, seconds):
+        if all(abs(at - other) >= LABEL_SHARE * seconds for other in shown):
+            shown.append(at)
+    return sorted(shown)
 
 
 def _mark(result: Result, at: float) -> str:

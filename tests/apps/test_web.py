@@ -284,3 +284,10 @@ def test_a_domain_brings_its_models_and_temperatures(page: Any) -> None:
 def test_the_command_says_what_it_needs(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segue.apps.cli.output.find_spec", lambda name: None)
     assert segue("web").refused("segue web", "needs gradio", "pip install 'segue[web]'")
+
+
+def test_labels_below_a_picture_do_not_overlap() -> None:
+    assert cards.labelled((), 8.0) == [0.0, 8.0]
+    assert cards.labelled((5.0,), 8.0) == [0.0, 5.0, 8.0]
+    assert cards.labelled((1.0, 2.0), 8.0) == [1.0, 8.0]  # the second join is too near
+    assert cards.labelled((7.5,), 8.0) == [0.0, 7.5]
