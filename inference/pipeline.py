@@ -371,7 +371,8 @@ class Pipeline(LoadedPipeline):
                 wave = wave[:, :left] / gain
                 made = GeneratedAudio.of(request, wave, rate, {ACOUSTIC: codes})
                 made.notes[0], notes = (*notes, *made.notes[0]), ()
-                start, left = found.samples - left, left - wave.shape[1]
+                start = found.samples - left
+                left -= wave.shape[1]
                 if report is not None:
                     report("recode", found.samples - left, found.samples)
                 yield self._deliver(request, made, start_sample=start)

@@ -167,6 +167,7 @@ def save_pieces(
     """Write one recording that comes in pieces; see ``save_audio``.
 
     Args:
+        signer: signs the file at the end.
         more: further entries of the description.
 
     Returns:

@@ -97,7 +97,7 @@ class Signer:
             self._sign(FORMATS[path.suffix.lower()], source, signed, metadata)
 
     def _sign(self, form: str, source: Any, signed: Any, metadata: Mapping[str, Any]) -> None:
-        joined = metadata.get("prompt_seconds") or metadata.get("task") == "fill"
+        joined = metadata.get("prompt_seconds") or metadata.get("task") in ("fill", "resynthesize")
         action = {
             "action": "c2pa.created",
             "digitalSourceType": SOURCES + (JOINED if joined else MADE),

@@ -169,7 +169,7 @@ def test_files_are_signed_on_request_and_detect_says_by_whom(
     assert report["signature"]["state"] == "intact"
     assert segue("resynthesize", "a.wav", "-p", tiny, "-o", "d.wav").code == 0
     report = segue("detect", "d.wav", "--detector", untrained, "--json").json[0]
-    assert report["signature"]["state"] == "intact"
+    assert report["signature"]["said"]["task"] == "resynthesize"
     assert segue(*generate, "-o", "a.ogg").refused("a.ogg", "cannot hold a signature")
     assert segue(*generate, "-o", "-").refused("--sign", "needs a file")
     monkeypatch.setenv("SEGUE_SIGN", f"{credentials.root} {credentials.key}")
