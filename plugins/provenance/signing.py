@@ -48,7 +48,7 @@ class Signature:
 
     @property
     def state(self) -> str:
-        """Whether the file is as it was signed."""
+        """Say whether the file is as it was signed."""
         if not self.faults:
             return "intact"
         return "tampered" if any("mismatch" in fault for fault in self.faults) else "invalid"
