@@ -273,13 +273,6 @@ def _check_streams(streams: Mapping[str, TokenSpec]) -> None:
             f"frames of {rates} Hz begin together every {unit} s only",
             f"choose frame rates that share an instant within {LONGEST_UNIT} s",
         )
-    semantic = streams.get(SEMANTIC)
-    if semantic is not None and semantic.num_levels != 1:
-        raise AssemblyError(
-            "semantic_tokenizer",
-            f"emits {semantic.num_levels} levels",
-            "a semantic stream has one level: use it as a codec, or another tokenizer",
-        )
 
 
 def _bound_stage(stage: StageConfig, streams: Mapping[str, TokenSpec]) -> StageSpec:

@@ -233,10 +233,7 @@ class Tokenizer(Component):
 
 
 class SemanticTokenizer(Tokenizer):
-    """Turn audio into one token per frame that captures content rather than sound.
-
-    ``spec.num_levels`` is 1.
-    """
+    """Turn audio into tokens that capture content rather than sound: mostly one per frame."""
 
 
 class AcousticCodec(Tokenizer):

@@ -50,10 +50,7 @@ def encode(tokenizer: Tokenizer, audio: WaveBatch) -> Tokens:
 
 
 def check_spec_is_that_of_the_options(subject: Subject) -> None:
-    """Check that an instance's spec is the one that its options give before any weight is loaded.
-
-    A semantic tokenizer has one level.
-    """
+    """Check that an instance's spec is the one that its options give before any weight is loaded."""
     tokenizer = tokenizer_of(subject)
     is_model = isinstance(tokenizer.config, TokenizerOptions)
     require(is_model, f"{type(tokenizer.config).__name__} is not a TokenizerOptions")
@@ -63,8 +60,6 @@ def check_spec_is_that_of_the_options(subject: Subject) -> None:
     require(promised.frame_size >= 1, "a frame holds less than one sample")
     needs = (tokenizer.needs_training, tokenizer.needs_fitting)
     require(all(isinstance(need, bool) for need in needs), f"needs are {needs}")
-    if subject.kind == "semantic_tokenizer":
-        require(promised.num_levels == 1, f"the spec declares {promised.num_levels} levels")
 
 
 def check_emits_what_its_spec_declares(subject: Subject) -> None:

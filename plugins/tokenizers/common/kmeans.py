@@ -7,12 +7,12 @@ AudioLM and its predecessors cluster normalised features by k-means (Lakhotia et
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segue.core.errors import CheckpointError, TrainingError
@@ -34,6 +34,7 @@ class KMeansTokenizer(SemanticTokenizer):
     Args:
         config: options.
         num_features: D.
+        parts: how many of the features each level clusters, one after the other; all by default.
     """
 
     needs_training, needs_fitting = False, True
@@ -43,8 +44,11 @@ class KMeansTokenizer(SemanticTokenizer):
     centroids: Tensor
     fitted: Tensor
 
-    def __init__(self, config: ClusterOptions, num_features: int) -> None:
+    def __init__(
+        self, config: ClusterOptions, num_features: int, parts: Sequence[int] = ()
+    ) -> None:
         super().__init__(config)
+        self.parts = list(parts) or [num_features]
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
         self.register_buffer("centroids", torch.zeros(config.num_clusters, num_features))
@@ -81,14 +85,15 @@ class KMeansTokenizer(SemanticTokenizer):
                 "fit it with `segue train`, or load fitted weights",
             )
         if wave.shape[1] == 0:
-            return Tokens.empty(wave.shape[0], 1, wave.device)
+            return Tokens.empty(wave.shape[0], len(self.parts), wave.device)
         points = self._normalised(self.features(_precise(wave, lengths), lengths))
-        ids = self._nearest(points.flatten(0, 1)).reshape(points.shape[:2])
-        tokens = Tokens(ids[:, None], -(-lengths // self.spec.frame_size))
+        ids = self._nearest(points.flatten(0, 1)).unflatten(1, points.shape[:2])
+        tokens = Tokens(ids.transpose(0, 1), -(-lengths // self.spec.frame_size))
         return Tokens(tokens.ids * tokens.mask[:, None], tokens.lengths)
 
     def vectors(self, ids: Ids) -> Float[Tensor, "B N D"]:
-        return self.centroids[ids[:, 0]]
+        parts = zip(self.centroids.split(self.parts, 1), ids.unbind(1), strict=False)
+        return torch.cat([centroids[chosen] for centroids, chosen in parts], dim=2)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[WaveBatch]) -> Mapping[str, float]:
@@ -124,17 +129,22 @@ class KMeansTokenizer(SemanticTokenizer):
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones(())))
         for part in parts:
             part.copy_(self._normalised(part.to(self.device)))
-        self.centroids.copy_(torch.from_numpy(_cluster(sample.rows, self.config)))
+        for part, centroids in zip(
+            points.split(self.parts, 1), self.centroids.split(self.parts, 1), strict=True
+        ):
+            found = _cluster(part.contiguous().numpy(), self.config)
+            centroids.copy_(torch.from_numpy(found))
         self.fitted.fill_(True)
-        used, inertia = torch.zeros(len(self.centroids), dtype=torch.bool), 0.0
+        used, inertia = torch.zeros(len(self.parts), len(self.centroids), dtype=torch.bool), 0.0
         for part in parts:
             ids = self._nearest(part.to(self.device))
-            distances = (part.to(self.device) - self.centroids[ids]).square().sum(1)
-            used[ids.cpu()], inertia = True, inertia + float(distances.double().sum())
+            distances = (part.to(self.device) - self.vectors(ids.T[..., None])[:, 0]).square()
+            used.scatter_(1, ids.cpu(), True)
+            inertia += float(distances.sum(1).double().sum())
         return {
             "inertia": inertia / len(points),
             "frames": float(sample.seen),
-            "codes_used": float(used.sum()),
+            "codes_used": float(used.sum()) / len(self.parts),
         }
 
     def _valid_features(self, batch: WaveBatch) -> Rows:
@@ -150,13 +160,17 @@ class KMeansTokenizer(SemanticTokenizer):
         weights = self.weights()
         return points if weights is None else points * weights
 
-    def _nearest(self, points: Float[Tensor, "M D"]) -> Tensor:
-        centroids = self.centroids.to(points.dtype)
-        lengths = centroids.square().sum(1)
-        step = max(1, LARGEST_DISTANCES // centroids.shape[0])
-        # |x - c|^2 without |x|^2, which is the same for every centroid.
-        chunks = (lengths - 2.0 * part @ centroids.T for part in torch.split(points, step))
-        return torch.cat([distances.argmin(dim=1) for distances in chunks])
+    def _nearest(self, points: Float[Tensor, "M D"]) -> Int64[Tensor, "Q M"]:
+        """Return the nearest centroid of each level."""
+        centroids = self.centroids.to(points.dtype).split(self.parts, 1)
+        step = max(1, LARGEST_DISTANCES // self.centroids.shape[0])
+        ids = []
+        for theirs, ours in zip(centroids, points.split(self.parts, 1), strict=True):
+            lengths = theirs.square().sum(1)
+            # |x - c|^2 without |x|^2, which is the same for every centroid.
+            chunks = (lengths - 2.0 * part @ theirs.T for part in torch.split(ours, step))
+            ids.append(torch.cat([distances.argmin(dim=1) for distances in chunks]))
+        return torch.stack(ids)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any

@@ -117,11 +117,13 @@ def mean_and_slope(
     return torch.cat([mean, slope], dim=2)
 
 
-def note_filters(notes: Int64[Tensor, "M"], sample_rate: int, window: int) -> Float[Tensor, "F M"]:
+def note_filters(
+    notes: Int64[Tensor, "M"] | Float[Tensor, "M"], sample_rate: int, window: int
+) -> Float[Tensor, "F M"]:
     """Return bell curves around each note's frequency, at least half a semitone or one bin wide.
 
     Args:
-        notes: MIDI numbers.
+        notes: MIDI numbers, whole or between two.
         sample_rate: Hz.
         window: samples of the transform; ``F = window / 2 + 1``.
     """

@@ -1,0 +1,1 @@
+"""Semantic tokens of a note transcriber: onsets and sounding keys, clustered by register."""
