@@ -154,12 +154,13 @@ def test_a_frame_rate_that_does_not_divide_the_sample_rate_is_refused(
     assert "30 frames/s do not divide its 16000 samples/s" in text
 
 
-def test_a_semantic_tokenizer_with_several_levels_is_refused(
+def test_semantic_tokens_may_have_several_levels(
     host: PluginHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = TokenSpec(16_000, Fraction(25), 2, 512)
     monkeypatch.setattr(MelKMeansOptions, "spec", lambda self: spec)
-    assert "emits 2 levels" in refusal(host)
+    stages = assemble(config(host), host).stages
+    assert stages[0].target.num_levels == stages[1].given[0].num_levels == 2
 
 
 def test_a_trained_pipeline_assembles_and_its_weights_fit(

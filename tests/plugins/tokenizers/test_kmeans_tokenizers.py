@@ -87,7 +87,7 @@ def test_a_point_gets_its_nearest_centroid(fitted: KMeansTokenizer) -> None:
     scales = torch.linspace(0.2, 3.0, len(fitted.centroids))[:, None]
     fitted.centroids.copy_(torch.nn.functional.normalize(fitted.centroids, dim=1) * scales)
     points = torch.randn(200, fitted.centroids.shape[1], generator=torch.Generator().manual_seed(0))
-    assert fitted._nearest(points).equal(torch.cdist(points, fitted.centroids).argmin(1))
+    assert fitted._nearest(points)[0].equal(torch.cdist(points, fitted.centroids).argmin(1))
 
 
 @pytest.mark.parametrize("samples", [0, 4000])
