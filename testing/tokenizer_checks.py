@@ -50,7 +50,7 @@ def encode(tokenizer: Tokenizer, audio: WaveBatch) -> Tokens:
 
 
 def check_spec_is_that_of_the_options(subject: Subject) -> None:
-    """Check that an instance's spec is the one that its options give before any weight is loaded."""
+    """Check that the spec of an instance is that of its options, before any weight is loaded."""
     tokenizer = tokenizer_of(subject)
     is_model = isinstance(tokenizer.config, TokenizerOptions)
     require(is_model, f"{type(tokenizer.config).__name__} is not a TokenizerOptions")
