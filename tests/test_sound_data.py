@@ -9,6 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+
+from tests.evaluation.test_pitches import midi
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -100,3 +103,32 @@ def test_manners_depend_on_the_seed_and_the_piece_alone() -> None:
     assert first != piano.draw_manner("piece", 2, fonts, 0, False)
     written = piano.draw_manner("piece", 1, fonts, 0, True)
     assert (written.semitones, written.tempo) == (0, 1.0) and written.font == first.font
+
+
+def test_a_transcriber_is_taught_the_notes_of_the_score(tmp_path: Path) -> None:
+    notes = tool("train_notes")
+    on, off = 0x90, 0x80
+    path = midi(
+        tmp_path / "piece.mid",
+        [(480, bytes([on, 69, 90])), (0, bytes([on, 60, 90])), (240, bytes([off, 69, 0])),
+         (240, bytes([off, 60, 0]))],
+    )  # fmt: skip
+    struck, sounding = notes.labels(path, 60)
+    assert np.argwhere(struck).tolist() == [[25, 60 - 21], [25, 69 - 21]]
+    assert sounding[:, 69 - 21].nonzero()[0].tolist() == list(range(25, 37))
+    assert sounding[:, 60 - 21].nonzero()[0].tolist() == list(range(25, 50))
+
+
+def test_similar_codes_of_a_seeded_stage_begin_alike() -> None:
+    from segue.plugins.tokenizers.note_kmeans.config import NoteKMeansOptions
+    from segue.plugins.tokenizers.note_kmeans.model import NoteKMeansTokenizer
+
+    options = NoteKMeansOptions(channels=1, num_clusters=4, splits=(60,))
+    tokenizer = NoteKMeansTokenizer(options)
+    tokenizer.centroids[1] = 1.0
+    tokenizer.centroids[2] = 1.1
+    codes = tool("seed_stage").projected(tokenizer, 8)
+    assert codes.shape == (2, 4, 8)
+    assert float(codes.std()) == pytest.approx(0.02)
+    gaps = torch.cdist(codes, codes)
+    assert (gaps[:, 1, 2] < 0.2 * gaps[:, 0, 1]).all() and (gaps[:, 0, 3] == 0).all()
