@@ -36,13 +36,12 @@ def make(study: Study) -> Finding:
 def representations(
     pipeline: Pipeline, of: Iterable[str] = ("semantic", "codec")
 ) -> list[Representation]:
-    """Return tokens and their vectors: semantic, the first acoustic level, all levels."""
-    level, total = pipeline.config.prompt.level, pipeline.codec.spec.num_levels
+    """Return tokens and their vectors, of each tokenizer's first level and of all its levels."""
     found: list[Representation] = []
-    if "semantic" in of and pipeline.semantic_tokenizer is not None:
-        found += of_tokenizer("semantic", pipeline.semantic_tokenizer, level, [1])
-    if "codec" in of:
-        found += of_tokenizer("codec", pipeline.codec, level, sorted({1, total}))
+    for name, tokenizer in (("semantic", pipeline.semantic_tokenizer), ("codec", pipeline.codec)):
+        if name in of and tokenizer is not None:
+            counts = sorted({1, tokenizer.spec.num_levels})
+            found += of_tokenizer(name, tokenizer, pipeline.config.prompt.level, counts)
     return found
 
 

@@ -155,9 +155,9 @@ def _of_part(
 
     tokenizer = load_tokenizer(config, part, host, device)
     total = tokenizer.spec.num_levels
-    counts = sorted({1, total}) if levels is None else whole_numbers(levels, "--levels")
-    if part != "codec":
-        counts = [1]
+    counts = sorted({1, total})
+    if levels is not None and part == "codec":
+        counts = whole_numbers(levels, "--levels")
     if not 1 <= counts[0] <= counts[-1] <= total:
         raise ConfigError("--levels", f"{levels} is out of range", f"use 1 to {total}")
     name = "semantic" if part == "semantic_tokenizer" else "codec"

@@ -35,7 +35,7 @@ class NoteKMeansOptions(ClusterOptions):
 
     splits: tuple[int, ...] = (48, 60, 72)
     pool: int = Field(default=2, ge=1, le=10)
-    onset_weight: float = Field(default=3.0, ge=0)
+    onset_weight: float = Field(default=3.0, gt=0)
     pitch_window: int = Field(default=4096, ge=4)
     onset_window: int = Field(default=1024, ge=4)
     channels: int = Field(default=24, ge=1)

@@ -5,7 +5,8 @@ A network transcribes; a token per register is the nearest of the clusters of wh
 voices, whose combinations are too many. The network was taught by scores, so these tokens are not
 found in audio alone as AudioLM's are.
 
-Shape legend: B batch, N frames (tokens), M frames of the network, D features.
+Shape legend: B batch, N frames (tokens), M frames of the network, D features,
+R = frames per token + 1, K keys.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from segue.core.interfaces import Lengths, Wave
+from segue.core.interfaces import Ids, Lengths, Wave
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.windows import encode_rows
 from segue.plugins.tokenizers.note_kmeans.config import KEYS, NoteKMeansOptions
@@ -50,6 +51,12 @@ class NoteKMeansTokenizer(KMeansTokenizer):
     def weights(self) -> Float[Tensor, "D"]:
         """Undo the normalisation: a rare key is as important as another."""
         return self.weighting * self.deviation
+
+    def keys(self, ids: Ids) -> Float[Tensor, "B N R K"]:
+        """Return what tokens say of each key: chances that it is struck, by frame, and sounds."""
+        points = self.vectors(ids) / self.weighting + self.mean
+        rows = points[..., self.order.argsort()]
+        return rows.unflatten(2, (self.config.pool + 1, KEYS))
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         """Return probabilities, each row on its own."""

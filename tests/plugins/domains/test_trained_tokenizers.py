@@ -12,6 +12,7 @@ from segue.evaluation.subjects import load_tokenizer
 from segue.plugins.domains.speech import DOMAIN
 from segue.plugins.metrics.log_mel.metric import LogMelDistance
 from segue.plugins.metrics.si_sdr.metric import SiSdr
+from segue.plugins.tokenizers.note_kmeans.model import NoteKMeansTokenizer
 from segue.sound.reading import read_audio
 
 
@@ -53,22 +54,38 @@ def test_semantic_tokens_change_with_what_is_said(prompt: torch.Tensor, config: 
     assert tokens.unique().numel() > 0.4 * tokens.shape[1]
 
 
+def chord(*notes: int) -> torch.Tensor:
+    time = torch.arange(16_000) / 16_000
+    hertz = [440.0 * 2 ** ((note - 69) / 12) for note in notes]
+    partials = [torch.sin(6.2832 * f * k * time) / k for f in hertz for k in (1, 2, 3)]
+    return 0.003 * torch.stack(partials).sum(0) * torch.exp(-1.5 * time)
+
+
 def test_learnt_tokens_of_harmony_follow_chords() -> None:
     """A chord that comes again has tokens of its first time, another one has none of them."""
     tokenizer = shipped("semantic_tokenizer", "piano/harmony_tokens")
-    time = torch.arange(16_000) / 16_000
-
-    def chord(*notes: int) -> torch.Tensor:
-        hertz = [440.0 * 2 ** ((note - 69) / 12) for note in notes]
-        partials = [torch.sin(6.2832 * f * k * time) / k for f in hertz for k in (1, 2, 3)]
-        return 0.003 * torch.stack(partials).sum(0) * torch.exp(-1.5 * time)
-
     played = [chord(48, 55, 64), chord(50, 57, 65), chord(48, 55, 64)]
     found = ids(tokenizer, torch.cat(played))[0].unflatten(0, (3, 25))[:, 4:20]
     first, other, again = (set(part.tolist()) for part in found)
     assert not first & other and first & again
     kept = (found[0][:, None] == found[2][None]).any(1).float().mean()
     assert kept > 0.5 and len(first) < 12
+
+
+def test_tokens_of_notes_hold_every_voice_of_a_chord() -> None:
+    """Clusters of the registers say which keys are struck, and when, and which sound."""
+    tokenizer = shipped("semantic_tokenizer", "piano/note_tokens")
+    assert isinstance(tokenizer, NoteKMeansTokenizer)
+    played = [{48, 55, 64, 76}, {50, 57, 65}]
+    found = ids(tokenizer, torch.cat([chord(*notes) for notes in played]))
+    keys = tokenizer.keys(found[None])[0]  # [N, 3, 88]
+    for number, notes in enumerate(played):
+        first = 25 * number
+        struck = keys[max(0, first - 1) : first + 2, :-1].sum((0, 1))
+        held = keys[first + 8, -1]
+        for name, heard in (("struck", struck), ("held", held)):
+            assert {21 + key for key in heard.topk(len(notes)).indices.tolist()} == notes, name
+        assert keys[first + 4 : first + 22, :-1].max() < 0.3  # nothing is struck meanwhile
 
 
 def test_what_was_trained_in_noise_hears_less_of_it(prompt: torch.Tensor) -> None:
