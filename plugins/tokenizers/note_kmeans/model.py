@@ -31,6 +31,7 @@ class NoteKMeansTokenizer(KMeansTokenizer):
     """
 
     config: NoteKMeansOptions
+    order: Tensor
     weighting: Tensor
 
     def __init__(self, config: NoteKMeansOptions) -> None:
@@ -55,8 +56,8 @@ class NoteKMeansTokenizer(KMeansTokenizer):
     def keys(self, ids: Ids) -> Float[Tensor, "B N R K"]:
         """Return what tokens say of each key: chances that it is struck, by frame, and sounds."""
         points = self.vectors(ids) / self.weighting + self.mean
-        rows = points[..., self.order.argsort()]
-        return rows.unflatten(2, (self.config.pool + 1, KEYS))
+        found: Tensor = points[..., self.order.argsort()].unflatten(2, (-1, KEYS))
+        return found
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         """Return probabilities, each row on its own."""

@@ -89,7 +89,7 @@ class Layer(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Float[Tensor, "B C M K"]) -> Float[Tensor, "B C M K"]:
-        return x + functional.relu(self.norm(self.convolution(x)))  # type: ignore[no-any-return]
+        return x + functional.relu(self.norm(self.convolution(x)))
 
 
 class NoteNetwork(nn.Module):
