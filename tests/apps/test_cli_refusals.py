@@ -306,7 +306,7 @@ def _bad_manifest(folder: Path) -> None:
 def _weights_of_another(folder: Path) -> None:
     path = folder / "codec" / "model.safetensors"
     state = load_file(path)
-    state[next(iter(state))] += 1
+    state[next(key for key in state if key.startswith("encoder."))] += 1
     save_file(state, path)
 
 

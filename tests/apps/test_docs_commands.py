@@ -52,6 +52,8 @@ CANNOT = {
     "kubectl": "no cluster here",
     "torchrun": "several machines or GPUs; tests/training/test_ranks.py starts ranks itself",
     "python tools/import_whisper.py": "Whisper's weights are not here",
+    "python tools/render_piano.py": "no soundfonts here; tests/test_sound_data.py tests its parts",
+    "python tools/train_notes.py": "minutes of training; tests/test_sound_data.py tests its parts",
 }
 #: Pages whose blocks run as they stand, in a shell or in Python, by the slow tests below.
 AS_THEY_STAND = ("how-to/mark.md", "how-to/serve.md")

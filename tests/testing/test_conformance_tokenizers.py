@@ -530,7 +530,6 @@ BROKEN: list[Broken] = [
     ("fingerprint_follows_options", SealsTheNameOnly, TinyOptions, "option hop changes"),
     ("fingerprint_follows_options", SealsTheWeightsOnly, TinyOptions, "under another name"),
     ("fingerprint_without_weights_is_known_early", KeepsItsTable, TinyOptions, "persistent=False"),
-    ("spec_is_that_of_the_options", TinySemantic, TinyOptions, "2 levels"),
     ("decodes_any_number_of_levels", DecodesAllLevelsOnly, TinyOptions, "IndexError"),
     ("decodes_any_number_of_levels", DecodesShort, TinyOptions, "decode to"),
     ("decoded_batch_equals_rows", FadesTheBatch, TinyOptions, "decoded in a batch"),

@@ -183,7 +183,7 @@ def test_streams_and_batches_take_turns(serve: Serve) -> None:
     with long_request(server):
         asked = {"audio": as_json(PROMPT), "seconds": 0.4, "stream": True, "chunk_seconds": 0.2}
         assert post(server, "/v1/continuations", **asked).status_code == 200
-        assert server.figure("segue_jobs_running") == 1  # the long one, which is not done
+        server.wait_for(lambda: server.figure("segue_jobs_running") == 1)  # the long one
 
 
 # --- the end ----------------------------------------------------------------------------------
