@@ -35,11 +35,13 @@ def main(part: str, source: str, target: str, levels: str = "") -> None:
             tensor.data = tensor.data.half().float()
             if not tensor.isfinite().all():
                 sys.exit(f"{directory} holds numbers that half precision cannot")
+    # A semantic tokenizer leaves out what only its training needed; a codec has to decode, too.
+    state = component.token_state() if part == "semantic_tokenizer" else None
     with atomic_directory(Path(target)) as temporary:
+        trained = manifest.trained
         save_component(
-            component, temporary, manifest.kind, manifest.use, manifest.trained, torch.float16,
-            component.token_state(),
-        )  # fmt: skip
+            component, temporary, manifest.kind, manifest.use, trained, torch.float16, state
+        )
     load_component(Path(target), default_host(), part)  # its fingerprint is that of what was stored
     print(f"{target}: {(Path(target) / WEIGHTS).stat().st_size / 1e6:.1f} MB from {directory}")
 

@@ -180,7 +180,7 @@ def test_a_continued_recording_is_told_by_its_seconds() -> None:
         judge(loud, Audio(prompt[: RATE // 4], RATE))
 
 
-@pytest.mark.parametrize("source", ["speech/textless", "piano"])
+@pytest.mark.parametrize("source", ["speech", "speech/textless", "piano"])
 def test_shipped_weights_tell_the_shipped_prompt_and_its_continuation(source: str) -> None:
     from segue import Pipeline
     from segue.core.config_files import find_domain
