@@ -140,10 +140,7 @@ def save_audio(
             with renamed({str(drawing): picture}):
                 draw_spectrogram(audio, drawing, title)
     for row, path in rows:
-        metadata = _metadata(audio, row)
-        pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
-        if signer is not None:
-            signer.sign(path, metadata)
+        _finish(pipeline, path, _metadata(audio, row), signer)
     if STREAM in paths:
         _write_stream(audio, paths.index(STREAM))
 
@@ -201,11 +198,17 @@ def save_pieces(
         else:
             write_json(description, _metadata(audio, 0))
     if path != STREAM:
-        metadata = _metadata(audio, 0)
-        pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
-        if signer is not None:
-            signer.sign(path, metadata)
+        _finish(pipeline, path, _metadata(audio, 0), signer)
     return audio, samples / pipeline.sample_rate
+
+
+def _finish(
+    pipeline: Pipeline, path: Path, metadata: dict[str, Any], signer: Signer | None
+) -> None:
+    """Let plugins see a written file, then sign it: a signature covers what they changed."""
+    pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
+    if signer is not None:
+        signer.sign(path, metadata)
 
 
 def _metadata(audio: GeneratedAudio, row: int) -> dict[str, Any]:

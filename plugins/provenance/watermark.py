@@ -31,6 +31,7 @@ def segue_after_generate(audio: GeneratedAudio) -> None:
     """Mark what is new in each row; recordings stay as they are."""
     import torch
 
+    watermark = _watermark()
     wave, least = audio.wave.clone(), round(LEAST_SECONDS * audio.sample_rate)
     fade = torch.linspace(0, 1, round(FADE_SECONDS * audio.sample_rate))
     before = audio.metadata.get("start_sample", 0)
@@ -38,7 +39,7 @@ def segue_after_generate(audio: GeneratedAudio) -> None:
         new = audio.continuation(row).cpu()
         if len(new) < least:
             continue
-        added = _watermark().mark(new, audio.sample_rate, before) - new
+        added = watermark.mark(new, audio.sample_rate, before) - new
         added[: len(fade)] *= fade
         added[-len(fade) :] *= fade.flip(0)
         start = int(audio.prompt_samples[row])
