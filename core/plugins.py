@@ -30,7 +30,7 @@ from segue.core.discovery import (
 )
 from segue.core.errors import PluginError, SegueError
 from segue.core.options import Options
-from segue.core.records import API_VERSION, KINDS, OLDEST_API_VERSION, Kind, PluginRecord
+from segue.core.records import API_VERSION, OLDEST_API_VERSION, Kind, PluginRecord
 from segue.core.registry import (
     FIRST_PARTY,
     USER_FILES,
@@ -119,11 +119,8 @@ class PluginHost:
         self._statuses = statuses
 
     def register(self, plugin: object, source: str = "registered") -> PluginStatus:
-        """Add a plugin that is at hand: a module or an object with hooks.
-
-        Raises:
-            PluginError: if it is broken.
-        """
+        """Add a plugin that is at hand, a module or an object with hooks, or raise ``PluginError``
+        if it is broken."""
         self._activate()
         name = getattr(plugin, "__name__", type(plugin).__name__)
         module = getattr(plugin, "__module__", name)
@@ -205,15 +202,23 @@ class PluginHost:
         """
         stem = place.removesuffix(".options")
         record = self.find(kind, name, place if stem == place else f"{stem}.use")
-        return validate(_options_model(record, place), values, place)
+        return validate(self.options_model(record, place), values, place)
 
-    def options_model(self, record: PluginRecord) -> type[Options]:
+    def options_model(self, record: PluginRecord, place: str = "") -> type[Options]:
         """Return the model that a component's options are validated by.
 
         Raises:
             PluginError: if it cannot be used.
         """
-        return _options_model(record, record.name)
+        if not record.config:
+            return Options
+        place = place or record.name
+        model = _import(record, record.config, place)
+        if isinstance(model, type) and issubclass(model, Options):
+            return model
+        text = f"the options model {record.config} of {_full_name(record)} is not a subclass of"
+        fix = f"correct {record.source}"
+        raise PluginError(place, f"{text} segue.core.options.Options", fix)
 
     def load(self, record: PluginRecord, place: str) -> Any:
         """Import the implementation that a record names and check it against its contract.
@@ -250,7 +255,7 @@ class PluginHost:
             PluginError: if the component cannot be found or built.
         """
         record = self.find(kind, name, place)
-        model = _options_model(record, place)
+        model = self.options_model(record, place)
         if not isinstance(options, model):  # options of another model are validated as values
             values = options.model_dump() if isinstance(options, Options) else options
             options = validate(model, values, f"{place}.options")
@@ -262,6 +267,7 @@ class PluginHost:
         except SegueError:
             raise
         except Exception as error:
+            _refuse_without_extra(record, error, described(error, record.target), place)
             text = f"{_full_name(record)} could not be built: {described(error, record.target)}"
             fix = f"check the options, or report it to {record.source}"
             raise PluginError(place, text, fix) from error
@@ -328,19 +334,16 @@ class PluginHost:
 
 def _only_once(status: PluginStatus, others: Iterable[PluginStatus]) -> PluginStatus:
     """Refuse an object that is a plugin already: its hooks must not be called twice."""
-    for other in others:
-        same = other.plugin is status.plugin or other.label == status.label
-        if status.state == other.state == "ok" and same:
+    for other in (one for one in others if one.state == status.state == "ok"):
+        if other.plugin is status.plugin or other.label == status.label:
             error = f"is the same plugin as {other.label}; uninstall or block one of the two"
             return replace(status, state="broken", error=error, records=())
     return status
 
 
 def _block_key(item: str) -> str:
-    if item.partition("/")[0] in KINDS:
-        return item
     distribution, colon, entry_point = item.partition(":")
-    return f"{normalised(distribution)}{colon}{entry_point}"
+    return item if "/" in item else f"{normalised(distribution)}{colon}{entry_point}"
 
 
 def _is_source(pin: str, source: str, file: Path) -> bool:
@@ -354,26 +357,15 @@ def _conflict(key: str, claimants: Iterable[PluginRecord], place: str) -> Plugin
     pairs = sorted({(record.source, record.target) for record in claimants})
     sources = sorted({source for source, _ in pairs})
     who = ", ".join(f"{source} ({target})" for source, target in pairs)
+    lines = " or ".join(f'pins: {{"{key}": "{source}"}}' for source in sources)
+    fix = f"choose one in {_PIN_FILE}: {lines}"
     if len(sources) == 1:
         fix = f"{sources[0]} claims it more than once: block one of its entry points"
-    else:
-        lines = " or ".join(f'pins: {{"{key}": "{source}"}}' for source in sources)
-        fix = f"choose one in {_PIN_FILE}: {lines}"
     return PluginError(place, f"{key} is claimed by {who}", fix)
 
 
 def _full_name(record: PluginRecord) -> str:
     return f"{record.kind}/{record.name} of {record.source}"
-
-
-def _options_model(record: PluginRecord, place: str) -> type[Options]:
-    if not record.config:
-        return Options
-    model = _import(record, record.config, place)
-    if isinstance(model, type) and issubclass(model, Options):
-        return model
-    text = f"the options model {record.config} of {_full_name(record)} is not a subclass of"
-    raise PluginError(place, f"{text} segue.core.options.Options", f"correct {record.source}")
 
 
 def _import(record: PluginRecord, target: str, place: str) -> Any:
@@ -391,13 +383,19 @@ def _import(record: PluginRecord, target: str, place: str) -> Any:
                 f"check the target: no module {missing!r} is on Python's path (sys.path); "
                 "install the package or set PYTHONPATH"
             )
-        elif isinstance(error, ImportError) and record.extra:
-            # The extras of a local registry file's components are Segue's.
-            local = "/" in record.source or "\\" in record.source
-            text = f"{name} needs the extra {record.extra!r}: {why}"
-            fix = f"pip install '{FIRST_PARTY if local else record.source}[{record.extra}]'"
         else:
+            _refuse_without_extra(record, error, why, place)
             fix = f"install what is missing, or report it to {record.source}"
+        raise PluginError(place, text, fix) from error
+
+
+def _refuse_without_extra(record: PluginRecord, error: BaseException, why: str, place: str) -> None:
+    """Say how to install what a component lacks, if that is what an error is about."""
+    if isinstance(error, ImportError) and record.extra:
+        # The extras of a local registry file's components are Segue's.
+        local = "/" in record.source or "\\" in record.source
+        text = f"{_full_name(record)} needs the extra {record.extra!r}: {why}"
+        fix = f"pip install '{FIRST_PARTY if local else record.source}[{record.extra}]'"
         raise PluginError(place, text, fix) from error
 
 

@@ -15,7 +15,7 @@ from segue.core.audio import Audio, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import AcousticCodec, Metric, Tokens
-from segue.core.progress import Progress
+from segue.core.progress import Progress, tracked
 from segue.core.spec import ACOUSTIC, TokenSpec
 from segue.data.recordings import Recording
 from segue.evaluation.failures import Failures, figures_of_pair, without
@@ -65,10 +65,8 @@ def evaluate_codec(
             f"use at most {spec.sample_rate}, or the lowest of the codecs that you compare",
         )
     passage = _Passage(Transcoder(codec, None, {ACOUSTIC: spec}, limits), metrics, levels, rate)
-    for done, recording in enumerate(recordings, start=1):
+    for recording in tracked(recordings, "codec", progress):
         passage.take(recording)
-        if progress is not None:
-            progress("codec", done, len(recordings))
     if not passage.seconds:
         raise DataError("recordings", "none can be used", "check the data")
     return passage.figures()

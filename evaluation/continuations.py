@@ -14,7 +14,7 @@ from torch import Tensor
 from segue.core.audio import Audio, resample
 from segue.core.errors import AudioError, DataError
 from segue.core.metrics import Continuation, ContinuationMetric, SetFigure, group_numbers
-from segue.core.progress import Progress
+from segue.core.progress import Progress, tracked
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
 from segue.evaluation.failures import Failures, noted
@@ -79,7 +79,7 @@ def continued(
         DataError: if none can.
     """
     records = []
-    for done, recording in enumerate(recordings, start=1):
+    for recording in tracked(recordings, "continuations", progress):
         audio = _start(recording, prompt_seconds + seconds, pipeline.config.prompt.min_seconds)
         if audio is not None:
             cut = round(prompt_seconds * audio.sample_rate)
@@ -89,8 +89,6 @@ def continued(
             if keep is not None:
                 keep(recording, made)
             records.append(_record(made, audio, cut, recording))
-        if progress is not None:
-            progress("continuations", done, len(recordings))
     if not records:
         raise DataError("recordings", "none can be used", "check the data")
     return records
@@ -134,7 +132,7 @@ def measured(
     """
     found = {}
     groups = [record.group for record in records]
-    for done, (name, metric) in enumerate(metrics.items(), start=1):
+    for name, metric in tracked(list(metrics.items()), "metrics", progress):
         with noted(name, metric, failed):
             result = check_measured(metric, metric.measure(records), len(records))
             overall = {
@@ -142,8 +140,6 @@ def measured(
                 for figure, function in result.overall.items()
             }
             found[name] = grouped_summary(result.rows, groups) | overall
-        if progress is not None:
-            progress("metrics", done, len(metrics))
     return found
 
 

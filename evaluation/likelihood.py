@@ -21,7 +21,7 @@ from segue.core.audio import Audio, prepare
 from segue.core.config import StageConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.core.progress import Progress
+from segue.core.progress import Progress, tracked
 from segue.data.audio_files import read_recording
 from segue.data.recipe import read_rows
 from segue.data.recordings import Recording
@@ -49,7 +49,7 @@ def evaluate_likelihood(
     """
     store = TokenStore(tokens, "valid")
     found: dict[str, Any] = {}
-    for done, config in enumerate(pipeline.config.stages, start=1):
+    for config in tracked(pipeline.config.stages, "likelihood", progress):
         lm = pipeline.stage_lm(config.name)
         crops = TokenCrops(store, lm.stage, config.crop_seconds, batch_size=4, seed=0)
         rows = []
@@ -62,8 +62,6 @@ def evaluate_likelihood(
             row["bits_per_second"] = bits * float(lm.stage.target.frame_rate)
             rows.append(row)
         found[config.name] = summarise(rows)
-        if progress is not None:
-            progress("likelihood", done, len(pipeline.config.stages))
     return found
 
 
@@ -186,16 +184,13 @@ def evaluate_pairs(
     """
     stage = FirstStage(pipeline)
     rows, kept = [], []
-    for done, pair in enumerate(pairs, start=1):
+    for pair in tracked(pairs, "pairs", progress):
         try:
             right, wrong = (
                 stage.score(stage.tokens(read_audio(p))) for p in (pair.right, pair.wrong)
             )
         except AudioError:
             continue
-        finally:
-            if progress is not None:
-                progress("pairs", done, len(pairs))
         rows.append(_judged(right, wrong))
         kept.append(pair)
     if not rows:
@@ -276,12 +271,10 @@ def evaluate_order(
         least = order.prompt_seconds + order.seconds
         raise DataError("recordings", f"none lasts {least:g} s", "ask for fewer seconds")
     rows = []
-    for index, (group, ids) in enumerate(kept):
+    for index, (group, ids) in enumerate(tracked(kept, "order", progress)):
         others = [other for name, other in (*kept[index + 1 :], *kept[:index]) if name != group]
         random = torch.Generator().manual_seed(order.seed * len(kept) + index)
         rows.append(_spoiled(stage, ids, others[0] if others else None, first, piece, random))
-        if progress is not None:
-            progress("order", index + 1, len(kept))
     figures = grouped_summary(rows, [group for group, _ in kept])
     return {"order": figures | {"unusable": len(recordings) - len(kept)}}
 

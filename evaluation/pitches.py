@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from segue.core.audio import Audio
 from segue.core.errors import AudioError, DataError
 from segue.core.metrics import Note
-from segue.core.progress import Progress
+from segue.core.progress import Progress, tracked
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
 from segue.evaluation.midi import read_notes
@@ -102,29 +101,21 @@ def _pieces(
 ) -> list[dict[str, tuple[Tensor, Tensor]]]:
     """Return, for each piece and representation, the token and the pitch classes of every frame."""
     pieces = []
-    for done, recording in enumerate(recordings, start=1):
+    for recording in tracked(recordings, "encode", progress):
         score = scores.get(recording.path.stem)
-        if score is not None:
-            try:
-                notes = read_notes(score)
-                audio = read_recording(recording, first_seconds=seconds)
-            except (AudioError, DataError):
-                pass
-            else:
-                pieces.append(_piece(audio, notes, representations))
-        if progress is not None:
-            progress("encode", done, len(recordings))
+        if score is None:
+            continue
+        try:
+            notes = read_notes(score)
+            audio = read_recording(recording, first_seconds=seconds)
+        except (AudioError, DataError):
+            continue
+        piece = {}
+        for one in representations:
+            ids = one.frames(audio)[:, 0]
+            piece[one.name] = ids, pitch_classes(notes, len(ids), one.frame_rate)
+        pieces.append(piece)
     return pieces
-
-
-def _piece(
-    audio: Audio, notes: Sequence[Note], representations: Sequence[Representation]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
-    for representation in representations:
-        ids = representation.frames(audio)[:, 0]
-        found[representation.name] = ids, pitch_classes(notes, len(ids), representation.frame_rate)
-    return found
 
 
 def pitch_classes(notes: Sequence[Note], frames: int, frame_rate: float) -> Bool[Tensor, "N 12"]:

@@ -12,7 +12,7 @@ from segue.core.audio import Audio
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric
-from segue.core.progress import Progress
+from segue.core.progress import Progress, tracked
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import measured
 from segue.evaluation.failures import Failures, figures_of_pair, without
@@ -62,12 +62,10 @@ def evaluate_resynthesis(
     found, failed = {}, Failures()
     for way in ways:
         records = []
-        for done, (recording, audio) in enumerate(sources, start=1):
-            made = _made(pipeline, sources, done - 1, way, seed)
+        for index, (recording, audio) in enumerate(tracked(sources, way, progress)):
+            made = _made(pipeline, sources, index, way, seed)
             if made is not None:
                 records.append(_record(recording, audio, made))
-            if progress is not None:
-                progress(way, done, len(sources))
         if records:
             found[way] = _figures(records, pair_metrics, set_metrics, failed)
     return {

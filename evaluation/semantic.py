@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
-from segue.core.progress import Progress
+from segue.core.progress import Progress, tracked
 from segue.evaluation.abx import Errors, abx_errors
 from segue.evaluation.representations import MFCC, Representation, piece
 from segue.evaluation.statistics import entropy, mutual_information, summarise
@@ -49,7 +49,7 @@ def evaluate_semantic(
         raise DataError("recordings", "none can be used", "check the data")
     found: dict[str, Any] = {}
     errors: dict[str, dict[str, Errors]] = {}
-    for done, representation in enumerate(representations, start=1):
+    for representation in tracked(representations, "ABX", progress):
         sequences = pieces[representation.name]
         errors[representation.name] = abx_errors(usable, sequences, representation.distance)
         found[representation.name] = {
@@ -58,8 +58,6 @@ def evaluate_semantic(
             "frame_rate": representation.frame_rate,
             **_information(usable, sequences, representation.vocabulary),
         }
-        if progress is not None:
-            progress("ABX", done, len(representations))
     for name in errors.keys() - {MFCC}:
         for side, other in errors.get(MFCC, {}).items():
             found[name][f"{side} less {MFCC}"] = errors[name][side].less(other).estimate()
@@ -81,7 +79,7 @@ def _pieces(
     by_path: dict[Path, list[Item]] = {}
     for item in items:
         by_path.setdefault(item.path, []).append(item)
-    for done, (path, inside) in enumerate(by_path.items(), start=1):
+    for path, inside in tracked(list(by_path.items()), "encode", progress):
         try:
             audio = read_audio(path)
         except AudioError:
@@ -93,8 +91,6 @@ def _pieces(
             pieces[representation.name] += [
                 piece(frames, representation.frame_rate, item.start, item.end) for item in here
             ]
-        if progress is not None:
-            progress("encode", done, len(by_path))
     return usable, pieces
 
 

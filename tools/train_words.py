@@ -23,8 +23,8 @@ from train_small import SHIP, run, save, segue, settings
 
 from segue.core.audio import resample
 from segue.core.files import atomic_path
-from segue.plugins.metrics.packaged import packaged_file
-from segue.plugins.metrics.words.recogniser import base_folder
+from segue.plugins.metrics.common import packaged_file
+from segue.plugins.metrics.words import base_folder
 from segue.sound.reading import read_audio
 
 RATE, LEVEL, LOUDEST = 16_000, 0.05, 0.98

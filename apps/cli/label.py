@@ -13,10 +13,11 @@ from segue.apps.cli.output import console, note, print_json
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import held_out
 from segue.core.errors import AudioError, DataError
+from segue.core.progress import tracked
 
 if TYPE_CHECKING:
     from segue.data.recordings import Recording
-    from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+    from segue.plugins.metrics.phones import PhoneRecogniser
 
 METRIC = "phones.v1"  # the metric that brings the recogniser
 
@@ -38,21 +39,18 @@ def command(
     from segue.data.recipe import write_manifest
 
     check_writable(output)
-    host = default_host()
-    host.load(host.find("continuation_metric", METRIC, METRIC), METRIC)  # reports what is missing
-    from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+    default_host().create("continuation_metric", METRIC, {}, place=METRIC)  # says what is missing
+    from segue.plugins.metrics.phones import PhoneRecogniser
 
     recordings, unusable = held_out(data, items, split), 0
     rows: list[dict[str, object]] = []
     recogniser = PhoneRecogniser()
     with progress_bars(json) as progress:
-        for done, recording in enumerate(recordings, start=1):
+        for recording in tracked(recordings, "phones", progress):
             try:
                 rows += _rows(recording, recogniser)
             except AudioError:
                 unusable += 1
-            if progress is not None:
-                progress("phones", done, len(recordings))
     if unusable == len(recordings):
         raise DataError(
             str(data), "holds no recording that can be read and is a file of its own", "name files"
@@ -78,7 +76,7 @@ def command(
 
 def _rows(recording: Recording, recogniser: PhoneRecogniser) -> Iterator[dict[str, object]]:
     from segue.data.audio_files import read_recording
-    from segue.plugins.metrics.phones.triphones import triphones
+    from segue.plugins.metrics.phones import triphones
 
     path = Path(recording.where)
     part = recording.start is not None or recording.channel is not None

@@ -167,8 +167,8 @@ def test_plugins_add_metrics_of_continuations() -> None:
     class Plugin:
         @hookimpl
         def segue_register_continuation_metrics(self) -> list[PluginRecord]:
-            health = "segue.plugins.metrics.health.metric:Health"
-            pair = "segue.plugins.metrics.si_sdr.metric:SiSdr"
+            health = "segue.plugins.metrics.health:Health"
+            pair = "segue.plugins.metrics.quality:SiSdr"
             return [
                 PluginRecord("continuation_metric", "mine.v1", health),
                 PluginRecord("continuation_metric", "pair.v1", pair),

@@ -24,9 +24,8 @@ from segue.evaluation.statistics import (
     mutual_information,
     summarise,
 )
-from segue.plugins.metrics.distances import jensen_shannon
-from segue.plugins.metrics.log_mel.metric import LogMelDistance
-from segue.plugins.metrics.si_sdr.metric import SiSdr
+from segue.plugins.metrics.common import jensen_shannon
+from segue.plugins.metrics.quality import LogMelDistance, SiSdr
 
 RATE = 16_000
 

@@ -213,7 +213,7 @@ def test_the_command_checks_a_metric_of_a_plugin(
     plugin_host: PluginHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "centroid.v1"
-    target = "segue.plugins.metrics.si_sdr.metric:SiSdr"
+    target = "segue.plugins.metrics.quality:SiSdr"
     record = PluginRecord("metric", name, target, api_version=1)
     plugin_host.register(SimpleNamespace(segue_register=hookimpl(lambda: [record])))
     results = command.check_named(plugin_host, name, {}, 1)

@@ -10,8 +10,7 @@ from segue.core.interfaces import AcousticCodec, Tokenizer
 from segue.core.plugins import PluginHost
 from segue.evaluation.subjects import load_tokenizer
 from segue.plugins.domains.speech import DOMAIN
-from segue.plugins.metrics.log_mel.metric import LogMelDistance
-from segue.plugins.metrics.si_sdr.metric import SiSdr
+from segue.plugins.metrics.quality import LogMelDistance, SiSdr
 from segue.plugins.tokenizers.note_kmeans.model import NoteKMeansTokenizer
 from segue.sound.reading import read_audio
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers_audio import RATE, melody, noise, record, speech_like
 
-from segue.plugins.metrics.health.metric import Health, health, repetition
+from segue.plugins.metrics.health import Health, health, repetition
 
 
 def row(prompt: torch.Tensor, continuation: torch.Tensor) -> dict[str, float]:

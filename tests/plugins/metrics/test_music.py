@@ -11,10 +11,18 @@ from helpers_audio import C_MAJOR, RATE, SHARPS, melody, noise, record, tone
 from segue.core.errors import ConfigError, PluginError
 from segue.core.metrics import Note
 from segue.core.plugins import PluginHost
-from segue.plugins.metrics.chroma.metric import Chroma, pitch_classes
-from segue.plugins.metrics.music.keys import Key, key_figures, key_of
-from segue.plugins.metrics.music.timing import interval_table, joined, timing_figures
-from segue.plugins.metrics.onsets.metric import Onsets, find_onsets
+from segue.plugins.metrics.music import (
+    Chroma,
+    Key,
+    Onsets,
+    find_onsets,
+    interval_table,
+    joined,
+    key_figures,
+    key_of,
+    pitch_classes,
+    timing_figures,
+)
 
 SCALE = torch.zeros(12, dtype=torch.float64)
 for _pitch in C_MAJOR[:7]:
@@ -126,7 +134,7 @@ def notes(*pitches: int, seconds: float = 0.5) -> list[Note]:
 
 def test_steps_between_the_highest_notes() -> None:
     pytest.importorskip("onnxruntime")
-    from segue.plugins.metrics.notes.metric import class_counts, leap_counts
+    from segue.plugins.metrics.notes import class_counts, leap_counts
 
     found = leap_counts(notes(60, 64, 62, 98))
     assert {int(p) - 24: int(found[p]) for p in found.nonzero()} == {4: 1, -2: 1, 24: 1}
@@ -161,13 +169,13 @@ def test_a_transcriber_that_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     pytest.importorskip("onnxruntime")
-    from segue.plugins.metrics import packaged
+    from segue.plugins.metrics import common
 
     host = PluginHost.discover(entry_points=False)
     options = {"model": f"{tmp_path}/none.onnx"}
-    with pytest.raises(ConfigError, match=r"none\.onnx is no ONNX model"):
+    with pytest.raises(ConfigError, match=r"none\.onnx is not an ONNX model"):
         host.create("continuation_metric", "notes.v1", options, place="notes.v1")
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
     with pytest.raises(PluginError, match=r"pip install 'segue\[metrics\]'"):
         host.create("continuation_metric", "notes.v1", {}, place="notes.v1")
 

@@ -15,11 +15,10 @@ from segue.core.audio import resample
 from segue.core.errors import ConfigError, PluginError
 from segue.core.plugins import PluginHost
 from segue.plugins.domains.speech import DOMAIN
-from segue.plugins.metrics import packaged
-from segue.plugins.metrics.frechet.config import FrechetOptions
-from segue.plugins.metrics.frechet.metric import Frechet, frechet_distance
-from segue.plugins.metrics.speaker.encoder import SpeakerEncoder
-from segue.plugins.metrics.speaker.metric import judged
+from segue.plugins.metrics import common
+from segue.plugins.metrics.frechet import Frechet, frechet_distance
+from segue.plugins.metrics.options import FrechetOptions
+from segue.plugins.metrics.speaker import SpeakerEncoder, judged
 from segue.sound.reading import read_audio
 
 LOW, HIGH = (110.0, (400.0, 1100.0, 2400.0)), (220.0, (800.0, 1700.0, 3000.0))
@@ -73,7 +72,7 @@ def test_the_level_of_quiet_speech_makes_no_difference() -> None:
 
 
 def test_weights_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
     host = PluginHost.discover(entry_points=False)
     with pytest.raises(PluginError, match=r"resemblyzer.*pip install 'segue\[metrics\]'"):
         host.create("continuation_metric", "speaker.v1", {}, place="speaker.v1")
@@ -84,7 +83,7 @@ def test_weights_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_phones_that_are_edited() -> None:
     pytest.importorskip("hama")
-    from segue.plugins.metrics.phones.recogniser import edits
+    from segue.plugins.metrics.phones import edits
 
     assert edits("kitten", "sitting") == 3 and edits("abc", "abc") == 0
     assert edits("", "abc") == edits("abc", "") == 3 and edits("ab", "ba") == 2
@@ -128,7 +127,7 @@ def test_phones_of_speech_of_noise_and_of_silence() -> None:
 
 def test_phones_and_when_they_are_heard() -> None:
     pytest.importorskip("hama")
-    from segue.plugins.metrics.phones.recogniser import PhoneRecogniser
+    from segue.plugins.metrics.phones import PhoneRecogniser
 
     recogniser, wave = PhoneRecogniser(), speech()[0]
     spans = recogniser.spans(wave, RATE)
@@ -139,7 +138,7 @@ def test_phones_and_when_they_are_heard() -> None:
 
 
 def test_triphones_are_three_phones_in_a_row() -> None:
-    from segue.plugins.metrics.phones.triphones import Phone, triphones
+    from segue.plugins.metrics.phones import Phone, triphones
 
     row = [Phone("a", 0.0, 0.1), Phone("b", 0.1, 0.2), Phone("c", 0.2, 0.3), Phone("d", 0.4, 0.5)]
     assert list(triphones(row)) == [(Phone("b", 0.0, 0.3), "a c")]  # a gap before the last one

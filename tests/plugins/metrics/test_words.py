@@ -31,7 +31,7 @@ def speech() -> torch.Tensor:
 
 def test_words_of_a_text() -> None:
     pytest.importorskip("faster_whisper")
-    from segue.plugins.metrics.words.recogniser import words
+    from segue.plugins.metrics.words import words
 
     assert words("It's 3 o’clock -- Mr. Toad SAID, 'No!'") == [
         "it's", "3", "o'clock", "mr", "toad", "said", "no",
@@ -41,7 +41,7 @@ def test_words_of_a_text() -> None:
 def test_figures_of_what_two_recognisers_heard() -> None:
     pytest.importorskip("faster_whisper")
     pytest.importorskip("english_words")
-    from segue.plugins.metrics.words.agreement import figures
+    from segue.plugins.metrics.words import figures
 
     said = ["the", "cats", "were", "running", "to", "the", "cats", "were", "running", "xqzzt"]
     found = figures(said, [*said[:-1], "there"], 5.0)

@@ -1,21 +1,31 @@
-"""Transcribe notes with Basic Pitch (Bittner et al., arXiv 2203.09893) through ONNX Runtime."""
+"""Transcribe notes with Basic Pitch, and measure with them."""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-import onnxruntime
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import SILENCE, resample
+from segue.core.audio import resample
 from segue.core.errors import ConfigError
-from segue.core.metrics import Note
-from segue.plugins.metrics.notes.config import NotesOptions
-from segue.plugins.metrics.packaged import packaged_file
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, Note
+from segue.plugins.metrics.common import (
+    is_silent,
+    jensen_shannon,
+    of_each,
+    of_others,
+    onnx_session,
+    packaged_file,
+)
+from segue.plugins.metrics.music import CHORD_SECONDS, CLASSES, joined, key_figures, timing_figures
+from segue.plugins.metrics.options import NotesOptions
 
 PACKAGE, MODEL = "basic_pitch", "saved_models/icassp_2022/nmp.onnx"
 # The package itself asks for a TensorFlow that new Pythons lack.
@@ -43,10 +53,10 @@ class Transcriber:
         path = (
             Path(options.model) if options.model else packaged_file(PACKAGE, MODEL, "notes.v1", FIX)
         )
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = torch.get_num_threads()
         try:
-            self._session = onnxruntime.InferenceSession(str(path), settings)
+            self._session = onnx_session(path)
+        except ImportError:
+            raise  # the host says how to install it
         except Exception as error:  # the runtime's error classes share no documented base
             raise ConfigError(
                 "notes.v1.options.model", f"{path} is not an ONNX model", "name another file"
@@ -54,7 +64,7 @@ class Transcriber:
 
     def __call__(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[Note]:
         """Return the notes in order of their beginning; none for silence."""
-        if not wave.numel() or wave.abs().max() < SILENCE:
+        if is_silent(wave):
             return []
         notes, onsets, times = self._posteriors(resample(wave, sample_rate, RATE))
         found = []
@@ -106,3 +116,79 @@ def _end(sounding: Any, onsets: Any, start: int, options: NotesOptions) -> int:
         if not quiet:
             last = frame + 1
     return last
+
+
+OCTAVE = 12
+
+
+class Notes(ContinuationMetric):
+    """Measure pitch classes, key, melodic intervals, density and rhythm of transcribed notes.
+
+    Every note counts once, however long and loud. See ``key_figures`` and ``timing_figures``;
+    ``density`` counts every note of a chord, times between onsets take chords as one. ``leap_...``
+    are divergences (bits) of the distribution of steps between successive highest notes, from two
+    octaves down to two up. All figures rest on what the transcriber hears, in the recordings, too.
+    """
+
+    domains = ("piano",)
+
+    def __init__(self, options: NotesOptions) -> None:
+        self._transcriber = Transcriber(options)
+
+    def measure(self, records: Sequence[Continuation]) -> Measured:
+        each = of_each(records, self._transcriber)
+        truth = [class_counts(notes) for notes in each[2]]
+        return Measured(
+            [
+                _row(three, records[index].seconds, of_others(records, index, truth))
+                for index, three in enumerate(zip(*each, strict=True))
+            ]
+        )
+
+
+def _row(
+    three: tuple[Sequence[Note], Sequence[Note], Sequence[Note]],
+    seconds: tuple[float, float, float],
+    foreign: Sequence[Float[Tensor, "12"]],
+) -> dict[str, float]:
+    onsets = [[note.start for note in notes] for notes in three]
+    by_note = timing_figures(*onsets, seconds)
+    leaps = [leap_counts(notes) for notes in three]
+    return {
+        **key_figures(*map(class_counts, three), foreign),
+        **timing_figures(*map(joined, onsets), seconds),
+        **{name: value for name, value in by_note.items() if "interval" not in name},
+        "leap_distance": jensen_shannon(leaps[0], leaps[1]),
+        "truth_leap_distance": jensen_shannon(leaps[0], leaps[2]),
+        "leap_distance_to_truth": jensen_shannon(leaps[1], leaps[2]),
+        "mean_pitch": _mean_pitch(three[1]),
+        "truth_mean_pitch": _mean_pitch(three[2]),
+    }
+
+
+def class_counts(notes: Sequence[Note]) -> Float[Tensor, "12"]:
+    """Count the notes of each pitch class, C first."""
+    counts = torch.zeros(CLASSES, dtype=torch.float64)
+    for note in notes:
+        counts[note.pitch % CLASSES] += 1
+    return counts
+
+
+def leap_counts(notes: Sequence[Note]) -> Float[Tensor, "49"]:
+    """Count the steps, in semitones, between the highest notes of successive chords."""
+    tops: list[Note] = []
+    for note in sorted(notes, key=lambda note: note.start):
+        if tops and note.start - tops[-1].start < CHORD_SECONDS:
+            if note.pitch > tops[-1].pitch:
+                tops[-1] = Note(note.pitch, tops[-1].start, note.end)
+        else:
+            tops.append(note)
+    counts = torch.zeros(4 * OCTAVE + 1, dtype=torch.float64)
+    for before, after in itertools.pairwise(tops):
+        step = max(-2 * OCTAVE, min(2 * OCTAVE, after.pitch - before.pitch))
+        counts[step + 2 * OCTAVE] += 1
+    return counts
+
+
+def _mean_pitch(notes: Sequence[Note]) -> float:
+    return sum(note.pitch for note in notes) / len(notes) if notes else math.nan

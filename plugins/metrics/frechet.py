@@ -1,7 +1,9 @@
-"""Describe pieces of audio by log-mel statistics or by YAMNet."""
+"""Fréchet audio distance (Kilgour et al., arXiv 1812.08466) of continuations and recordings."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from torchaudio.transforms import MelSpectrogram
 
 from segue.core.audio import resample
 from segue.core.errors import ConfigError, PluginError
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.plugins.metrics.common import of_each
+from segue.plugins.metrics.options import FrechetOptions
 
 RATE, PIECE_SECONDS = 16_000, 0.96
 BANDS, FLOOR = 32, 1e-4
@@ -23,7 +28,7 @@ FILE_PLACE = "frechet.v1.options.weights"
 def pieces(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "P S"]:
     """Cut audio into pieces of 0.96 s at 16 kHz that overlap by half; an incomplete last one is
     left out."""
-    wave = resample(wave, sample_rate, RATE) if sample_rate != RATE else wave
+    wave = resample(wave, sample_rate, RATE)
     size = round(PIECE_SECONDS * RATE)
     return wave.unfold(0, size, size // 2) if wave.shape[0] >= size else wave.new_zeros(0, size)
 
@@ -92,3 +97,68 @@ class Yamnet:
             found = self._interpreter.get_tensor(self._output)
             rows.append(torch.from_numpy(found.copy()).flatten().double())
         return torch.stack(rows) if rows else torch.zeros(0, YAMNET_WIDTH, dtype=torch.float64)
+
+
+class Frechet(ContinuationMetric):
+    """Distance of two clouds of embeddings, each taken as a Gaussian.
+
+    ``distance`` is that of continuations to true continuations; ``prompt_distance`` that of the
+    prompts to them, real audio of the same speakers or pieces: what is the least to be had. Of few
+    pieces the distance is too large, of both; compare figures of like sets and one embedding only.
+    The figure of each file is the number of its ``pieces``.
+    """
+
+    def __init__(self, options: FrechetOptions) -> None:
+        yamnet = options.embedding == "yamnet"
+        self._embed = Yamnet(Path(options.weights)) if yamnet else MelStatistics()
+
+    def measure(self, records: Sequence[Continuation]) -> Measured:
+        prompts, made, truth = of_each(records, lambda wave, rate: self._embed(pieces(wave, rate)))
+        overall = {"distance": _Between(made, truth), "prompt_distance": _Between(prompts, truth)}
+        return Measured([{"pieces": float(len(rows))} for rows in made], overall)
+
+
+class _Between:
+    """Distance of two sets of files, given how often each file counts."""
+
+    def __init__(
+        self, ours: Sequence[Float[Tensor, "P D"]], theirs: Sequence[Float[Tensor, "P D"]]
+    ) -> None:
+        self._sets = [torch.cat(list(files)) for files in (ours, theirs)]
+        self._counts = [torch.tensor([len(rows) for rows in files]) for files in (ours, theirs)]
+
+    def __call__(self, weights: Float[Tensor, "B"]) -> float:
+        weighted = [
+            (rows, weights.repeat_interleave(counts))
+            for rows, counts in zip(self._sets, self._counts, strict=True)
+        ]
+        if any(float(weight.sum()) < 2 for _, weight in weighted):
+            return math.nan
+        return frechet_distance(*weighted[0], *weighted[1])
+
+
+def frechet_distance(
+    a: Float[Tensor, "P D"],
+    a_weights: Float[Tensor, "P"],
+    b: Float[Tensor, "R D"],
+    b_weights: Float[Tensor, "R"],
+) -> float:
+    """Return the squared distance of means plus tr(A + B - 2 (A B)^½) of covariances.
+
+    With A = X'X and B = Y'Y the last trace is the sum of the singular values of X Y', which needs
+    no root of a matrix that has no full rank.
+    """
+    (first, x), (second, y) = _root(a, a_weights), _root(b, b_weights)
+    cross = torch.linalg.svdvals(x @ y.T).sum()
+    spread = x.square().sum() + y.square().sum() - 2 * cross
+    return max(0.0, float((first - second).square().sum() + spread))
+
+
+def _root(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean, and X such that X'X is the covariance; X has no more rows than columns."""
+    total = weights.sum()
+    mean = weights @ rows / total
+    centred = (rows - mean) * (weights / (total - 1)).sqrt()[:, None]
+    if centred.shape[0] > centred.shape[1]:
+        centred = torch.linalg.qr(centred, mode="r").R
+    return mean, centred

@@ -1,1 +1,0 @@
-"""Pitch classes and keys, from spectra."""

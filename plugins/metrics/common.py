@@ -1,0 +1,94 @@
+"""Share what several metrics need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.audio import SILENCE, resample
+from segue.core.errors import PluginError
+from segue.core.metrics import Continuation
+
+SPEECH_RATE = 16_000  # of all recognisers and judges of speech
+Found = TypeVar("Found")
+
+
+def packaged_file(package: str, inside: str, component: str, fix: str) -> Path:
+    """Find weights inside an installed package without importing it, which may need far more.
+
+    Args:
+        package: its import name.
+        inside: the file, relative to the package's folder.
+        component: who asks, for the message.
+        fix: how to install it.
+
+    Raises:
+        PluginError: if it is not installed, or lacks this file.
+    """
+    found = find_spec(package)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        if (Path(folder) / inside).is_file():
+            return Path(folder) / inside
+    raise PluginError(component, f"the weights of {package} are not installed", fix)
+
+
+def onnx_session(path: Path) -> Any:
+    """Open an ONNX model with as many threads as PyTorch has."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), settings)
+
+
+def is_silent(wave: Float[Tensor, "T"]) -> bool:
+    """Return whether there is nothing to hear."""
+    return not wave.numel() or bool(wave.abs().max() < SILENCE)
+
+
+def for_speech(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "N"] | None:
+    """Resample audio to the rate of judges of speech; None for silence."""
+    return None if is_silent(wave) else resample(wave, sample_rate, SPEECH_RATE)
+
+
+def of_each(
+    records: Sequence[Continuation], measure: Callable[[Tensor, int], Found]
+) -> tuple[list[Found], list[Found], list[Found]]:
+    """Measure all prompts, all continuations and all true continuations."""
+    return (
+        [measure(record.prompt, record.sample_rate) for record in records],
+        [measure(record.continuation, record.sample_rate) for record in records],
+        [measure(record.truth, record.sample_rate) for record in records],
+    )
+
+
+def with_truth(ours: Mapping[str, float], truth: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures of a continuation and, as ``truth_...``, those of the recording's own."""
+    return {**ours, **{f"truth_{name}": figure for name, figure in truth.items()}}
+
+
+def of_others(records: Sequence[Continuation], index: int, values: Sequence[Found]) -> list[Found]:
+    """Return the values of the records of other groups than that of one record."""
+    group = records[index].group
+    return [value for record, value in zip(records, values, strict=True) if record.group != group]
+
+
+def jensen_shannon(a: Float[Tensor, "V"], b: Float[Tensor, "V"]) -> float:
+    """Return the divergence in bits of two distributions given as counts: 0 the same, 1 nothing in
+    common (Lin, IEEE Trans. Inf. Theory 37(1), 1991). NaN if either counts nothing."""
+    if not a.sum() > 0 or not b.sum() > 0:
+        return math.nan
+    first, second = a.double() / a.sum(), b.double() / b.sum()
+    divergence = _entropy((first + second) / 2) - (_entropy(first) + _entropy(second)) / 2
+    return min(1.0, max(0.0, divergence))
+
+
+def _entropy(shares: Float[Tensor, "V"]) -> float:
+    return float(-torch.special.xlogy(shares, shares).sum() / math.log(2))

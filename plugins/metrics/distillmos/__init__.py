@@ -1,1 +1,0 @@
-"""Opinion of speech, predicted by a distilled self-supervised model."""

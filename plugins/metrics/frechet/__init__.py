@@ -1,1 +1,0 @@
-"""Frechet audio distance."""

@@ -1,1 +1,0 @@
-"""Silence, clipping, drift and loops."""

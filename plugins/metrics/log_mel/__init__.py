@@ -1,1 +1,0 @@
-"""Distance of log-mel spectrograms."""

@@ -1,1 +1,0 @@
-"""Share keys, onsets, chroma and note statistics among the metrics of music."""

@@ -1,1 +1,0 @@
-"""Predicted opinion of speech."""

@@ -1,1 +1,0 @@
-"""Density and rhythm, from onsets in spectra."""

@@ -1,1 +1,0 @@
-"""Perceptual evaluation of speech quality."""

@@ -1,0 +1,173 @@
+"""Recognise phones, and measure with them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segue.core.audio import resample
+from segue.core.interfaces import Metric
+from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.plugins.metrics.common import SPEECH_RATE, jensen_shannon, of_each, with_truth
+
+LONGEST_PHONE = 0.4  # seconds; what lasts longer holds a pause
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A phone and when it is heard, in seconds; it lasts until the next one begins."""
+
+    label: str
+    start: float
+    end: float
+
+
+def triphones(phones: Sequence[Phone]) -> Iterator[tuple[Phone, str]]:
+    """Yield each phone from the start of the one before to the end of the one after, with these two
+    as its context; none across a gap between words or with a pause in it."""
+    for before, here, after in zip(phones, phones[1:], phones[2:], strict=False):
+        three = (before, here, after)
+        joined = before.end == here.start and here.end == after.start
+        if joined and all(0 < phone.end - phone.start <= LONGEST_PHONE for phone in three):
+            whole = Phone(here.label, before.start, after.end)
+            yield whole, f"{before.label} {after.label}"
+
+
+@lru_cache(maxsize=1)
+def _model() -> Any:
+    from hama import ASRModel
+
+    return ASRModel()
+
+
+class PhoneRecogniser:
+    """Hear the phones of a recording with ``hama`` (CTC, IPA phones), whose weights lie in its
+    package; it was measured with English."""
+
+    def __init__(self) -> None:
+        self._model = _model()
+
+    def __call__(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[str]:
+        """Return IPA phones in order; none for silence or less than a frame."""
+        heard = self._heard(wave, sample_rate)
+        return [] if heard is None else list(heard.phonemes)
+
+    def spans(self, wave: Float[Tensor, "T"], sample_rate: int) -> list[Phone]:
+        """Return the same phones and about when each is heard: CTC shows where a phone is
+        recognised, not where it begins."""
+        heard = self._heard(wave, sample_rate)
+        spans = [] if heard is None else self._model.phoneme_spans(heard)
+        return [Phone(s.phoneme, s.start_ms / 1000, s.end_ms / 1000) for s in spans]
+
+    def _heard(self, wave: Float[Tensor, "T"], sample_rate: int) -> Any | None:
+        wave = resample(wave, sample_rate, SPEECH_RATE)
+        enough = wave.shape[0] >= SPEECH_RATE // 50
+        return self._model(wave.numpy(), SPEECH_RATE) if enough else None
+
+
+def edits(heard: Sequence[str], wanted: Sequence[str]) -> int:
+    """Return the least number of insertions, deletions and substitutions (Levenshtein)."""
+    row = list(range(len(wanted) + 1))
+    for count, phone in enumerate(heard, start=1):
+        last, row[0] = row[0], count
+        for place, other in enumerate(wanted, start=1):
+            best = min(row[place] + 1, row[place - 1] + 1, last + (phone != other))
+            last, row[place] = row[place], best
+    return row[-1]
+
+
+class PhoneError(Metric):
+    """Count edits per phone that the recogniser hears in the reference.
+
+    The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
+    counts as kept. Silence has 1.
+    """
+
+    domains = ("speech",)
+    unit = "edits per phone"
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        self._recogniser = PhoneRecogniser()
+
+    def __call__(
+        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
+    ) -> float:
+        wanted = self._recogniser(reference, sample_rate)
+        if not wanted:
+            return math.nan
+        return edits(self._recogniser(audio, sample_rate), wanted) / len(wanted)
+
+
+Phones = Sequence[Sequence[str]]
+
+
+class PhoneStatistics(ContinuationMetric):
+    """Compare the phones that a recogniser hears in continuations with those of real speech.
+
+    ``phones_per_second`` and ``different`` (different phones over all phones) are figures of a
+    file, with those of the recording's own continuation as ``truth_...``. Figures of the set:
+    ``phone_distance`` and ``bigram_distance``, Jensen-Shannon divergences (bits, 0 to 1) of phones
+    and of pairs of phones to those of all true continuations; ``prompt_...`` is the same of the
+    prompts, real speech, though of another length: about what perfect continuations would have.
+    """
+
+    domains = ("speech",)
+
+    def __init__(self) -> None:
+        self._recogniser = PhoneRecogniser()
+
+    def measure(self, records: Sequence[Continuation]) -> Measured:
+        prompts, made, truth = of_each(records, self._recogniser)
+        rows = [
+            with_truth(_row(ours, record.seconds[1]), _row(theirs, record.seconds[2]))
+            for record, ours, theirs in zip(records, made, truth, strict=True)
+        ]
+        overall = {
+            "phone_distance": _Distance(made, truth, 1),
+            "prompt_phone_distance": _Distance(prompts, truth, 1),
+            "bigram_distance": _Distance(made, truth, 2),
+            "prompt_bigram_distance": _Distance(prompts, truth, 2),
+        }
+        return Measured(rows, overall)
+
+
+def _row(phones: Sequence[str], seconds: float) -> dict[str, float]:
+    return {
+        "phones_per_second": len(phones) / seconds if seconds else math.nan,
+        "different": len(set(phones)) / len(phones) if phones else math.nan,
+    }
+
+
+class _Distance:
+    """Divergence of the phones, or pairs of phones, of two sets of files."""
+
+    def __init__(self, ours: Phones, theirs: Phones, order: int) -> None:
+        self._counts = [[_counted(phones, order) for phones in files] for files in (ours, theirs)]
+        every = {token for files in self._counts for file in files for token in file}
+        self._places = {token: place for place, token in enumerate(sorted(every))}
+        self._tables = [
+            torch.stack([self._vector(file) for file in files]) for files in self._counts
+        ]
+
+    def _vector(self, counts: Counter[tuple[str, ...]]) -> Float[Tensor, "V"]:
+        vector = torch.zeros(len(self._places), dtype=torch.float64)
+        for token, count in counts.items():
+            vector[self._places[token]] = count
+        return vector
+
+    def __call__(self, weights: Float[Tensor, "B"]) -> float:
+        return jensen_shannon(*(weights @ table for table in self._tables))
+
+
+def _counted(phones: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
+    return Counter((phone,) for phone in phones) if order == 1 else Counter(pairwise(phones))

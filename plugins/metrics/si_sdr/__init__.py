@@ -1,1 +1,0 @@
-"""Scale-invariant signal-to-distortion ratio."""

@@ -1,1 +1,0 @@
-"""Short-time objective intelligibility."""

@@ -1,1 +1,0 @@
-"""Virtual speech quality objective listener."""
