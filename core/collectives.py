@@ -45,7 +45,7 @@ def of_own_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
 def places_among_ranks(counts: Tensor) -> tuple[Tensor, int]:
     """Return where items of this rank are among those of all, as one process would have them.
 
-    Row i of rank r is row ``i * ranks + r`` of a batch, as ``segue.data.share`` shares it out.
+    Row i of rank r is row ``i * ranks + r`` of a batch, as ``segue.data.epochs`` shares it out.
 
     Args:
         counts: ``[B]`` items of each row; every rank has as many rows.

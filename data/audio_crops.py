@@ -13,9 +13,8 @@ from torch import Tensor
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
 from segue.data.audio_files import decoded_blocks, in_pieces, open_recording, to_16_bit
-from segue.data.epochs import Drawn, Epochs, mixed
+from segue.data.epochs import WHOLE, Drawn, Epochs, Share, mixed
 from segue.data.recordings import Recording, as_table
-from segue.data.share import WHOLE, Share
 from segue.sound.open_audio import OpenAudio
 
 MOST_TRIES = 100  # recordings that cannot be read, one after the other

@@ -15,7 +15,7 @@ from typing import Any
 
 from segue.core.errors import DataError
 from segue.data.manifest import Note
-from segue.data.places import PLACE_ERRORS, files_below, is_url, open_bytes
+from segue.data.places import PLACE_ERRORS, beside, files_below, is_url, open_bytes
 from segue.data.recordings import Recording
 from segue.data.tars import Member, tar_index
 
@@ -147,11 +147,8 @@ def _file_of(cut: Any) -> tuple[str, int | None] | None:
 
 def _beside(where: str, path: str) -> str:
     """Resolve a path relative to the working directory, as lhotse does, or to the file."""
-    if is_url(path) or path.startswith("/"):
-        return path
-    if is_url(where):
-        return f"{where.rpartition('/')[0]}/{path}"
-    return path if Path(path).exists() else str(Path(where).parent / path)
+    here = not is_url(where) and Path(path).exists()
+    return path if here else beside(where, path)
 
 
 def _group(cut: Any) -> str:

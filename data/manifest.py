@@ -6,10 +6,10 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from segue.core.errors import DataError
-from segue.data.places import PLACE_ERRORS, files_below, is_url, open_bytes
+from segue.data.places import PLACE_ERRORS, beside, files_below, open_bytes
 from segue.data.recordings import UNKNOWN, WHOLE_FILE, Recording, Split
 
 Note = Callable[[str, str], None]  # called with what cannot be used, and why
@@ -124,7 +124,7 @@ def _from_row(
     name = row["path"]
     if not name:
         raise DataError(place, "names no path", "fill the column 'path' or delete the line")
-    where = _beside(manifest, name)
+    where = beside(manifest, name)
     group = row.get(column) if column else row.get("group") or row.get("speaker")
     member = row.get("member") or ""
     size = _number(place, row, "size", WHOLE_FILE)
@@ -143,15 +143,6 @@ def _from_row(
         _number(place, row, "channel", 0) if channel else None,
         member or (PurePosixPath(where).name if size != WHOLE_FILE else ""),
     )
-
-
-def _beside(manifest: str, name: str) -> str:
-    """Resolve a path relative to the manifest."""
-    if is_url(name):
-        return name
-    if is_url(manifest):
-        return f"{manifest.rpartition('/')[0]}/{name}"
-    return str(Path(manifest).parent / name)
 
 
 def _split(place: str, text: str | None) -> Split:

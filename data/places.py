@@ -19,6 +19,13 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
+def beside(file: str, name: str) -> str:
+    """Resolve a path or URL that a file names: relative ones start where the file lies."""
+    if is_url(name) or name.startswith("/"):
+        return name
+    return f"{file.rpartition('/')[0]}/{name}" if is_url(file) else str(Path(file).parent / name)
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a URL, and its own name for the place.
 

@@ -18,7 +18,6 @@ from segue.core.options import Options
 from segue.core.validation import validate
 from segue.core.yaml_files import YAML_ERRORS, parse_yaml
 from segue.data.audio_files import seconds_of
-from segue.data.holding_out import HELD_OUT, hold_out
 from segue.data.lhotse_source import is_shar, list_cuts, list_shar
 from segue.data.manifest import (
     SUFFIXES,
@@ -30,13 +29,21 @@ from segue.data.manifest import (
 )
 from segue.data.places import (
     PLACE_ERRORS,
+    beside,
     exists,
     files_below,
     is_folder,
-    is_url,
     read_text,
 )
-from segue.data.recordings import UNKNOWN, Recording, Recordings, RecordingsBuilder, Split
+from segue.data.recordings import (
+    HELD_OUT,
+    UNKNOWN,
+    Recording,
+    Recordings,
+    RecordingsBuilder,
+    Split,
+    hold_out,
+)
 from segue.data.tars import expand, list_tars
 
 Format = Literal["auto", "folder", "manifest", "lhotse", "shar", "webdataset"]
@@ -176,16 +183,7 @@ def _configs(source: str) -> list[SourceConfig]:
     except (*YAML_ERRORS, yaml.YAMLError, *PLACE_ERRORS) as error:
         raise DataError(source, f"is not valid YAML ({error})", "list sources in it") from error
     config = validate(SourcesConfig, tree, source)
-    return [c.model_copy(update={"source": _relative(source, c.source)}) for c in config.sources]
-
-
-def _relative(file: str, source: str) -> str:
-    """Resolve a source relative to the file that lists it."""
-    if is_url(source) or source.startswith("/"):
-        return source
-    if is_url(file):
-        return f"{file.rpartition('/')[0]}/{source}"
-    return str(Path(file).parent / source)
+    return [c.model_copy(update={"source": beside(source, c.source)}) for c in config.sources]
 
 
 def _format(config: SourceConfig) -> Format:

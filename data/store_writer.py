@@ -29,8 +29,8 @@ from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording, Split
-from segue.data.store_file import METADATA, read_shard_header
 from segue.data.store_plan import Shard, plan_store
+from segue.data.token_store import METADATA, read_shard_header
 from segue.inference.promises import check_tokens
 
 MAX_PIECE_SECONDS = 30.0

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.spec import SliceSpec, StageSpec
-from segue.data.epochs import Drawn, Epochs, mixed, permuted
-from segue.data.share import WHOLE, Share
+from segue.data.epochs import WHOLE, Drawn, Epochs, Share, mixed, permuted
 from segue.data.token_store import TokenStore
 
 GROUPS_IN_MEMORY = 1024

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from segue.core.errors import DataError
+from segue.evaluation.representations import Distance
 from segue.evaluation.statistics import bootstrap_interval
 from segue.evaluation.subjects import Item
-
-Distance = Literal["angular", "hamming"]
 
 MAX_CELLS = 1 << 20  # triples compared at once
 LEAST_SPEAKERS = 3  # to draw from: draws of two are one of them twice, or the same two

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torchaudio
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from segue.core.audio import Audio, resample
 from segue.core.interfaces import Tokenizer
-from segue.evaluation.abx import Distance
 from segue.inference.transcoder import gains_to
+
+#: How two frames are compared: see ``frame_distances``.
+Distance = Literal["angular", "hamming"]
 
 FEATURE_RATE, WINDOW, HOP = 16_000, 400, 160  # 25 ms every 10 ms
 MFCC = "MFCC"

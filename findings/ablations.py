@@ -1,4 +1,4 @@
-"""Try numbers of semantic clusters, and numbers of acoustic levels drawn given them."""
+"""Train variants of a pipeline and compare them: structure, masked decoding, clusters, levels."""
 
 from __future__ import annotations
 
@@ -8,20 +8,123 @@ from collections.abc import Sequence
 from segue.core.assembly import assemble
 from segue.core.spec import ACOUSTIC
 from segue.findings import measures
-from segue.findings.changes import (
+from segue.findings.finding import Finding, Table, better
+from segue.findings.study import Study
+from segue.findings.tokens import ABX, labelled
+from segue.findings.variants import (
+    Variant,
+    Workshop,
     acoustic_stages,
     assignments,
     keeping,
     one_acoustic_stage,
     semantic_stage,
     steps_of,
+    swapped,
 )
-from segue.findings.finding import Finding, Table
-from segue.findings.study import Study
-from segue.findings.tokens import ABX, labelled
-from segue.findings.variants import Variant, Workshop
 
-USES, OF_LABELS = ("prompt_seconds", "seconds"), ("labels", "where", "per_group")
+USES = ("prompt_seconds", "seconds")
+MASKED, CAUSAL = "masked", "autoregressive"
+
+
+def masked_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
+    """Return both acoustic stages, trained for equal FLOPs, after the pipeline's semantic stage."""
+    config, suite, steps = study.config, study.suite, study.settings.steps
+    acoustic = acoustic_stages(config)[0]
+    common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
+    causal = [*common, *swapped(study.host, acoustic, suite.autoregressive, {})]
+    causal += steps_of(config, steps, [acoustic.name])
+    masked = [*common, *swapped(study.host, acoustic, suite.masked, suite.masked_sampling)]
+    equal = shop.equal_steps(masked, [acoustic.name], shop.flops(causal))
+    masked += steps_of(config, equal, [acoustic.name])
+    return {MASKED: Variant(MASKED, tuple(masked)), CAUSAL: Variant(CAUSAL, tuple(causal))}
+
+
+def make_masked(study: Study) -> Finding:
+    """Measure quality and speed of continuations by both."""
+    shop = Workshop(study)
+    found = measures.measure_variants(
+        study, shop, masked_variants(study, shop), USES, measures.speed
+    )
+    found.shown = (measures.SPEED, *found.shown)
+    found.claims = [
+        better(
+            "masked decoding takes less time",
+            found.rows[MASKED].get(measures.SPEED), found.rows[CAUSAL].get(measures.SPEED), "low",
+        )
+    ]  # fmt: skip
+    found.notes += [
+        f"{CAUSAL.capitalize()} is trained for {study.settings.steps} steps, {MASKED} for as many "
+        "as take the same arithmetic.",
+        "The time is that of a whole continuation, the semantic stage's included.",
+    ]
+    return found
+
+
+MASKED_TABLE = Table(
+    "An acoustic stage that fills masks is faster than one that draws from left to right.",
+    (*USES, "steps"),
+    make_masked,
+)
+
+
+STRUCTURE_USES = ("prompt_seconds", "seconds", "piece_seconds")
+HYBRID, ALONE = "hybrid", "acoustic only"
+
+
+def structure_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
+    """Return both with the same acoustic model, and steps chosen for equal FLOPs."""
+    config, steps = study.config, study.settings.steps
+    semantic, acoustic = semantic_stage(config).name, acoustic_stages(config)[0]
+    given = f"stages.{acoustic.name}.given"
+    model = [
+        *one_acoustic_stage(config),
+        *swapped(study.host, acoustic, study.suite.autoregressive, {}),
+    ]
+    hybrid = [*model, f"{given}=[semantic]", *steps_of(config, steps, [semantic, acoustic.name])]
+    alone = [*model, f"{given}=[]", f"stages.{semantic}.drop=true", "semantic_tokenizer=null"]
+    equal = shop.equal_steps(alone, [acoustic.name], shop.flops(hybrid))
+    alone += steps_of(config, equal, [acoustic.name])
+    return {
+        HYBRID: Variant("hybrid", tuple(hybrid)),
+        ALONE: Variant("acoustic-only", tuple(alone)),
+    }
+
+
+def make_structure(study: Study) -> Finding:
+    """Train both from scratch on the same tokens and compare them."""
+    shop = Workshop(study)
+    made = structure_variants(study, shop)
+    found = measures.measure_variants(study, shop, made, STRUCTURE_USES, measures.preference)
+    found.notes.append(
+        f"{HYBRID.capitalize()} is trained for {study.settings.steps} steps of each stage, {ALONE} "
+        "for as many as take the same arithmetic."
+    )
+    _judge(study, found)
+    return found
+
+
+def _judge(study: Study, found: Finding) -> None:
+    """Judge the claims, and put the figures they rest on in front."""
+    judged = {measures.PREFERRED: "high", **study.suite.structure}
+    found.shown = tuple(dict.fromkeys((*judged, *found.shown)))
+    ours, theirs = found.rows[HYBRID], found.rows[ALONE]
+    found.claims = [
+        better(f"{HYBRID} is better than {ALONE} by {name}", ours[name], theirs.get(name), which)
+        for name, which in judged.items()
+        if name in ours
+    ]
+
+
+STRUCTURE = Table(
+    "With semantic tokens in between, continuations are coherent for longer than those of a model "
+    "of acoustic tokens alone.",
+    (*STRUCTURE_USES, "steps"),
+    make_structure,
+)
+
+
+OF_LABELS = ("prompt_seconds", "seconds"), ("labels", "where", "per_group")
 REST = "rest"  # name of the stage of the levels that are not given semantic tokens
 
 

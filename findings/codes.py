@@ -13,18 +13,19 @@ from segue.data.recordings import Recording
 from segue.evaluation.codec import evaluate_codec, kbit_per_second
 from segue.evaluation.likelihood import evaluate_likelihood
 from segue.evaluation.subjects import spread_evenly
-from segue.findings.changes import (
-    acoustic_stages,
-    assignments,
-    short_training,
-    swapped,
-)
 from segue.findings.code_shape import CodeShape
 from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
 from segue.findings.measures import FLOPS
 from segue.findings.study import Study
 from segue.findings.suite import Direction
-from segue.findings.variants import Variant, Workshop
+from segue.findings.variants import (
+    Variant,
+    Workshop,
+    acoustic_stages,
+    assignments,
+    short_training,
+    swapped,
+)
 from segue.inference.pipeline import Pipeline
 from segue.training.workspace import TOKENS
 

@@ -1,4 +1,4 @@
-"""Train variants and measure them, each once."""
+"""Train variants and measure them, each once; compare true with spoiled continuations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,61 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from segue.evaluation.likelihood import Order, evaluate_order
 from segue.evaluation.statistics import grouped_summary
 from segue.evaluation.subjects import usable
-from segue.findings.finding import Figures, Finding
-from segue.findings.preference import preferences
+from segue.findings.finding import Figures, Finding, Table, above
 from segue.findings.study import TRUTH, Study, of_truth
 from segue.findings.tokens import discrimination, labelled, representations
 from segue.findings.variants import Variant, Workshop
 from segue.inference.pipeline import Pipeline
+
+SPOILED = ("shuffled", "reversed", "foreign", "foreign_prompt")
+CHANCE = 0.5
+
+
+def preferences(study: Study, pipeline: Pipeline) -> dict[str, Any]:
+    """Measure how often a pipeline's first stage finds the true continuation likelier."""
+    asked = study.settings
+    order = Order(asked.prompt_seconds, asked.seconds, asked.piece_seconds, asked.seed)
+    found: dict[str, Any] = evaluate_order(pipeline, study.recordings, order, study.progress)[
+        "order"
+    ]
+    found.pop("unusable")
+    return found
+
+
+def make_preference(study: Study) -> Finding:
+    """Compare true with shuffled, reversed and foreign continuations."""
+    asked, figures = study.settings, preferences(study, study.pipeline)
+    rows: dict[str, Figures] = {
+        name: {"preferred": figures[name], "nats per frame": figures[f"{name}_margin"]}
+        for name in SPOILED
+    }
+    command = study.command(
+        "evaluate likelihood", shuffled=asked.data, items=asked.items, seconds=asked.seconds,
+        prompt_seconds=asked.prompt_seconds, piece_seconds=asked.piece_seconds, seed=asked.seed,
+    )  # fmt: skip
+    texts = {
+        "shuffled": f"pieces of {asked.piece_seconds:g} s in another order",
+        "reversed": "the same backwards",
+        "foreign": "the continuation of another recording",
+        "foreign_prompt": "the same after another recording's prompt",
+    }
+    claims = [
+        above(f"the true continuation is likelier than {text}", rows[name]["preferred"], CHANCE)
+        for name, text in texts.items()
+    ]
+    return Finding(rows, ("preferred", "nats per frame"), claims, [], [command])
+
+
+PREFERENCE = Table(
+    "The first stage finds the true continuation of a prompt likelier than a spoiled one; "
+    "chance is 0.5.",
+    ("prompt_seconds", "seconds", "piece_seconds"),
+    make_preference,
+)
+
 
 Measure = Callable[[Study, Pipeline], Figures]
 FLOPS, PREFERRED, SPEED = "training TFLOP", "preferred to shuffled", "seconds per second"

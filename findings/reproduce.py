@@ -8,29 +8,19 @@ from typing import Any
 
 from segue.core.errors import ConfigError
 from segue.core.files import as_json, write_json
-from segue.findings import (
-    ablations,
-    codes,
-    masked,
-    preference,
-    structure,
-    temperature,
-    tokens,
-    voice,
-)
-from segue.findings.finding import Finding, InapplicableError, Table
-from segue.findings.report import read_report, write_results
+from segue.findings import ablations, codes, measures, temperature, tokens
+from segue.findings.finding import Finding, InapplicableError, Table, read_report, write_results
 from segue.findings.study import Study
 
 TABLES: dict[str, Table] = {
     "tokens": tokens.TABLE,
-    "voice": voice.TABLE,
-    "structure": structure.TABLE,
-    "preference": preference.TABLE,
+    "voice": tokens.VOICE,
+    "structure": ablations.STRUCTURE,
+    "preference": measures.PREFERENCE,
     "temperature": temperature.TABLE,
     "clusters": ablations.CLUSTERS,
     "levels": ablations.LEVELS,
-    "masked": masked.TABLE,
+    "masked": ablations.MASKED_TABLE,
     "codes": codes.TABLE,
 }
 

@@ -25,7 +25,7 @@ from segue.data.recordings import Recording
 from segue.evaluation.continuations import continued, measured
 from segue.evaluation.resynthesis import Way, evaluate_resynthesis
 from segue.evaluation.subjects import spread_evenly
-from segue.findings.finding import Figures
+from segue.findings.finding import Figures, read_report
 from segue.findings.suite import Suite
 from segue.inference.pipeline import Pipeline
 
@@ -231,8 +231,6 @@ class Study:
             settings: that they depend on, as JSON holds them.
             make: computes them.
         """
-        from segue.findings.report import read_report
-
         path = self.directory / "rows" / self.table / f"{re.sub(r'[^a-z0-9.]+', '_', name)}.json"
         kept = read_report(path, settings)
         if kept is None:

@@ -1,4 +1,4 @@
-"""Test whether semantic tokens separate words and acoustic tokens rebuild the sound."""
+"""Test what tokens hold: words or notes, the sound, and whose voice it is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import DataError
-from segue.evaluation.midi import find_scores
-from segue.evaluation.pitches import evaluate_pitches
+from segue.evaluation.pitches import evaluate_pitches, find_scores
 from segue.evaluation.representations import Representation, of_tokenizer
 from segue.evaluation.resynthesis import Way
 from segue.evaluation.semantic import evaluate_semantic
 from segue.evaluation.subjects import Item, load_items, spread_evenly, thinned
 from segue.findings.finding import Figures, Finding, InapplicableError, Table, better
-from segue.findings.study import Study
+from segue.findings.study import TRUTH, Study, of_truth
 from segue.inference.pipeline import Pipeline
 
 WAYS: tuple[Way, ...] = ("codec", "acoustic_generation", "semantic")
@@ -162,4 +161,54 @@ TABLE = Table(
     "Semantic tokens tell what is said or played, acoustic tokens how it sounds.",
     ("prompt_seconds", "seconds", "labels", "where", "per_group", "scores"),
     make,
+)
+
+
+VOICE_WAYS: tuple[Way, ...] = ("acoustic_generation", "codec", "recording", "foreign")
+
+
+def make_voice(study: Study) -> Finding:
+    """Measure content and voice of recordings that go through tokens, and of continuations."""
+    content, voice = study.suite.content, study.suite.voice
+    if content is None or voice is None:
+        raise InapplicableError(f"{study.settings.domain} has no words and no speakers")
+    if not study.metrics("continuation_metric", [voice]):
+        raise InapplicableError(f"{voice}: {study.missing[voice]}")
+    rows = study.resynthesis(study.pipeline, VOICE_WAYS, [content], [voice])
+    found = study.continuations(study.pipeline, [voice])
+    rows |= {"continuation": found, TRUTH: of_truth(found)}
+    kept = f"{voice} classified"
+    generated, continued = rows["acoustic_generation"], rows["continuation"]
+    return Finding(
+        rows,
+        (content, kept, f"{voice} similarity", f"{voice} above_others", f"{voice} chance"),
+        [
+            better(
+                "the voice of a continuation is taken for the prompt's more often than that of "
+                "acoustic generation for the recording's",
+                continued.get(kept), generated.get(kept), "high",
+            ),
+            better(
+                "acoustic generation keeps what is said: its phones are nearer to the recording's "
+                "than those of another speaker's recording",
+                generated.get(content), rows.get("foreign", {}).get(content), "low",
+            ),
+        ],
+        ["Content is compared with what the recogniser hears in the recording itself. Acoustic "
+         "generation has no prompt: its voice is compared with the recording's."],
+        [
+            study.command(
+                "evaluate resynthesis", **study.of_resynthesis, of=",".join(VOICE_WAYS),
+                metrics=",".join([content, voice]),
+            ),
+            study.command("evaluate continuations", **study.of_continuations, metrics=voice),
+        ],
+    )  # fmt: skip
+
+
+VOICE = Table(
+    "Acoustic tokens drawn given a recording's semantic ones keep what is said and not who says "
+    "it; a continuation keeps the voice of its prompt.",
+    ("prompt_seconds", "seconds"),
+    make_voice,
 )

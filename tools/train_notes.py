@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from segue.core.checkpoint import save_component
 from segue.core.files import atomic_directory
 from segue.core.plugins import default_host
-from segue.evaluation.midi import read_notes
+from segue.evaluation.pitches import read_notes
 from segue.plugins.tokenizers.note_kmeans.config import HOP, KEYS, LOWEST, RATE
 
 USE = "note_kmeans.v1"

@@ -16,8 +16,8 @@ from segue.core.errors import CheckpointError, DataError, DivergedError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.options import DetectorOptions
 from segue.core.plugins import PluginHost
+from segue.data.epochs import WHOLE, Share, crop_generators
 from segue.data.origin_clips import Clip, as_float, trimmed
-from segue.data.share import WHOLE, Share, crop_generators
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.saving import read_state
 

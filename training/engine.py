@@ -17,7 +17,7 @@ from segue.core.collectives import by_itself, summed
 from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, StageLM, WaveBatch
-from segue.data.share import Share
+from segue.data.epochs import Share
 from segue.training.ranks import PATIENCE, Ranks, accept_whole_tensors, connect
 
 if TYPE_CHECKING:

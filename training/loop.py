@@ -25,7 +25,7 @@ from segue.core.config import TrainingConfig
 from segue.core.errors import DivergedError
 from segue.core.interfaces import AcousticCodec, Component
 from segue.core.records import Kind
-from segue.data.share import SEED_STRIDE, WHOLE, Share
+from segue.data.epochs import SEED_STRIDE, WHOLE, Share
 from segue.training.adaptation import restore_frozen_buffers
 from segue.training.engine import Batch, Engine
 from segue.training.guard import Guard, add_log_entry, note_rollback, rollbacks

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segue.core.errors import DataError, SegueError
 from segue.core.interfaces import StageBatch, WaveBatch
-from segue.data.share import Share
+from segue.data.epochs import Share
 
 Batch = WaveBatch | StageBatch
 Batches = Callable[[int, Share], Batch]

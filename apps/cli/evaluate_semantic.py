@@ -103,8 +103,7 @@ def pitches(
     """Measure how well tokens of rendered scores reveal which pitch classes sound."""
     check_report(output)
     source = chosen_source(domain if pipeline is None else None, pipeline, "--pipeline")
-    from segue.evaluation.midi import find_scores
-    from segue.evaluation.pitches import evaluate_pitches
+    from segue.evaluation.pitches import evaluate_pitches, find_scores
 
     scores = find_scores(midi)
     recordings = held_out(data, items, split)

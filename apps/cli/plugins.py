@@ -132,7 +132,7 @@ def check(
     from segue.core.errors import ConfigError
     from segue.core.plugins import default_host
     from segue.core.yaml_files import YAML_ERRORS, parse_yaml
-    from segue.testing.command import check_named
+    from segue.testing.distribution import check_named
 
     try:
         values = parse_yaml(options)

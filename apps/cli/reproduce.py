@@ -82,7 +82,7 @@ def command(
     from segue.core.files import check_writable
     from segue.core.plugins import default_host
     from segue.findings.code_shape import read_shapes
-    from segue.findings.report import RESULTS, VERDICTS
+    from segue.findings.finding import RESULTS, VERDICTS
     from segue.findings.reproduce import TABLES, chosen_tables, reproduce
     from segue.findings.study import Settings, Study, suite_of
 

@@ -17,7 +17,7 @@ from segue.apps.cli import doctor
 from segue.apps.cli.main import app
 from segue.core.domain import Domain
 from segue.testing import command as conformance
-from segue.testing.result import ComponentResult
+from segue.testing.distribution import ComponentResult
 
 
 def test_the_program_without_its_errors_is_a_plain_typer_app() -> None:

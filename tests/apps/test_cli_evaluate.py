@@ -17,7 +17,7 @@ from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import Metric
 from segue.core.plugins import default_host
 from segue.core.records import PluginRecord
-from segue.evaluation.midi import find_scores
+from segue.evaluation.pitches import find_scores
 
 QUICK = "log_mel.v1,si_sdr.v1"
 

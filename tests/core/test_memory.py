@@ -29,8 +29,8 @@ from segue.core.errors import (
 from segue.core.memory import available_memory, bounded_build
 from segue.core.plugins import PluginHost
 from segue.core.yaml_files import MOST_BYTES, read_yaml
-from segue.data.store_file import read_shard_header
 from segue.data.tars import expand, tar_index
+from segue.data.token_store import read_shard_header
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
 from segue.sound import reader

@@ -17,8 +17,8 @@ from segue.core.errors import AudioError, DataError
 from segue.data import audio_files
 from segue.data.audio_crops import AudioCrops, whole_recordings
 from segue.data.audio_files import decoded_blocks, open_recording
+from segue.data.epochs import Share
 from segue.data.recordings import Recording
-from segue.data.share import Share
 from segue.sound.open_audio import OpenAudio
 
 

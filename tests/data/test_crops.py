@@ -11,8 +11,8 @@ from tests.data_helpers import GROUP, bound, clock_recordings, clocks, stage, ti
 
 from segue.core.errors import DataError
 from segue.core.spec import StageSpec
+from segue.data.epochs import Share
 from segue.data.recordings import Recording, RecordingsBuilder, Split
-from segue.data.share import Share
 from segue.data.store_writer import write_store
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore

@@ -14,13 +14,13 @@ from segue.core.audio import Audio
 from segue.core.errors import DataError
 from segue.core.metrics import Note
 from segue.data.recordings import Recording
-from segue.evaluation.midi import read_notes
 from segue.evaluation.pitches import (
     average_precision,
     evaluate_pitches,
     fitted,
     judged,
     pitch_classes,
+    read_notes,
 )
 from segue.evaluation.representations import Representation
 

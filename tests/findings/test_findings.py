@@ -15,7 +15,7 @@ from segue.core.assembly import assemble
 from segue.core.checkpoint_files import read_manifest
 from segue.core.errors import ConfigError, DataError, OutputError
 from segue.core.plugins import PluginHost
-from segue.findings import ablations, codes, masked, structure
+from segue.findings import ablations, codes
 from segue.findings.code_shape import CodeShape, read_shapes
 from segue.findings.finding import above, better
 from segue.findings.reproduce import TABLES, chosen_tables, reproduce
@@ -314,8 +314,8 @@ def test_variants_of_other_cascades_fit_together(study: Make, source: str) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
         every = (
-            structure.variants(other, shop)
-            | masked.variants(other, shop)
+            ablations.structure_variants(other, shop)
+            | ablations.masked_variants(other, shop)
             | ablations.cluster_variants(other)
             | ablations.level_variants(other, shop)
             | codes.variants(other)
@@ -338,8 +338,8 @@ def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workshop, "flops", lambda self, overrides: 1.0)
         every = [
-            *structure.variants(given, shop).values(),
-            *masked.variants(given, shop).values(),
+            *ablations.structure_variants(given, shop).values(),
+            *ablations.masked_variants(given, shop).values(),
             *ablations.level_variants(given, shop).values(),
         ]
     plans = {

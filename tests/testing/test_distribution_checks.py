@@ -9,7 +9,7 @@ import pytest
 
 from segue.core.errors import ConfigError
 from segue.core.plugins import PluginHost
-from segue.testing.command import check_named
+from segue.testing.distribution import check_named
 
 Install = Callable[..., None]
 WriteDistribution = Callable[[str, str, str], Path]

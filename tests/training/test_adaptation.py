@@ -20,7 +20,7 @@ from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokens, WaveBatch
 from segue.core.options import Options
 from segue.core.spec import SliceSpec, StageSpec
-from segue.data.share import WHOLE, Share
+from segue.data.epochs import WHOLE, Share
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions

@@ -19,7 +19,7 @@ from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
 from segue.core.options import Options
-from segue.data.share import WHOLE, Share
+from segue.data.epochs import WHOLE, Share
 from segue.training import saving
 from segue.training.guard import LOG, ROLLBACKS, SETTLING_STEPS, Guard
 from segue.training.learner import make_adversary

@@ -29,7 +29,7 @@ from segue.core.interfaces import (
     WaveBatch,
 )
 from segue.core.plugins import PluginHost, default_host
-from segue.data.share import WHOLE, Share
+from segue.data.epochs import WHOLE, Share
 from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
 from segue.training.cost import ROWS, Hardware, training_cost
 from segue.training.loop import TrainingRun, train

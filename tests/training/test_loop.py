@@ -31,7 +31,7 @@ from segue.core.errors import CheckpointError, OutputError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokenizer, Tokens, WaveBatch
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
-from segue.data.share import WHOLE, Share
+from segue.data.epochs import WHOLE, Share
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 from segue.training import guard, loop, saving

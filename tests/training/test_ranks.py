@@ -34,7 +34,7 @@ from segue.core.interfaces import Adversary, Component, StageBatch, Tokens, Wave
 from segue.core.options import Options
 from segue.core.plugins import PluginHost
 from segue.core.spec import SliceSpec, StageSpec
-from segue.data.share import Share
+from segue.data.epochs import Share
 from segue.data.store_writer import write_store
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore

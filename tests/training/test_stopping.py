@@ -22,7 +22,7 @@ from tests.training.test_loop import (
 from segue.apps.cli.train import stopped
 from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.interfaces import WaveBatch
-from segue.data.share import WHOLE, Share
+from segue.data.epochs import WHOLE, Share
 from segue.training import loop
 from segue.training.loop import train
 from segue.training.stopping import Stopped, StopSignals
