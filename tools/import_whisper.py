@@ -18,7 +18,7 @@ import yaml
 from segue.core.checkpoint import save_component
 from segue.core.files import atomic_directory
 from segue.core.plugins import default_host
-from segue.plugins.tokenizers.whisper_kmeans.ctranslate2 import encoder_state, read_variables
+from segue.plugins.tokenizers.whisper_kmeans.model import encoder_state, read_variables
 
 USE = "whisper_kmeans.v1"
 

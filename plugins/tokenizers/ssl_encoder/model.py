@@ -19,16 +19,18 @@ from segue.core.interfaces import Lengths, StageBatch, Wave, WaveBatch
 from segue.plugins.layers.lengths import length_mask, without_padding
 from segue.plugins.layers.transformer import transformer_blocks
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.windows import encode_rows
-from segue.plugins.tokenizers.ssl_encoder.augment import (
+from segue.plugins.tokenizers.common.spectra import encode_rows
+from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
+from segue.plugins.tokenizers.ssl_encoder.encoder import (
+    Encoder,
+    LogMel,
     Masked,
+    Mel,
     disturb,
     draw_spans,
     hide,
     transposed,
 )
-from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
-from segue.plugins.tokenizers.ssl_encoder.encoder import Encoder, LogMel, Mel
 from segue.plugins.tokenizers.ssl_encoder.objectives import make_objective
 
 VALIDATION_SEED = 0  # each validation hides the same frames

@@ -16,16 +16,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.plugins.tokenizers.ssl_encoder.augment import Masked, masked_figures
-from segue.plugins.tokenizers.ssl_encoder.chroma import ChromaRegression
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
-from segue.plugins.tokenizers.ssl_encoder.encoder import Encoder, Mask
-from segue.plugins.tokenizers.ssl_encoder.swap import Swap
+from segue.plugins.tokenizers.ssl_encoder.encoder import Encoder, Mask, Masked, masked_figures
 from segue.plugins.tokenizers.ssl_encoder.targets import (
     CepstralClusters,
     ChromaClusters,
+    ChromaRegression,
     OnlineClusters,
     RandomQuantizer,
+    Swap,
     perplexity,
 )
 

@@ -1,11 +1,15 @@
-"""Make the ids that an encoder learns to predict: by a random quantizer, or by clusters.
+"""Make what an encoder learns to predict: ids by a random quantizer or by clusters, chroma, and the
+prototypes that a slow copy of the encoder chooses.
 
-Shape legend: B batch, N frames, G codebooks, V codes, C code width, M rows, E features.
+Shape legend: B batch, N frames, G codebooks, V codes or prototypes, C code width, M rows or frames,
+E features, F bands of notes, D width.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 
 import torch
 import torchaudio
@@ -15,7 +19,14 @@ from torch.nn import functional
 
 from segue.plugins.tokenizers.common.spectra import PITCH_CLASSES, mean_and_slope
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
-from segue.plugins.tokenizers.ssl_encoder.encoder import Mask, Mel
+from segue.plugins.tokenizers.ssl_encoder.encoder import (
+    FLOOR,
+    Encoder,
+    Mask,
+    Masked,
+    Mel,
+    masked_figures,
+)
 
 NUM_CEPSTRA = 13
 SLOPE_REACH = 3  # spectra to either side
@@ -162,3 +173,157 @@ def perplexity(ids: Int64[Tensor, "M G"], codes: int) -> Float[Tensor, ""]:
         shares = torch.bincount(column, minlength=codes).float() / max(1, len(column))
         found.append(torch.special.entr(shares).sum().exp())
     return torch.stack(found).mean()
+
+
+FAINT = 0.2  # of a row's root mean square magnitude; fainter bands hardly count
+LEAST_NORM, LEAST_CONTRAST = 0.5, 0.3  # a shorter vector is not stretched to unit length
+REACH = 3  # frames over which targets are averaged
+
+
+class ChromaRegression(nn.Module):
+    """Predict the chroma of a row as it is from its disturbed copy with hidden spans."""
+
+    folding: Tensor
+
+    def __init__(self, config: SslEncoderOptions) -> None:
+        super().__init__()
+        self.subframes, self.seen_weight = config.subframes, config.seen_weight
+        classes = (config.lowest_note + torch.arange(config.num_mels)) % PITCH_CLASSES
+        folding = functional.one_hot(classes, PITCH_CLASSES).float()
+        # A class with more bands must not be stronger for it.
+        folding = folding / folding.sum(0) * (config.num_mels / PITCH_CLASSES)
+        self.register_buffer("folding", folding, persistent=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, PITCH_CLASSES)
+
+    def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
+        """Return the figures of ``masked_figures`` for squared errors, summed over classes.
+
+        Accuracy and perplexity are those of the strongest class.
+
+        Args:
+            batch: its spectra are logarithms of magnitudes, not normalised.
+            encoder: not needed.
+        """
+        targets = self.targets(batch.mel, batch.valid)
+
+        def compare(chosen: Mask) -> tuple[Tensor, Tensor]:
+            found, wanted = self.head(self.norm(batch.states[-1][chosen])), targets[chosen]
+            count = max(1, len(found))
+            right = (found.argmax(1) == wanted.argmax(1)).sum() / count
+            return (found - wanted).square().sum() / count, right
+
+        strongest = targets[batch.hidden].argmax(1, keepdim=True)
+        used = perplexity(strongest, PITCH_CLASSES)
+        return masked_figures(batch, self.seen_weight, compare, used)
+
+    def targets(self, mel: Mel, valid: Mask) -> Float[Tensor, "B N 12"]:
+        """Return each class's strength minus the mean of all, of at most unit length.
+
+        The mean is what sounds everywhere, such as noise.
+        """
+        magnitudes = (mel.exp() - FLOOR).clamp(min=0)
+        inside = valid.repeat_interleave(self.subframes, dim=1)[..., None]
+        count = (inside.sum((1, 2), keepdim=True) * mel.shape[2]).clamp(min=1)
+        level = ((magnitudes * inside).square().sum((1, 2), keepdim=True) / count).sqrt()
+        frames = magnitudes.unflatten(1, (-1, self.subframes)).mean(2)
+        strength = torch.log1p(frames / (FAINT * level + FLOOR)) @ self.folding.to(mel.dtype)
+        strength = strength / strength.norm(dim=2, keepdim=True).clamp(min=LEAST_NORM)
+        contrast = strength - strength.mean(2, keepdim=True)
+        contrast = contrast / contrast.norm(dim=2, keepdim=True).clamp(min=LEAST_CONTRAST)
+        # Average over neighbours, of the valid ones only.
+        counted = valid[..., None].to(contrast)
+        smooth = _smoothed(contrast * counted) / _smoothed(counted).clamp(min=1 / REACH)
+        return smooth * counted
+
+
+def _smoothed(x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    """Return means over ``REACH`` frames, with zeros beyond the ends."""
+    return functional.avg_pool1d(x.transpose(1, 2), REACH, 1, REACH // 2).transpose(1, 2)
+
+
+SHARPNESS = 0.05  # temperature of the targets' cosines
+SINKHORN_ROUNDS = 3
+TINY = 1e-30
+
+
+class PrototypeHead(nn.Module):
+    """Compute cosines between projected activations and prototypes."""
+
+    def __init__(self, config: SslEncoderOptions) -> None:
+        super().__init__()
+        self.projection = nn.Linear(config.width, config.code_width)
+        self.prototypes = nn.Parameter(torch.randn(config.target_codes, config.code_width))
+
+    def forward(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        points = functional.normalize(self.projection(states), dim=-1)
+        return points @ functional.normalize(self.prototypes, dim=-1).T
+
+
+class Swap(nn.Module):
+    """Predict prototypes of another disturbance of the row (Chang et al., arXiv 2305.11072).
+
+    As in DINO (Caron et al., arXiv 2104.14294) a slow copy of the encoder and of the head sees the
+    other disturbance, without hidden spans. Each batch shares the prototypes out evenly, so that
+    not all frames can go to one.
+    """
+
+    followed: Tensor
+
+    def __init__(self, config: SslEncoderOptions, encoder: Encoder) -> None:
+        super().__init__()
+        self.temperature, self.seen_weight = config.temperature, config.seen_weight
+        self.decay, self.layer = config.copy_decay, config.layer
+        self.fresh = config.fresh_copy
+        self.head = PrototypeHead(config)
+        self.encoder_copy = copy.deepcopy(encoder).requires_grad_(False)
+        self.head_copy = copy.deepcopy(self.head).requires_grad_(False)
+        self.register_buffer("followed", torch.tensor(False))
+
+    def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
+        """Return the figures of ``masked_figures``, losses in nats."""
+        if self.training:
+            self._follow(encoder)
+        found = self._targets(batch)
+        targets = found.new_zeros(*batch.valid.shape, found.shape[1])
+        targets[batch.valid] = found
+
+        def compare(chosen: Mask) -> tuple[Tensor, Tensor]:
+            scores = self.head(batch.states[-1][chosen]) / self.temperature
+            shares, count = targets[chosen], max(1, len(scores))
+            loss = -(shares * scores.log_softmax(-1)).sum() / count
+            return loss, (scores.argmax(-1) == shares.argmax(-1)).sum() / count
+
+        ids = targets[batch.hidden].argmax(1, keepdim=True)
+        used = perplexity(ids, targets.shape[2])
+        return masked_figures(batch, self.seen_weight, compare, used)
+
+    @torch.no_grad()
+    def _targets(self, batch: Masked) -> Float[Tensor, "M V"]:
+        """Return the shares of prototypes of all valid frames."""
+        states = self.encoder_copy.eval()(batch.mel, batch.valid, self.layer)[-1][batch.valid]
+        # Small differences between cosines matter here: not in half precision.
+        with torch.autocast(states.device.type, enabled=False):
+            cosines = self.head_copy(states.to(self.head.prototypes.dtype))
+            return share_out(cosines.float())
+
+    @torch.no_grad()
+    def _follow(self, encoder: Encoder) -> None:
+        """Move the slow copies, at first all the way, unless they begin with their own weights."""
+        decay = self.decay if self.followed or self.fresh else 0.0
+        for slow, fast in ((self.encoder_copy, encoder), (self.head_copy, self.head)):
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1 - decay)
+        self.followed.fill_(True)
+
+
+def share_out(cosines: Float[Tensor, "M V"]) -> Float[Tensor, "M V"]:
+    """Return each frame's shares of prototypes, such that all prototypes get equally much.
+
+    Sinkhorn and Knopp; Caron et al., SwAV, arXiv 2006.09882, section 3.1.
+    """
+    weights = ((cosines - 1) / SHARPNESS).exp()
+    for _ in range(SINKHORN_ROUNDS):
+        weights = weights / weights.sum(0, keepdim=True).clamp_min(TINY)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(TINY)
+    return weights

@@ -26,7 +26,7 @@ from segue.core.errors import ConfigError
 from segue.core.interfaces import Lengths, Wave
 from segue.plugins.layers.hugging_face import Source, first_sentence, load_model
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.windows import encode_rows
+from segue.plugins.tokenizers.common.spectra import encode_rows
 from segue.plugins.tokenizers.ssl_kmeans.config import (
     MEL_MODEL,
     WAVE_MODELS,

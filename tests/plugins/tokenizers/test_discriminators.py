@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segue.plugins.tokenizers.common.discriminators import (
+from segue.plugins.tokenizers.common.codec import (
     DilatedStftDiscriminator,
     StftDiscriminator,
     Verdict,

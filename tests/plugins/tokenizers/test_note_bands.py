@@ -12,12 +12,10 @@ from pydantic import ValidationError
 
 from segue.core.interfaces import WaveBatch
 from segue.plugins.layers.lengths import length_mask
-from segue.plugins.tokenizers.ssl_encoder.augment import transposed, warp
-from segue.plugins.tokenizers.ssl_encoder.chroma import ChromaRegression
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
-from segue.plugins.tokenizers.ssl_encoder.encoder import FLOOR, LogMel
+from segue.plugins.tokenizers.ssl_encoder.encoder import FLOOR, LogMel, transposed, warp
 from segue.plugins.tokenizers.ssl_encoder.model import SslEncoderTokenizer
-from segue.plugins.tokenizers.ssl_encoder.targets import ChromaClusters
+from segue.plugins.tokenizers.ssl_encoder.targets import ChromaClusters, ChromaRegression
 
 RATE = 16_000
 

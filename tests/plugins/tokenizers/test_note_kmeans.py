@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.note_kmeans.config import RATE, NoteKMeansOptions
-from segue.plugins.tokenizers.note_kmeans.model import NoteKMeansTokenizer
-from segue.plugins.tokenizers.note_kmeans.network import HarmonicSpectrum
+from segue.plugins.tokenizers.note_kmeans.model import HarmonicSpectrum, NoteKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 
 TINY: dict[str, Any] = {"channels": 2, "num_clusters": 8, "splits": [60]}

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from segue.core.interfaces import StreamingDecoder, Tokens, WaveBatch
 from segue.plugins.tokenizers.soundstream.config import SoundStreamOptions
-from segue.plugins.tokenizers.soundstream.losses import MelDistance, SpectralLoss
-from segue.plugins.tokenizers.soundstream.model import SoundStream
+from segue.plugins.tokenizers.soundstream.model import MelDistance, SoundStream, SpectralLoss
 from segue.testing import ragged_audio
 
 ADVERSARY = {"wave_scales": (1, 2), "wave_channels": 2, "stft_windows": (256,), "stft_channels": 2}

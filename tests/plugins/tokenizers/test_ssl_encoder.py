@@ -20,8 +20,9 @@ from segue.core.interfaces import WaveBatch
 from segue.core.plugins import default_host
 from segue.plugins.domains import speech
 from segue.plugins.layers.lengths import length_mask
-from segue.plugins.tokenizers.common.windows import in_windows
-from segue.plugins.tokenizers.ssl_encoder.augment import (
+from segue.plugins.tokenizers.common.spectra import in_windows
+from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
+from segue.plugins.tokenizers.ssl_encoder.encoder import (
     Masked,
     add_noise,
     disturb,
@@ -30,11 +31,15 @@ from segue.plugins.tokenizers.ssl_encoder.augment import (
     warp,
     warped_bands,
 )
-from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.model import SslEncoderTokenizer
 from segue.plugins.tokenizers.ssl_encoder.objectives import GumbelQuantizer, Hubert
-from segue.plugins.tokenizers.ssl_encoder.swap import Swap, share_out
-from segue.plugins.tokenizers.ssl_encoder.targets import OnlineClusters, RandomQuantizer, perplexity
+from segue.plugins.tokenizers.ssl_encoder.targets import (
+    OnlineClusters,
+    RandomQuantizer,
+    Swap,
+    perplexity,
+    share_out,
+)
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 from segue.testing.synthetic import fit_on_synthetic
 from segue.training.adaptation import start_from

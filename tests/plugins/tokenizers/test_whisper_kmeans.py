@@ -13,12 +13,14 @@ from pydantic import ValidationError
 
 from segue.core.errors import CheckpointError
 from segue.plugins.tokenizers.whisper_kmeans.config import WhisperKMeansOptions
-from segue.plugins.tokenizers.whisper_kmeans.ctranslate2 import (
+from segue.plugins.tokenizers.whisper_kmeans.model import (
     BLOCK,
+    Encoder,
+    LogMel,
     encoder_state,
     read_variables,
+    sinusoids,
 )
-from segue.plugins.tokenizers.whisper_kmeans.encoder import Encoder, LogMel, sinusoids
 from segue.testing import Check, Subject, parametrize_with_checks
 
 TINY: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "num_clusters": 16}
