@@ -27,7 +27,6 @@ from segue.core.validation import whole_number
 MAX_CHANNELS = 64
 SILENCE = 1e-4  # peak below which audio counts as silent (-80 dB)
 CANCELLED = 0.1  # of the channels' peak: a mean below it shows that they cancel each other
-LEAST_OFFSET = 0.02  # of full scale, to be worth a note
 # SD2 keeps its sample rate in a second file, which would stay behind; the others lose it.
 UNFIT_FORMATS = {"SD2", "HTK", "SDS", "WVE", "XI"}
 WRITTEN_AT_ONCE = 1 << 16  # samples
@@ -125,53 +124,6 @@ def _as_float(tensor: Tensor, place: str) -> Tensor:
         raise AudioError(place, f"holds {tensor.dtype}", "give float, int16 or int32 samples")
     # As libsndfile scales them: the lowest value is -1.
     return tensor.cpu().float() / -float(torch.iinfo(tensor.dtype).min)
-
-
-def prepare(
-    audio: Audio, sample_rate: int, *, min_seconds: float, max_seconds: float, place: str
-) -> Audio:
-    """Check audio, crop it to its end and resample it, as a pipeline needs it.
-
-    Raises:
-        AudioError: if it is not finite or shorter than ``min_seconds``.
-    """
-    wave, notes = audio.wave, list(audio.notes)
-    if wave.numel() == 0:
-        raise AudioError(place, "holds no sample", "give some audio")
-    wrong = int((~torch.isfinite(wave)).sum())
-    if wrong:
-        problem = f"holds {wrong} samples that are NaN or infinite"
-        raise AudioError(place, problem, "repair the file")
-    if audio.seconds < min_seconds:
-        fix = f"give at least {min_seconds:g} s of audio"
-        raise AudioError(place, f"lasts {audio.seconds:.3f} s", fix)
-    if audio.seconds > max_seconds:
-        wave = wave[-round(max_seconds * audio.sample_rate) :]
-        notes.append(f"used the last {max_seconds:g} s of {audio.seconds:.1f} s")
-    if audio.sample_rate != sample_rate:
-        wave = resample(wave, audio.sample_rate, sample_rate)
-        notes.append(f"resampled from {audio.sample_rate} Hz to {sample_rate} Hz")
-    peak = float(wave.abs().max())
-    if peak > 1.0:
-        wave = wave / peak
-    deviation = float(wave.std()) if len(wave) > 1 else 0.0
-    notes += level_notes(peak, float(wave.mean()), deviation)
-    return Audio(wave, sample_rate, tuple(notes))
-
-
-def level_notes(peak: float, mean: float, deviation: float) -> list[str]:
-    """Return what a user should know of a recording's level.
-
-    Args:
-        peak: as it was read.
-        mean, deviation: after it was scaled to full scale, if the peak is above.
-    """
-    if peak < SILENCE:
-        return ["the prompt is silent"]
-    notes = [f"scaled down from a peak of {peak:.3g}"] if peak > 1.0 else []
-    if abs(mean) > max(deviation, LEAST_OFFSET):
-        notes.append(f"has a DC offset of {mean:.2f}, louder than its sound: remove it first")
-    return notes
 
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:

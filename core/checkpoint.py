@@ -131,8 +131,12 @@ def save_component(
     # Cloned, as safetensors refuses tensors that share storage.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
     if dtype is not None:
-        exactly = isinstance(component, Tokenizer)
-        state = _smaller_exactly(state) if exactly else _converted(state, dtype)
+        if isinstance(component, Tokenizer):
+            state = _smaller_exactly(state)
+        elif dtype == torch.int8:
+            state = pack(state)
+        else:
+            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     distribution, version = distribution_of(type(component))
     manifest = ComponentManifest(
         kind,
@@ -154,20 +158,12 @@ def _smaller_exactly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     smaller: dict[str, Tensor] = {}
     for name, value in state.items():
         forms = ({name: value.half()}, pack({name: value})) if value.is_floating_point() else ()
-        kept = (form for form in forms if _same_bits(unpack(form)[name].to(value.dtype), value))
+        # Bits, as a fingerprint sees them: 0.0 and -0.0 differ.
+        bits = value.reshape(-1).view(torch.uint8)
+        back = ((form, unpack(form)[name].to(value.dtype).reshape(-1)) for form in forms)
+        kept = (form for form, found in back if torch.equal(found.view(torch.uint8), bits))
         smaller |= next(kept, {name: value})
     return smaller
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether a fingerprint sees no difference, not even between 0.0 and -0.0."""
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-
-
-def _converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    if dtype == torch.int8:
-        return pack(state)
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def save_tensors(
@@ -276,7 +272,9 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
         raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
     fix = "restore the file, or train again"
     try:
-        _check_header(path)
+        with path.open("rb") as file:  # a longer header would take gigabytes to read
+            if (length := int.from_bytes(file.read(8), "little")) > MOST_HEADER:
+                raise SafetensorError(f"its header states a length of {length} bytes")
         stored = load_file(path)  # maps the file: memory is taken as tensors are copied
         bits = (32 if key.endswith(CODES) else 8 * t.itemsize for key, t in stored.items())
         needed = sum(t.numel() * width // 8 for t, width in zip(stored.values(), bits, strict=True))
@@ -285,14 +283,6 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
         return unpack(stored)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a header so long that reading it would take gigabytes."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > MOST_HEADER:
-        raise SafetensorError(f"its header states a length of {length} bytes")
 
 
 def _last_line(error: Exception) -> str:

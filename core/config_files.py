@@ -68,8 +68,13 @@ def load_config(
     try:
         config = complete_options(validate(PipelineConfig, tree, ""), host)
     except SegueError as error:
-        if files[0].shipped and len(files) > 1:
-            error.fix += _which_base(files[0].name, host)
+        base = files[0].name
+        domain = base.partition("/")[0]
+        plain = f"{domain}/{BASELINE}"
+        if files[0].shipped and len(files) > 1 and plain in find_domain(domain, host).names:
+            error.fix += (
+                f" (`extends: {base}` is the pipeline with weights; the plain one is {plain})"
+            )
         raise
     return LoadedConfig(config, origins)
 
@@ -81,15 +86,6 @@ def _put_over(
     present = leaves(tree)  # a layer may also take values out
     known = origins | dict.fromkeys(leaves(layer), origin)
     return tree, {path: found for path, found in known.items() if path in present}
-
-
-def _which_base(name: str, host: PluginHost) -> str:
-    """Return what to say of a file that does not fit the shipped pipeline it extends."""
-    domain = name.partition("/")[0]
-    plain = f"{domain}/{BASELINE}"
-    if plain not in find_domain(domain, host).names:
-        return ""
-    return f" (`extends: {name}` is the pipeline with weights; the plain one is {plain})"
 
 
 def complete_options(config: PipelineConfig, host: PluginHost) -> PipelineConfig:

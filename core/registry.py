@@ -68,10 +68,6 @@ def _component(text: str) -> str:
     return text
 
 
-def _blockable(text: str) -> str:
-    return _component(text) if "/" in text else text
-
-
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -94,7 +90,9 @@ class _File(BaseModel):
         ...,
     ] = ()
     pins: dict[Annotated[str, AfterValidator(_component)], str] = {}
-    blocked: tuple[Annotated[str, AfterValidator(_blockable)], ...] = ()
+    blocked: tuple[
+        Annotated[str, AfterValidator(lambda text: _component(text) if "/" in text else text)], ...
+    ] = ()
 
 
 def read_registry(path: Path, source: str | None = None) -> Registry:

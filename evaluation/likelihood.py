@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from segue.core.audio import Audio, prepare
+from segue.core.audio import Audio
 from segue.core.config import StageConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
@@ -28,6 +28,7 @@ from segue.data.recordings import Recording
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.evaluation.statistics import grouped_summary, summarise
+from segue.inference.inputs import prepare
 from segue.inference.pipeline import Pipeline
 from segue.sound.reading import read_audio
 

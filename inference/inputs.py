@@ -1,4 +1,4 @@
-"""Take a prompt in any of the forms that callers have it in."""
+"""Take a prompt in any of the forms that callers have it in, and bring it to a pipeline's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from segue.core.audio import Audio, as_audio
+import torch
+
+from segue.core.audio import SILENCE, Audio, as_audio, resample
 from segue.core.errors import AudioError
 from segue.core.validation import whole_number
 from segue.inference.request import GeneratedAudio
@@ -15,6 +17,7 @@ from segue.sound.reading import read_audio
 #: A prompt: a path, an open file, ``(wave, sample_rate)``, or audio.
 Prompt = object
 
+LEAST_OFFSET = 0.02  # of full scale, to be worth a note
 FORMS = "give a path, an open file, (wave, sample_rate) or Audio"
 
 
@@ -69,3 +72,50 @@ def _name(value: object, place: str) -> str:
         return str(value)
     name = getattr(value, "name", None)
     return name if isinstance(name, str) else place
+
+
+def prepare(
+    audio: Audio, sample_rate: int, *, min_seconds: float, max_seconds: float, place: str
+) -> Audio:
+    """Check audio, crop it to its end and resample it, as a pipeline needs it.
+
+    Raises:
+        AudioError: if it is not finite or shorter than ``min_seconds``.
+    """
+    wave, notes = audio.wave, list(audio.notes)
+    if wave.numel() == 0:
+        raise AudioError(place, "holds no sample", "give some audio")
+    wrong = int((~torch.isfinite(wave)).sum())
+    if wrong:
+        problem = f"holds {wrong} samples that are NaN or infinite"
+        raise AudioError(place, problem, "repair the file")
+    if audio.seconds < min_seconds:
+        fix = f"give at least {min_seconds:g} s of audio"
+        raise AudioError(place, f"lasts {audio.seconds:.3f} s", fix)
+    if audio.seconds > max_seconds:
+        wave = wave[-round(max_seconds * audio.sample_rate) :]
+        notes.append(f"used the last {max_seconds:g} s of {audio.seconds:.1f} s")
+    if audio.sample_rate != sample_rate:
+        wave = resample(wave, audio.sample_rate, sample_rate)
+        notes.append(f"resampled from {audio.sample_rate} Hz to {sample_rate} Hz")
+    peak = float(wave.abs().max())
+    if peak > 1.0:
+        wave = wave / peak
+    deviation = float(wave.std()) if len(wave) > 1 else 0.0
+    notes += level_notes(peak, float(wave.mean()), deviation)
+    return Audio(wave, sample_rate, tuple(notes))
+
+
+def level_notes(peak: float, mean: float, deviation: float) -> list[str]:
+    """Return what a user should know of a recording's level.
+
+    Args:
+        peak: as it was read.
+        mean, deviation: after it was scaled to full scale, if the peak is above.
+    """
+    if peak < SILENCE:
+        return ["the prompt is silent"]
+    notes = [f"scaled down from a peak of {peak:.3g}"] if peak > 1.0 else []
+    if abs(mean) > max(deviation, LEAST_OFFSET):
+        notes.append(f"has a DC offset of {mean:.2f}, louder than its sound: remove it first")
+    return notes

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import level_notes
 from segue.core.errors import AudioError
+from segue.inference.inputs import level_notes
 from segue.sound.open_audio import OpenAudio
 
 

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.audio import SILENCE, Audio, prepare, resample
+from segue.core.audio import SILENCE, Audio, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Ids, Tokens, WaveBatch
-from segue.inference.inputs import Prompt, as_prompt
+from segue.inference.inputs import Prompt, as_prompt, prepare
 from segue.inference.promises import check_tokens, check_wave
 from segue.inference.recoding import windows
 

@@ -13,7 +13,6 @@ from segue.testing import (
     continuation_checks,
     detector_checks,
     domain_checks,
-    filling_checks,
     generation_checks,
     metric_checks,
     options_checks,
@@ -28,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., None])
 _MODULES: Mapping[str, tuple[ModuleType, ...]] = {
     "semantic_tokenizer": (options_checks, tokenizer_checks),
     "codec": (options_checks, tokenizer_checks, codec_checks),
-    "stage_lm": (options_checks, stage_lm_checks, generation_checks, filling_checks),
+    "stage_lm": (options_checks, stage_lm_checks, generation_checks),
     "domain": (domain_checks,),
     "metric": (options_checks, metric_checks),
     "continuation_metric": (options_checks, continuation_checks),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from segue.apps.cli import doctor
 from segue.apps.cli.main import app
 from segue.core.domain import Domain
-from segue.testing import command as conformance
+from segue.testing import distribution as conformance
 from segue.testing.distribution import ComponentResult
 
 

@@ -18,12 +18,12 @@ from segue.core.audio import (
     Audio,
     as_audio,
     check_format,
-    prepare,
     resample,
     to_mono,
     write_audio,
 )
 from segue.core.errors import AudioError, OutputError
+from segue.inference.inputs import prepare
 from segue.sound.reading import read_audio
 
 RATE = 16_000

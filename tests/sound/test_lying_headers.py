@@ -12,8 +12,9 @@ import pytest
 import soundfile
 import torch
 
-from segue.core.audio import Audio, as_audio, pcm16, prepare, to_mono, write_audio
+from segue.core.audio import Audio, as_audio, pcm16, to_mono, write_audio
 from segue.core.errors import AudioError
+from segue.inference.inputs import prepare
 from segue.sound.open_audio import open_audio
 from segue.sound.reader import SoundReader
 from segue.sound.reading import read_audio
