@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segue.apps.spectrogram import check_picture
+from segue.apps.spectrogram import new_picture
 from segue.core.errors import DataError
-from segue.core.files import atomic_path, check_writable
 from segue.training.guard import LOG
 
 if TYPE_CHECKING:
@@ -209,7 +208,8 @@ def draw_tokens(streams: Mapping[str, tuple[Any, TokenSpec]], output: Path) -> N
     Raises:
         OutputError: if the picture cannot be drawn there.
     """
-    with _grid(output, len(streams), 1, TOKEN_PANEL) as panels:
+    size = (TOKEN_PANEL[0], TOKEN_PANEL[1] * len(streams))
+    with new_picture(output, len(streams), 1, size) as panels:
         for panel, (name, (codes, spec)) in zip(panels, streams.items(), strict=True):
             levels, seconds = len(codes), codes.shape[1] / spec.frame_rate
             panel.imshow(
@@ -227,33 +227,13 @@ def draw_tokens(streams: Mapping[str, tuple[Any, TokenSpec]], output: Path) -> N
 def _panels(output: Path, count: int) -> Iterator[list[Any]]:
     """Yield empty panels side by side, the first with a legend; write the picture at the end."""
     columns = min(count, COLUMNS)
-    with _grid(output, -(-count // columns), columns, PANEL) as panels:
+    rows = -(-count // columns)
+    size = (PANEL[0] * columns, PANEL[1] * rows)
+    with new_picture(output, rows, columns, size) as panels:
         for spare in panels[count:]:
             spare.set_visible(False)
         yield panels[:count]
         panels[0].legend(fontsize="small")
-
-
-@contextmanager
-def _grid(output: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[list[Any]]:
-    """Yield empty panels of a size in inches; write the picture when they are drawn."""
-    check_picture(output)
-    check_writable(output)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(
-        rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    try:
-        yield list(grid.flat)
-        with atomic_path(output) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
-    finally:
-        pyplot.close(figure)
 
 
 def _plain(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,31 +28,53 @@ def check_picture(path: Path) -> None:
         raise OutputError(str(path), "drawing needs matplotlib", "pip install 'segue[plot]'")
 
 
+@contextmanager
+def new_picture(
+    output: Path, rows: int, columns: int, size: tuple[float, float], **layout: Any
+) -> Iterator[list[Any]]:
+    """Yield empty panels; write the picture when they are drawn.
+
+    Args:
+        size: of the picture in inches.
+    """
+    check_picture(output)
+    check_writable(output)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", **layout
+    )
+    try:
+        yield list(grid.flat)
+        with atomic_path(output) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a title in any script
+            figure.savefig(temporary, dpi=110, format="png")
+    finally:
+        pyplot.close(figure)
+
+
 def draw_spectrogram(audio: GeneratedAudio, path: Path, title: str, row: int = 0) -> None:
     """Draw one row as a PNG, with a line where the prompt ends.
 
     Raises:
         OutputError: if matplotlib is missing or the file cannot be written.
     """
-    check_picture(path)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(11, 5), sharex=True, height_ratios=(1, 3), layout="constrained"
-    )
-    try:
-        _draw(audio.row(row).numpy(), audio.sample_rate, top, bottom)
+    wave, rate = audio.row(row).numpy(), audio.sample_rate
+    with new_picture(path, 2, 1, (11, 5), sharex=True, height_ratios=(1, 3)) as (top, bottom):
+        draw_waveform(wave, rate, top, "black")
+        draw_spectrum(wave, rate, bottom)
+        top.set_ylabel("amplitude")
         top.set_title(_printable(title), parse_math=False)
-        boundary = int(audio.prompt_samples[row]) / audio.sample_rate
+        bottom.set_ylabel("Hz")
+        bottom.set_xlabel("seconds")
+        bottom.set_xlim(0, len(wave) / rate)
+        boundary = int(audio.prompt_samples[row]) / rate
         for axis in (top, bottom):
             axis.axvline(boundary, color="tab:cyan", linewidth=1.2)
-        bottom.annotate(" continuation", (boundary, audio.sample_rate * 0.46), color="white")
-        _save(figure, path)
-    finally:
-        pyplot.close(figure)
+        bottom.annotate(" continuation", (boundary, rate * 0.46), color="white")
 
 
 def draw_spectrograms(
@@ -69,52 +92,24 @@ def draw_spectrograms(
     """
     from segue.sound.reading import read_audio
 
-    check_picture(output)
-    check_writable(output)
+    check_picture(output)  # before any file is read
     if len(files) > MOST_FILES:
         raise OutputError(str(output), f"would show {len(files)} files", f"name {MOST_FILES}")
     audio = [read_audio(file, first_seconds=seconds) for file in files]
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(
-        len(files), 1, figsize=(11, 0.6 + ROW_INCHES * len(files)), sharex=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    try:
-        for axis, file, one in zip(grid[:, 0], files, audio, strict=True):
+    size = (11, 0.6 + ROW_INCHES * len(files))
+    with new_picture(output, len(files), 1, size, sharex=True) as panels:
+        for axis, file, one in zip(panels, files, audio, strict=True):
             draw_spectrum(one.wave.numpy(), one.sample_rate, axis)
             axis.set_ylabel("Hz")
             axis.set_title(_printable(file.name), parse_math=False, fontsize="small")
             for mark in marks:
                 axis.axvline(mark, color="tab:cyan", linewidth=1.2)
-        grid[-1, 0].set_xlabel("seconds")
-        grid[-1, 0].set_xlim(0, max(one.seconds for one in audio))
-        _save(figure, output)
-    finally:
-        pyplot.close(figure)
+        panels[-1].set_xlabel("seconds")
+        panels[-1].set_xlim(0, max(one.seconds for one in audio))
 
 
 def _printable(title: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in title)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a title in any script
-        figure.savefig(temporary, dpi=110, format="png")
-
-
-def _draw(wave: Any, rate: int, top: Any, bottom: Any) -> None:
-    """Draw the waveform above its spectrogram."""
-    draw_waveform(wave, rate, top, "black")
-    top.set_ylabel("amplitude")
-    draw_spectrum(wave, rate, bottom)
-    bottom.set_ylabel("Hz")
-    bottom.set_xlabel("seconds")
-    bottom.set_xlim(0, len(wave) / rate)
 
 
 def draw_waveform(wave: Any, rate: int, axis: Any, color: str) -> None:

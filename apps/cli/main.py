@@ -12,7 +12,6 @@ from segue.apps.cli import (
     detect,
     doctor,
     evaluate,
-    fill,
     generation,
     label,
     new_plugin,
@@ -41,7 +40,7 @@ app = typer.Typer(
 app.command("continue")(generation.continue_)
 app.command("stream")(generation.stream)
 app.command("generate")(generation.generate)
-app.command("fill")(fill.fill)
+app.command("fill")(generation.fill)
 app.command("resynthesize")(generation.resynthesize)
 app.command("serve")(serve.command)
 app.command("prepare")(prepare.command)

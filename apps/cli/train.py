@@ -1,4 +1,4 @@
-"""`segue train`: one part of a pipeline, or all of it."""
+"""`segue train`: one part of a pipeline, or all of it, or a plan of what that would take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +21,14 @@ from segue.apps.cli.options import (
     SetOption,
     chosen_source,
 )
-from segue.apps.cli.output import console, note, print_json
+from segue.apps.cli.output import console, note, print_json, print_table
 from segue.apps.cli.progress import training_progress
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from segue.core.config import PipelineConfig
     from segue.core.plugins import PluginHost
+    from segue.training.cost import Hardware, PartCost
 
 CONFIG = "config.yaml"
 
@@ -70,7 +73,6 @@ def command(
 
     source = chosen_source(domain, config, "--config")
     if plan:
-        from segue.apps.cli.plan import show_plan
         from segue.training.cost import Hardware, hours_of_data
 
         hardware = Hardware(num_ranks, gpu, gpu_tflops, mfu)
@@ -145,3 +147,58 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
             for path in new:
                 path.rmdir()
         raise
+
+
+def show_plan(
+    config: PipelineConfig,
+    host: PluginHost,
+    part: str,
+    hardware: Hardware,
+    hours: float | None,
+    json: bool,
+) -> None:
+    """Print the cost of one part, or of all."""
+    from segue.training.cost import training_cost
+
+    costs = training_cost(config, host, part, hardware, hours)
+    if json:
+        parts = [asdict(one) for one in costs]
+        print_json({"hardware": asdict(hardware), "hours_of_audio": hours, "parts": parts})
+        return
+    size = "" if hours is None else f", {hours:,.2f} hours of audio"
+    title = f"{config.name}, {hardware.ranks} rank(s){size}"
+    for one in costs:
+        print_table((one.part, ""), _rows(one), title)
+        title = ""
+    console.print(
+        "Activations are estimates: what one counted step keeps; half of it in half precision."
+    )
+    if any(not one.counted for one in costs):
+        console.print(
+            "~: not counted to the end of a step: three times the forward pass, or six operations"
+            " per weight and frame if that is more."
+        )
+
+
+def _rows(one: PartCost) -> list[tuple[str, str]]:
+    unsure = "" if one.counted else "~"
+    rows = [
+        ("parameters", f"{one.parameters / 1e6:.1f} M"),
+        ("trained", f"{one.trainable / 1e6:.1f} M"),
+        ("adversary", f"{one.adversary / 1e6:.1f} M" if one.adversary else "-"),
+        ("GFLOP per token or second", f"{unsure}{one.flops / 1e9:.3g} per {one.unit}"),
+        ("per step", f"{one.per_step:,.0f} {one.unit}s"),
+        ("in all", f"{one.in_all:.3g} {one.unit}s"),
+    ]
+    if one.per_epoch is not None:
+        rows.append(("epochs", f"{one.in_all / one.per_epoch:.3g}"))
+    for strategy in ("ddp", "fsdp"):
+        memory = one.memory.get(strategy)
+        gib = "-" if memory is None else f"{sum(memory.values()):.2f}"
+        rows.append((f"GiB per rank, {strategy}", gib))
+    for kept in ("kept", "checkpointed"):
+        gib = "-" if one.activations is None else f"{one.activations[kept]:.1f}"
+        rows.append((f"GiB of activations, {kept}", gib))
+    if one.days is not None:
+        rows.append(("days", f"{one.days:.3g}"))
+    return rows
