@@ -14,20 +14,15 @@ import typer
 from segue.apps.cli import evaluate_semantic
 from segue.apps.cli.options import (
     DATA_HELP,
-    DeviceOption,
-    DomainOption,
-    HeldOutOption,
-    ItemsOption,
+    Chosen,
+    HeldOut,
     JsonOption,
-    PipelineOption,
     ReportOption,
     SeedOption,
-    SetOption,
     SplitOption,
-    chosen_source,
     listed,
-    load_pipeline,
     whole_numbers,
+    with_groups,
 )
 from segue.apps.cli.output import note, print_table, renamed
 from segue.apps.cli.progress import progress_bars
@@ -56,12 +51,10 @@ app.command("pitches")(evaluate_semantic.pitches)
 
 
 @app.command()
+@with_groups
 def codec(
-    data: HeldOutOption,
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
-    items: ItemsOption = 50,
-    split: SplitOption = "valid",
+    on: HeldOut,
+    chosen: Chosen,
     levels: Annotated[
         str | None,
         typer.Option(help="Numbers of levels, such as 1,2,4,8. Default: 1, 2, 4 ... all."),
@@ -76,28 +69,22 @@ def codec(
         int | None,
         typer.Option(min=8000, help="Sample rate for metrics. Default: the codec's own."),
     ] = None,
-    output: ReportOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Measure a codec's quality, codebook use and speed; the stages are not loaded."""
-    check_report(output)
-    source = chosen_source(domain, pipeline, "--pipeline")
-    from segue.core.config_files import load_config
+    check_report(on.output)
     from segue.core.interfaces import AcousticCodec
     from segue.core.plugins import default_host
     from segue.evaluation.codec import evaluate_codec
     from segue.evaluation.subjects import load_tokenizer
 
-    host = default_host()
-    config = load_config(source, host, overrides or ()).config
-    loaded = load_tokenizer(config, "codec", host, device)
+    host, config = default_host(), chosen.config()
+    loaded = load_tokenizer(config, "codec", host, chosen.device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
     counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
     chosen, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
-    recordings = held_out(data, items, split)
+    recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
     with renamed(places), progress_bars(json) as progress:
         figures = evaluate_codec(
@@ -108,14 +95,14 @@ def codec(
         "pipeline": config.name,
         "codec": config.codec.use,
         "spec": loaded.spec.to_json(),
-        "data": str(data),
-        "split": split,
+        "data": on.data,
+        "split": on.split,
         "sample_rate": sample_rate or loaded.spec.sample_rate,
         **figures,
         "left_out": left_out,
     }
-    note_if_few(recordings, data, items, split)
-    finish(report, "levels", figures["levels"], output, json)
+    note_if_few(recordings, on.data, on.items, on.split)
+    finish(report, "levels", figures["levels"], on.output, json)
     if not json:
         _show_codebooks(report)
 
@@ -147,12 +134,10 @@ def _show_codebooks(report: Mapping[str, Any]) -> None:
 
 
 @app.command()
+@with_groups
 def continuations(
-    data: HeldOutOption,
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
-    items: ItemsOption = 50,
-    split: SplitOption = "valid",
+    on: HeldOut,
+    chosen: Chosen,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -171,25 +156,22 @@ def continuations(
         Path | None,
         typer.Option(help="Folder for the measured audio, prompts included, as WAV files."),
     ] = None,
-    output: ReportOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Continue held-out recordings and measure health, voice, phones, key and rhythm."""
-    check_report(output)
+    check_report(on.output)
     if math.isnan(prompt_seconds):
         raise ConfigError("--prompt-seconds", "is not a number", "give seconds")
     places = {"seconds": "--seconds", "seed": "--seed", "prompt": "--prompt-seconds"}
     with renamed(places):
-        loaded = load_pipeline(domain, pipeline, overrides, device)
+        loaded = chosen.load()
         from segue.evaluation.continuations import evaluate_continuations
 
         keep = None if audio is None else _keeper(loaded, audio)
-        kind = domain_of(loaded.host, domain or loaded.config.name)
+        kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
         chosen, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
         least = prompt_seconds + seconds if complete else 0.0
-        recordings = held_out(data, items, split, least)
+        recordings = held_out(on.data, on.items, on.split, least)
         with progress_bars(json) as progress:
             figures = evaluate_continuations(
                 loaded,
@@ -204,16 +186,16 @@ def continuations(
     report = {
         "subject": "continuations",
         "pipeline": loaded.config.name,
-        "data": str(data),
-        "split": split,
+        "data": on.data,
+        "split": on.split,
         "prompt_seconds": prompt_seconds,
         "seconds": seconds,
         "seed": seed,
         **figures,
         "left_out": left_out,
     }
-    note_if_few(recordings, data, items, split)
-    finish(report, "metric", figures["metrics"], output, json)
+    note_if_few(recordings, on.data, on.items, on.split)
+    finish(report, "metric", figures["metrics"], on.output, json)
 
 
 def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedAudio], None]:
@@ -238,18 +220,16 @@ def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedA
 
 
 @app.command()
+@with_groups
 def resynthesis(
-    data: HeldOutOption,
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
+    on: HeldOut,
+    chosen: Chosen,
     of: Annotated[
         str | None,
         typer.Option(
             help="acoustic_generation, semantic, codec, recording, foreign. Default: all."
         ),
     ] = None,
-    items: ItemsOption = 50,
-    split: SplitOption = "valid",
     metrics: Annotated[
         str | None,
         typer.Option(help="Of pairs or of continuations: phone_error.v1,speaker.v1. Default: all."),
@@ -258,13 +238,10 @@ def resynthesis(
         float, typer.Option(min=0, max=3600, help="Leave shorter recordings out.")
     ] = 0.0,
     seed: SeedOption = 0,
-    output: ReportOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Measure what acoustic generation, semantic tokens alone and the codec keep."""
-    check_report(output)
+    check_report(on.output)
     with renamed({"seed": "--seed"}):
         from segue.evaluation.resynthesis import WAYS, evaluate_resynthesis
 
@@ -272,10 +249,10 @@ def resynthesis(
         ways = [way for way in WAYS if way in wanted]
         if len(ways) != len(set(wanted)):
             raise ConfigError("--of", f"{of!r} names something else", f"use {', '.join(WAYS)}")
-        loaded = load_pipeline(domain, pipeline, overrides, device)
-        kind = domain_of(loaded.host, domain or loaded.config.name)
+        loaded = chosen.load()
+        kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
         pairs, sets, left_out = metrics_of_both_kinds(loaded.host, metrics, kind)
-        recordings = held_out(data, items, split, least_seconds)
+        recordings = held_out(on.data, on.items, on.split, least_seconds)
         with progress_bars(json) as progress:
             figures = evaluate_resynthesis(
                 loaded, recordings, ways, pairs, sets, seed=seed, progress=progress
@@ -283,18 +260,20 @@ def resynthesis(
     report = {
         "subject": "resynthesis",
         "pipeline": loaded.config.name,
-        "data": str(data),
-        "split": split,
+        "data": on.data,
+        "split": on.split,
         "seed": seed,
         **figures,
         "left_out": left_out,
     }
-    note_if_few(recordings, data, items, split)
-    finish(report, "way", figures["ways"], output, json)
+    note_if_few(recordings, on.data, on.items, on.split)
+    finish(report, "way", figures["ways"], on.output, json)
 
 
 @app.command()
+@with_groups
 def likelihood(
+    chosen: Chosen,
     data: Annotated[
         Path | None,
         typer.Option(help="A token store (`segue tokenize`): nats per token of it."),
@@ -311,8 +290,6 @@ def likelihood(
         str | None,
         typer.Option(help=f"Recordings: their true continuation against others. {DATA_HELP}"),
     ] = None,
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     items: Annotated[
         int, typer.Option(min=1, help="Most batches of each stage; most recordings.")
     ] = 50,
@@ -328,8 +305,6 @@ def likelihood(
     ] = 0.5,
     seed: SeedOption = 0,
     output: ReportOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Measure nats per token, minimal pairs, and true against shuffled continuations."""
@@ -347,7 +322,7 @@ def likelihood(
     asked = [] if pairs is None else read_pairs(pairs, audio)
     least = prompt_seconds + seconds
     recordings = [] if shuffled is None else held_out(shuffled, items, split, least)
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     groups: dict[str, Any] = {}
     with progress_bars(json) as progress, renamed({"piece_seconds": "--piece-seconds"}):
         if data is not None:

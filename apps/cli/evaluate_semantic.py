@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segue.apps.cli.options import (
-    DeviceOption,
+    Chosen,
     DomainOption,
-    HeldOutOption,
-    ItemsOption,
+    HeldOut,
     JsonOption,
-    PipelineOption,
     ReportOption,
-    SetOption,
     SplitOption,
     chosen_source,
     conditions,
     listed,
     whole_numbers,
+    with_groups,
 )
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import check_report, checked_split, finish, held_out, note_if_few
@@ -28,7 +27,6 @@ from segue.core.errors import AssemblyError, CheckpointError, ConfigError, Plugi
 
 if TYPE_CHECKING:
     from segue.core.config import PipelineConfig
-    from segue.core.plugins import PluginHost
     from segue.evaluation.representations import Representation
 
 PARTS = ("semantic_tokenizer", "codec")
@@ -43,13 +41,13 @@ LevelsOption = Annotated[
 ]
 
 
+@with_groups
 def semantic(
+    chosen: Chosen,
     data: Annotated[
         Path,
         typer.Option("--data", help="CSV: path, label, speaker [start, end, context, split]."),
     ],
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     of: OfOption = None,
     levels: LevelsOption = None,
     split: SplitOption = "valid",
@@ -61,20 +59,18 @@ def semantic(
         int, typer.Option(min=1, help="Most items of one label, speaker and context.")
     ] = 10,
     output: ReportOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Measure ABX errors within and across speakers of tokens, their vectors, and MFCC."""
     check_report(output)
-    source = chosen_source(domain, pipeline, "--pipeline")
     from segue.evaluation.semantic import evaluate_semantic
     from segue.evaluation.subjects import load_items, thinned
 
     found = load_items(data, checked_split(split), conditions(where or []))
-    config, chosen, left_out = _representations(source, overrides, device, of, levels)
+    config = chosen.config()
+    measured, left_out = _representations(config, chosen.device, of, levels)
     with progress_bars(json) as progress:
-        figures = evaluate_semantic(thinned(found, per_group), chosen, progress)
+        figures = evaluate_semantic(thinned(found, per_group), measured, progress)
     report = {
         "subject": "semantic",
         **_described(config, data, split, left_out),
@@ -84,51 +80,52 @@ def semantic(
     finish(report, "representation", figures["representations"], output, json)
 
 
+@dataclass(frozen=True)
+class ChosenPiano(Chosen):
+    """The same, of piano by default."""
+
+    domain: DomainOption = "piano"
+
+    @property
+    def source(self) -> str:
+        return self.pipeline or chosen_source(self.domain, None, "--pipeline")
+
+
+@with_groups
 def pitches(
-    data: HeldOutOption,
+    on: HeldOut,
     midi: Annotated[Path, typer.Option("--midi", help="Folder of the MIDI files they came from.")],
-    domain: DomainOption = "piano",
-    pipeline: PipelineOption = None,
+    chosen: ChosenPiano,
     of: OfOption = None,
-    items: ItemsOption = 50,
     seconds: Annotated[
         float, typer.Option(min=1, max=3600, help="Used of each recording.")
     ] = 120.0,
-    split: SplitOption = "valid",
-    output: ReportOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Measure how well tokens of rendered scores reveal which pitch classes sound."""
-    check_report(output)
-    source = chosen_source(domain if pipeline is None else None, pipeline, "--pipeline")
+    check_report(on.output)
     from segue.evaluation.pitches import evaluate_pitches, find_scores
 
     scores = find_scores(midi)
-    recordings = held_out(data, items, split)
-    config, chosen, left_out = _representations(source, overrides, device, of, "1")
-    chosen = [one for one in chosen if one.vocabulary is not None]
-    if not chosen:
+    recordings, config = held_out(on.data, on.items, on.split), chosen.config()
+    measured, left_out = _representations(config, chosen.device, of, "1")
+    measured = [one for one in measured if one.vocabulary is not None]
+    if not measured:
         raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")
     with progress_bars(json) as progress:
-        figures = evaluate_pitches(recordings, scores, chosen, seconds=seconds, progress=progress)
-    report = {"subject": "pitches", **_described(config, data, split, left_out), **figures}
+        figures = evaluate_pitches(recordings, scores, measured, seconds=seconds, progress=progress)
+    report = {"subject": "pitches", **_described(config, on.data, on.split, left_out), **figures}
     reason = "they have no MIDI file, or cannot be read with it"
-    note_if_few(recordings, data, items, split)
-    finish(report, "representation", figures["representations"], output, json, reason)
+    note_if_few(recordings, on.data, on.items, on.split)
+    finish(report, "representation", figures["representations"], on.output, json, reason)
 
 
 def _representations(
-    source: str, overrides: list[str] | None, device: str, of: str | None, levels: str | None
-) -> tuple[PipelineConfig, list[Representation], dict[str, str]]:
+    config: PipelineConfig, device: str, of: str | None, levels: str | None
+) -> tuple[list[Representation], dict[str, str]]:
     """Build what is to be measured, and say why parts are left out."""
-    from segue.core.config_files import load_config
-    from segue.core.plugins import default_host
     from segue.evaluation.representations import plain_features
 
-    host = default_host()
-    config = load_config(source, host, overrides or ()).config
     wanted = listed(of) if of else [*config.parts, FEATURES]
     for name in wanted if of else ():
         if name not in (*PARTS, FEATURES):
@@ -138,21 +135,22 @@ def _representations(
     left_out: dict[str, str] = {}
     for part in (part for part in PARTS if part in wanted):
         try:
-            found += _of_part(config, part, host, device, levels)
+            found += _of_part(config, part, device, levels)
         except (AssemblyError, CheckpointError, PluginError) as error:
             if of:  # it was asked for
                 raise
             left_out[part] = f"{error.problem}; {error.fix}"
-    return config, found + (plain_features() if FEATURES in wanted else []), left_out
+    return found + (plain_features() if FEATURES in wanted else []), left_out
 
 
 def _of_part(
-    config: PipelineConfig, part: str, host: PluginHost, device: str, levels: str | None
+    config: PipelineConfig, part: str, device: str, levels: str | None
 ) -> list[Representation]:
+    from segue.core.plugins import default_host
     from segue.evaluation.representations import of_tokenizer
     from segue.evaluation.subjects import load_tokenizer
 
-    tokenizer = load_tokenizer(config, part, host, device)
+    tokenizer = load_tokenizer(config, part, default_host(), device)
     total = tokenizer.spec.num_levels
     counts = sorted({1, total})
     if levels is not None and part == "codec":

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segue.apps.cli.options import (
-    DeviceOption,
-    DomainOption,
+    Chosen,
     JsonOption,
     OutputOption,
-    PipelineOption,
     SecondsOption,
     SeedOption,
-    SetOption,
     SignOption,
-    load_pipeline,
+    with_groups,
 )
 from segue.apps.cli.output import note, renamed
 from segue.apps.cli.progress import progress_bars
@@ -52,11 +49,11 @@ PROMPT_HELP = "Audio in any format that libsndfile reads; - reads standard input
 PromptArgument = Annotated[Path, typer.Argument(help=PROMPT_HELP)]
 
 
+@with_groups
 def continue_(
+    chosen: Chosen,
     prompt: PromptArgument,
     output: OutputOption = Path("continuation.wav"),
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     seconds: SecondsOption = 5.0,
     seed: SeedOption = 0,
     chunk_seconds: Annotated[
@@ -69,14 +66,12 @@ def continue_(
     picture: Annotated[
         Path | None, typer.Option(help="Also draw a spectrogram (PNG; needs segue\\[plot]).")
     ] = None,
-    overrides: SetOption = None,
     sign: SignOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Continue a recording, keeping its voice or its music."""
     signer = check_outputs([output], source=prompt, picture=picture, sign=sign)
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     audio = read_recording(prompt, loaded.config.prompt.max_seconds)
     started = time.perf_counter()
     with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(json) as progress:
@@ -93,25 +88,23 @@ def continue_(
     report_on(result, [output], elapsed, json)
 
 
+@with_groups
 def generate(
+    chosen: Chosen,
     output: OutputOption = Path("generated.wav"),
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     seconds: SecondsOption = 5.0,
     count: Annotated[
         int, typer.Option(min=1, max=1024, help="Files to make; numbered from the second on.")
     ] = 1,
     seed: SeedOption = 0,
-    overrides: SetOption = None,
     sign: SignOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Generate audio unconditionally."""
     names = (f"{output.stem}-{row + 1}{output.suffix}" for row in range(1, count))
     paths = [output, *(output.with_name(name) for name in names)]
     signer = check_outputs(paths, sign=sign)
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     started = time.perf_counter()
     with renamed(PLACES), progress_bars(json) as progress:
         result = loaded.generate(seconds, batch=count, seed=seed, progress=progress)
@@ -120,11 +113,11 @@ def generate(
     report_on(result, paths, elapsed, json, outputs=[str(path) for path in paths])
 
 
+@with_groups
 def resynthesize(
+    chosen: Chosen,
     source: PromptArgument,
     output: OutputOption = Path("resynthesis.wav"),
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     through: Annotated[
         str,
         typer.Option(
@@ -137,9 +130,7 @@ def resynthesize(
         typer.Option(help="With codec: levels to decode. Default: those that stages predict."),
     ] = None,
     seed: SeedOption = 0,
-    overrides: SetOption = None,
     sign: SignOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Hear what the codec keeps of a recording, or the semantic tokens of its end."""
@@ -148,7 +139,7 @@ def resynthesize(
     if levels is not None and through != "codec":
         raise ConfigError("--levels", "goes with --through codec only", "leave it out")
     signer = check_outputs([output], source=source, sign=sign)
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     started, verb = time.perf_counter(), f"through {through}"
     with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
         if through == "codec":  # of any length, in bounded memory
@@ -169,19 +160,17 @@ def resynthesize(
     report_on(result, [output], elapsed, json, verb, through=through)
 
 
+@with_groups
 def stream(
+    chosen: Chosen,
     prompt: Annotated[
         Path | None, typer.Argument(help=f"{PROMPT_HELP} Without one, start from nothing.")
     ] = None,
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     seconds: SecondsOption = 5.0,
     chunk_seconds: Annotated[
         float, typer.Option(help="Audio per piece; shorter ones come sooner.")
     ] = 1.0,
     seed: SeedOption = 0,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
 ) -> None:
     """Write the continuation to standard output as it is made: raw 16-bit mono samples.
 
@@ -190,7 +179,7 @@ def stream(
     if sys.stdout.isatty():
         note("this writes audio, not text: pipe it to a player or a file")
         raise typer.Exit(2)
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     audio = None
     if prompt is not None:
         audio = read_recording(prompt, loaded.config.prompt.max_seconds)
@@ -225,28 +214,26 @@ def _write_samples(chunks: Iterator[GeneratedAudio], seed: int) -> None:
 OPTIONS = {"start": "--start", "end": "--end", "candidates": "--candidates"}
 
 
+@with_groups
 def fill(
+    chosen: Chosen,
     source: PromptArgument,
     start: Annotated[float, typer.Option(help="Where the stretch begins, in seconds.")],
     end: Annotated[
         float | None, typer.Option(help="Where it ends. Default: the end of the recording.")
     ] = None,
     output: OutputOption = Path("filled.wav"),
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     seed: SeedOption = 0,
     candidates: Annotated[
         int,
         typer.Option(help="Continuations to choose from, where a stage cannot look both ways."),
     ] = 8,
-    overrides: SetOption = None,
     sign: SignOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Draw a stretch of a recording anew, and keep what is before and after it."""
     signer = check_outputs([output], source=source, sign=sign)
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     audio = read_recording(source)
     started = time.perf_counter()
     with renamed(PLACES | OPTIONS | {"prompt": str(source)}), progress_bars(json) as progress:

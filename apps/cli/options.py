@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from segue.core.config import PipelineConfig
     from segue.inference.pipeline import Pipeline
 
 DEFAULT_DOMAIN = "speech"
@@ -81,6 +86,74 @@ SplitOption = Annotated[str, typer.Option("--split", help="valid (held out), tra
 ReportOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")
 ]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The options that choose a pipeline, change its config and say where it is computed."""
+
+    domain: DomainOption = None
+    pipeline: PipelineOption = None
+    overrides: SetOption = None
+    device: DeviceOption = "cpu"
+
+    @property
+    def source(self) -> str:
+        return chosen_source(self.domain, self.pipeline, "--pipeline")
+
+    def config(self) -> PipelineConfig:
+        """Read the config alone; no weights are loaded."""
+        from segue.core.config_files import load_config
+        from segue.core.plugins import default_host
+
+        return load_config(self.source, default_host(), self.overrides or ()).config
+
+    def load(self) -> Pipeline:
+        """Load the pipeline."""
+        return load_pipeline(self.domain, self.pipeline, self.overrides, self.device)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The options that choose recordings to measure on, and where the figures go."""
+
+    data: HeldOutOption
+    items: ItemsOption = 50
+    split: SplitOption = "valid"
+    output: ReportOption = None
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn each parameter that is a group, such as ``Chosen``, into one option per field."""
+    signature = inspect.signature(command, eval_str=True)
+    groups = {p.name: p.annotation for p in signature.parameters.values()}
+    groups = {name: group for name, group in groups.items() if is_dataclass(group)}
+    options: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name not in groups:
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        for field in fields(parameter.annotation):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            options.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default,
+                    annotation=hints[field.name],
+                )
+            )  # fmt: skip
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        built = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **built)
+
+    run.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
 
 
 def chosen_source(domain: str | None, other: str | None, option: str) -> str:

@@ -8,13 +8,10 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import (
-    DeviceOption,
-    DomainOption,
+    Chosen,
     JsonOption,
-    PipelineOption,
-    SetOption,
     listed,
-    load_pipeline,
+    with_groups,
 )
 from segue.apps.cli.output import renamed, wrote
 from segue.apps.cli.saving import read_recording
@@ -51,19 +48,17 @@ def audio(
 
 
 @app.command("tokens")
+@with_groups
 def tokens(
+    chosen: Chosen,
     recording: Annotated[Path, typer.Argument(help="Audio; only the end that prompts use.")],
     output: PictureOption = Path("tokens.png"),
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Draw the tokens of a recording: a row for each level, a color for each code."""
     from segue.apps.plots import draw_tokens
 
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     coder = loaded.audio
     audio = read_recording(recording, loaded.config.prompt.max_seconds)
     with renamed({"prompt": recording}):

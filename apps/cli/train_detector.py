@@ -8,14 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from segue.apps.cli.options import (
+    Chosen,
     DataOption,
-    DeviceOption,
-    DomainOption,
     JsonOption,
-    PipelineOption,
     SeedOption,
-    SetOption,
-    load_pipeline,
+    with_groups,
 )
 from segue.apps.cli.output import console
 from segue.apps.cli.progress import progress_bars
@@ -25,14 +22,14 @@ from segue.core.errors import ConfigError
 MODEL, TRAINING, FIGURES, ALSO = "detector", "training", "figures.json", "also"
 
 
+@with_groups
 def command(
+    chosen: Chosen,
     data: DataOption,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Directory for examples, training, detector, figures."),
     ],
-    domain: DomainOption = None,
-    pipeline: PipelineOption = None,
     also: Annotated[
         list[str] | None,
         typer.Option(help="Another domain or pipeline to know the output of. May be repeated."),
@@ -46,8 +43,6 @@ def command(
     steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 1000,
     learning_rate: Annotated[float, typer.Option(min=1e-8, max=1.0)] = 2e-3,
     seed: SeedOption = 0,
-    overrides: SetOption = None,
-    device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Train a detector of what pipelines generate; the same command resumes a stopped run."""
@@ -59,7 +54,7 @@ def command(
     from segue.inference.pipeline import Pipeline
     from segue.training.detector import detector_training, train_detector
 
-    loaded = load_pipeline(domain, pipeline, overrides, device)
+    loaded = chosen.load()
     plan = ExamplePlan(prompt_seconds, seconds, items, seed=seed)
     training = detector_training(steps, learning_rate, seed)
     torch.manual_seed(seed)
@@ -70,7 +65,7 @@ def command(
         clips = make_examples(loaded, recordings, plan, output, progress)
         names = [loaded.config.name]
         for name in also or ():
-            other = Pipeline.from_pretrained(name, device=device)
+            other = Pipeline.from_pretrained(name, device=chosen.device)
             if other.sample_rate != loaded.sample_rate:
                 problem = f"makes {other.sample_rate} Hz, not {loaded.sample_rate}"
                 raise ConfigError(f"--also {name}", problem, "train a detector of its own")
