@@ -305,5 +305,6 @@ def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
             f"weights have fingerprint {actual}, {MANIFEST} says {recorded}",
             "restore both files from the same checkpoint: tokens would change their meaning",
         )
+    # Stages know the tokens by the older name: it must go on naming them.
     component.keep_fingerprint(use, recorded)
     component.seal(use)

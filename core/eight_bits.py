@@ -36,8 +36,10 @@ def quantize(weight: Float[Tensor, "R C"]) -> EightBitMatrix:
     rows, columns = weight.shape
     padded = functional.pad(weight, (0, -columns % GROUP)).view(rows, -1, GROUP)
     # 127, not 128: codes are symmetric, so that a weight and its negative round alike.
+    # One scale for 64 weights: one outlier coarsens its own group only.
     scales = padded.abs().amax(dim=-1) / 127
     codes = (padded / scales.clamp_min(1e-30)[..., None]).round().to(int8)
+    # The kernel reads both from start to end, a row at a time.
     return EightBitMatrix(codes.view(rows, -1)[:, :columns].contiguous(), scales.contiguous())
 
 

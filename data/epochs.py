@@ -162,10 +162,13 @@ class Epochs:
         batches = min(POOL_BATCHES, self.steps - first)
         positions = numpy.arange(first, first + batches)[:, None] * self._batch_size
         positions = (positions + numpy.arange(self._batch_size)).reshape(-1)
+        # The last batch runs over the end of the epoch, into crops that were drawn already.
         repeats, positions = numpy.divmod(positions, self.size)
         crops = permuted(positions, self.size, mixed(self._seed, epoch))
+        # No crop may have one turn twice: what is drawn for it at random depends on the turn.
         turns = repeats + epoch * -(-self.steps * self._batch_size // self.size)
         lengths = self._lengths[self._unit(self._place(crops, epoch))]
+        # Alike lengths in a batch waste less on padding; pools keep the order of batches random.
         table = numpy.stack([turns, crops])[:, numpy.argsort(lengths, kind="stable")]
         order = permuted(numpy.arange(batches), batches, mixed(self._seed, epoch, pool))
         sorted_pool: Numbers = table.reshape(2, batches, -1)[:, order]

@@ -176,6 +176,7 @@ def unique_keys(recordings: Recordings) -> Keys:
     for place in numpy.nonzero(ordered[1:] == ordered[:-1])[0]:
         before = int(numpy.searchsorted(ordered, ordered[place], side="left"))
         repeat = int(place) + 1 - before
+        # Recordings of one name need keys that do not depend on the order they are listed in.
         keys[order[place + 1]] = mixed(int(ordered[place]), repeat)
     return keys
 

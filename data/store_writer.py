@@ -156,6 +156,7 @@ def tokenize_recording(
     # At the codec's rate, as in a pipeline: a semantic tokenizer's own may be lower.
     rate = (tokenizers.get(ACOUSTIC) or next(iter(tokenizers.values()))).spec.sample_rate
     unit = common_samples(specs, rate)
+    # Pieces of whole frames of every stream: their tokens can be joined as if made at once.
     size = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
     found: dict[str, list[Tensor]] = {name: [] for name in tokenizers}
     for piece in in_pieces(decoded_blocks(recording, rate), size):

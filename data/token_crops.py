@@ -73,6 +73,8 @@ class TokenCrops:
         places = size if len(order) > 1 else size - self._crop + 1  # where a crop may begin
         start, chance = 0, mixed(self._seed, row.turn, row.unit, 1)
         if slots > 1:
+            # One crop from each stretch of the line, at a place of its own: all frames are learnt
+            # from.
             start = (row.slot * places + chance % places) // slots
         stop = start + min(size, self._crop)
         while start < stop:
@@ -109,6 +111,7 @@ class TokenCrops:
         return ends
 
     def _cut(self, crop: Sequence[Piece], part: SliceSpec) -> Tensor:
+        # Crops are cut where frames of all streams begin, so that slices stay aligned.
         ratio = int(part.frame_rate / self._slowest.frame_rate)
         levels = slice(part.start, part.stop)
         rows = [

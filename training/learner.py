@@ -47,6 +47,7 @@ def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        # Decay would pull norms to zero, where they silence their layer.
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
@@ -80,6 +81,7 @@ class RunningMean:
     def swap(self) -> None:
         """Exchange parameters and means."""
         for name, parameter in self.parameters.items():
+            # In place: optimizers and sharded modules hold these very tensors.
             here, there = local(parameter.detach()), local(self.means[name])
             before = here.clone()
             here.copy_(there)

@@ -46,6 +46,8 @@ class LowRank(nn.Module):
         sides: list[Tensor] = [self.up, self.down]
         if self.training and self.dropout:
             # Drop columns of A (or rows of B): the same as dropping those inputs of the update.
+            # The matrix is computed once a step, before any input is known: only whole inputs can
+            # be dropped.
             side = sides[self.inputs]
             kept = torch.rand(weight.shape[self.inputs], device=weight.device) >= self.dropout
             share = (kept / (1 - self.dropout)).to(side.dtype)

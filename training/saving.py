@@ -72,6 +72,8 @@ def _write(
         plain = plain_state(run.component, weights)
         save_component(run.component, temporary, run.kind, run.use, trained, state=plain)
         save_tensors(tensors, temporary / STATE)
+        # With weights, moments, means and the step, a resumed run repeats the one that was killed:
+        # batches and noise follow from the step.
         state = {"step": step, "training": run.config.model_dump(mode="json"), **learner.state()}
         if valid_loss is not None:
             state["valid_loss"] = valid_loss
@@ -125,6 +127,8 @@ def resume(run: TrainingRun, learner: Learner) -> int:
         CheckpointError: if it belongs to another component or cannot be read.
     """
     newest = on_first(lambda: _tidied(run))
+    # Every rank loads, and all fail together: one that stopped alone would leave the others
+    # waiting.
     step = 0 if newest is None else on_each(partial(_load, run, learner, newest))
     on_first(lambda: cut_log(run.directory, step))
     return step

@@ -24,6 +24,7 @@ class KeyValueCache:
 
     def __init__(self, depth: int, capacity: int, ring: bool = False) -> None:
         self.capacity, self.ring = capacity, ring
+        # Counts positions, not slots: in a ring it grows beyond the capacity.
         self.length = 0
         self._first = 0  # columns before it are padding, which nothing sees
         #: ``[1]``, the slot of the next position, for steps of fixed shapes: they see all slots,
@@ -41,6 +42,7 @@ class KeyValueCache:
         It has the same memory, and takes the row's prefix in one block.
         """
         one = KeyValueCache(len(self.layers), self.capacity, self.ring)
+        # The row's own positions start behind its padding, in the same slots as those of the batch.
         one.length = one._first = first
         one.layers = [(k[row : row + 1], v[row : row + 1]) for k, v in filter(None, self.layers)]
         return one
@@ -58,6 +60,8 @@ class KeyValueCache:
         pairs = list(zip(stored, (keys, values), strict=True))
         if self.fixed_slot is not None:
             for slots, new in pairs:
+                # The slot is a tensor, so that a compiled or captured step need not be made anew
+                # for it.
                 slots.index_copy_(2, self.fixed_slot, new)
             return stored
         start, count = self.length, keys.shape[2]
@@ -67,10 +71,12 @@ class KeyValueCache:
         if end > self.capacity and (count > 1 or self._first):
             if start > self._first:
                 raise ValueError("several positions at once do not fit a ring that is in use")
+            # Only the last positions stay in sight; earlier ones would be overwritten at once.
             kept = torch.arange(max(start, end - self.capacity), end, device=keys.device)
             for slots, new in pairs:
                 slots[:, :, kept % self.capacity] = new[:, :, kept - start]
             return keys, values
+        # Once the ring is full, every slot holds a position that is still within the window.
         filled = min(end, self.capacity)
         for slots, new in pairs:
             slots.narrow(2, start % self.capacity, count).copy_(new)

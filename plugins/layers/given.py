@@ -104,9 +104,11 @@ def _resample(tokens: Tokens, rate: Fraction, count: int, absent: int) -> Int64[
     A slower slice repeats its frames. Of a faster one, all frames that pass during a target frame
     stand side by side, as further levels.
     """
+    # Padding holds any ids: it must look like the absence of a token.
     ids = tokens.ids.masked_fill(~tokens.mask[:, None], absent)
     if rate.denominator > 1:
         ids = ids.repeat_interleave(rate.denominator, dim=2)
+    # A slice may end early or late by part of a frame; every target frame needs its share.
     width = count * rate.numerator
     ids = functional.pad(ids[:, :, :width], (0, max(0, width - ids.shape[2])), value=absent)
     side_by_side = ids.reshape(*ids.shape[:2], count, rate.numerator).permute(0, 2, 1, 3)

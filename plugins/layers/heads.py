@@ -36,6 +36,7 @@ class LevelEmbedding(nn.Module):
         self.register_buffer("offsets", torch.arange(num_levels) * rows, persistent=False)
 
     def forward(self, ids: Int64[Tensor, "B N Q"]) -> Float[Tensor, "B N Q D"]:
+        # Level q's codes lie in rows of their own: code 7 of two levels are two tokens.
         return self.table(ids + self.offsets)  # type: ignore[no-any-return]
 
     def level(self, ids: Int64[Tensor, " B"], level: int) -> Float[Tensor, "B D"]:

@@ -58,6 +58,7 @@ class RelativeBias(nn.Module):
         distances = torch.arange(-reach, reach + 1)
         size = distances.abs()
         ratio = torch.log(size.clamp_min(exact) / exact) / math.log(max(2, reach / exact))
+        # The order of far keys matters less than that of near ones.
         far = (exact + ratio * (half - exact)).long().clamp_max(half - 1)
         buckets = torch.where(size < exact, size, far) + half * (distances < 0)
         self.register_buffer("buckets", buckets, persistent=False)
@@ -68,6 +69,7 @@ class RelativeBias(nn.Module):
 
     def forward(self, queries: Positions, keys: Float[Tensor, "B K"]) -> Float[Tensor, "B H N K"]:
         """Return the bias of every key for every query, by the distance from key to query."""
+        # Positions may be fractions, where slices have other frame rates than the target.
         distances: Int64[Tensor, "B N K"] = (queries[:, :, None] - keys[:, None]).round().long()
         index = distances.clamp(-self.reach, self.reach) + self.reach
         return self.table()[:, index].transpose(0, 1)

@@ -66,6 +66,7 @@ class Attention(nn.Module):
         queries, keys = turned.permute(2, 0, 3, 1, 4).unbind(0)
         values = qkv[:, :, 2].transpose(1, 2)
         if cache is not None:
+            # Keys are stored turned by their own position: no later step changes them.
             keys, values = cache.extend(self.layer, keys, values)
         mask = sight.mask
         if mask is not None and mask.is_floating_point():
@@ -184,6 +185,7 @@ class Transformer(nn.Module):
         """
         rotary = None if self.rotary is None else self.rotary(queries)
         count, known = queries.shape[1], keys.shape[1]
+        # A single query is the newest position: all that the cache holds lies before it.
         causal = self.causal and count > 1 and visible is None
         if causal and known > count:  # ``is_causal`` would align the first query and key
             visible, causal = self._triangle(known, queries.device)[None, None, -count:], False
@@ -202,6 +204,7 @@ class Transformer(nn.Module):
         """Return which keys each query of one sequence sees, by causality and window."""
         square = torch.ones(count, count, dtype=torch.bool, device=device)
         if self.causal:
+            # Row i holds what query i sees: keys 0 to i.
             square = square.tril()
         return square if self.window is None else square.triu(1 - self.window)
 

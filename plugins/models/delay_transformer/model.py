@@ -97,12 +97,14 @@ class DelayTransformer(StageLM):
         frames, stride = target.ids.shape[2], self.pattern.stride
         # One step more than draws tokens may be needed to predict whether the audio ends.
         steps = max(self.pattern.num_steps(frames), stride * frames + 1)
+        # Padding must look like the corner of the pattern, where there is no code either.
         codes = target.ids.masked_fill(~target.mask[:, None], self.outside)
         context = None
         if self.given_encoder is not None:
             context = self._by_step(self.given_encoder(given, target.lengths, frames), steps)
         x = self._embed(self.pattern.inputs(codes, steps, self.outside), context)
         positions = torch.arange(steps, device=x.device)[None].float()
+        # Step s reads codes of steps before s only, so the causal mask over steps is all it takes.
         hidden = self.transformer(x, self.transformer.sight(positions))
         ends = end_odds(self.end_head, hidden[:, stride : stride * frames + 1 : stride])
         return self.heads.nll(self.pattern.by_frame(hidden, frames), target.ids), ends

@@ -71,11 +71,13 @@ class Pattern:
         width = max(steps, self.num_steps(max(1, frames)) + 1)
         grid = codes.new_full((batch, levels, width), outside)
         for level, delay in enumerate(self.delays):
+            # One step later than it is drawn: a step reads what the step before it drew.
             first = delay + 1
             grid[:, level, first : first + self.stride * frames : self.stride] = codes[:, level]
         return grid[:, :, :steps]
 
     def by_frame(self, steps: Tensor, frames: int) -> Tensor:
         """Return ``[B, N, Q, ...]`` from ``[B, S, ...]``: the step that draws each code."""
+        # Levels of one frame come from different steps: this brings them back side by side.
         index = torch.arange(frames, device=steps.device)[:, None] * self.stride
         return steps[:, index + torch.tensor(self.delays, device=steps.device)]

@@ -108,6 +108,7 @@ class FlatTransformer(StageLM):
                 repeats = tokens.repeats.repeat_interleave(tokens.num_levels, dim=1)
                 valid = valid & ~functional.pad(repeats, (1, 0))
             per_frame = self.stage.frames_per_target_frame(index) * tokens.num_levels
+            # The target has so many tokens in the time of one token of this slice.
             step = float(target.num_levels / per_frame)
             # The separator is one step before its slice, the first token of which is at 0.
             parts.append((x, step * _columns(x) - step, valid))
@@ -121,6 +122,7 @@ class FlatTransformer(StageLM):
     def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
         """Return the likelihood of every target token, all in one pass."""
         x, positions, valid = self._rows(given, target)
+        # The prefix is ragged, so each row's target starts in a column of its own.
         own = 1 + target.num_levels * target.ids.shape[2]  # columns of start and target
         start = valid[:, :-own].sum(dim=1)
         # With padding on the right, the causal mask alone hides it: nothing valid looks ahead.
@@ -158,6 +160,8 @@ class FlatTransformer(StageLM):
             with call.computing():
                 for level in range(levels):
                     if token is not None:
+                        # The token drawn last is of the level before; before level 0 that is the
+                        # last level of the frame before.
                         x = self.target_embedding.level(drawer.per_row(token), level - 1)
                         hidden = decoder.step(x)
                     if level == 0:
@@ -179,6 +183,7 @@ def flatten(
     """
     x = table(tokens.ids.transpose(1, 2)).flatten(1, 2)
     x = torch.cat([lead.expand(len(x), 1, -1), x], dim=1)
+    # A frame is valid with all of its levels or with none: rows end between frames.
     valid = tokens.mask.repeat_interleave(tokens.num_levels, dim=1)
     return x, functional.pad(valid, (1, 0), value=True)
 
@@ -216,6 +221,7 @@ def target_likelihood(
     # row reads beyond its end here; the caller masks that.
     index = start[:, None] + torch.arange(frames * levels + 1, device=start.device)
     hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
+    # Column i predicts token i, so that undoing the flattening sorts columns by frame and level.
     by_level = hidden[:, :-1].unflatten(1, (frames, levels))
     return heads.nll(by_level, target.ids), end_odds(end_head, hidden[:, levels::levels])
 

@@ -88,6 +88,7 @@ class Masking:
         level = torch.arange(levels, device=ids.device)[None, :, None]
         frame = torch.arange(frames, device=ids.device)
         learnt, prompts = self.levels[:, None, None], self.prompts[:, None, None]
+        # Coarse levels are drawn before fine ones, so in decoding no finer code is known.
         finer = (level > learnt) & (frame >= prompts)
         return ids.masked_fill(finer | ((level == learnt) & self.masked[:, None]), mask)
 
@@ -109,6 +110,7 @@ def draw_masking(
         longest_prompt: share of a row.
     """
     batch, num_levels, frames = target.ids.shape
+    # Some levels are harder to learn than others, and each row learns one only.
     odds = torch.tensor([*shares, *[shares[-1]] * num_levels][:num_levels]).double()
     levels, prompts = torch.zeros(2, batch, dtype=torch.long)
     masked = torch.zeros(batch, frames, dtype=torch.bool)
@@ -119,6 +121,7 @@ def draw_masking(
         levels[row] = torch.multinomial(odds, 1, generator=generator)
         longest = max(1, round(longest_prompt * length))
         prompt = int(torch.randint(longest, (), generator=generator))
+        # Training meets every share of masks that a pass of decoding can leave.
         count = num_masked(float(torch.rand((), generator=generator)), length - prompt)
         chosen = torch.randperm(length - prompt, generator=generator)[:count]
         prompts[row] = prompt

@@ -229,6 +229,8 @@ class MaskedTransformer(StageLM, TwoSided):
             compute = self.passes(call.given, drawer.per_row(lengths), longest)
             passes = passes_by_level(sampling.iterations, target.num_levels, target.start)
         for level, count in enumerate(passes):
+            # A level of the right side is shown when its turn comes, as codes after a prompt were in
+            # training.
             ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
             masked = new
             for left_over in masked_after(num_frames, count):
@@ -280,6 +282,7 @@ class MaskedTransformer(StageLM, TwoSided):
         if left == 0 and self.config.greedy_last_pass:
             sampling = sampling.model_copy(update={"temperature": 0.0})
         drawn = sample(logits.flatten(0, 1), sampling, drawer.generators).view(batch, masked)
+        # Confidence is that of the plain distribution: temperature must not reorder it.
         likely = logits.float().log_softmax(dim=-1).gather(-1, drawn[:, :, None])[:, :, 0]
         scale = self.config.confidence_noise * left
         if not (scale and sampling.temperature):
@@ -287,5 +290,6 @@ class MaskedTransformer(StageLM, TwoSided):
         noise = torch.stack(
             [torch.rand(masked, generator=g, device=g.device) for g in drawer.generators]
         )
+        # Noise that fades over the passes keeps the surest frames from always being the same ones.
         gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
         return drawn, likely + scale * gumbel.to(likely.device)

@@ -183,6 +183,7 @@ def feature_matching(real: Sequence[Verdict], made: Sequence[Verdict]) -> Float[
     for of_real, of_made in zip(real, made, strict=True):
         for wanted, found in zip(of_real.features, of_made.features, strict=True):
             scale = wanted.detach().abs().mean().clamp(min=1e-5)
+            # Relative, or the maps with the largest numbers would decide alone.
             distances.append((found - wanted.detach()).abs().mean() / scale)
     return torch.stack(distances).mean()
 
@@ -276,6 +277,8 @@ class CodecAdversary(Adversary):
 
     def forward(self, real: Wave, made: Wave) -> Mapping[str, Tensor]:
         if 0 < self.stretch < real.shape[1]:
+            # One place for the whole batch and for both sides, which must be compared where they
+            # lie.
             start = int(torch.randint(real.shape[1] - self.stretch + 1, ()))
             real, made = (wave[:, start : start + self.stretch] for wave in (real, made))
         # Bring all recordings to one loudness, or biases of the first layer drown soft ones.

@@ -52,6 +52,7 @@ class KMeansTokenizer(SemanticTokenizer):
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
         self.register_buffer("centroids", torch.zeros(config.num_clusters, num_features))
+        # A buffer, so that a checkpoint says whether its centroids mean anything.
         self.register_buffer("fitted", torch.tensor(False))
 
     @abstractmethod
@@ -108,6 +109,8 @@ class KMeansTokenizer(SemanticTokenizer):
         """
         width = self.mean.shape[0]
         most = min(self.config.fit_frames, MOST_SAMPLE_BYTES // (4 * width))
+        # One pass over any amount of audio, in bounded memory, with every frame as likely to be
+        # kept.
         sample = Reservoir(max(most, self.config.num_clusters), width, self.config.seed)
         for batch in batches:
             sample.add(self._valid_features(batch))

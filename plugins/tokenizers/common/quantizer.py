@@ -97,9 +97,11 @@ class Codebook(nn.Module):
         share = size / count
         uses = summed(torch.bincount(ids, minlength=size).to(x.dtype)) * share
         sums = summed(torch.zeros_like(self.sums).index_add_(0, ids, x)) * share
+        # Uses and sums decay alike, so that their ratio is the mean of recent vectors.
         self.uses.lerp_(uses, 1.0 - self.decay)
         self.sums.lerp_(sums, 1.0 - self.decay)
         self.codes.copy_(self.sums / self.uses.clamp(min=1e-6)[:, None])
+        # A dead code is nobody's nearest, so no gradient and no mean would ever move it again.
         unused = self.uses < self.revive_below
         if unused.any():
             self._place(unused, x, counts)
@@ -187,6 +189,7 @@ class ResidualQuantizer(nn.Module):
         batch, frames, dim = x.shape
         valid, counts = mask.reshape(-1) > 0, (mask > 0).sum(dim=1)
         kept = self._levels_kept(batch, x.device)
+        # Codes follow running means, not gradients: only the commitment loss reaches the encoder.
         residual = x.detach().reshape(-1, dim)
         total, reached, commitment = torch.zeros_like(x), torch.zeros_like(x), x.new_zeros(())
         ids: list[Tensor] = []
@@ -208,10 +211,14 @@ class ResidualQuantizer(nn.Module):
             commitment = commitment + (distance * mask).sum() / mask.sum().clamp(min=1)
             ids.append(chosen.reshape(batch, frames))
         commitment = commitment / len(ids)
+        # Levels without codes yet: their ids are counted as code 0, and nothing is decoded from
+        # them.
         ids += [torch.zeros_like(ids[0])] * (len(self.books) - len(ids))
         if self.training and self.bypass > 0:
             drawn = of_own_rows(lambda rows: torch.rand(rows, 1, 1, device=x.device), batch)
             quantized = drawn >= self.bypass
+            # Some rows bypass the codes, so that encoder and decoder learn before the codes are
+            # good.
             total = torch.where(quantized, total, x)
         # Straight-through: the value of the codes, the gradient of the input.
         return QuantizedFrames(x + (total - x).detach(), torch.stack(ids, dim=1), commitment)

@@ -45,6 +45,7 @@ class Framing(nn.Module):
         """Return ``ceil(T / hop)`` spectra of a wave that is zero beyond each row's length."""
         missing = -wave.shape[1] % self.hop
         padded = nn.functional.pad(wave, (self.margin, self.margin + missing))
+        # A view: no sample is copied for the overlap.
         pieces = padded.unfold(1, self.size, self.hop)
         scale = 2.0 / self.size  # a full-scale sine has a magnitude of about 0.5
         spectra: Tensor = torch.fft.rfft(pieces * self.window)
@@ -189,6 +190,7 @@ def in_windows(
     pieces = []
     # Every window is whole; the last one begins early enough to be so.
     for first in range(0, total - 2 * margin, window - 2 * margin):
+        # So all windows have one shape, which a compiled or pretrained network likes best.
         start = min(first, total - window)
         stop = min(start + window, total)
         found = encode(wave[start * frame_size : stop * frame_size])

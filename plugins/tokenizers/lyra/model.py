@@ -213,6 +213,7 @@ class LyraRuntime:
 
     def decode(self, codes: Array, decoder: Stateful) -> Array:
         """Return ``N * FRAME_SIZE`` samples of codes ``[q, N]`` after what ``decoder`` saw."""
+        # Its dequantizer takes all quantizers and skips those that are absent.
         padded = np.full((codes.shape[1], MAX_QUANTIZERS, 1, 1), _ABSENT, np.int32)
         padded[:, : codes.shape[0], 0, 0] = codes.T
         frames = [

@@ -125,6 +125,8 @@ class Past:
         """Return a layer's chunk after the ``context`` samples before it, zeros at the start."""
         before = self._seen.get(layer)
         extended = pad(x, (context, 0)) if before is None else torch.cat([before, x], dim=2)
+        # What the next chunk's first outputs still need; a shorter chunk keeps part of the old
+        # past.
         self._seen[layer] = extended[:, :, extended.shape[2] - context :]
         return extended
 

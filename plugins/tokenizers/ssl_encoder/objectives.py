@@ -107,6 +107,8 @@ class Hubert(nn.Module):
         if self.training:
             due = self.refine_at is not None and int(self.updates) >= self.refine_at
             if due and not self.refines:
+                # Frozen from here on: a teacher that moves with its pupil can agree on nothing at
+                # all.
                 self.teacher.load_state_dict(encoder.state_dict())
                 self.refines.fill_(True)
             self.updates.add_(1)
@@ -157,6 +159,7 @@ class GumbelQuantizer(nn.Module):
         ids = logits.argmax(-1)
         hard = functional.one_hot(ids, codes).to(x.dtype)
         if self.training:
+            # Straight-through: the value is one code, the gradient that of the soft choice.
             hard = functional.gumbel_softmax(logits.float(), self.temperature, hard=True).to(x)
             self.updates.add_(1)
         # A code whose share is 0 in single precision would have an infinite slope.

@@ -313,6 +313,7 @@ class Swap(nn.Module):
         decay = self.decay if self.followed or self.fresh else 0.0
         for slow, fast in ((self.encoder_copy, encoder), (self.head_copy, self.head)):
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                # Slow, so that targets change less from step to step than what learns from them.
                 old.lerp_(new, 1 - decay)
         self.followed.fill_(True)
 
@@ -324,6 +325,7 @@ def share_out(cosines: Float[Tensor, "M V"]) -> Float[Tensor, "M V"]:
     """
     weights = ((cosines - 1) / SHARPNESS).exp()
     for _ in range(SINKHORN_ROUNDS):
+        # Columns, then rows: the limit of this has equal sums of both.
         weights = weights / weights.sum(0, keepdim=True).clamp_min(TINY)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(TINY)
     return weights
