@@ -124,7 +124,7 @@ STRUCTURE = Table(
 )
 
 
-OF_LABELS = ("prompt_seconds", "seconds"), ("labels", "where", "per_group")
+OF_LABELS = ("labels", "where", "per_group")
 REST = "rest"  # name of the stage of the levels that are not given semantic tokens
 
 
