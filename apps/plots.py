@@ -22,11 +22,7 @@ LEAST_POINTS = 50  # of a curve that is smoothed: with fewer, the mean would tra
 
 
 def read_reports(paths: Sequence[Path]) -> dict[str, Any]:
-    """Read codec reports, by the stems of their files.
-
-    Raises:
-        DataError: if one is not a codec report, or two have the same stem.
-    """
+    """Read codec reports, by the stems of their files."""
     reports: dict[str, Any] = {}
     for path in paths:
         try:

@@ -32,11 +32,7 @@ class CodeShape:
 
     @classmethod
     def parse(cls, text: str) -> CodeShape:
-        """Read a shape such as ``50x8x1024``.
-
-        Raises:
-            ConfigError: if it is not a shape, or has no frames, levels or choice of codes.
-        """
+        """Read a shape such as ``50x8x1024``."""
         found = PATTERN.fullmatch(text)
         if found is None:
             raise ConfigError("codes", f"{text!r} is not a shape of codes", EXAMPLE)
@@ -60,9 +56,6 @@ class CodeShape:
 
         Args:
             codec: its options, with ``sample_rate`` and ``window``.
-
-        Raises:
-            ConfigError: if a frame is not an even number of samples.
         """
         hop = codec["sample_rate"] / self.frame_rate
         if hop.denominator != 1 or hop.numerator % 2:

@@ -26,11 +26,7 @@ TABLES: dict[str, Table] = {
 
 
 def chosen_tables(names: Sequence[str]) -> list[str]:
-    """Return the tables of those names, in the paper's order.
-
-    Raises:
-        ConfigError: if a table does not exist.
-    """
+    """Return the tables of those names, in the paper's order."""
     for name in names:
         if name not in TABLES:
             raise ConfigError("tables", f"{name!r} is unknown", f"use some of {', '.join(TABLES)}")

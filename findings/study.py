@@ -103,11 +103,7 @@ def of_truth(figures: Figures) -> Figures:
 
 
 def suite_of(domain: str, host: PluginHost) -> Suite:
-    """Return the metrics and models that a domain is measured by.
-
-    Raises:
-        PluginError: if the domain does not exist or has no suite.
-    """
+    """Return the metrics and models that a domain is measured by."""
     found = find_domain(domain, host).findings
     if not found:
         raise PluginError(domain, "has no suite of findings", "name another domain")

@@ -24,11 +24,7 @@ SAVES = 8  # of a training
 
 
 def semantic_stage(config: PipelineConfig) -> StageConfig:
-    """Return the stage that predicts semantic tokens.
-
-    Raises:
-        InapplicableError: if the pipeline has none.
-    """
+    """Return the stage that predicts semantic tokens."""
     found = next((s for s in config.stages if _stream(s) == SEMANTIC), None)
     if found is None:
         raise InapplicableError("the pipeline has no semantic stage")

@@ -199,11 +199,7 @@ def continuations(
 
 
 def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedAudio], None]:
-    """Return a function that writes audio as numbered files, as `segue continue` does.
-
-    Raises:
-        OutputError: if the folder cannot be written, or has such files of another evaluation.
-    """
+    """Return a function that writes audio as numbered files, as `segue continue` does."""
     from segue.core.files import check_writable
 
     if any(folder.glob("[0-9][0-9][0-9]-*.wav")):

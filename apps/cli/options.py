@@ -157,11 +157,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def chosen_source(domain: str | None, other: str | None, option: str) -> str:
-    """Return the one pipeline that the user named, or the default domain.
-
-    Raises:
-        ConfigError: if both are given.
-    """
+    """Return the one pipeline that the user named, or the default domain."""
     if domain is not None and other is not None:
         raise ConfigError(
             f"--domain {domain} and {option} {other}", "name two pipelines", "leave one out"
@@ -185,11 +181,7 @@ def listed(text: str) -> list[str]:
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """Return the numbers in a comma-separated list, sorted, each once.
-
-    Raises:
-        ConfigError: if one is not a whole number.
-    """
+    """Return the numbers in a comma-separated list, sorted, each once."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise ConfigError(option, f"{text!r} is not a list of numbers", f"write {option} 1,2,4")
@@ -197,11 +189,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def conditions(where: list[str]) -> dict[str, str]:
-    """Return columns and the values that they must have, from ``column=value``.
-
-    Raises:
-        ConfigError: if one has no ``=``.
-    """
+    """Return columns and the values that they must have, from ``column=value``."""
     found = {}
     for text in where:
         column, equals, value = text.partition("=")

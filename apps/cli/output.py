@@ -74,11 +74,7 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def require(command: str, extra: str, *modules: str) -> None:
-    """Refuse a command whose extra is not installed.
-
-    Raises:
-        PluginError: with the command that installs it.
-    """
+    """Refuse a command whose extra is not installed."""
     for module in modules:
         if find_spec(module) is None:
             raise PluginError(command, f"needs {module}", f"pip install 'segue[{extra}]'")

@@ -23,11 +23,7 @@ MetricKind = Literal["metric", "continuation_metric"]
 
 
 def checked_split(split: str) -> Split | None:
-    """Return the split, or None for all.
-
-    Raises:
-        ConfigError: if there is no such split.
-    """
+    """Return the split, or None for all."""
     if split not in SPLITS:
         raise ConfigError("--split", f"{split!r} is unknown", f"use one of {', '.join(SPLITS)}")
     return None if split == "all" else cast("Split", split)
