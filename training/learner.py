@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from segue.core.config import TrainingConfig
 from segue.core.interfaces import Adversary, Component
+from segue.training.adaptation import ADAPTER, adapter_tensors, load_adapters
 from segue.training.engine import Engine
-from segue.training.lora import ADAPTER, adapter_tensors, load_adapters
 from segue.training.ranks import as_sharded, local, whole
 
 # Prefixes of names in a checkpoint's trainer.safetensors. The component's optimizer has none.

@@ -29,9 +29,9 @@ from segue.core.checkpoint_files import (
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
+from segue.training.adaptation import load_plain, plain_state
 from segue.training.guard import cut_log
 from segue.training.learner import Learner
-from segue.training.lora import load_plain, plain_state
 from segue.training.ranks import on_each, on_first, ranks, whole
 
 if TYPE_CHECKING:

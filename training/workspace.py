@@ -42,9 +42,8 @@ from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.inference.pipeline import Pipeline
 from segue.inference.threads import use_threads
-from segue.training.adaptation import adapt, start_from
+from segue.training.adaptation import adapt, plain_state, start_from
 from segue.training.loop import Report, TrainingRun, train
-from segue.training.lora import plain_state
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
 from segue.training.saving import sweep

@@ -81,7 +81,7 @@ def command(
     from segue.core.checkpoint import checked_device
     from segue.core.files import check_writable
     from segue.core.plugins import default_host
-    from segue.findings.code_shape import read_shapes
+    from segue.findings.codes import read_shapes
     from segue.findings.finding import RESULTS, VERDICTS
     from segue.findings.reproduce import TABLES, chosen_tables, reproduce
     from segue.findings.study import Settings, Study, suite_of

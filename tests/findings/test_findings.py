@@ -16,7 +16,7 @@ from segue.core.checkpoint_files import read_manifest
 from segue.core.errors import ConfigError, DataError, OutputError
 from segue.core.plugins import PluginHost
 from segue.findings import ablations, codes
-from segue.findings.code_shape import CodeShape, read_shapes
+from segue.findings.codes import CodeShape, read_shapes
 from segue.findings.finding import above, better
 from segue.findings.reproduce import TABLES, chosen_tables, reproduce
 from segue.findings.study import Settings, Study

@@ -27,9 +27,8 @@ from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.model import MaskedTransformer
-from segue.training.adaptation import adapt, matches, start_from
+from segue.training.adaptation import adapt, adapters, load_plain, matches, plain_state, start_from
 from segue.training.loop import TrainingRun, train
-from segue.training.lora import adapters, load_plain, plain_state
 from segue.training.saving import STATE
 
 STAGE = StageSpec("coarse", SliceSpec("acoustic", 0, 2, 7, Fraction(50), "aaaa"), ())

@@ -229,7 +229,7 @@ class MaskedTransformer(StageLM, TwoSided):
             compute = self.passes(call.given, drawer.per_row(lengths), longest)
             passes = passes_by_level(sampling.iterations, target.num_levels, target.start)
         for level, count in enumerate(passes):
-            # A level of the right side is shown when its turn comes, as codes after a prompt were in
+            # A level of the right side is shown when its turn comes, as codes after a prompt are in
             # training.
             ids[where, level, stops[where] + frame] = right.ids[where, level, frame]
             masked = new
