@@ -43,7 +43,9 @@ def run(
     rows = [_continue(name, path, output, seconds, seed) for name, path in chosen.items()]
     write_json(output / "demo.json", rows)
     columns = ("domain", "prompt", "seconds generated", "real-time factor", "seed", "checkpoint")
-    print_table(columns, [[_short(row[column]) for column in columns] for row in rows], "Demo")
+    # Paths by their last two parts; demo.json has them whole.
+    cells = [["/".join(str(row[column]).split("/")[-2:]) for column in columns] for row in rows]
+    print_table(columns, cells, "Demo")
     for row in rows:
         console.print(f"{row['domain']}: {row['output']}  {row['picture']}")
         console.print(f"  checkpoint: {row['checkpoint']}")
@@ -56,11 +58,6 @@ def default_prompt(domain: str) -> Path:
     from segue.core.plugins import default_host
 
     return find_domain(domain, default_host()).prompt
-
-
-def _short(cell: object) -> str:
-    """Shorten a path to its last two parts for the table; demo.json has it whole."""
-    return "/".join(str(cell).split("/")[-2:])
 
 
 def _target(output: Path, name: str) -> Path:

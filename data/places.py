@@ -99,16 +99,12 @@ def files_below(folder: str) -> list[str]:
         system, path = filesystem(folder)
         base, cut = folder.rstrip("/"), len(path.rstrip("/"))
         below = sorted(name[cut:] for name in system.find(path))
-        return [base + name for name in below if not _hidden(name)]
+        return [base + name for name in below if "/." not in f"/{name}"]
     found = []
     for directory, names, files in os.walk(folder):
         names[:] = [name for name in names if not name.startswith(".")]
         found += [os.path.join(directory, n) for n in files if not n.startswith(".")]  # noqa: PTH118
     return sorted(found)
-
-
-def _hidden(below: str) -> bool:
-    return any(part.startswith(".") for part in below.split("/"))
 
 
 def stamp(where: str) -> str:

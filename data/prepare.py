@@ -97,7 +97,10 @@ def _write(
                 continue
             splits[recording.split] += 1
             seconds[recording.split] += heard.seconds
-            manifest.writerow((_where(recording), *_cells(recording, heard, columns)))
+            where = recording.where
+            if not is_url(where):  # absolute, so that the manifest can be used from anywhere
+                where = os.path.abspath(where)  # noqa: PTH100
+            manifest.writerow((where, *_cells(recording, heard, columns)))
         if not splits:
             first = next(iter(counts), "there is none")
             fix = "add audio" if not counts else f"most are {first}: check the files"
@@ -107,7 +110,11 @@ def _write(
         "recordings": sum(splits.values()),
         "hours": {split: round(seconds[split] / 3600, 3) for split in splits},
         "splits": dict(splits),
-        "groups": _groups(recordings),
+        "groups": {
+            split: len(numpy.unique(found.columns["group"]))
+            for split in ("train", "valid")
+            if len(found := recordings.of_split(split))
+        },
         "left_out": dict(sorted(counts.items())),
     }
     write_json(output / SUMMARY, summary)
@@ -174,19 +181,5 @@ def _cells(recording: Recording, heard: Heard, columns: tuple[str, ...]) -> list
     return [cells[name] for name in columns]
 
 
-def _where(recording: Recording) -> str:
-    """Return the absolute path, so that the manifest can be used from anywhere."""
-    return recording.where if is_url(recording.where) else os.path.abspath(recording.where)  # noqa: PTH100
-
-
 def _text(text: str) -> str:
     return " ".join(text.split("\n"))
-
-
-def _groups(recordings: Recordings) -> dict[str, int]:
-    """Count the groups of each split."""
-    return {
-        split: len(numpy.unique(recordings.of_split(split).columns["group"]))
-        for split in ("train", "valid")
-        if len(recordings.of_split(split))
-    }

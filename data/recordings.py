@@ -222,15 +222,12 @@ def hold_out(
     present = numpy.unique(group[chosen])
     if not share or len(present) < 2:
         return recordings
-    ranks = numpy.array([_rank(recordings.groups[number]) for number in present])
+    # Numbers from 0 to 1 that look random.
+    hashes = (hashlib.sha256(os.fsencode(recordings.groups[number])) for number in present)
+    ranks = numpy.array([int(one.hexdigest()[:8], 16) / 16**8 for one in hashes])
     held = present[ranks < share]
     if not len(held):
         held = present[ranks.argmin()][None]
     split = recordings.columns["split"].copy()
     split[chosen & numpy.isin(group, held)] = SPLITS.index("valid")
     return recordings.replaced(split=split)
-
-
-def _rank(group: str) -> float:
-    """Return a number from 0 to 1 that looks random."""
-    return int(hashlib.sha256(os.fsencode(group)).hexdigest()[:8], 16) / 16**8

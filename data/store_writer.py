@@ -26,7 +26,7 @@ from segue.core.errors import AudioError
 from segue.core.files import atomic_path, write_text
 from segue.core.interfaces import Tokenizer
 from segue.core.progress import Progress
-from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
+from segue.core.spec import ACOUSTIC, common_samples
 from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording, Split
 from segue.data.store_plan import Shard, plan_store
@@ -99,28 +99,22 @@ def write_shard(path: Path, tokenizers: Mapping[str, Tokenizer], shard: Shard) -
     groups = sorted({recording.group for recording in kept})
     numbers = {group: number for number, group in enumerate(groups)}
     first = next(iter(tokenizers))
+    names = list(os.fsencode("".join(f"{r.name}\0" for r in kept)))  # bytes, each ended by a zero
     tensors = {
-        name: _narrow(torch.cat(parts, dim=1), tokenizers[name].spec)
+        name: torch.cat(parts, dim=1).to(
+            torch.uint16 if tokenizers[name].spec.codebook_size <= 2**16 else torch.int32
+        )
         for name, parts in pieces.items()
     } | {
         "recording.frames": torch.tensor([p.shape[1] for p in pieces[first]], dtype=torch.int32),
         "recording.group": torch.tensor([numbers[r.group] for r in kept], dtype=torch.int32),
         "recording.source": torch.tensor([r.source for r in kept], dtype=torch.int32),
-        "recording.names": _letters([r.name for r in kept]),
+        "recording.names": torch.tensor(names, dtype=torch.uint8),
     }
     described = {"digest": shard.digest, "groups": groups, "problems": problems}
     with atomic_path(path) as temporary:
         # One key: several would be written in any order.
         save_tensors(tensors, temporary, metadata={METADATA: json.dumps(described)})
-
-
-def _narrow(ids: Tensor, spec: TokenSpec) -> Tensor:
-    return ids.to(torch.uint16 if spec.codebook_size <= 2**16 else torch.int32)
-
-
-def _letters(names: Sequence[str]) -> Tensor:
-    """Join names as bytes, each ended by a zero."""
-    return torch.tensor(list(os.fsencode("".join(f"{n}\0" for n in names))), dtype=torch.uint8)
 
 
 def _sweep(directory: Path) -> None:

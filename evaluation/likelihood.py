@@ -192,7 +192,13 @@ def evaluate_pairs(
             )
         except AudioError:
             continue
-        rows.append(_judged(right, wrong))
+        rows.append(
+            {
+                "by_mean": preferred(float(right.mean()), float(wrong.mean())),
+                "by_sum": preferred(float(right.sum()), float(wrong.sum())),
+                "margin": float(right.mean() - wrong.mean()),
+            }
+        )
         kept.append(pair)
     if not rows:
         raise DataError("pairs", "none can be used", "check --pairs and --audio")
@@ -205,15 +211,6 @@ def evaluate_pairs(
             [rows[place] for place in places], [kept[place].group for place in places]
         )
     return found
-
-
-def _judged(right: Tensor, wrong: Tensor) -> dict[str, float]:
-    """Compare one pair by the nats of every frame of both."""
-    return {
-        "by_mean": preferred(float(right.mean()), float(wrong.mean())),
-        "by_sum": preferred(float(right.sum()), float(wrong.sum())),
-        "margin": float(right.mean() - wrong.mean()),
-    }
 
 
 # --- true against spoiled continuations --------------------------------------------------------

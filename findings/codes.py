@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import ConfigError
-from segue.data.recordings import Recording
 from segue.evaluation.codec import evaluate_codec, kbit_per_second
 from segue.evaluation.likelihood import evaluate_likelihood
 from segue.evaluation.subjects import spread_evenly
@@ -179,7 +178,7 @@ def _measured(study: Study, shop: Workshop, variant: Variant, pairs: Sequence[st
 def _of_sound(study: Study, pipeline: Pipeline, pairs: Sequence[str]) -> Figures:
     """Measure held-out recordings that went through all levels of the codec."""
     codec, metrics = pipeline.codec, study.metrics("metric", pairs)
-    heard = _recordings(study)
+    heard = spread_evenly(study.settings.data, study.settings.items, "valid")
     levels = codec.spec.num_levels
     found = evaluate_codec(codec, pipeline.config.prompt, heard, metrics, [levels], study.progress)
     study.missing |= found["failed"]
@@ -209,11 +208,6 @@ def _of_model(study: Study, pipeline: Pipeline, tokens: Path) -> Figures:
 def _times(figure: Figures, factor: float) -> Figures:
     """Scale an estimate to another unit."""
     return {k: v if k in COUNTS or v is None else v * factor for k, v in figure.items()}
-
-
-def _recordings(study: Study) -> Sequence[Recording]:
-    """Return the recordings that `segue evaluate codec` takes."""
-    return spread_evenly(study.settings.data, study.settings.items, "valid")
 
 
 def _commands(study: Study, shop: Workshop, variant: Variant, pairs: Sequence[str]) -> list[str]:

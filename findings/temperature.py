@@ -65,7 +65,8 @@ def best(cells: Sequence[Figures], rule: Mapping[str, Direction], sound: str) ->
     ranks = dict.fromkeys(kept, 0.0)
     for name, direction in rule.items():
         values = {n: _mean(cells[n], name) for n in kept}
-        costs = {n: _cost(value, direction) for n, value in values.items() if value is not None}
+        cost = {"low": float, "high": float.__neg__, "zero": abs}[direction]
+        costs = {n: cost(value) for n, value in values.items() if value is not None}
         if len(costs) == len(kept):
             for n in kept:
                 ranks[n] += sum(other < costs[n] for other in costs.values())
@@ -86,10 +87,6 @@ def rule_in_words(rule: Mapping[str, Direction], sound: str) -> str:
 def _mean(cell: Figures, name: str) -> float | None:
     figure = cell.get(name)
     return None if figure is None else figure["mean"]
-
-
-def _cost(value: float, direction: Direction) -> float:
-    return {"low": value, "high": -value, "zero": abs(value)}[direction]
 
 
 TABLE = Table(

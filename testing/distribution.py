@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +51,10 @@ def check_distribution(source: str, timeout: float) -> list[ComponentResult]:
         timeout: seconds after which its process is ended.
     """
     found, printed, problem = _registered(source, timeout)
+    broken = [f"entry point {name}: {why}" for name, why in found.get("broken", {}).items()]
     quiet = f"prints {printed[:SHOWN]!r} to standard output" if printed else ""
     results = [
-        ComponentResult("registers", problem or _broken(found)),
+        ComponentResult("registers", problem or "; ".join(broken)),
         ComponentResult("prints_nothing", quiet),
     ]
     if problem:
@@ -106,10 +107,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _broken(found: dict[str, Any]) -> str:
-    return "; ".join(f"entry point {name}: {error}" for name, error in found["broken"].items())
-
-
 def _claims(source: str, names: list[str], timeout: float) -> str:
     """Return which names are claimed twice, or by Segue or another installed distribution too."""
     owners = {f"{r.kind}/{r.name}": "Segue's own" for r in first_party_registry().records}
@@ -119,18 +116,14 @@ def _claims(source: str, names: list[str], timeout: float) -> str:
             owners.setdefault(f"{kind}/{name}", f"also claimed by {other}")
     twice = [f"{name} is registered twice" for name, count in Counter(names).items() if count > 1]
     taken = [f"{name} is {owners[name]}" for name in dict.fromkeys(names) if name in owners]
-    return _listed([*twice, *taken])
+    return ", ".join([*twice, *taken])
 
 
 def _unversioned(names: list[str]) -> str:
     wrong = [
         name for name in names if not (name.startswith("domain/") or re.search(r"\.v\d+$", name))
     ]
-    return f"{_listed(wrong)}: end names in .v1, as checkpoints store them" if wrong else ""
-
-
-def _listed(texts: Iterable[str]) -> str:
-    return ", ".join(texts)
+    return f"{', '.join(wrong)}: end names in .v1, as checkpoints store them" if wrong else ""
 
 
 def check_named(

@@ -83,12 +83,12 @@ def codec(
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
     counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
-    chosen, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
+    built, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
     recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
     with renamed(places), progress_bars(json) as progress:
         figures = evaluate_codec(
-            loaded, config.prompt, recordings, chosen, counts, progress, sample_rate
+            loaded, config.prompt, recordings, built, counts, progress, sample_rate
         )
     report = {
         "subject": "codec",
@@ -169,14 +169,14 @@ def continuations(
 
         keep = None if audio is None else _keeper(loaded, audio)
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
-        chosen, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
+        built, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
         least = prompt_seconds + seconds if complete else 0.0
         recordings = held_out(on.data, on.items, on.split, least)
         with progress_bars(json) as progress:
             figures = evaluate_continuations(
                 loaded,
                 recordings,
-                chosen,
+                built,
                 prompt_seconds=prompt_seconds,
                 seconds=seconds,
                 seed=seed,

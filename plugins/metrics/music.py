@@ -238,7 +238,12 @@ class Onsets(ContinuationMetric):
 
     def measure(self, records: Sequence[Continuation]) -> Measured:
         each = zip(records, *of_each(records, find_onsets), strict=True)
-        return Measured([timing_figures(*three, record.seconds) for record, *three in each])
+        return Measured(
+            [
+                timing_figures(prompt, ours, truth, record.seconds)
+                for record, prompt, ours, truth in each
+            ]
+        )
 
 
 def find_onsets(wave: Float[Tensor, "T"], sample_rate: int) -> list[float]:

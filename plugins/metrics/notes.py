@@ -151,12 +151,14 @@ def _row(
     seconds: tuple[float, float, float],
     foreign: Sequence[Float[Tensor, "12"]],
 ) -> dict[str, float]:
+    classes = [class_counts(notes) for notes in three]
     onsets = [[note.start for note in notes] for notes in three]
-    by_note = timing_figures(*onsets, seconds)
+    chords = [joined(starts) for starts in onsets]
+    by_note = timing_figures(onsets[0], onsets[1], onsets[2], seconds)
     leaps = [leap_counts(notes) for notes in three]
     return {
-        **key_figures(*map(class_counts, three), foreign),
-        **timing_figures(*map(joined, onsets), seconds),
+        **key_figures(classes[0], classes[1], classes[2], foreign),
+        **timing_figures(chords[0], chords[1], chords[2], seconds),
         **{name: value for name, value in by_note.items() if "interval" not in name},
         "leap_distance": jensen_shannon(leaps[0], leaps[1]),
         "truth_leap_distance": jensen_shannon(leaps[0], leaps[2]),

