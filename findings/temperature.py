@@ -65,8 +65,11 @@ def best(cells: Sequence[Figures], rule: Mapping[str, Direction], sound: str) ->
     ranks = dict.fromkeys(kept, 0.0)
     for name, direction in rule.items():
         values = {n: _mean(cells[n], name) for n in kept}
-        cost = {"low": float, "high": float.__neg__, "zero": abs}[direction]
-        costs = {n: cost(value) for n, value in values.items() if value is not None}
+        costs = {
+            n: {"low": value, "high": -value, "zero": abs(value)}[direction]
+            for n, value in values.items()
+            if value is not None
+        }
         if len(costs) == len(kept):
             for n in kept:
                 ranks[n] += sum(other < costs[n] for other in costs.values())
