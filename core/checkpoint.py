@@ -26,7 +26,7 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import CODES, pack, unpack
 from segue.core.errors import CheckpointError, ConfigError, OutputError, UntrainedError
 from segue.core.files import atomic_directory, write_json
-from segue.core.fingerprints import token_digest
+from segue.core.fingerprints import file_digest, token_digest
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.memory import bounded_build, shortage
 from segue.core.plugins import PluginHost
@@ -134,6 +134,7 @@ def save_component(
         exactly = isinstance(component, Tokenizer)
         state = _smaller_exactly(state) if exactly else _converted(state, dtype)
     distribution, version = distribution_of(type(component))
+    save_tensors(state, directory / WEIGHTS)
     manifest = ComponentManifest(
         kind,
         use,
@@ -144,8 +145,8 @@ def save_component(
         distribution=distribution,
         version=version,
         token_digest=proof,
+        weights_digest=file_digest(directory / WEIGHTS),
     )
-    save_tensors(state, directory / WEIGHTS)
     write_json(directory / MANIFEST, asdict(manifest))
 
 
@@ -263,6 +264,7 @@ def load_state(
         ) from error
     if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
+    _check_weights(directory)
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
@@ -293,6 +295,17 @@ def _check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
     if length > MOST_HEADER:
         raise SafetensorError(f"its header states a length of {length} bytes")
+
+
+def _check_weights(directory: Path) -> None:
+    """Check that the file of weights is the one that was saved with the manifest."""
+    recorded = read_manifest(directory).weights_digest
+    if recorded and recorded != file_digest(directory / WEIGHTS):
+        raise CheckpointError(
+            str(directory / WEIGHTS),
+            f"is damaged, or another file than {MANIFEST} was saved with",
+            "restore both files from the same checkpoint",
+        )
 
 
 def _last_line(error: Exception) -> str:
