@@ -31,7 +31,8 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emo
 def clear_errors() -> Iterator[None]:
     """End the process with one sentence and exit code 2 where the user can fix what went wrong.
 
-    Warnings become one line each. Anything else is a bug of Segue or of a plugin and keeps its traceback.
+    Warnings become one line each. Anything else is a bug of Segue or of a plugin and keeps its
+    traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold letters the terminal lacks
