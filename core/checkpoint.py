@@ -26,7 +26,7 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import CODES, pack, unpack
 from segue.core.errors import CheckpointError, ConfigError, OutputError, UntrainedError
 from segue.core.files import atomic_directory, write_json
-from segue.core.fingerprints import token_digest
+from segue.core.fingerprints import file_digest, token_digest
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.memory import bounded_build, shortage
 from segue.core.plugins import PluginHost
@@ -138,6 +138,7 @@ def save_component(
         else:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     distribution, version = distribution_of(type(component))
+    save_tensors(state, directory / WEIGHTS)
     manifest = ComponentManifest(
         kind,
         use,
@@ -148,8 +149,8 @@ def save_component(
         distribution=distribution,
         version=version,
         token_digest=proof,
+        weights_digest=file_digest(directory / WEIGHTS),
     )
-    save_tensors(state, directory / WEIGHTS)
     write_json(directory / MANIFEST, asdict(manifest))
 
 
@@ -259,6 +260,7 @@ def load_state(
         ) from error
     if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
+    _check_weights(directory)
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
@@ -283,6 +285,17 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
         return unpack(stored)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
+
+
+def _check_weights(directory: Path) -> None:
+    """Check that the file of weights is the one that was saved with the manifest."""
+    recorded = read_manifest(directory).weights_digest
+    if recorded and recorded != file_digest(directory / WEIGHTS):
+        raise CheckpointError(
+            str(directory / WEIGHTS),
+            f"is damaged, or another file than {MANIFEST} was saved with",
+            "restore both files from the same checkpoint",
+        )
 
 
 def _last_line(error: Exception) -> str:

@@ -40,6 +40,7 @@ class ComponentManifest:
         version: of that package.
         token_digest: hash of what decides a tokenizer's tokens where its fingerprint is an older
             hash; empty where the fingerprint is that hash.
+        weights_digest: hash of the file of weights; empty in older files.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class ComponentManifest:
     distribution: str = ""
     version: str = ""
     token_digest: str = ""
+    weights_digest: str = ""
 
     @property
     def made_by(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,3 +25,12 @@ def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().tobytes())
+
+
+def file_digest(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]

@@ -152,6 +152,10 @@ class PluginHost:
         usable = (r for r in self._offered() if kind in (None, r.kind) and not self._blocker(r))
         return tuple(sorted(usable, key=lambda record: (record.kind, record.name, record.source)))
 
+    def kinds_of(self, name: str) -> list[Kind]:
+        """Return the kinds of all components of that name, also of blocked ones."""
+        return sorted({record.kind for record in self._offered() if record.name == name})
+
     def find(self, kind: Kind, name: str, place: str, made_by: str = "") -> PluginRecord:
         """Return the one component of that kind and name.
 

@@ -27,12 +27,14 @@ UNPROTECTED = 1 << 16  # bit of a header: no checksum follows
 
 
 class Frame(NamedTuple):
-    """The meaning of a frame's header: its bytes, its samples, and the bytes of side information
-    behind the four of the header."""
+    """The meaning of a frame's header: its bytes, its samples, the bytes of side information
+    behind the four of the header, its sample rate, and whether it has one channel."""
 
     size: int
     samples: int
     side: int
+    rate: int
+    mono: bool
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class MpegFrames:
         samples: in all.
         has_table: a Xing header states the length.
         delay: samples at the start that decoding leaves out.
+        others: seconds of sound at another sample rate than the first, or with more or fewer
+            channels, which decoders leave out.
     """
 
     offsets: array[int]
     samples: int
     has_table: bool
     delay: int
+    others: float = 0.0
 
     def excerpt(self, file: IO[bytes], first: int, count: int) -> tuple[io.BytesIO, int]:
         """Return a file of the frames that samples ``first .. first + count - 1`` lie in.
@@ -64,8 +69,8 @@ class MpegFrames:
         lead, borrowed = begin, 0
         while lead and borrowed < RESERVOIR:
             lead -= 1
-            size, _, side = self._frame(file, lead)
-            borrowed += size - side - 4
+            borrowable = self._frame(file, lead)
+            borrowed += borrowable.size - borrowable.side - 4
         silence, behind = _silenced(self._bytes(file, lead), 0)  # makes up for the decoder's delay
         frames = [silence]
         for index in range(lead, last):
@@ -103,15 +108,17 @@ def _frame_of(header: int) -> Frame | None:
         return None
     kbits = (_RATES_1 if version == 3 else _RATES_2)[rate]
     samples = 1152 if version == 3 else 576
-    size = samples // 8 * kbits * 1000 // _SAMPLE_RATES[version][frequency] + padding
+    per_second = _SAMPLE_RATES[version][frequency]
+    size = samples // 8 * kbits * 1000 // per_second + padding
     side = (17 if mono else 32) if version == 3 else (9 if mono else 17)
-    return Frame(size, samples, side + 2 * protected)
+    return Frame(size, samples, side + 2 * protected, per_second, mono)
 
 
 def find_frames(file: IO[bytes]) -> MpegFrames | None:
     """Look through a file for its frames; return None if it holds no layer III audio."""
     offsets, samples, delay, has_table, first = array("q"), 0, 0, False, True
-    base = _after_tag(file)
+    own, others, follows = (0, False), 0.0, -1
+    base = after_tag(file)
     file.seek(base)
     data, place, more = b"", 0, True
     while True:
@@ -129,14 +136,19 @@ def find_frames(file: IO[bytes]) -> MpegFrames | None:
             break
         if first:
             has_table, delay = _read_table(data[place : place + found.size], found)
+            own = found.rate, found.mono
+        if (found.rate, found.mono) != own:
+            if follows == base + place:  # in other bytes a frame may seem to begin, but not two
+                others += found.samples / found.rate
+            follows = base + place + found.size
         if not (first and has_table):
             offsets.append(base + place)
             samples += found.samples
         first, place = False, place + found.size
-    return MpegFrames(offsets, samples, has_table, delay) if samples else None
+    return MpegFrames(offsets, samples, has_table, delay, others) if samples else None
 
 
-def _after_tag(file: IO[bytes]) -> int:
+def after_tag(file: IO[bytes]) -> int:
     """Return where the audio begins after an ID3v2 tag."""
     file.seek(0)
     start = file.read(10)

@@ -6,9 +6,7 @@ without a Xing header is guessed wrong; a cut file promises more than it holds.
 
 from __future__ import annotations
 
-import io
 import os
-import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +18,13 @@ import soundfile
 from segue.core.errors import AudioError
 from segue.core.memory import shortage
 from segue.core.spec import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
+from segue.sound.headers import Corrected, corrected
 from segue.sound.mpeg import MpegFrames, find_frames
 
 UNKNOWN_LENGTH = 1 << 62  # as many frames or more: the header states no length
 BLOCK = 1 << 14  # frames decoded at once
 MPEG_SECONDS = 60  # of an MP3 file that are cut out at once
 LAST_PAGE_SECONDS = 60  # of an Ogg file; no page lasts longer
-MOST_HEADER = 1 << 16  # bytes before the data that are looked at
-OGG_PAGE, OGG_LARGEST_PAGE = b"OggS\0", 65_307  # RFC 3533
 CHECKED = 1 << 24  # samples of all channels: so many more are read only if memory suffices
 COPIES = 3  # of the samples, while they are joined and mixed
 LEAST_MISSING = 0.5  # seconds by which a header is wrong before it matters
@@ -48,37 +45,6 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
     def can_seek(self) -> bool:
         """Return whether libsndfile finds places in it: not so in GSM 6.10, for example."""
         return bool(super().seekable())
-
-
-class _Unfinished(io.FileIO):
-    """A WAV file whose header states no sample: read its data to the end of the file.
-
-    A writer that was killed leaves it so. With the largest size there, libsndfile reads on.
-    """
-
-    def __init__(self, path: str | bytes, place: int) -> None:
-        super().__init__(path)
-        self._place = place
-
-    def readinto(self, buffer: Any) -> int:
-        at = self.tell()
-        count = super().readinto(buffer) or 0
-        for place in range(max(at, self._place), min(at + count, self._place + 4)):
-            memoryview(buffer)[place - at : place - at + 1] = b"\xff"
-        return count
-
-
-def _unfinished(path: str | bytes) -> _Unfinished | None:
-    """Return the file if it is a WAV file that holds data but states none."""
-    with open(path, "rb") as file:  # noqa: PTH123  # names may be any bytes
-        begin, at = file.read(MOST_HEADER), 12
-        while begin[:4] == b"RIFF" and at + 8 <= len(begin):
-            name, size = struct.unpack_from("<4sI", begin, at)
-            if name == b"data":
-                more = file.seek(0, os.SEEK_END) > at + 8
-                return _Unfinished(path, at + 4) if size == 0 and more else None
-            at += 8 + size + size % 2
-    return None
 
 
 class SoundReader:
@@ -107,15 +73,11 @@ class SoundReader:
     ) -> None:
         self._source = os.fspath(source) if isinstance(source, Path) else source
         self._name = self._source if isinstance(self._source, (str, bytes)) else "audio"
+        try:
+            self._source = corrected(self._source)
+        except AudioError as error:
+            self._refuse(error.problem, error.fix)
         self._file = self._opened()
-        if not self._file.frames and isinstance(self._source, (str, bytes)):
-            self._source = _unfinished(self._source) or self._source
-            self._file = self._opened()
-        if self._file.format == "OGG" and self._is_chained():
-            self._refuse(
-                "holds several Ogg streams one after the other, of which only the first is read",
-                "join them: ffmpeg -i FILE FILE.flac",
-            )
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         if not MIN_SAMPLE_RATE <= self.rate <= MAX_SAMPLE_RATE:
@@ -132,6 +94,11 @@ class SoundReader:
         self._mpeg: MpegFrames | None = None
         if self._file.format == "MP3":
             self._mpeg = self._mpeg_frames()
+            if self._mpeg is not None and self._mpeg.others > LEAST_MISSING:
+                self._refuse(
+                    "changes its sample rate or number of channels, where decoders stop",
+                    "make one stream of it: ffmpeg -i FILE FILE.flac",
+                )
         if self.length >= UNKNOWN_LENGTH:
             self.promised = None
             self.measure()
@@ -146,7 +113,7 @@ class SoundReader:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
-        if isinstance(self._source, _Unfinished):
+        if isinstance(self._source, Corrected):
             self._source.close()
 
     def read(self, first: int, count: int) -> Samples:
@@ -197,13 +164,6 @@ class SoundReader:
             self._source.seek(0)
         return _SoundFile(self._source)
 
-    def _is_chained(self) -> bool:
-        """Return whether the last page of an Ogg file is of none of the streams it begins with."""
-        if isinstance(self._source, (str, bytes)):
-            with open(self._source, "rb") as file:  # noqa: PTH123
-                return _is_chained(file)
-        return _is_chained(self._source)
-
     def _mpeg_frames(self) -> MpegFrames | None:
         if isinstance(self._source, (str, bytes)):
             status = os.stat(self._source)  # noqa: PTH116  # names may be any bytes
@@ -225,20 +185,6 @@ class SoundReader:
 def _frames_of(path: str | bytes, size: int, changed: int) -> MpegFrames | None:
     with open(path, "rb") as file:  # noqa: PTH123
         return find_frames(file)
-
-
-def _is_chained(file: IO[bytes]) -> bool:
-    file.seek(0)
-    begun, at = set(), 0
-    begin = file.read(MOST_HEADER)
-    while begin[at : at + 5] == OGG_PAGE and len(begin) > at + 27 and begin[at + 5] & 2:
-        begun.add(begin[at + 14 : at + 18])  # the serial number of a stream's first page
-        segments = begin[at + 27 : at + 27 + begin[at + 26]]
-        at += 27 + len(segments) + sum(segments)
-    file.seek(max(0, file.seek(0, os.SEEK_END) - OGG_LARGEST_PAGE))
-    end = file.read()
-    last = end.rfind(OGG_PAGE)
-    return bool(begun) and 0 <= last <= len(end) - 27 and end[last + 14 : last + 18] not in begun
 
 
 def _decoded(file: _SoundFile, first: int, count: int) -> Samples:

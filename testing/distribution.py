@@ -137,7 +137,7 @@ def check_named(
         timeout: seconds that a distribution may take to register.
 
     Raises:
-        PluginError: if there is neither.
+        PluginError: if there is neither, or the component is blocked.
         ConfigError: if it does not take the options.
     """
     distributions = {status.source for status in find_plugins(everything=True)}
@@ -148,6 +148,8 @@ def check_named(
         return check_distribution(normalised(name), timeout)
     known = {record.name for record in host.records()}
     if name not in known:
+        for kind in host.kinds_of(name):
+            host.find(kind, name, name)  # it is blocked: raises
         problem = "there is no component and no distribution with plugins of that name"
         raise PluginError(name, problem, suggestion(name, known | distributions))
     return check_component(host, name, options)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,13 +31,17 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emo
 def clear_errors() -> Iterator[None]:
     """End the process with one sentence and exit code 2 where the user can fix what went wrong.
 
-    Anything else is a bug of Segue or of a plugin and keeps its traceback.
+    Warnings become one line each. Anything else is a bug of Segue or of a plugin and keeps its
+    traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold letters the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with warnings.catch_warnings():
+            # Python's own way names a place in our code and shows the line that warns.
+            warnings.showwarning = lambda message, *_, **__: warn("warning:", str(message))
+            yield
     except SegueError as error:
         fail(str(error), error)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from segue.apps.cli import doctor
 from segue.apps.cli.main import app
 from segue.core.domain import Domain
+from segue.core.plugins import reset_default_host
 from segue.testing import distribution as conformance
 from segue.testing.distribution import ComponentResult
 
@@ -130,6 +131,13 @@ def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -
         assert segue("plugins", "check", "flat_transformer.v1", "--options", options).refused(
             problem
         )
+
+    Path("segue-registry.yaml").write_text("api_version: 1\nblocked: [codec/spectral_codec.v1]\n")
+    monkeypatch.setenv("SEGUE_REGISTRY", "segue-registry.yaml")
+    reset_default_host()
+    assert segue("plugins", "check", "spectral_codec.v1").refused(
+        "spectral_codec.v1: codec/spectral_codec.v1 is blocked by", "segue-registry.yaml"
+    )
 
     given = {}
 

@@ -179,6 +179,10 @@ def test_recordings_that_cannot_be_used_are_said(segue: Segue, tiny: Path) -> No
     assert (done.json["notes"], done.json["train_recordings"]) == ([note], 1)
     again = segue(*run)
     assert again.out == "mine/tokens: 1 training recordings\n" and again.err == f"note: {note}\n"
+    Path("audio/talk.m4a").write_bytes(b"of another format")
+    done = segue("tokenize", "-o", "other", "--config", tiny, "--data", "audio", "--json")
+    (line,) = done.err.splitlines()  # without a place in our code
+    assert line.startswith("warning: audio: left out 1, first audio/talk.m4a: "), line
 
 
 # --- evaluate ---------------------------------------------------------------------------------

@@ -93,3 +93,27 @@ def test_weights_of_other_tokens_are_refused(older: tuple[Path, str], tmp_path: 
     weights.replace(directory / "model.safetensors")
     with pytest.raises(CheckpointError, match="restore both files"):
         loaded(directory)
+
+
+@pytest.mark.parametrize("bit", [False, True])
+def test_other_weights_of_the_same_tokens_are_noticed(tmp_path: Path, bit: bool) -> None:
+    """The decoder is no part of a fingerprint: a hash of the file is compared as well."""
+    directory, other = saved(tmp_path / "one", codec()), codec()
+    change(other.decoder)
+    file = directory / "model.safetensors"
+    if bit:
+        data = bytearray(file.read_bytes())
+        tensors = {key: value["data_offsets"][0] for key, value in json.loads(
+            data[8 : 8 + int.from_bytes(data[:8], "little")]).items()}  # fmt: skip
+        start = 8 + int.from_bytes(data[:8], "little")
+        place = next(at for key, at in tensors.items() if key.startswith("decoder"))
+        data[start + place] ^= 1
+        file.write_bytes(data)
+    else:
+        (saved(tmp_path / "two", other) / file.name).replace(file)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: is damaged, or another file"):
+        loaded(directory)
+    manifest = json.loads((directory / "component.json").read_text())
+    del manifest["weights_digest"]  # older ones have no such entry
+    (directory / "component.json").write_text(json.dumps(manifest))
+    assert loaded(directory).spec.fingerprint == codec().seal(USE)

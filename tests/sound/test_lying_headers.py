@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from segue.core.audio import Audio, as_audio, pcm16, to_mono, write_audio
 from segue.core.errors import AudioError
 from segue.inference.inputs import prepare
+from segue.sound.headers import corrected
 from segue.sound.open_audio import open_audio
 from segue.sound.reader import SoundReader
 from segue.sound.reading import read_audio
@@ -29,9 +31,9 @@ def coded(kind: str, subtype: str | None = None, rate: int = RATE, seconds: floa
     return file.getvalue()
 
 
-def changed(kind: str, name: bytes, at: int, value: bytes) -> bytes:
+def changed(kind: str, name: bytes, at: int, value: bytes, subtype: str | None = None) -> bytes:
     """Return a file with other bytes ``at`` bytes after the name of a chunk."""
-    data = bytearray(coded(kind))
+    data = bytearray(coded(kind, subtype))
     start = data.index(name) + at
     data[start : start + len(value)] = value
     return bytes(data)
@@ -41,13 +43,31 @@ LIES = {
     "no size.wav": changed("WAV", b"data", 4, struct.pack("<I", 0)),
     "largest size.wav": changed("WAV", b"data", 4, struct.pack("<I", 0xFFFFFFFF)),
     "too large.wav": changed("WAV", b"data", 4, struct.pack("<I", 10**7)),
+    "too small.wav": changed("WAV", b"data", 4, struct.pack("<I", 1000)),
+    "too small float.wav": changed("WAV", b"data", 4, struct.pack("<I", 1000), "FLOAT"),
+    "too small.wavex": changed("WAVEX", b"data", 4, struct.pack("<I", 1000)),
     "no size of a block.wav": changed("WAV", b"fmt ", 20, struct.pack("<H", 0)),
     "more.rf64": changed("RF64", b"ds64", 16, struct.pack("<Q", 10**12)),
     "more.aiff": changed("AIFF", b"COMM", 10, struct.pack(">I", 10**8)),
+    "none.rf64": changed("RF64", b"ds64", 16, bytes(16)),
+    "fewer.rf64": changed("RF64", b"ds64", 16, struct.pack("<Q", 1000)),
     "none.aiff": changed("AIFF", b"COMM", 10, struct.pack(">I", 0)),
     "fewer.aiff": changed("AIFF", b"COMM", 10, struct.pack(">I", 100)),
+    "small chunk.aiff": changed("AIFF", b"SSND", 4, struct.pack(">I", 8)),
     "large chunk.aiff": changed("AIFF", b"SSND", 4, struct.pack(">I", 10**9)),
     "unknown.au": changed("AU", b".snd", 8, b"\xff\xff\xff\xff"),
+    "none.au": changed("AU", b".snd", 8, bytes(4)),
+    "fewer.au": changed("AU", b".snd", 8, struct.pack(">I", 1000)),
+    "unknown.caf": changed("CAF", b"data", 4, b"\xff" * 8),
+    "fewer.caf": changed("CAF", b"data", 4, struct.pack(">q", 1004)),
+    "unknown.flac": changed("FLAC", b"fLaC", 21, bytes((coded("FLAC")[21] & 0xF0, 0, 0, 0, 0))),
+    "fewer.flac": changed("FLAC", b"fLaC", 22, struct.pack(">I", 1000)),
+    "one fewer.flac": changed("FLAC", b"fLaC", 22, struct.pack(">I", RATE - 1)),
+    "tagged.flac": b"ID3\4"
+    + bytes(5)
+    + b"\x10"
+    + bytes(16)
+    + changed("FLAC", b"fLaC", 22, struct.pack(">I", 9)),
 }
 
 
@@ -55,8 +75,9 @@ LIES = {
 def test_a_lie_about_the_length_changes_nothing(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(LIES[name])
-    audio = read_audio(path)
-    torch.testing.assert_close(audio.wave, torch.from_numpy(WAVE), atol=1e-4, rtol=0)
+    for source in (path, io.BytesIO(LIES[name])):
+        audio = read_audio(source)
+        torch.testing.assert_close(audio.wave, torch.from_numpy(WAVE), atol=1e-4, rtol=0)
     with open_audio(path) as opened:
         assert torch.equal(opened.read(5000, 100), audio.wave[5000:5100])
 
@@ -70,13 +91,43 @@ def test_a_lie_about_the_length_changes_nothing(name: str, tmp_path: Path) -> No
         (changed("WAV", b"fmt ", 10, struct.pack("<H", 0)), "cannot be read as audio"),
         (changed("WAV", b"fmt ", 22, struct.pack("<H", 0)), "cannot be read as audio"),
         (coded("WAV")[:44], "holds no sample"),
-        (changed("RF64", b"ds64", 16, bytes(16)), "holds no sample"),
+        (coded("WAV") * 2, "several files .* head -c 32044 FILE"),
+        (coded("RF64") * 2, "several files"),
+        (coded("AIFF") * 2, "several files"),
+        (coded("AU") * 2, "several files"),
+        (coded("CAF") * 2, "several files"),
+        (coded("FLAC") * 2, "several FLAC streams .* join them: ffmpeg -i FILE FILE.flac"),
+        (LIES["unknown.flac"] + coded("FLAC", rate=8000), "several FLAC streams"),
+        (coded("MP3") + coded("MP3", rate=8000), "changes its sample rate or number of channels"),
     ],
 )
 def test_headers_that_make_a_file_unusable(data: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(data)
     with pytest.raises(AudioError, match=f"^upload: .*{problem}"):
         read_audio(tmp_path / "a.wav", place="upload")  # the path is that of a copy
+
+
+def test_what_follows_the_samples_is_no_sound(tmp_path: Path) -> None:
+    """Chunks, tags and padding may come last; a file without samples may hold them, too."""
+    notes, path = b"LIST" + struct.pack("<I", 9000) + bytes(9000), tmp_path / "a"
+    odd = changed("WAV", b"data", 4, struct.pack("<I", 2 * RATE - 1))[:-1]  # not filled up
+    for data in (coded("WAV") + notes, odd + notes, coded("WAV") + notes + bytes(100)):
+        path.write_bytes(data)
+        assert len(read_audio(path).wave) == data.index(notes) // 2 - 22
+    path.write_bytes(coded("WAV")[:40] + bytes(4) + notes)
+    with pytest.raises(AudioError, match="holds no sample"):
+        read_audio(path)
+    for data in (coded("FLAC"), coded("FLAC") + b"TAG" + bytes(125), coded("AU"), coded("CAF")):
+        path.write_bytes(data)
+        assert corrected(str(path)) == str(path)  # there is nothing to correct
+
+
+def test_a_wav_file_larger_than_its_header_can_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(LIES["largest size.wav"])
+    os.truncate(path, 5 << 30)  # of which the file system stores little
+    with pytest.raises(AudioError, match=r"long.wav: holds more samples than .* W64"):
+        read_audio(path)
 
 
 @pytest.mark.parametrize("coding", ["VORBIS", "OPUS"])

@@ -1,0 +1,227 @@
+"""Correct headers that state less than a file holds; refuse files of several streams. No torch.
+
+libsndfile reads as many samples as a header states, of a file's first stream, and does not say that
+more follow. Writers that were stopped, that wrote to a pipe or whose sizes overflowed leave such
+headers.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from functools import lru_cache
+from typing import IO, Any, NamedTuple, cast
+
+from segue.core.errors import AudioError
+from segue.sound.flac import FlacStream, begins_in, is_flac
+from segue.sound.mpeg import after_tag
+
+Source = str | bytes | IO[bytes]
+
+OGG, OGG_HEADERS, OGG_LARGEST_PAGE = b"OggS\0", 1 << 16, 65_307  # RFC 3533
+LEAST_UNREAD = 4096  # bytes after all that a header states: fewer are padding, or a tag
+
+
+class Correction(NamedTuple):
+    """Bytes that should stand at a place of a header."""
+
+    place: int
+    value: bytes
+
+
+class Chunks(NamedTuple):
+    """How files of one kind are made of chunks: where the first begins, the format of their sizes,
+    what they are filled up to a multiple of, and the name of the one that holds the samples."""
+
+    first: int
+    form: str
+    unit: int
+    samples: bytes
+
+    @property
+    def head(self) -> int:
+        return 4 + struct.calcsize(self.form)
+
+    @property
+    def most(self) -> int:
+        return int(2 ** (8 * struct.calcsize(self.form) - self.form[1].islower()) - 1)
+
+    def at(self, file: IO[bytes], place: int) -> tuple[bytes, int] | None:
+        """Return name and size of the chunk there."""
+        file.seek(place)
+        head = file.read(self.head)
+        return (head[:4], *struct.unpack(self.form, head[4:])) if len(head) == self.head else None
+
+
+CHUNKS = {
+    b"RIFF": Chunks(12, "<I", 2, b"data"),
+    b"RF64": Chunks(12, "<I", 2, b"data"),
+    b"FORM": Chunks(12, ">I", 2, b"SSND"),
+    b"caff": Chunks(8, ">q", 1, b"data"),
+}
+
+
+class Corrected(io.RawIOBase):
+    """Present a file with a correction; one that was opened for it is closed with it."""
+
+    def __init__(self, source: Source, correction: Correction) -> None:
+        super().__init__()
+        self._owned = isinstance(source, (str, bytes))
+        self._file = _open(source) if isinstance(source, (str, bytes)) else source
+        self._place, self._value = correction
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(to, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        at = self._file.tell()
+        data = bytearray(self._file.read(len(buffer)))
+        for place, byte in enumerate(self._value, start=self._place - at):
+            if 0 <= place < len(data):
+                data[place] = byte
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if self._owned:
+            self._file.close()
+        super().close()
+
+
+def corrected(source: Source) -> Source:
+    """Return the source, or its corrected form if its header states less than it holds.
+
+    Raises:
+        AudioError: if it holds several streams or files, one after the other.
+    """
+    if isinstance(source, (str, bytes)):
+        status = os.stat(source)  # noqa: PTH116  # names may be any bytes
+        found = _correction_of(source, status.st_size, status.st_mtime_ns)
+    else:
+        found = _correction(source)
+    return source if found is None else cast("IO[bytes]", Corrected(source, found))
+
+
+def _open(path: str | bytes) -> IO[bytes]:
+    return open(path, "rb")  # noqa: PTH123  # names may be any bytes
+
+
+@lru_cache(maxsize=1 << 16)
+def _correction_of(path: str | bytes, size: int, changed: int) -> Correction | None:
+    with _open(path) as file:
+        return _correction(file)
+
+
+def _correction(file: IO[bytes]) -> Correction | None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    magic = file.read(4)
+    if magic in CHUNKS:
+        return _in_chunks(file, magic, size)
+    if magic == b".snd":
+        return _in_au(file, size)
+    if magic == OGG[:4]:
+        _check_ogg(file, size)
+    start = after_tag(file) if magic[:3] == b"ID3" else 0
+    return _in_flac(file, start, size) if is_flac(file, start) else None
+
+
+def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Correction | None:
+    kind, at, wide = CHUNKS[magic], CHUNKS[magic].first, None
+    while (chunk := kind.at(file, at)) and chunk[0] != kind.samples:
+        if chunk[0] == b"ds64":  # of RF64: the size of the samples comes second
+            wide = at + kind.head + 8
+        at += kind.head + chunk[1] + -chunk[1] % kind.unit
+    if chunk is None:
+        return None
+    begin, stated, place, form, most = at + kind.head, chunk[1], at + 4, kind.form, kind.most
+    if magic == b"RF64" and wide is not None and stated == most:
+        place, form, most = wide, "<Q", 2**64 - 1
+        file.seek(place)
+        (stated,) = struct.unpack(form, file.read(8))
+    left = size - begin
+    if stated < 0:  # of CAF: to the end
+        return Correction(place, struct.pack(form, left))
+    if stated >= left:
+        return None
+    stops = {begin + stated, begin + stated + -stated % kind.unit}  # not all writers fill up
+    known = max(_end_of_chunks(file, stop, kind, size) for stop in stops)
+    file.seek(known)
+    if file.read(4) == magic:
+        raise _several(known)
+    if size - known < (LEAST_UNREAD if stated else 1):
+        return None
+    if left > most:
+        problem = "holds more samples than the sizes in its header can state"
+        raise AudioError("file", problem, "write it as W64: sox --ignore-length FILE FILE.w64")
+    return Correction(place, struct.pack(form, left))
+
+
+def _end_of_chunks(file: IO[bytes], at: int, kind: Chunks, size: int) -> int:
+    """Return where the last of the chunks ends that follow the samples."""
+    while chunk := kind.at(file, at):
+        name, length = chunk
+        stop = at + kind.head + length
+        if name in CHUNKS or length < 0 or stop > size or not name.decode("latin-1").isprintable():
+            break
+        at = min(size, stop + -length % kind.unit)
+    return at
+
+
+def _in_au(file: IO[bytes], size: int) -> Correction | None:
+    begin, stated = struct.unpack(">II", file.read(8).ljust(8, b"\0"))
+    stop = begin + stated
+    file.seek(stop)
+    if file.read(4) == b".snd":
+        raise _several(stop)
+    if size - stop < (LEAST_UNREAD if stated else 1):
+        return None
+    return Correction(8, b"\xff" * 4)  # to the end
+
+
+def _in_flac(file: IO[bytes], start: int, size: int) -> Correction | None:
+    stream = FlacStream(file, start)
+    last = stream.last_sample(file, size)
+    near = isinstance(file, (io.BufferedReader, io.BytesIO))  # others are slow to look through
+    if (near or stream.samples != last) and begins_in(file, start + 4):
+        raise _streams("FLAC")
+    if stream.samples == 0 or stream.samples >= last:
+        return None
+    return Correction(start + stream.TOTAL, stream.unknown)
+
+
+def _check_ogg(file: IO[bytes], size: int) -> None:
+    """Refuse a file whose last page is of none of the streams that it begins with."""
+    file.seek(0)
+    begun, at = set(), 0
+    begin = file.read(OGG_HEADERS)
+    while begin[at : at + 5] == OGG and len(begin) > at + 27 and begin[at + 5] & 2:
+        begun.add(begin[at + 14 : at + 18])  # the serial number of a stream's first page
+        segments = begin[at + 27 : at + 27 + begin[at + 26]]
+        at += 27 + len(segments) + sum(segments)
+    file.seek(max(0, size - OGG_LARGEST_PAGE))
+    end = file.read()
+    last = end.rfind(OGG)
+    if begun and 0 <= last <= len(end) - 27 and end[last + 14 : last + 18] not in begun:
+        raise _streams("Ogg")
+
+
+def _streams(kind: str) -> AudioError:
+    problem = f"holds several {kind} streams one after the other, of which only the first is read"
+    return AudioError("file", problem, "join them: ffmpeg -i FILE FILE.flac")
+
+
+def _several(place: int) -> AudioError:
+    problem = "holds several files one after the other, of which only the first is read"
+    fix = f"take them apart: head -c {place} FILE > FIRST; tail -c +{place + 1} FILE > REST"
+    return AudioError("file", problem, fix)
