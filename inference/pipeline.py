@@ -62,7 +62,9 @@ class Pipeline(LoadedPipeline):
             seconds: length of audio to add.
             seed: the same seed gives the same audio. None draws one; ``metadata["seed"]`` says it.
             sampling: changes to the config's sampling by stage: ``{"coarse": {"top_k": 50}}``.
-            temperature, top_k, top_p: the same for all stages; ``sampling`` wins.
+            temperature: of all stages; ``sampling`` wins over this and the next two.
+            top_k: the same.
+            top_p: the same.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in its first window; each further
                 window may hold twice as much. None: as much as fits a training crop.
@@ -234,10 +236,11 @@ class Pipeline(LoadedPipeline):
         Args:
             wave: the recording, of any length; as for ``continue_``.
             sample_rate: of an array.
-            start, end: of the stretch in seconds. It is widened to whole frames of every stream;
-                ``metadata["gap"]`` holds what was drawn. None for the end of the recording.
-            seed, sampling, temperature, top_k, top_p, progress: as for ``continue_``.
-            candidates: continuations drawn by each stage that cannot look both ways.
+            start: where the stretch begins, in seconds. It is widened to whole frames of every
+                stream; ``metadata["gap"]`` holds what was drawn.
+            end: where it ends, in seconds; None for the end of the recording.
+            candidates: continuations drawn by each stage that cannot look both ways. Other
+                arguments are as for ``continue_``.
 
         Returns:
             A batch of one: the whole recording at the pipeline's rate, the same samples as before

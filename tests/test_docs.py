@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import math
 import re
 import shlex
@@ -47,6 +49,32 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 PYTEST_NAMES = {"segue_plugins", "segue_not_isolated", "segue_isolate"}
+
+
+# --- docstrings ---------------------------------------------------------------------------------
+
+
+def described_arguments() -> Iterator[tuple[str, str, set[str]]]:
+    """Every name below ``Args:`` on the page of the Python reference, and the real arguments."""
+    source = (ROOT / "tools" / "site_pages.py").read_text(encoding="utf-8")
+    for place in re.findall(r'"(segue\.[\w.]+)"', source):
+        module, _, name = place.rpartition(".")
+        found = importlib.util.find_spec(place) if name.islower() else None
+        holder: Any = importlib.import_module(place if found else module)
+        owners = vars(holder).values() if found else vars(getattr(holder, name)).values()
+        for item in owners:
+            item = getattr(item, "__func__", item)
+            if not inspect.isfunction(item) or not item.__doc__:
+                continue
+            _, _, rest = inspect.cleandoc(item.__doc__).partition("Args:\n")
+            for named in re.findall(r"^    (\S[^:\n]*):", rest.partition("\n\n")[0], re.MULTILINE):
+                yield f"{place}: {item.__qualname__}", named, {*inspect.signature(item).parameters}
+
+
+def test_docstrings_name_arguments_one_by_one() -> None:
+    found = list(described_arguments())
+    assert len(found) > 30
+    assert [(place, named) for place, named, real in found if named.strip("*") not in real] == []
 
 
 # --- hooks ------------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from email import message_from_string
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import segue
 from tests.test_structure import ROOMS
@@ -193,6 +195,25 @@ def test_the_version_is_written_once() -> None:
     assert version("segue") == segue.__version__
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {segue.__version__}\n" in citation
+
+
+def test_releases_that_make_installs_run_on_every_python_we_name() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    refused = []
+    for pin in (Requirement(line) for line in lines if not line.startswith("#")):
+        try:
+            found = distribution(pin.name)
+        except PackageNotFoundError:
+            continue
+        if not pin.specifier.contains(found.version):  # the pin of another Python
+            continue
+        runs_on = SpecifierSet(found.metadata["Requires-Python"] or "")
+        for python in ("3.10.0", "3.11.0", "3.12.0", "3.13.0"):
+            environment = {"python_version": python[:-2], "python_full_version": python}
+            wanted = pin.marker is None or pin.marker.evaluate(environment)
+            if wanted and not runs_on.contains(python):
+                refused.append(f"{pin} needs Python {runs_on}, not {python[:-2]}")
+    assert not refused
 
 
 def test_public_names_are_listed() -> None:

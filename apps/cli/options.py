@@ -70,7 +70,7 @@ SignOption = Annotated[
         "--sign",
         envvar="SEGUE_SIGN",
         metavar="CERT KEY",
-        help="Sign the file with a C2PA manifest: PEM files; needs segue\\[provenance].",
+        help="Sign files with C2PA manifests: PEM files; needs segue\\[provenance].",
     ),
 ]
 DATA_HELP = (

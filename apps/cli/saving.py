@@ -94,12 +94,26 @@ def check_outputs(
         check_writable(path)
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise OutputError(str(path), "is the recording to be read", "name another file")
+    signer = chosen_signer(sign)
+    if signer is not None:
+        from segue.plugins.provenance.signing import check_signable
+
+        for path in outputs:
+            check_signable(path)
+    return signer
+
+
+def chosen_signer(sign: tuple[Path, Path] | None) -> Signer | None:
+    """Return what signs with the PEM files of ``--sign``, or None without them.
+
+    Raises:
+        OutputError: if they do not sign.
+        PluginError: if the extra for it is missing.
+    """
     if sign is None:
         return None
-    from segue.plugins.provenance.signing import Signer, check_signable
+    from segue.plugins.provenance.signing import Signer
 
-    for path in outputs:
-        check_signable(path)
     return Signer(*sign)
 
 
@@ -132,7 +146,7 @@ def save_audio(
             sound = stack.enter_context(atomic_path(path))
             with renamed({str(sound): path, str(description): metadata_path(path)}):
                 write_audio(sound, audio.row(row), audio.sample_rate)
-                write_json(description, _metadata(audio, row))
+                write_json(description, described(audio, row))
         if picture is not None:
             from segue.apps.spectrogram import draw_spectrogram
 
@@ -140,7 +154,7 @@ def save_audio(
             with renamed({str(drawing): picture}):
                 draw_spectrogram(audio, drawing, title)
     for row, path in rows:
-        _finish(pipeline, path, _metadata(audio, row), signer)
+        _finish(pipeline, path, described(audio, row), signer)
     if STREAM in paths:
         _write_stream(audio, paths.index(STREAM))
 
@@ -196,9 +210,9 @@ def save_pieces(
                 shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
         else:
-            write_json(description, _metadata(audio, 0))
+            write_json(description, described(audio, 0))
     if path != STREAM:
-        _finish(pipeline, path, _metadata(audio, 0), signer)
+        _finish(pipeline, path, described(audio, 0), signer)
     return audio, samples / pipeline.sample_rate
 
 
@@ -211,7 +225,8 @@ def _finish(
         signer.sign(path, metadata)
 
 
-def _metadata(audio: GeneratedAudio, row: int) -> dict[str, Any]:
+def described(audio: GeneratedAudio, row: int) -> dict[str, Any]:
+    """Return all that made a row, as the JSON file beside it holds it."""
     return {
         **audio.metadata,
         "row": row,

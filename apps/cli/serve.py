@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, load_pipeline
+from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, SignOption
 from segue.apps.cli.output import note, require
-from segue.core.errors import ConfigError
+from segue.apps.cli.saving import chosen_signer
 
 MODULES = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
@@ -25,6 +24,7 @@ def command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
+    sign: SignOption = None,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="SEGUE_API_KEY", help="Ask clients for this key; best by environment."),
@@ -56,15 +56,10 @@ def command(
 
     from segue.apps.server.app import create_app
     from segue.apps.server.limits import Limits
+    from segue.apps.server.models import load_models
 
-    pipelines = {}
-    for source in sources or [DEFAULT_DOMAIN]:
-        loaded = load_pipeline(None, source, overrides, device)
-        # A directory's name stays here: clients see the name in its config.
-        name = loaded.config.name if Path(source).exists() else source
-        if name in pipelines:
-            raise ConfigError(source, f"is a second model named {name!r}", "leave one out")
-        pipelines[name] = loaded
+    signer = chosen_signer(sign)
+    pipelines = load_models(sources or [DEFAULT_DOMAIN], overrides or (), device)
     limits = Limits(
         upload_bytes=int(max_upload_mb * 2**20),
         prompt_seconds=max_prompt_seconds,
@@ -74,7 +69,7 @@ def command(
         streams=streams,
         timeout=timeout,
     )
-    app = create_app(pipelines, limits, api_key)
+    app = create_app(pipelines, limits, api_key, signer)
     config = uvicorn.Config(
         app,
         host=host,

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from segue.apps.cli.options import DeviceOption
+from segue.apps.cli.options import DeviceOption, SignOption
 from segue.apps.cli.output import note, require
+from segue.apps.cli.saving import chosen_signer
 from segue.core.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ def command(
         typer.Option("--pipeline", "-p", help="A pipeline of your own to offer. May be repeated."),
     ] = None,
     device: DeviceOption = "auto",
+    sign: SignOption = None,
     browser: Annotated[bool, typer.Option(help="Open the page in your browser.")] = False,
 ) -> None:
     """Continue recordings on a web page: upload or record, listen, change, download."""
@@ -30,8 +32,9 @@ def command(
     from segue.apps.web.page import launch
     from segue.apps.web.studio import Studio
 
+    signer = chosen_signer(sign)
     with tempfile.TemporaryDirectory(prefix="segue-web-") as folder:
-        studio = Studio(Path(folder), device, pipelines or ())
+        studio = Studio(Path(folder), device, pipelines or (), signer)
         note(f"open http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}")
         try:
             launch(studio, host=host, port=port, browser=browser)

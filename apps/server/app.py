@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -28,6 +28,7 @@ from segue.apps.server.bodies import (
     RefusedError,
     Stream,
     body_schema,
+    check_signable,
     encoded,
     from_text,
     order_of,
@@ -39,6 +40,9 @@ from segue.apps.server.guard import Gate, Guard
 from segue.apps.server.limits import Limits, Metrics
 from segue.core.errors import SegueError
 from segue.inference.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from segue.plugins.provenance.signing import Signer
 
 log = logging.getLogger("segue.server")
 T = TypeVar("T")
@@ -89,7 +93,10 @@ def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def create_app(
-    pipelines: Mapping[str, Pipeline], limits: Limits | None = None, api_key: str | None = None
+    pipelines: Mapping[str, Pipeline],
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    signer: Signer | None = None,
 ) -> FastAPI:
     """Return the server as an ASGI application.
 
@@ -97,8 +104,9 @@ def create_app(
         pipelines: by the name that clients use; the first is the default.
         limits: what it takes on.
         api_key: asked of clients as ``Authorization: Bearer KEY``; None asks for none.
+        signer: signs every answer; formats that hold no signature are refused.
     """
-    service = Service(pipelines, limits or Limits(), api_key)
+    service = Service(pipelines, limits or Limits(), api_key, signer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -156,9 +164,14 @@ class Service:
     engine: Engine
 
     def __init__(
-        self, pipelines: Mapping[str, Pipeline], limits: Limits, api_key: str | None
+        self,
+        pipelines: Mapping[str, Pipeline],
+        limits: Limits,
+        api_key: str | None,
+        signer: Signer | None,
     ) -> None:
-        self.pipelines, self.limits, self._key = dict(pipelines), limits, api_key
+        self.pipelines, self.limits = dict(pipelines), limits
+        self._key, self._signer = api_key, signer
         self.metrics = Metrics()
         self.gate = Gate(limits.requests, self.metrics, lambda: self.engine.retry_after())
         self._started = int(time.time())
@@ -267,6 +280,8 @@ class Service:
 
     async def _order(self, asked: Asked) -> Order:
         pipeline = self._pipeline(asked.model)
+        if self._signer is not None:
+            check_signable(asked)
         async with self.gate.decoders:
             return await asyncio.to_thread(order_of, asked, pipeline, self.limits)
 
@@ -284,7 +299,8 @@ class Service:
                 raise
             return PartStream(first, parts, kind, headers)
         part = await self._unless_gone(request, self._in_time(self.engine.result(order)))
-        data = await asyncio.to_thread(encoded, part, "wav" if kind == "json" else kind)
+        form = "wav" if kind == "json" else kind
+        data = await asyncio.to_thread(encoded, part, form, order.seed, self._signer)
         if kind == "json":
             return _as_json(part, order, data)
         return Response(data, headers=headers, media_type=FORMATS[kind][0])

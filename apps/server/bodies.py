@@ -11,7 +11,7 @@ import json
 import secrets
 import struct
 import tempfile
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import soundfile
 from fastapi import Request, Response
@@ -29,6 +29,9 @@ from segue.inference.pipeline import Pipeline
 from segue.inference.request import MIN_CHUNK, PromptAudio, chosen_sampling
 from segue.sound.reading import read_audio
 
+if TYPE_CHECKING:
+    from segue.plugins.provenance.signing import Signer
+
 #: response_format → media type, and libsndfile's names of format and encoding.
 FORMATS = {
     "wav": ("audio/wav", "WAV", "PCM_16"),
@@ -38,6 +41,7 @@ FORMATS = {
     "pcm": ("audio/pcm", "", ""),  # bare little-endian 16-bit samples
 }
 STREAMED = ("wav", "pcm")
+SIGNED = ("wav", "flac", "mp3", "json")
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file whose end is not known yet
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -261,21 +265,45 @@ def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
     return Order(**order)
 
 
-def encoded(part: Part, kind: str) -> bytes:
+def check_signable(asked: Asked) -> None:
+    """Refuse what cannot hold the signature of a server that signs.
+
+    Raises:
+        RefusedError: if it is a stream, or of a format that holds none.
+    """
+    if isinstance(asked, Generation) and asked.stream:
+        problem = "this server signs what it makes, and a stream holds no signature; leave it out"
+        raise RefusedError(422, f"stream: {problem}", "stream")
+    if asked.response_format not in SIGNED:
+        problem = f"this server signs what it makes, and {asked.response_format} holds no signature"
+        message = f"response_format: {problem}; use {', '.join(SIGNED)}"
+        raise RefusedError(422, message, "response_format")
+
+
+def encoded(part: Part, kind: str, seed: int = 0, signer: Signer | None = None) -> bytes:
     """Return a row of audio as a file of a format.
+
+    Args:
+        seed: of the row; others may have been made with it.
+        signer: signs the file; None leaves it as it is.
 
     Raises:
         AudioError: if the format cannot hold it.
     """
-    _, container, coding = FORMATS[kind]
+    media, container, coding = FORMATS[kind]
     row = part.audio.row(part.row)
     if kind == "pcm":
         return pcm16(row).astype("<i2").tobytes()
     try:
-        return encoded_audio(row, part.audio.sample_rate, container, coding)
+        data = encoded_audio(row, part.audio.sample_rate, container, coding)
     except (soundfile.LibsndfileError, ValueError) as error:
         problem = f"{kind} cannot hold audio at {part.audio.sample_rate} Hz"
         raise AudioError("response_format", problem, "use wav or flac") from error
+    if signer is None:
+        return data
+    prompt = int(part.audio.prompt_samples[part.row]) / part.audio.sample_rate
+    made = part.audio.metadata | {"seed": seed, "prompt_seconds": prompt}
+    return signer.signed(data, media, made)
 
 
 def wav_header(sample_rate: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from segue.apps.cli.options import DEFAULT_DOMAIN
 from segue.apps.cli.output import out_of_memory
-from segue.apps.cli.saving import metadata_path, save_audio
+from segue.apps.cli.saving import described, metadata_path, save_audio
 from segue.core.config_files import domain_names, find_domain, load_config
 from segue.core.errors import SegueError
 from segue.core.plugins import default_host
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from segue.core.audio import Audio
     from segue.inference.pipeline import Pipeline
     from segue.inference.request import GeneratedAudio
+    from segue.plugins.provenance.signing import Signer
 
+NEW = 1  # of a result's sounds: the one without the prompt
 LOADED = 2  # pipelines kept in memory
 UPDATE_SECONDS = 0.2  # between two looks at the progress
 #: The place that an error names → the words on the page.
@@ -138,10 +140,17 @@ class Studio:
         folder: for the files of results.
         device: where models run.
         pipelines: directories to offer beside the shipped weights.
+        signer: signs the files of results; None leaves them as they are.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", pipelines: Sequence[Path] = ()) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        pipelines: Sequence[Path] = (),
+        signer: Signer | None = None,
+    ) -> None:
+        self.folder, self._signer = folder, signer
         self.models = offered_models(pipelines)
         self._lock = Lock()
         self._pipeline = lru_cache(LOADED)(lambda source: _load(source, device))
@@ -268,7 +277,7 @@ class Studio:
         paths = [
             self.folder / secrets.token_urlsafe(12) / f"segue-{name}-{seed}.wav" for seed in seeds
         ]
-        save_audio(pipeline, audio, paths)
+        save_audio(pipeline, audio, paths, signer=self._signer)
         results = []
         for row, path in enumerate(paths):
             rate, wave, new = audio.sample_rate, audio.row(row), audio.continuation(row)
@@ -279,6 +288,9 @@ class Studio:
                 sounds[label] = (path if index == 0 else path.with_name(f"{index}.wav"), begins)
                 if index:
                     write_audio(sounds[label][0], part, rate)
+                if index == NEW and self._signer is not None:
+                    made = described(audio, row) | {"prompt_seconds": 0.0}
+                    self._signer.sign(sounds[label][0], made)
             ends = (start, start + len(new))
             marks = tuple(at / rate for at in ends if 0 < at < len(wave))
             picture = draw_picture(wave.numpy(), rate, path.with_name("picture.png"))

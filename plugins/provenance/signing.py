@@ -96,6 +96,17 @@ class Signer:
         ):
             self._sign(FORMATS[path.suffix.lower()], source, signed, metadata)
 
+    def signed(self, content: bytes, form: str, metadata: Mapping[str, Any]) -> bytes:
+        """Return the content of an audio file with a signed manifest in it.
+
+        Args:
+            form: its media type, one of ``FORMATS``.
+            metadata: as in ``sign``.
+        """
+        signed = io.BytesIO()
+        self._sign(form, io.BytesIO(content), signed, metadata)
+        return signed.getvalue()
+
     def _sign(self, form: str, source: Any, signed: Any, metadata: Mapping[str, Any]) -> None:
         joined = metadata.get("prompt_seconds") or metadata.get("task") in ("fill", "resynthesize")
         action = {

@@ -35,6 +35,8 @@ ELSEWHERE = {
     ),
     "segue detect": f"{CLI}detect.py",
     "segue serve": "tests/apps/server",
+    "pip install 'ray[serve]'": "tests/apps/server/test_ray_serve.py",
+    "serve run": "tests/apps/server/test_ray_serve.py",
     "segue fill": f"{CLI}generation.py",
     "segue prepare": f"{CLI}training.py",
     "segue tokenize": f"{CLI}training.py",

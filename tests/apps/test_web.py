@@ -13,10 +13,12 @@ import pytest
 import soundfile
 import torch
 from tests.apps.conftest import Segue
+from tests.plugins.provenance.conftest import Credentials
 
 from segue.core.domain import Domain
 from segue.core.errors import AudioError, CheckpointError
 from segue.inference.request import GeneratedAudio
+from segue.plugins.provenance.signing import Signer, read_signature
 
 pytest.importorskip("matplotlib", reason="the page draws pictures: pip install 'segue[web]'")
 
@@ -291,3 +293,21 @@ def test_labels_below_a_picture_do_not_overlap() -> None:
     assert cards.labelled((5.0,), 8.0) == [0.0, 5.0, 8.0]
     assert cards.labelled((1.0, 2.0), 8.0) == [1.0, 8.0]  # the second join is too near
     assert cards.labelled((7.5,), 8.0) == [0.0, 7.5]
+
+
+def test_a_studio_that_signs_signs_the_whole_and_the_new_part(
+    shipped: dict[str, Path], credentials: Credentials, prompt_file: Path, tmp_path: Path
+) -> None:
+    signer = Signer(credentials.certificate, credentials.key)
+    studio = Studio(tmp_path, signer=signer)
+    model = studio.model("speech", "standard")
+    (result,) = studio.continue_(model, prompt_file, Settings(0.5, 1, 5), silent)
+    said = [read_signature(path) for path, _ in result.sounds.values()]
+    assert said[0] is not None and said[0].state == "intact"
+    assert said[0].said is not None and said[0].said["prompt_seconds"] > 1
+    assert said[1] is not None and said[1].state == "intact"
+    assert said[1].said is not None and said[1].said["prompt_seconds"] == 0
+    assert said[2] is None  # the recording that came in
+    longer = studio.extend(model, result, 1.0, Settings(0.5, 1, 5), silent)
+    found = read_signature(longer[0].whole)
+    assert found is not None and found.state == "intact"

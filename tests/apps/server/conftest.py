@@ -46,8 +46,10 @@ class Live:
 
 
 @contextmanager
-def serving(pipelines: dict[str, Pipeline], limits: Limits, key: str | None) -> Iterator[Live]:
-    app = create_app(pipelines, limits, key)
+def serving(
+    pipelines: dict[str, Pipeline], limits: Limits, key: str | None, signer: Any = None
+) -> Iterator[Live]:
+    app = create_app(pipelines, limits, key, signer)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -74,8 +76,8 @@ def serve(served_pipeline: Pipeline) -> Iterator[Callable[..., Live]]:
     """Start a server with these limits; it ends with the test."""
     open_servers: list[Any] = []
 
-    def start(key: str | None = None, **limits: Any) -> Live:
-        context = serving({"speech": served_pipeline}, Limits(**limits), key)
+    def start(key: str | None = None, signer: Any = None, **limits: Any) -> Live:
+        context = serving({"speech": served_pipeline}, Limits(**limits), key, signer)
         open_servers.append(context)
         return context.__enter__()
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.apps.conftest import Segue
+from tests.plugins.provenance.conftest import Credentials
 
 from segue.apps.server import app
+from segue.plugins.provenance.signing import Signer
 
 
 def test_two_models_of_one_name_are_refused(segue: Segue, tiny: Path) -> None:
@@ -34,11 +36,24 @@ def test_limits_are_those_of_the_options(
     options = ["--max-seconds", 7, "--max-upload-mb", 0.5, "--max-requests", 3, "--batch", 2]
     done = segue("serve", tiny, *options, "--streams", 1, "--timeout", 9, "--grace", 4)
     assert done.code == 0, done.err
-    (pipelines, limits, key), config = seen
-    assert list(pipelines) == ["speech"] and key == "sesame"
+    (pipelines, limits, key, signer), config = seen
+    assert list(pipelines) == ["speech"] and key == "sesame" and signer is None
     assert (limits.seconds, limits.upload_bytes, limits.requests) == (7, 2**19, 3)
     assert (limits.batch, limits.streams, limits.timeout) == (2, 1, 9)
     assert (config.host, config.port, config.timeout_graceful_shutdown) == ("127.0.0.1", 8000, 4)
+
+
+def test_a_server_signs_with_the_files_of_the_option(
+    segue: Segue, tiny: Path, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(app, "create_app", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self: None)
+    monkeypatch.setenv("SEGUE_SIGN", f"{credentials.certificate} {credentials.key}")
+    assert segue("serve", tiny).code == 0
+    assert isinstance(seen[0][3], Signer)
+    done = segue("serve", tiny, "--sign", credentials.root, credentials.key)
+    assert done.refused(str(credentials.root), "self-signed")
 
 
 @pytest.mark.slow
