@@ -231,8 +231,7 @@ class PluginHost:
             PluginError: if it cannot be imported, lacks an extra or breaks its contract.
         """
         target = _import(record, record.target, place)
-        problem = _breach(record.kind, target)
-        if problem:
+        if problem := _breach(record.kind, target):
             text = f"{record.target}, {_full_name(record)}, {problem}"
             raise PluginError(place, text, f"correct {record.source}")
         return target
@@ -422,9 +421,8 @@ def _breach(kind: Kind, target: Any) -> str:
     }[kind]
     if not (isinstance(target, type) and issubclass(target, base)):
         return f"is not a subclass of {base.__module__}.{base.__name__}"
-    missing = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
-    if missing:
-        return f"does not implement {missing}"
+    if missing := sorted(getattr(target, "__abstractmethods__", ())):
+        return f"does not implement {', '.join(missing)}"
     for name in sorted(getattr(base, "__abstractmethods__", ())):
         promised = list(inspect.signature(getattr(base, name)).parameters)
         try:
