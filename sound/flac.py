@@ -12,7 +12,7 @@ LARGEST_FRAME = 1 << 18  # bytes, where the header does not say
 
 
 class FlacStream:
-    """What the header of a stream states.
+    """Hold what the header of a stream states.
 
     Attributes:
         samples: in all; 0 if unknown.

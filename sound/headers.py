@@ -163,7 +163,7 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Correction | None:
         return None
     if left > most:
         problem = "holds more samples than the sizes in its header can state"
-        raise AudioError("file", problem, "write it as W64: sox --ignore-length FILE FILE.w64")
+        raise AudioError("file", problem, "write it as W64")
     return Correction(place, struct.pack(form, left))
 
 

@@ -187,15 +187,15 @@ def save_pieces(
     from segue.core.audio import open_writer
     from segue.core.files import atomic_path, write_json
 
-    samples, notes, described = 0, dict[str, str](), metadata_path(path)
+    samples, notes, beside = 0, dict[str, str](), metadata_path(path)
     audio = next(pieces)  # before a folder is made: the recording may be unusable
     with ExitStack() as stack:
         if path == STREAM:
             sound = Path(stack.enter_context(tempfile.NamedTemporaryFile(suffix=".wav")).name)
         else:
-            description = stack.enter_context(atomic_path(described))
+            description = stack.enter_context(atomic_path(beside))
             sound = stack.enter_context(atomic_path(path))
-            stack.enter_context(renamed({str(sound): path, str(description): described}))
+            stack.enter_context(renamed({str(sound): path, str(description): beside}))
         with open_writer(sound, pipeline.sample_rate) as write:
             for audio in chain([audio], pieces):  # noqa: B020  # the last one is described
                 write(audio.row())

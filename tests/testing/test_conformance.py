@@ -23,7 +23,7 @@ from segue.testing import (
     NotApplicable,
     Subject,
     checks_for,
-    command,
+    distribution,
     fit_on_synthetic,
     parametrize_with_checks,
     ragged_audio,
@@ -189,7 +189,7 @@ def test_the_command_checks_a_stage_model_with_each_stage(
     monkeypatch.setattr(
         suite, "checks_for", lambda kind: [c for c in checks_for(kind) if c.name in few]
     )
-    results = command.check_component(plugin_host, "flat_transformer.v1", SMALL)
+    results = distribution.check_component(plugin_host, "flat_transformer.v1", SMALL)
     assert {(result.name, bool(result.problem), bool(result.skipped)) for result in results} == {
         ("first stage: loss_is_finite", False, False),
         ("first stage: given_frames_matter", False, True),
@@ -202,11 +202,11 @@ def test_the_command_checks_a_stage_model_with_each_stage(
 
 def test_the_command_refuses_unknown_names_and_options(plugin_host: PluginHost) -> None:
     with pytest.raises(PluginError, match=r"did you mean 'flat_transformer\.v1'"):
-        command.check_named(plugin_host, "flat_transformr.v1", {}, 1)
+        distribution.check_named(plugin_host, "flat_transformr.v1", {}, 1)
     with pytest.raises(ConfigError, match=r"options\.widht: unknown key"):
-        command.check_named(plugin_host, "flat_transformer.v1", {"widht": 3}, 1)
+        distribution.check_named(plugin_host, "flat_transformer.v1", {"widht": 3}, 1)
     with pytest.raises(PluginError, match=r"^centroid\.v1: there is no component and no distrib"):
-        command.check_named(plugin_host, "centroid.v1", {}, 1)
+        distribution.check_named(plugin_host, "centroid.v1", {}, 1)
 
 
 def test_the_command_checks_a_metric_of_a_plugin(
@@ -216,7 +216,7 @@ def test_the_command_checks_a_metric_of_a_plugin(
     target = "segue.plugins.metrics.quality:SiSdr"
     record = PluginRecord("metric", name, target, api_version=1)
     plugin_host.register(SimpleNamespace(segue_register=hookimpl(lambda: [record])))
-    results = command.check_named(plugin_host, name, {}, 1)
+    results = distribution.check_named(plugin_host, name, {}, 1)
     assert [result.name for result in results] == [c.name for c in checks_for("metric")]
     assert not [result for result in results if result.problem]
     assert sum(not result.skipped for result in results) >= 7
