@@ -93,7 +93,10 @@ def real_number(value: object) -> float | None:
     """Return the value as a finite float, NumPy's included; None for others and for True."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def _complaints(

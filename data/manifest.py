@@ -16,13 +16,14 @@ Note = Callable[[str, str], None]  # called with what cannot be used, and why
 
 #: Formats that libsndfile reads, by suffix.
 SUFFIXES = {
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",
-    ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc",
+    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc",
+    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc",
 }  # fmt: skip
 
 #: Audio that libsndfile cannot read: reported, so that it does not go missing unnoticed.
 UNREADABLE = {
-    ".m4a", ".mp4", ".aac", ".webm", ".weba", ".mka", ".wma", ".amr", ".ac3", ".ape", ".wv",
+    ".m4a", ".m4b", ".mp4", ".aac", ".webm", ".weba", ".mka", ".wma", ".amr", ".ac3", ".ape", ".wv",
+    ".spx", ".tta", ".dsf", ".dff", ".3gp", ".mov", ".mkv", ".ra", ".gsm", ".shn",
 }  # fmt: skip
 
 #: Columns of a manifest beside ``path``; each may be absent or empty.

@@ -115,6 +115,8 @@ def listen(recording: Recording, min_seconds: float) -> Heard:
                 digest.update(wave.numpy().tobytes())
                 peak = max(peak, float(wave.abs().max()))
                 samples += wave.numel()
+            if recording.start is None and opened.promised > samples / rate:
+                return _cut_off(samples / rate, opened.promised)
     except AudioError as error:
         return Heard(0.0, 0, _kind(error), error.problem)
     seconds, sound = samples / rate, int.from_bytes(digest.digest(), "little")

@@ -30,6 +30,7 @@ SamplingOverrides = Mapping[str, Mapping[str, Any]]
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
 MAX_BATCH = 1024
+MOST_SEED = 2**62 - 1  # below 2**63 with room for stages, whose own seeds are counted on from it
 MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 
 
@@ -116,10 +117,9 @@ def _seeds(seed: object, rows: int) -> tuple[int, ...]:
     else:
         first = secrets.randbelow(2**32) if seed is None else whole_number(seed)
         numbers = [None if first is None else first + row for row in range(rows)]
-    # Below 2**63 with room for stages, whose own seeds are counted on from it.
-    found = tuple(number for number in numbers if number is not None and 0 <= number < 2**62)
+    found = tuple(number for number in numbers if number is not None and 0 <= number <= MOST_SEED)
     if len(found) < rows:
-        fix = "use a whole number from 0, or None"
+        fix = f"use a whole number from 0 to {MOST_SEED}, or None"
         raise GenerationError("seed", f"{seed!r} is out of range", fix)
     return found
 

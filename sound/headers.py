@@ -20,6 +20,8 @@ from segue.sound.mpeg import after_tag
 Source = str | bytes | IO[bytes]
 
 OGG, OGG_HEADERS, OGG_LARGEST_PAGE = b"OggS\0", 1 << 16, 65_307  # RFC 3533
+UNKNOWN = 0x7FFF_F000  # bytes and more: what writers state who do not know
+BLOCK = 1 << 20  # bytes that are looked through at once
 LEAST_UNREAD = 4096  # bytes after all that a header states: fewer are padding, or a tag
 
 
@@ -28,6 +30,18 @@ class Correction(NamedTuple):
 
     place: int
     value: bytes
+
+
+class Header(NamedTuple):
+    """What is wrong with a header.
+
+    Attributes:
+        correction: where it states less than the file holds.
+        promise: times as many samples as there are, by the header of a file that is cut off.
+    """
+
+    correction: Correction | None = None
+    promise: float = 1.0
 
 
 class Chunks(NamedTuple):
@@ -98,18 +112,21 @@ class Corrected(io.RawIOBase):
         super().close()
 
 
-def corrected(source: Source) -> Source:
-    """Return the source, or its corrected form if its header states less than it holds.
+def corrected(source: Source) -> tuple[Source, float]:
+    """Return the source, or its corrected form if its header states less than it holds; and how
+    many times as many samples as there are a header in chunks promises.
 
     Raises:
         AudioError: if it holds several streams or files, one after the other.
     """
     if isinstance(source, (str, bytes)):
         status = os.stat(source)  # noqa: PTH116  # names may be any bytes
-        found = _correction_of(source, status.st_size, status.st_mtime_ns)
+        found = _header_of(source, status.st_size, status.st_mtime_ns)
     else:
-        found = _correction(source)
-    return source if found is None else cast("IO[bytes]", Corrected(source, found))
+        found = _header(source)
+    if found.correction is not None:
+        source = cast("IO[bytes]", Corrected(source, found.correction))
+    return source, found.promise
 
 
 def _open(path: str | bytes) -> IO[bytes]:
@@ -117,12 +134,12 @@ def _open(path: str | bytes) -> IO[bytes]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _correction_of(path: str | bytes, size: int, changed: int) -> Correction | None:
+def _header_of(path: str | bytes, size: int, changed: int) -> Header:
     with _open(path) as file:
-        return _correction(file)
+        return _header(file)
 
 
-def _correction(file: IO[bytes]) -> Correction | None:
+def _header(file: IO[bytes]) -> Header:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     magic = file.read(4)
@@ -133,17 +150,17 @@ def _correction(file: IO[bytes]) -> Correction | None:
     if magic == OGG[:4]:
         _check_ogg(file, size)
     start = after_tag(file) if magic[:3] == b"ID3" else 0
-    return _in_flac(file, start, size) if is_flac(file, start) else None
+    return Header(_in_flac(file, start, size) if is_flac(file, start) else None)
 
 
-def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Correction | None:
+def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
     kind, at, wide = CHUNKS[magic], CHUNKS[magic].first, None
     while (chunk := kind.at(file, at)) and chunk[0] != kind.samples:
         if chunk[0] == b"ds64":  # of RF64: the size of the samples comes second
             wide = at + kind.head + 8
         at += kind.head + chunk[1] + -chunk[1] % kind.unit
     if chunk is None:
-        return None
+        return Header()
     begin, stated, place, form, most = at + kind.head, chunk[1], at + 4, kind.form, kind.most
     if magic == b"RF64" and wide is not None and stated == most:
         place, form, most = wide, "<Q", 2**64 - 1
@@ -151,20 +168,39 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Correction | None:
         (stated,) = struct.unpack(form, file.read(8))
     left = size - begin
     if stated < 0:  # of CAF: to the end
-        return Correction(place, struct.pack(form, left))
+        return Header(Correction(place, struct.pack(form, left)))
     if stated >= left:
-        return None
+        # libsndfile refuses CAF files that are cut off.
+        short = magic == b"caff" and stated > left
+        correction = Correction(place, struct.pack(form, left)) if short else None
+        return Header(correction, _promise(stated, left))
     stops = {begin + stated, begin + stated + -stated % kind.unit}  # not all writers fill up
     known = max(_end_of_chunks(file, stop, kind, size) for stop in stops)
     file.seek(known)
     if file.read(4) == magic:
         raise _several(known)
-    if size - known < (LEAST_UNREAD if stated else 1):
-        return None
+    if _is_nothing(file, known, size, stated):
+        return Header()
     if left > most:
         problem = "holds more samples than the sizes in its header can state"
         raise AudioError("file", problem, "write it as W64")
-    return Correction(place, struct.pack(form, left))
+    return Header(Correction(place, struct.pack(form, left)))
+
+
+def _promise(stated: int, left: int) -> float:
+    """Return what a size promises that reaches beyond the end, unless it means an unknown length."""
+    return stated / left if left > 0 and stated < UNKNOWN else 1.0
+
+
+def _is_nothing(file: IO[bytes], place: int, size: int, stated: int) -> bool:
+    """Return whether the bytes from a place on are no samples: few, or nothing but zeros."""
+    if size - place < (LEAST_UNREAD if stated else 1):
+        return True
+    file.seek(place)
+    while block := file.read(BLOCK):
+        if block.strip(b"\0"):
+            return False
+    return True
 
 
 def _end_of_chunks(file: IO[bytes], at: int, kind: Chunks, size: int) -> int:
@@ -178,15 +214,17 @@ def _end_of_chunks(file: IO[bytes], at: int, kind: Chunks, size: int) -> int:
     return at
 
 
-def _in_au(file: IO[bytes], size: int) -> Correction | None:
+def _in_au(file: IO[bytes], size: int) -> Header:
     begin, stated = struct.unpack(">II", file.read(8).ljust(8, b"\0"))
     stop = begin + stated
+    if stop >= size:
+        return Header(promise=_promise(stated, size - begin))
     file.seek(stop)
     if file.read(4) == b".snd":
         raise _several(stop)
-    if size - stop < (LEAST_UNREAD if stated else 1):
-        return None
-    return Correction(8, b"\xff" * 4)  # to the end
+    if _is_nothing(file, stop, size, stated):
+        return Header()
+    return Header(Correction(8, b"\xff" * 4))  # to the end
 
 
 def _in_flac(file: IO[bytes], start: int, size: int) -> Correction | None:

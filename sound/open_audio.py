@@ -52,11 +52,18 @@ class OpenAudio:
             self.length = max(0, min(sound.length - self._first, wanted))
 
     @property
+    def promised(self) -> float:
+        """Return the seconds that the whole file should last by its header, if it is cut off."""
+        promised, there = self._sound.promised, self._sound.length
+        cut = promised is not None and there < promised - LEAST_MISSING * self.rate
+        return (promised if cut and promised else there) / self.rate
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Return what a user should know of the file."""
-        notes, promised = [], self._sound.promised
-        if promised is not None and self._sound.length < promised - LEAST_MISSING * self.rate:
-            notes.append(cut_off(self._sound.length / self.rate, promised / self.rate))
+        notes = []
+        if self.promised > self._sound.length / self.rate:
+            notes.append(cut_off(self._sound.length / self.rate, self.promised))
         if self._sound.channels > 1 and self._channel is None:
             notes.append(f"mixed {self._sound.channels} channels to mono")
         return tuple(notes)

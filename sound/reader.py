@@ -74,7 +74,7 @@ class SoundReader:
         self._source = os.fspath(source) if isinstance(source, Path) else source
         self._name = self._source if isinstance(self._source, (str, bytes)) else "audio"
         try:
-            self._source = corrected(self._source)
+            self._source, promise = corrected(self._source)
         except AudioError as error:
             self._refuse(error.problem, error.fix)
         self._file = self._opened()
@@ -89,10 +89,10 @@ class SoundReader:
         self._most = UNKNOWN_LENGTH
         if most_samples is not None:
             self._most = most_samples // self.channels + 1
-        self.promised: int | None = self._file.frames
+        self.promised: int | None = round(self._file.frames * promise)
         self.length: int = self._file.frames
         self._mpeg: MpegFrames | None = None
-        if self._file.format == "MP3":
+        if self._file.subtype == "MPEG_LAYER_III":
             self._mpeg = self._mpeg_frames()
             if self._mpeg is not None and self._mpeg.others > LEAST_MISSING:
                 self._refuse(

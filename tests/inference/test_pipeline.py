@@ -449,6 +449,7 @@ def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
         ({"seconds": -1.0}, "seconds"),
         ({"seconds": float("nan")}, "seconds"),
         ({"seconds": 1e9}, "seconds"),
+        ({"seconds": 10**400}, "seconds"),
         ({"seconds": "five"}, "seconds"),
         ({"seconds": None}, "seconds"),
         ({"temperature": float("nan")}, "temperature"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 
 from segue.core.audio import Audio, as_audio, pcm16, to_mono, write_audio
 from segue.core.errors import AudioError
+from segue.data.recordings import Recording
+from segue.data.scan import listen
 from segue.inference.inputs import prepare
 from segue.sound.headers import corrected
 from segue.sound.open_audio import open_audio
@@ -111,7 +112,7 @@ def test_what_follows_the_samples_is_no_sound(tmp_path: Path) -> None:
     """Chunks, tags and padding may come last; a file without samples may hold them, too."""
     notes, path = b"LIST" + struct.pack("<I", 9000) + bytes(9000), tmp_path / "a"
     odd = changed("WAV", b"data", 4, struct.pack("<I", 2 * RATE - 1))[:-1]  # not filled up
-    for data in (coded("WAV") + notes, odd + notes, coded("WAV") + notes + bytes(100)):
+    for data in (coded("WAV") + notes, odd + notes, coded("WAV") + notes + bytes(9000)):
         path.write_bytes(data)
         assert len(read_audio(path).wave) == data.index(notes) // 2 - 22
     path.write_bytes(coded("WAV")[:40] + bytes(4) + notes)
@@ -119,13 +120,35 @@ def test_what_follows_the_samples_is_no_sound(tmp_path: Path) -> None:
         read_audio(path)
     for data in (coded("FLAC"), coded("FLAC") + b"TAG" + bytes(125), coded("AU"), coded("CAF")):
         path.write_bytes(data)
-        assert corrected(str(path)) == str(path)  # there is nothing to correct
+        assert corrected(str(path)) == (str(path), 1.0)  # there is nothing to correct
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "AIFF", "AU", "CAF"])
+def test_of_a_cut_file_without_compression_is_said_that_it_is_cut(
+    kind: str, tmp_path: Path
+) -> None:
+    data, path = coded(kind, "FLOAT", rate=4000, seconds=4), tmp_path / "a.wav"
+    path.write_bytes(data[: len(data) // 4])
+    with open_audio(path) as opened:
+        assert opened.promised == pytest.approx(4, abs=0.01) and opened.length < 4000
+        note = f"is cut off: it holds {opened.length / 4000:.1f} s of 4.0 s"
+        assert opened.notes == read_audio(path).notes == (note,)
+    heard = listen(Recording(path, 4.0, "group", "train"), 0.1)
+    assert (heard.kind, heard.problem[:16]) == ("corrupt", "is cut off after")
+
+
+def test_layer_2_is_read_as_well(tmp_path: Path) -> None:
+    silent = b"\xff\xfd\x44\xc0".ljust(192, b"\0")  # 64 kbit/s, 48 kHz, one channel
+    (tmp_path / "a.mp2").write_bytes(50 * silent)
+    assert read_audio(tmp_path / "a.mp2").seconds == pytest.approx(1.2, abs=0.03)
 
 
 def test_a_wav_file_larger_than_its_header_can_state_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     path.write_bytes(LIES["largest size.wav"])
-    os.truncate(path, 5 << 30)  # of which the file system stores little
+    with path.open("r+b") as file:  # of which the file system stores little
+        file.seek(44 + 0xFFFFFFFF)
+        file.write(b"more" * 2000)
     with pytest.raises(AudioError, match=r"long.wav: holds more samples than .* W64"):
         read_audio(path)
 
