@@ -73,6 +73,9 @@ def manifest_columns(manifest: str) -> list[str]:
     if "path" not in columns:
         fix = "its first line must name the columns: path, and if known split, group, duration_s"
         raise DataError(manifest, "has no column 'path'", fix)
+    twice = [name for name in ("path", *COLUMNS, "speaker") if columns.count(name) > 1]
+    if twice:
+        raise DataError(manifest, f"has the column {twice[0]!r} twice", "keep one of them")
     return columns
 
 

@@ -188,7 +188,7 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
 
 
 def _promise(stated: int, left: int) -> float:
-    """Return what a size promises that reaches beyond the end, unless it means an unknown length."""
+    """Return what a size that reaches beyond the end promises; those of unknown length, nothing."""
     return stated / left if left > 0 and stated < UNKNOWN else 1.0
 
 

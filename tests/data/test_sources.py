@@ -156,6 +156,7 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         binary: "cannot be read (",
         tmp_path / "one.flac": "is one recording; name the folder that it lies in, or a CSV",
         manifest(tmp_path, "file,split", "a.wav,train"): "has no column 'path'; its first line",
+        manifest(tmp_path, "path,split,path", "a.wav,train,b.wav"): "has the column 'path' twice",
     }
     (tmp_path / "one.flac").touch()
     for source, message in cases.items():
