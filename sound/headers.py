@@ -33,7 +33,7 @@ class Correction(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What is wrong with a header.
+    """Hold what is wrong with a header.
 
     Attributes:
         correction: where it states less than the file holds.
