@@ -61,9 +61,9 @@ class Lines:
         """Report seconds of audio."""
         left = self._left(name, done, total)
         if left is not None:
-            speed, minutes = left
             hours = f"{done / HOUR:.2f} of {total / HOUR:.2f} h"
-            errors.print(f"{name}: {hours}, {speed:.1f} s/s, {minutes:.0f} min left")
+            speed = f", {left[0]:.1f} s/s, {left[1]:.0f} min left" if left[0] else ""
+            errors.print(f"{name}: {hours}{speed}")
 
     def training_step(self, part: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
         """Report a step of training, and always the last one."""
@@ -72,8 +72,9 @@ class Lines:
             shown = [
                 f"{name} {figures[name]:.4g}" for name in ("loss", "valid_loss") if name in figures
             ]
-            speed = f"{left[0]:.2f} steps/s, {left[1]:.0f} min left"
-            console.print("  ".join([f"{part} {step}/{steps}", *shown, speed]))
+            if left[0]:  # unknown at the first line
+                shown.append(f"{left[0]:.2f} steps/s, {left[1]:.0f} min left")
+            console.print("  ".join([f"{part} {step}/{steps}", *shown]))
 
     def _left(
         self, name: str, done: int, total: int, always: bool = False
