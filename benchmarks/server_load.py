@@ -11,7 +11,6 @@ the baseline of the throughput.
 from __future__ import annotations
 
 import argparse
-import io
 import resource
 import sys
 import threading
@@ -25,7 +24,6 @@ if not __package__:  # run as a script: import from the checkout's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import httpx
-import soundfile
 import torch
 import uvicorn
 
@@ -33,7 +31,7 @@ from benchmarks.report import Report
 from segue import Pipeline
 from segue.apps.server.app import create_app
 from segue.apps.server.limits import Limits
-from segue.core.audio import Audio
+from segue.core.audio import Audio, encoded_audio
 
 KINDS = 8  # different prompts; each has a seed for every request
 
@@ -70,9 +68,7 @@ def prompts(pipeline: Pipeline) -> list[Audio]:
 
 
 def wav(wave: torch.Tensor, rate: int, subtype: str = "PCM_16") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, wave.numpy(), rate, format="WAV", subtype=subtype)
-    return file.getvalue()
+    return encoded_audio(wave, rate, "WAV", subtype)
 
 
 def serve(pipeline: Pipeline, limits: Limits) -> tuple[uvicorn.Server, str]:

@@ -80,6 +80,7 @@ class LoadedPipeline:
         revision: str | None = None,
         token: str | None = None,
         host: PluginHost | None = None,
+        progress: ProgressChoice = None,
     ) -> Self:
         """Load trained weights.
 
@@ -94,6 +95,8 @@ class LoadedPipeline:
                 the config. Tokenizers stay exact.
             revision: branch, tag or commit of a repository of the Hub; its main branch by default.
             token: of the Hub; by default that of ``hf auth login``.
+            progress: called with ``loading``, parts done and parts in all; None, True and False as
+                for ``Pipeline.continue_``.
 
         Raises:
             SegueError: if there are no such weights, or they cannot be used.
@@ -108,7 +111,8 @@ class LoadedPipeline:
             raise CheckpointError("revision", f"goes with a repository, not {source}", fix)
         config = load_config(source, host, overrides).config
         with training_named(source, overrides):
-            return cls.from_config(with_dtype(config, dtype), device=device, host=host)
+            config = with_dtype(config, dtype)
+            return cls.from_config(config, device=device, host=host, progress=progress)
 
     @classmethod
     def from_config(
@@ -118,11 +122,13 @@ class LoadedPipeline:
         device: torch.device | str = "cpu",
         host: PluginHost | None = None,
         allow_untrained: bool = False,
+        progress: ProgressChoice = None,
     ) -> Self:
         """Prove that the parts fit, then build and load them.
 
         Args:
             allow_untrained: permit parts without weights (to train or test them).
+            progress: as for ``from_pretrained``.
 
         Raises:
             AssemblyError: if parts do not fit, or one that must be trained has no checkpoint.
@@ -131,10 +137,13 @@ class LoadedPipeline:
         use_threads(config.threads)
         device = checked_device(device)
         assembly = assemble(config, host)  # refuses what does not fit before weights are read
-        parts = {
-            name: build_part(part, host, allow_untrained=allow_untrained).to(device)
-            for name, part in assembly.parts.items()
-        }
+        parts: dict[str, Component] = {}
+        with shown(progress) as report:
+            for name, part in assembly.parts.items():
+                built = build_part(part, host, allow_untrained=allow_untrained)
+                parts[name] = built.to(device)
+                if report is not None:
+                    report("loading", len(parts), len(assembly.parts))
         pipeline = cls(assembly, parts, host)
         for stage in config.stages:
             pipeline.stage_lm(stage.name).decode_with(stage.decoding)

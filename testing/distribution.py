@@ -19,6 +19,7 @@ from typing import Any
 from segue.core.discovery import PLUGINS_VARIABLE, find_plugins, normalised
 from segue.core.errors import ConfigError, PluginError
 from segue.core.plugins import PluginHost
+from segue.core.progress import Progress
 from segue.core.registry import first_party_registry
 from segue.core.validation import suggestion
 
@@ -127,7 +128,11 @@ def _unversioned(names: list[str]) -> str:
 
 
 def check_named(
-    host: PluginHost, name: str, options: Mapping[str, Any], timeout: float
+    host: PluginHost,
+    name: str,
+    options: Mapping[str, Any],
+    timeout: float,
+    progress: Progress | None = None,
 ) -> list[ComponentResult]:
     """Check the component or the installed distribution of this name.
 
@@ -135,6 +140,7 @@ def check_named(
         host: knows the components; not asked for a distribution, whose import may never end.
         options: of a component.
         timeout: seconds that a distribution may take to register.
+        progress: called with ``checks``, how many of a component's are done and how many there are.
 
     Raises:
         PluginError: if there is neither, or the component is blocked.
@@ -152,11 +158,11 @@ def check_named(
             host.find(kind, name, name)  # it is blocked: raises
         problem = "there is no component and no distribution with plugins of that name"
         raise PluginError(name, problem, suggestion(name, known | distributions))
-    return check_component(host, name, options)
+    return check_component(host, name, options, progress)
 
 
 def check_component(
-    host: PluginHost, name: str, options: Mapping[str, Any]
+    host: PluginHost, name: str, options: Mapping[str, Any], progress: Progress | None = None
 ) -> list[ComponentResult]:
     """Run every check on a registered component, of whatever kinds the name is.
 
@@ -182,11 +188,17 @@ def check_component(
             ]
         else:
             subjects.append((prefix, Subject(kind, name, own, host=host)))
+    planned = [
+        (prefix, subject, check)
+        for prefix, subject in subjects
+        for check in checks_for(subject.kind)
+    ]
     results = []
-    for prefix, subject in subjects:
-        for check in checks_for(subject.kind):
-            result = run_check(check, subject)
-            skipped = result.message if result.outcome == "skipped" else ""
-            problem = result.message if not result.ok else ""
-            results.append(ComponentResult(f"{prefix}{check}", problem, skipped))
+    for prefix, subject, check in planned:
+        result = run_check(check, subject)
+        skipped = result.message if result.outcome == "skipped" else ""
+        problem = result.message if not result.ok else ""
+        results.append(ComponentResult(f"{prefix}{check}", problem, skipped))
+        if progress is not None:
+            progress("checks", len(results), len(planned))
     return results

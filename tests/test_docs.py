@@ -285,3 +285,19 @@ def test_the_example_of_a_registry_file_is_one(tmp_path: Path) -> None:
     assert set(yaml.safe_load(example)["plugins"]) <= set(KINDS)
     for name in (*USER_FILES, USER_VARIABLE):
         assert f"`{name}`" in prose(CONFIGURATION)
+
+
+# --- troubleshooting --------------------------------------------------------------------------
+
+
+def test_messages_on_the_page_for_problems_are_those_of_the_program() -> None:
+    rooms = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    # As one text: messages are split over lines.
+    source = re.sub(r'"\s*f?"', "", "".join(path.read_text(encoding="utf-8") for path in rooms))
+    page = (ROOT / "docs/how-to/troubleshoot.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")][1:]
+    quoted = [message for row in rows for message in CODE.findall(row) if message != "pip"]
+    assert len(quoted) > 5
+    for message in quoted:
+        # A device's name comes from outside.
+        assert message.removeprefix("device cuda: ") in source, message

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from segue.apps.cli.progress import loading_bar
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -170,9 +171,12 @@ def load_pipeline(
 ) -> Pipeline:
     """Load the pipeline that ``--domain``, ``--pipeline``, ``--set`` and ``--device`` ask for."""
     source = chosen_source(domain, pipeline, "--pipeline")
-    from segue.inference.pipeline import Pipeline
+    with loading_bar() as progress:
+        from segue.inference.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(source, overrides=overrides or (), device=device)
+        return Pipeline.from_pretrained(
+            source, overrides=overrides or (), device=device, progress=progress
+        )
 
 
 def listed(text: str) -> list[str]:

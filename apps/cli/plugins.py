@@ -13,6 +13,7 @@ import typer
 
 from segue.apps.cli.options import JsonOption, complete_component
 from segue.apps.cli.output import console, note, print_json, print_table, warn
+from segue.apps.cli.progress import progress_bars
 from segue.core.errors import PluginError
 
 app = typer.Typer(help="See, check and install plugins.", no_args_is_help=True)
@@ -141,7 +142,8 @@ def check(
         raise ConfigError("--options", problem, "write '{key: value}'") from error
     if not isinstance(values, dict):
         raise ConfigError("--options", f"{options!r} is not a mapping", "write '{key: value}'")
-    results = check_named(default_host(), name, values, timeout)
+    with progress_bars(json) as progress:
+        results = check_named(default_host(), name, values, timeout, progress)
     failed = [result for result in results if result.problem]
     if json:
         print_json([

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.progress import (
     BarColumn,
@@ -41,7 +42,11 @@ class Bars:
         text = f"{part}  loss {figures['loss']:.3f}" if "loss" in figures else part
         self._bars.update(task.id, completed=step, total=steps, description=text)
 
-    def _task(self, name: str, total: int, done: int) -> Task:
+    def wait_for(self, name: str) -> None:
+        """Show a bar whose end is not known yet."""
+        self._task(name, None, 0)
+
+    def _task(self, name: str, total: int | None, done: int) -> Task:
         if name not in self._tasks:
             # What an earlier run did does not count as speed of this one.
             number = self._bars.add_task(name, total=total, completed=done)
@@ -98,7 +103,7 @@ class _Hours(ProgressColumn):
 
 
 @contextmanager
-def _bars(count: ProgressColumn) -> Iterator[Bars]:
+def _bars(count: ProgressColumn, transient: bool = False) -> Iterator[Bars]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -106,8 +111,22 @@ def _bars(count: ProgressColumn) -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, speed_estimate_period=120) as bars:
+    with Progress(*columns, console=errors, speed_estimate_period=120, transient=transient) as bars:
         yield Bars(bars)
+
+
+@contextmanager
+def loading_bar() -> Iterator[Callable[[str, int, int], None] | Literal[False]]:
+    """Show on a terminal that a pipeline is loaded, until it is; False elsewhere.
+
+    The bar moves to and fro while PyTorch is imported, before the first part is counted.
+    """
+    if not errors.is_terminal:
+        yield False
+        return
+    with _bars(TextColumn(""), transient=True) as bars:
+        bars.wait_for("loading")
+        yield bars
 
 
 @contextmanager

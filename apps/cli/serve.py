@@ -8,6 +8,7 @@ import typer
 
 from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, SignOption
 from segue.apps.cli.output import note, require
+from segue.apps.cli.progress import loading_bar
 from segue.apps.cli.saving import chosen_signer
 
 MODULES = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
@@ -52,14 +53,16 @@ def command(
 ) -> None:
     """Serve pipelines over HTTP; http://127.0.0.1:8000/docs describes the requests."""
     require("segue serve", "serve", *MODULES)
-    import uvicorn
-
-    from segue.apps.server.app import create_app
-    from segue.apps.server.limits import Limits
-    from segue.apps.server.models import load_models
-
     signer = chosen_signer(sign)
-    pipelines = load_models(sources or [DEFAULT_DOMAIN], overrides or (), device)
+    with loading_bar() as progress:
+        import uvicorn
+
+        from segue.apps.server.app import create_app
+        from segue.apps.server.limits import Limits
+        from segue.apps.server.models import load_models
+
+        names = sources or [DEFAULT_DOMAIN]
+        pipelines = load_models(names, overrides or (), device, progress)
     limits = Limits(
         upload_bytes=int(max_upload_mb * 2**20),
         prompt_seconds=max_prompt_seconds,

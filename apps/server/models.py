@@ -6,17 +6,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from segue.core.errors import ConfigError
+from segue.core.progress import ProgressChoice
 from segue.inference.pipeline import Pipeline
 
 
 def load_models(
-    sources: Sequence[str], overrides: Iterable[str] = (), device: str = "cpu"
+    sources: Sequence[str],
+    overrides: Iterable[str] = (),
+    device: str = "cpu",
+    progress: ProgressChoice = None,
 ) -> dict[str, Pipeline]:
     """Return pipelines by name.
 
     Args:
         sources: shipped weights or pipeline directories.
         overrides: ``path.to.key=value``, for each of them.
+        progress: as for ``Pipeline.from_pretrained``, of each in turn.
 
     Raises:
         ConfigError: if two have the same name.
@@ -24,7 +29,9 @@ def load_models(
     """
     pipelines: dict[str, Pipeline] = {}
     for source in sources:
-        loaded = Pipeline.from_pretrained(source, overrides=tuple(overrides), device=device)
+        loaded = Pipeline.from_pretrained(
+            source, overrides=tuple(overrides), device=device, progress=progress
+        )
         # A directory's name stays here: clients see the name in its config.
         name = loaded.config.name if Path(source).exists() else source
         if name in pipelines:

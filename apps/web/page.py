@@ -271,7 +271,7 @@ class Page:
 
     def _busy(self, busy: bool) -> Update:
         waiting = dict.fromkeys(
-            (self.go, self.nothing, self.extend), gr.update(interactive=not busy)
+            (self.go, self.nothing, self.extend, self.fill), gr.update(interactive=not busy)
         )
         return {**waiting, self.stop: gr.update(visible=busy)}
 

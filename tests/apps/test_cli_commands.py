@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from rich.console import Console
 from tests.apps.conftest import Segue
 from typer.testing import CliRunner
 
-from segue.apps.cli import doctor
+from segue.apps.cli import doctor, progress
 from segue.apps.cli.main import app
+from segue.apps.cli.options import load_pipeline
 from segue.core.domain import Domain
 from segue.core.plugins import reset_default_host
 from segue.testing import distribution as conformance
@@ -141,7 +145,7 @@ def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -
 
     given = {}
 
-    def check(host: object, name: str, options: Any, timeout: float) -> list[ComponentResult]:
+    def check(host: object, name: str, options: Any, *_: object) -> list[ComponentResult]:
         given[name] = options
         results = [ComponentResult("a"), ComponentResult("b", skipped="no stream")]
         return [*results, ComponentResult("c", problem="drifts")] if options else results
@@ -235,3 +239,36 @@ def test_every_command_that_prints_a_result_can_print_json() -> None:
 
     visit(typer.main.get_command(app), "")
     assert without < found
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Standard error, as a terminal."""
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "errors", Console(file=text, force_terminal=True, width=100))
+    return text
+
+
+def test_loading_shows_a_bar_on_a_terminal_and_leaves_nothing(
+    tiny: Path, screen: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_pipeline(None, str(tiny), None, "cpu")
+    assert "loading" in screen.getvalue() and "━" in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[2K")  # the line is cleared
+    assert capsys.readouterr() == ("", "")
+
+
+def test_checks_of_a_plugin_show_a_bar_on_a_terminal(segue: Segue, screen: io.StringIO) -> None:
+    done = segue("plugins", "check", "log_mel.v1")
+    numbers = re.search(r"(\d+) checks passed, (\d+) do not apply, 0 failed", done.out)
+    assert done.code == 0 and numbers is not None
+    number = sum(map(int, numbers.groups()))
+    assert "checks" in screen.getvalue() and f"{number}/{number}" in screen.getvalue()
+
+
+def test_elsewhere_work_shows_no_bars(segue: Segue, tiny: Path) -> None:
+    done = segue("generate", "-p", tiny, "--seconds", 0.4, "-o", "a.wav")
+    assert (done.code, done.err, len(done.out.splitlines())) == (0, "", 1)

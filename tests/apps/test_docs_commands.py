@@ -21,6 +21,7 @@ README = ROOT / "README.md"
 CLI = "tests/apps/test_cli_"
 #: Commands that a test runs with other values, or that run until they are stopped → that test.
 ELSEWHERE = {
+    "pip install .": "tests/test_packaging.py",
     "make": "Makefile",  # `make demo` and `make test` are what CI runs
     "cat prompt.wav | segue continue -": f"{CLI}process.py",
     "segue stream": f"{CLI}stream.py",

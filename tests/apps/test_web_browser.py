@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PORT = 7869
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 PATIENCE = 120_000  # ms: loading the page and a pipeline on a busy machine
+LONG = 30  # seconds of audio
 STOPPED = Event()  # set when work without a prompt has ended early
 DURATIONS = "players => players.map(player => player.duration)"
 
@@ -45,9 +47,13 @@ def address(
 
     generate = Studio.generate
 
-    def generate_watched(*values: Any) -> Any:
+    def generate_watched(studio: Studio, model: Any, settings: Any, progress: Any) -> Any:
+        def slow(*counts: Any) -> None:  # long work must not end before it is stopped
+            progress(*counts)
+            time.sleep(0.1 if settings.seconds == LONG else 0)
+
         try:
-            return generate(*values)
+            return generate(studio, model, settings, slow)
         except Stopped:
             STOPPED.set()
             raise
@@ -115,6 +121,9 @@ def test_upload_continue_choose_a_stretch_and_go_on(
     tab.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 40, steps=3)
     tab.mouse.up()
     tab.wait_for_selector("#extend")
+    # In sight without scrolling, also below a long list of results.
+    bottom = tab.evaluate("document.querySelector('#fill').getBoundingClientRect().bottom")
+    assert 0 < bottom <= tab.viewport_size["height"]
     chosen = [float(field.input_value()) for field in tab.locator("#edit input").all()]
     assert chosen == pytest.approx([2, 0.3 * whole, 0.6 * whole], abs=0.1)
     tab.locator("#extend").click()
@@ -152,7 +161,7 @@ def test_mistakes_are_said_in_plain_words(tab: Any, tmp_path: Path) -> None:
 
 def test_work_can_be_stopped(tab: Any) -> None:
     STOPPED.clear()
-    tab.get_by_label("number input for Seconds").fill("30")
+    tab.get_by_label("number input for Seconds").fill(str(LONG))
     tab.get_by_label("number input for Variants").fill("4")
     tab.keyboard.press("Tab")
     tab.locator("#nothing").click()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from segue import Pipeline
 from segue.inference import bars
 from segue.inference.bars import bars_by_default, shown
 
@@ -86,3 +88,12 @@ def test_a_notebook_shows_html_that_is_gone_at_the_end(monkeypatch: pytest.Monke
     assert work(None)
     assert 'max="2"' in pages[0] and "coarse 2/2" in pages[-2]
     assert pages[-1] == ""
+
+
+def test_loading_counts_its_parts(tiny_pipelines: dict[str, Path]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    loaded = Pipeline.from_pretrained(
+        tiny_pipelines["speech"], progress=lambda *counts: seen.append(counts)
+    )
+    number = len(loaded.parts)
+    assert seen == [("loading", done + 1, number) for done in range(number)]
