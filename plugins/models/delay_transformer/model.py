@@ -150,12 +150,15 @@ class DelayTransformer(StageLM):
                     call.draw_ends(step // stride, self.end_head, hidden)
                 drawn = pattern.drawn_in(step, num_frames)
                 if drawn:
-                    logits = torch.stack([products(hidden, level) for level, _ in drawn], dim=1)
+                    levels = [level for level, _ in drawn]
+                    logits = products.levels(hidden, levels[0], levels[-1] + 1)
+                    if logits.shape[1] > len(levels):  # a pattern with others between them
+                        logits = logits[:, [level - levels[0] for level in levels]]
                     codes = drawer.draw_levels(logits)
                     if self.end_head is not None:  # as in training, nothing comes after the end
                         reached = call.reached([frame for _, frame in drawn], codes)
                         codes[~reached] = self.outside
-                    grid[:, [level for level, _ in drawn], column + 1] = drawer.per_row(codes)
+                    grid[:, levels, column + 1] = drawer.per_row(codes)
             # A frame is complete ``latency`` steps after its level 0.
             frame, rest = divmod(step - pattern.latency, stride)
             if rest == 0 and 0 <= frame < num_frames:
