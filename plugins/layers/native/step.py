@@ -6,26 +6,24 @@ Shape legend: B batch, D width, C slots of the cache, d channels per head, V cod
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import library
+from segue.plugins.layers.pages import large_pages
 from segue.plugins.layers.quantize import eight_bits, made_from
 from segue.plugins.layers.transformer import Transformer
 
 #: Explicit, because PyTorch's defaults can be changed and the kernel reads memory as it is.
 FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 CACHE_LINE = 64  # bytes
-LARGE_PAGE = 2 * 2**20  # bytes
 PANEL = 64  # of kernel.c
 #: About half a millisecond of one core.
 PRODUCTS_PER_THREAD = 8_000_000
@@ -75,22 +73,6 @@ def num_threads(products: int) -> int:
     if hasattr(os, "sched_getaffinity"):
         threads = min(threads, len(os.sched_getaffinity(0)))
     return threads
-
-
-def large_pages(size: int) -> UInt8[Tensor, " N"]:
-    """Return ``size`` zero bytes in large pages of memory, where the system has them.
-
-    Each step reads all weights. With small pages, a good part of the time goes into looking up
-    where each page is.
-    """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(size, dtype=torch.uint8, device="cpu")
-    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # the kernel of the system was built without large pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    skip = -whole.data_ptr() % LARGE_PAGE
-    return whole[skip : skip + size]
 
 
 def in_panels(rows: Tensor) -> Tensor:
