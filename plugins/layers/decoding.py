@@ -361,9 +361,7 @@ class HeadProducts:
     def __call__(self, hidden: Float[Tensor, "B D"], level: int) -> Float[Tensor, "B V"]:
         return self.levels(hidden, level, level + 1)[:, 0]
 
-    def levels(
-        self, hidden: Float[Tensor, "B D"], start: int, stop: int
-    ) -> Float[Tensor, "B q V"]:
+    def levels(self, hidden: Float[Tensor, "B D"], start: int, stop: int) -> Float[Tensor, "B q V"]:
         """Return the logits of levels ``start`` to ``stop``."""
         if self._native is not None:
             return self._native(hidden, start, stop)

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import resource
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,6 +87,15 @@ def test_a_store_holds_every_recording_s_tokens(
     }
     valid = TokenStore(directory, "valid")
     assert valid.frames.tolist() == [30, 10]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_processes_that_share_the_recordings_write_the_same_store(
+    tmp_path: Path, recordings: dict[Split, list[Recording]]
+) -> None:
+    one = write_store(tmp_path / "one", clocks(), recordings)
+    two = write_store(tmp_path / "two", clocks(), recordings, workers=2)
+    assert contents(one) == contents(two)
 
 
 @pytest.mark.parametrize("semantic_rate", [8000, 24_000])

@@ -21,6 +21,7 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.plugins.layers import decoding as engine
+from segue.plugins.layers.drawing import FRAMES_PER_PIECE
 from segue.plugins.layers.native import library as native_library
 from segue.plugins.layers.native import step as native_step
 from segue.plugins.layers.native.library import KernelError
@@ -293,7 +294,9 @@ def test_the_kernel_multiplies_and_a_row_is_what_it_is_alone(
             assert getattr(packed.matrices[0], field)
         assert found.shape == (batch, 2, shape[0])
         for index in range(2):
-            torch.testing.assert_close(found[:, index], x @ (values + index).t(), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                found[:, index], x @ (values + index).t(), atol=1e-4, rtol=1e-4
+            )
         for row in range(batch):
             assert torch.equal(found[row : row + 1, 1:], product(x[row : row + 1], 1, 2))
 
@@ -333,9 +336,10 @@ def test_a_compiled_step_is_kept_for_the_next_call(monkeypatch: MonkeyPatch) -> 
     wanted = drawn(model)
     model.decode_with(Decoding(backend="compile"))
     prompt = random_tokens(model.stage.target, 3)
-    given = given_for(model.stage, 9)
+    frames = FRAMES_PER_PIECE + 4  # two pieces: both streams are under way at the same time
+    given = given_for(model.stage, 3 + frames)
     streams = [
-        model.stream(given, prompt, 5, GREEDY, row_generators(0, 1)) for _ in range(2)
+        model.stream(given, prompt, frames, GREEDY, row_generators(0, 1)) for _ in range(2)
     ]  # fmt: skip
     for pair in zip(*streams, strict=True):
         assert torch.equal(pair[0].ids, pair[1].ids)
