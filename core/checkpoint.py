@@ -322,4 +322,4 @@ def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
             "restore both files from the same checkpoint: tokens would change their meaning",
         )
     # Stages know the tokens by the older name: it must go on naming them.
-    component.keep_fingerprint(actual, recorded)
+    component.keep_fingerprint(use, recorded)

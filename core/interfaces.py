@@ -199,13 +199,9 @@ class Tokenizer(Component):
         """Return the hash of the registered name, the options and ``token_state``."""
         return token_digest(name, self.config, self.token_state())
 
-    def keep_fingerprint(self, digest: str, fingerprint: str) -> None:
-        """Keep the fingerprint that tokens of a digest were saved with, while they stay the same.
-
-        Args:
-            digest: ``token_digest`` of the tokens as they are now.
-        """
-        self._saved_as[digest] = self._fingerprint = fingerprint
+    def keep_fingerprint(self, name: str, fingerprint: str) -> None:
+        """Keep the fingerprint that these tokens were saved with, while they stay the same."""
+        self._saved_as[self.token_digest(name)] = self._fingerprint = fingerprint
 
     def token_state(self) -> Mapping[str, Tensor]:
         """Return the tensors that determine what a token means; by default all of them."""
