@@ -140,11 +140,13 @@ class DelayTransformer(StageLM):
         x = self._embed(grid[:, :, : first + 1], start)
         decoder = Decoder(self.transformer, x, own, own >= 0, steps - 1, self.decoding)
         products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        hidden, delays = decoder.hidden, pattern.delays
+        every = torch.arange(len(pattern.delays), device=grid.device)
+        complete = torch.tensor(pattern.delays, device=grid.device) + first + 1
+        hidden = decoder.hidden
         for step in range(steps):
             column = first + step
             if step:
-                x = self.embedding(grid[:, None, :, column]).sum(dim=2)[:, 0]
+                x = self.embedding.summed(grid[:, :, column])
                 hidden = decoder.step(x if context is None else x + context[:, column])
             if step % stride == 0:
                 call.draw_ends(step // stride, self.end_head, hidden)
@@ -164,5 +166,4 @@ class DelayTransformer(StageLM):
             if rest == 0 and 0 <= frame < num_frames:
                 if call.over(frame):
                     return
-                columns = [stride * (known + frame) + delay + 1 for delay in delays]
-                yield grid[: call.rows, range(len(columns)), columns]
+                yield grid[: call.rows, every, complete + stride * frame]
