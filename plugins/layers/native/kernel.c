@@ -7,7 +7,8 @@
  * on the other rows of the batch.
  *
  * Shapes: B rows, D width, H heads, d = D / H channels per head, F hidden width of the feed-forward,
- * C slots of the key-value cache, a ring: position p lies in slot p % C. Row-major everywhere.
+ * C slots of the key-value cache, a ring: position p lies in slot p % C. Row-major, but for weights,
+ * which lie in panels of rows.
  */
 #include <math.h>
 #include <stdint.h>
