@@ -31,7 +31,7 @@ from tests.data_helpers import (
 
 from segue.core.errors import DataError, OutputError
 from segue.core.spec import TokenSpec, common_samples
-from segue.data import store_writer
+from segue.data import store_writer, tokenizing
 from segue.data.recordings import Recording, Split, as_table
 from segue.data.store_plan import unique_keys
 from segue.data.token_store import TokenStore, missing_shards
@@ -150,7 +150,7 @@ def test_long_recordings_are_cut_at_whole_frames(
     tmp_path: Path, recordings: dict[Split, list[Recording]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = contents(write_store(tmp_path / "whole", clocks(), recordings))
-    monkeypatch.setattr(store_writer, "MAX_PIECE_SECONDS", 0.33)
+    monkeypatch.setattr(tokenizing, "MAX_PIECE_SECONDS", 0.33)
     tokenizers = clocks()
     assert contents(write_store(tmp_path / "pieces", tokenizers, recordings)) == whole
     assert tokenizers["acoustic"].calls > 12  # type: ignore[attr-defined]
