@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from segue.core.errors import CheckpointError, ConfigError, OutputError, Untrain
 from segue.core.files import atomic_directory, write_json
 from segue.core.fingerprints import file_digest, token_digest
 from segue.core.interfaces import Component, StageLM, Tokenizer
-from segue.core.memory import bounded_build, shortage
+from segue.core.memory import bounded_build, shortage, without_draws
 from segue.core.plugins import PluginHost
 from segue.core.records import Kind
 
@@ -43,7 +44,8 @@ def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Compon
     Raises:
         UntrainedError: if it must be trained or fitted, was not, and ``allow_untrained`` is False.
     """
-    with bounded_build(part.name):
+    loaded = part.checkpoint is not None and not allow_untrained
+    with bounded_build(part.name), without_draws() if loaded else nullcontext():
         component = part.build(host)
     if part.checkpoint is not None:
         load_state(component, part.checkpoint, part.use)
@@ -59,7 +61,7 @@ def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Compon
             f"{part.use} must be trained, and the config names no weights for it",
             f"train it (`segue train {part.name}`) or name them: --set {part.place}.checkpoint=DIR",
         )
-    if isinstance(component, Tokenizer):
+    if isinstance(component, Tokenizer) and not component.spec.fingerprint:
         component.seal(part.use)
     return component.eval()
 
@@ -311,8 +313,9 @@ def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
     if recorded == actual:
         return
     # Fingerprints of older checkpoints hash all weights, also those that decide no token.
-    older = token_digest(use, component.config, component.state_dict())
-    if recorded != older and manifest.token_digest != component.token_digest(use):
+    if manifest.token_digest != actual and recorded != token_digest(
+        use, component.config, component.state_dict()
+    ):
         raise CheckpointError(
             str(directory),
             f"weights have fingerprint {actual}, {MANIFEST} says {recorded}",
@@ -320,4 +323,3 @@ def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
         )
     # Stages know the tokens by the older name: it must go on naming them.
     component.keep_fingerprint(use, recorded)
-    component.seal(use)

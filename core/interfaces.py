@@ -201,7 +201,7 @@ class Tokenizer(Component):
 
     def keep_fingerprint(self, name: str, fingerprint: str) -> None:
         """Keep the fingerprint that these tokens were saved with, while they stay the same."""
-        self._saved_as[self.token_digest(name)] = fingerprint
+        self._saved_as[self.token_digest(name)] = self._fingerprint = fingerprint
 
     def token_state(self) -> Mapping[str, Tensor]:
         """Return the tensors that determine what a token means; by default all of them."""

@@ -78,11 +78,34 @@ def bounded_build(place: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_draws() -> Iterator[None]:
+    """Build modules whose weights will be loaded: put zeros where they would draw random numbers.
+
+    To draw them takes longer than to load what replaces them.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class Zeros(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.__name__ in _DRAWN_IN_PLACE:
+                tensor = args[0] if args else (kwargs or {})["tensor"]
+                tensor.detach().zero_()
+                return tensor
+            return func(*args, **(kwargs or {}))
+
+    with Zeros():
+        yield
+
+
 #: Calls that make a tensor of a size, and calls that make one of as many elements as a number says.
 _SIZED = {
     "empty", "zeros", "ones", "full", "rand", "randn", "randint", "normal", "empty_strided",
     "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "repeat",
 }  # fmt: skip
+_DRAWN_IN_PLACE = {"kaiming_uniform_", "uniform_", "normal_"}
 _COUNTED = {
     "linspace", "logspace", "randperm", "tril_indices", "triu_indices", "hann_window",
     "hamming_window", "bartlett_window", "blackman_window", "kaiser_window",

@@ -70,7 +70,8 @@ def sample(
     draws = [
         torch.rand(each, generator=g, dtype=torch.float32, device=g.device) for g in generators
     ]
-    noise = torch.cat(draws)
-    # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax.
-    gumbel = -torch.log((-torch.log(noise.clamp_min(1e-20))).clamp_min(1e-20))
+    noise = draws[0] if len(draws) == 1 else torch.cat(draws)
+    # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax. In place:
+    # to allocate takes longer than to compute for one row.
+    gumbel = noise.clamp_min_(1e-20).log_().neg_().clamp_min_(1e-20).log_().neg_()
     return (logits + gumbel.to(logits.device)).argmax(dim=-1)

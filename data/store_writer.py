@@ -20,20 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.core.audio import resample
 from segue.core.checkpoint import save_tensors
-from segue.core.errors import AudioError
 from segue.core.files import atomic_path, write_text
 from segue.core.interfaces import Tokenizer
 from segue.core.progress import Progress
-from segue.core.spec import ACOUSTIC, common_samples
-from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording, Split
 from segue.data.store_plan import Shard, plan_store
 from segue.data.token_store import METADATA, read_shard_header
-from segue.inference.promises import check_tokens
+from segue.data.tokenizing import Tokenize, tokenizing
 
-MAX_PIECE_SECONDS = 30.0
 STALE_SECONDS = 3600.0  # a temporary file as old was left by a run that was killed
 PROBLEMS = "problems.csv"
 
@@ -48,6 +43,7 @@ def write_store(
     world: int = 1,
     shard_seconds: float | None = None,
     go_on: Callable[[], bool] = lambda: True,
+    workers: int = 1,
 ) -> Path:
     """Tokenize every recording of every split.
 
@@ -60,38 +56,39 @@ def write_store(
         world: how many processes write, each with the same recordings.
         shard_seconds: of audio in a shard of a new store.
         go_on: asked before each shard.
+        workers: processes that share the recordings of each shard; with more than one, the
+            tokenizers must be on the CPU.
 
     Raises:
-        DataError: if the directory holds tokens of other tokenizers or recordings.
+        DataError: if the directory holds tokens of other tokenizers or recordings, or a process
+            dies.
     """
     shards = plan_store(directory, tokenizers, recordings, shard_seconds)[rank::world]
     _sweep(directory)
     total, done = sum(shard.seconds for shard in shards), 0.0
-    for shard in shards:
-        if not go_on():
-            break
-        if not (directory / shard.name).exists():
-            write_shard(directory / shard.name, tokenizers, shard)
-        done += shard.seconds
-        if progress is not None:
-            progress("tokens", round(done), round(total))
+    with tokenizing(tokenizers, workers) as tokenize:
+        for shard in shards:
+            if not go_on():
+                break
+            if not (directory / shard.name).exists():
+                write_shard(directory / shard.name, tokenizers, shard, tokenize)
+            done += shard.seconds
+            if progress is not None:
+                progress("tokens", round(done), round(total))
     list_problems(directory)
     return directory
 
 
-def write_shard(path: Path, tokenizers: Mapping[str, Tokenizer], shard: Shard) -> None:
+def write_shard(
+    path: Path, tokenizers: Mapping[str, Tokenizer], shard: Shard, tokenize: Tokenize
+) -> None:
     """Write the tokens of some recordings, and why others were left out."""
     problems: list[tuple[str, str]] = []
     pieces: dict[str, list[Tensor]] = defaultdict(list)
     kept: list[Recording] = []
-    for recording in shard.recordings:
-        try:
-            ids = tokenize_recording(recording, tokenizers)
-        except AudioError as error:
-            problems.append((recording.place, error.problem))
-            continue
-        if ids is None:
-            problems.append((recording.place, "shorter than one frame"))
+    for recording, ids in zip(shard.recordings, tokenize(shard.recordings), strict=True):
+        if isinstance(ids, str):
+            problems.append((recording.place, ids))
             continue
         kept.append(recording)
         for name, tensor in ids.items():
@@ -139,34 +136,3 @@ def list_problems(directory: Path) -> int:
     if rows or target.exists():
         write_text(target, data)
     return len(rows)
-
-
-@torch.inference_mode()
-def tokenize_recording(
-    recording: Recording, tokenizers: Mapping[str, Tokenizer]
-) -> dict[str, Tensor] | None:
-    """Return ids ``[Q, N]`` by stream, cut to whole frames of each, or None if there are none."""
-    specs = [tokenizer.spec for tokenizer in tokenizers.values()]
-    # At the codec's rate, as in a pipeline: a semantic tokenizer's own may be lower.
-    rate = (tokenizers.get(ACOUSTIC) or next(iter(tokenizers.values()))).spec.sample_rate
-    unit = common_samples(specs, rate)
-    # Pieces of whole frames of every stream: their tokens can be joined as if made at once.
-    size = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
-    found: dict[str, list[Tensor]] = {name: [] for name in tokenizers}
-    for piece in in_pieces(decoded_blocks(recording, rate), size):
-        wave = piece[: piece.shape[0] // unit * unit].float() / 32767
-        for name, tokenizer in tokenizers.items() if wave.numel() else ():
-            found[name].append(_encode(tokenizer, wave, rate))
-    if not all(found.values()):
-        return None
-    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}
-
-
-def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
-    own_rate = tokenizer.spec.sample_rate
-    own = wave if own_rate == rate else resample(wave, rate, own_rate)
-    lengths = torch.tensor([own.shape[0]], device=tokenizer.device)
-    tokens = tokenizer.encode(own[None].to(tokenizer.device), lengths)
-    check_tokens(tokenizer, tokens, tokenizer.spec, lengths)
-    frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
-    return tokens.ids[0, :, :frames].cpu()

@@ -31,6 +31,12 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def process_killed() -> DataError:
+    """Return the error that a process died, as for want of memory."""
+    fix = "run the command again, with fewer --workers if memory was short: it goes on"
+    return DataError("--workers", "a process was killed", fix)
+
+
 def in_processes(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
@@ -59,8 +65,7 @@ def in_processes(
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
-            fix = "run the command again, with fewer --workers if memory was short: it goes on"
-            raise DataError("--workers", "a process was killed", fix) from error
+            raise process_killed() from error
         finally:
             for future in running:
                 future.cancel()

@@ -214,13 +214,14 @@ def _train_unless_given(workspace: Workspace, part: str) -> None:
         train_part(workspace, part)
 
 
-def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
+def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int = 1) -> Path:
     """Write the tokens of every recording with the workspace's trained tokenizers.
 
     Args:
         workspace: the training directory and the config.
         rank: writes every ``world``-th shard from this number on.
         world: number of processes that share the shards.
+        workers: processes that share the recordings of each shard, on the CPU.
 
     Returns:
         The directory of the token store.
@@ -240,8 +241,9 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1) -> Path:
     recordings = {split: workspace.recordings(split) for split in splits}
     directory = workspace.directory / TOKENS
     return write_store(
-        directory, tokenizers, recordings, workspace.progress, rank=rank, world=world
-    )
+        directory, tokenizers, recordings, workspace.progress,
+        rank=rank, world=world, workers=workers,
+    )  # fmt: skip
 
 
 def export(workspace: Workspace, lm_dtype: torch.dtype | None = None) -> Path:

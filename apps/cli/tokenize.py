@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Job:
     device: str
     rank: int
     world: int
+    workers: int
 
 
 def command(
@@ -55,7 +57,12 @@ def command(
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
     workers: Annotated[
-        int, typer.Option("--workers", min=1, help="Processes here that share this rank's work.")
+        int,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes here that share this rank's work. On a CPU each takes one thread.",
+        ),
     ] = 1,
     rank: Annotated[
         int,
@@ -77,14 +84,17 @@ def command(
         raise ConfigError("--rank", f"{rank} is not below --world {world}", f"use 0 to {world - 1}")
     check_writable(output / "tokens" / "store.json")
     source = chosen_source(domain, config, "--config")
-    local = int(os.environ.get("LOCAL_RANK", "0")) * workers
+    # Processes that are forked off this one share what it has loaded. A GPU does not survive that.
+    forked = workers if device == "cpu" and sys.platform == "linux" else 1
+    count = workers // forked
+    local = int(os.environ.get("LOCAL_RANK", "0")) * count
     jobs = [
         Job(source, tuple(overrides or ()), output, data, _device(device, local + index),
-            rank * workers + index, world * workers)
-        for index in range(workers)
+            rank * count + index, world * count, forked)
+        for index in range(count)
     ]  # fmt: skip
     with audio_progress(json) as progress:
-        if workers == 1:
+        if len(jobs) == 1:
             run_job(jobs[0], progress)
         else:
             _run_side_by_side(jobs, progress)
@@ -102,7 +112,7 @@ def run_job(job: Job, progress: Progress | None) -> None:
     config = load_config(job.config, host, job.overrides, anew=True).config
     device = checked_device(job.device)
     workspace = Workspace(config, job.output, job.data, host, device, None, progress)
-    tokenize(workspace, job.rank, job.world)
+    tokenize(workspace, job.rank, job.world, job.workers)
 
 
 def _device(device: str, local: int) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from segue.plugins.layers.pages import large_pages
 
 Heads = Float[Tensor, "B H N d"]
 
@@ -34,7 +38,13 @@ class KeyValueCache:
 
     def reserve(self, like: Heads) -> None:
         """Allocate for keys like ``[B, H, n, d]`` before any position is known."""
-        self.layers = [self._allocate(like) for _ in self.layers]
+        shape = (len(self.layers), 2, *like.shape[:2], self.capacity, like.shape[3])
+        if like.device.type == "cpu":
+            size = math.prod(shape) * like.element_size()
+            slots = large_pages(size).view(like.dtype).view(shape)
+        else:
+            slots = like.new_zeros(shape)
+        self.layers = [(keys, values) for keys, values in slots]
 
     def row(self, row: int, first: int) -> KeyValueCache:
         """Return the cache of one row whose columns before ``first`` are padding.
@@ -53,10 +63,11 @@ class KeyValueCache:
         The result is in the order of slots. A first block longer than a ring is returned as it is,
         because its early positions must still see each other; the ring keeps its end.
         """
-        stored = self.layers[layer]
-        if stored is None:
+        if self.layers[layer] is None:
             # Not in the constructor: autocast decides the dtype of keys only when they come.
-            stored = self.layers[layer] = self._allocate(keys)
+            self.reserve(keys)
+        stored = self.layers[layer]
+        assert stored is not None
         pairs = list(zip(stored, (keys, values), strict=True))
         if self.fixed_slot is not None:
             for slots, new in pairs:
@@ -86,7 +97,3 @@ class KeyValueCache:
     def advance(self, count: int) -> None:
         """Count ``count`` positions that every layer has stored."""
         self.length += count
-
-    def _allocate(self, like: Heads) -> tuple[Tensor, Tensor]:
-        shape = (*like.shape[:2], self.capacity, like.shape[3])
-        return like.new_zeros(shape), like.new_zeros(shape)

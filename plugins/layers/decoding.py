@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from segue.core.eight_bits import quantize
 from segue.core.errors import ConfigError
 from segue.core.options import Decoding
 from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import KernelError, available, library
 from segue.plugins.layers.native.step import NativeStep, native_linear
-from segue.plugins.layers.quantize import made_from, rounded
+from segue.plugins.layers.quantize import eight_bits, made_from, rounded
 from segue.plugins.layers.transformer import Sight, Transformer
 
 Step = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
@@ -353,11 +352,24 @@ class HeadProducts:
         self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding
     ) -> None:
         int8 = decoding.weights == "int8"
+        self._native = None
         if chosen_backend(decoding, weight, "decoding") == "native":
-            self._products = native_linear(owner, [level.t() for level in weight], int8)
-            return
-        levels = [quantize(w.t()).dense().t().to(w) for w in weight] if int8 else list(weight)
-        self._products = [lambda x, w=w: x @ w for w in levels]  # type: ignore[misc]
+            self._native = native_linear(owner, [level.t() for level in weight], int8)
+        else:
+            self._weights = [_rounded_head(w) for w in weight] if int8 else list(weight)
 
     def __call__(self, hidden: Float[Tensor, "B D"], level: int) -> Float[Tensor, "B V"]:
-        return self._products[level](hidden)
+        return self.levels(hidden, level, level + 1)[:, 0]
+
+    def levels(self, hidden: Float[Tensor, "B D"], start: int, stop: int) -> Float[Tensor, "B q V"]:
+        """Return the logits of levels ``start`` to ``stop``."""
+        if self._native is not None:
+            return self._native(hidden, start, stop)
+        return torch.stack([hidden @ weight for weight in self._weights[start:stop]], dim=1)
+
+
+def _rounded_head(weight: Float[Tensor, "D V"]) -> Float[Tensor, "D V"]:
+    found = eight_bits(weight.t(), lossy=True)
+    assert found is not None
+    matrix, of_columns = found
+    return (matrix.dense() if of_columns else matrix.dense().t()).to(weight)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,6 +19,9 @@ from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.plugins.layers.decoding import row_by_row
 from segue.plugins.layers.stage import evaluating, given_in_time
+
+#: Between two pieces the work can be stopped.
+FRAMES_PER_PIECE = 8
 
 
 def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -95,6 +99,7 @@ class Continuation:
             guidance, those of the second half have no frames.
         prompt: the prompts of the R rows.
         drawer: draws tokens for the rows.
+        rows: B.
         empty: whether nothing is to be computed.
 
     Raises:
@@ -129,7 +134,8 @@ class Continuation:
                     "generate or pass that many frames of it first",
                 )
         self.drawer = Drawer(sampling, generators, lm.device)
-        self.empty = num_frames <= 0 or len(lengths) == 0
+        self.rows = len(lengths)
+        self.empty = num_frames <= 0 or self.rows == 0
         self._device = lm.device.type
         self._modules = list(lm.modules())  # collected once: doing so for each frame takes time
         self.given = given_in_time(lm.stage, given, lengths)
@@ -174,16 +180,32 @@ class Continuation:
         rows = [[frame < end for frame in frames] for end in self._ends]
         return torch.tensor(rows, device=like.device)
 
-    def piece(self, frame: int, ids: Ids) -> Tokens:
-        """Return new frame ``frame`` ``[B, Q, 1]`` of the rows that reach it, and 0 elsewhere.
+    def pieces(self, frames: Iterator[Int64[Tensor, "B Q"]]) -> Iterator[Tokens]:
+        """Yield pieces of the frames that ``frames`` computes one after the other.
+
+        A few at a time: to enter and leave the modes of computing takes as long as a small step.
+        """
+        first = 0
+        while True:
+            with self.computing():
+                found = list(islice(frames, FRAMES_PER_PIECE))
+            if found:
+                yield self._piece(first, torch.stack(found, dim=2))
+            if len(found) < FRAMES_PER_PIECE:
+                return
+            first += len(found)
+
+    def _piece(self, first: int, ids: Ids) -> Tokens:
+        """Return new frames from ``first`` on of the rows that reach them, and 0 elsewhere.
 
         Called outside ``computing``, which makes ordinary tensors of inference tensors: the piece
         can be trained on.
         """
-        if all(frame < end for end in self._ends):  # nothing to move to the device
+        frames = range(first, first + ids.shape[2])
+        if all(frames[-1] < end for end in self._ends):  # nothing to move to the device
             return Tokens.full(ids.clone())
-        reached = self.reached([frame], ids).long()
-        return Tokens(ids * reached[:, :, None], reached[:, 0])
+        reached = self.reached(frames, ids).long()
+        return Tokens(ids * reached[:, None], reached.sum(dim=1))
 
 
 def generate_from_stream(

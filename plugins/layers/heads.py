@@ -39,6 +39,10 @@ class LevelEmbedding(nn.Module):
         # Level q's codes lie in rows of their own: code 7 of two levels are two tokens.
         return self.table(ids + self.offsets)  # type: ignore[no-any-return]
 
+    def summed(self, ids: Int64[Tensor, "B Q"]) -> Float[Tensor, "B D"]:
+        """Return the sum over the levels of one frame, in few calls: each step makes them."""
+        return functional.embedding(ids + self.offsets, self.table.weight).sum(dim=1)
+
     def level(self, ids: Int64[Tensor, " B"], level: int) -> Float[Tensor, "B D"]:
         """Return the embeddings of one level's ids; -1 is the last level."""
         levels = self.offsets.shape[0]

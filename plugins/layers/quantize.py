@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from segue.core.eight_bits import quantize
+from segue.core.eight_bits import EightBitMatrix, quantize
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -39,6 +40,24 @@ def made_from(module: nn.Module, weights: Sequence[Tensor], form: str, make: Cal
         kept[form] = state, [weight.detach() for weight in weights], make()
     made: T = kept[form][2]
     return made
+
+
+def eight_bits(weight: Float[Tensor, "R C"], lossy: bool) -> tuple[EightBitMatrix, bool] | None:
+    """Return the codes of a matrix, and whether they are those of its transpose.
+
+    Weights that were stored in eight bits, with groups along either dimension, have codes that
+    stand for the same numbers. Others are rounded if ``lossy``; if not, the result is None.
+    """
+    for of_columns, matrix in enumerate((weight, weight.t())):
+        # A few rows say no for almost all that is no code.
+        if _stored_as_codes(matrix[:4]) and _stored_as_codes(matrix):
+            return quantize(matrix), bool(of_columns)
+    return (quantize(weight), False) if lossy else None
+
+
+def _stored_as_codes(matrix: Float[Tensor, "R C"]) -> bool:
+    # A scale is found again but for its last bit.
+    return bool(((quantize(matrix).dense() - matrix).abs() <= 2**-22 * matrix.abs()).all())
 
 
 def rounded(module: M) -> M:

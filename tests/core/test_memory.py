@@ -26,7 +26,7 @@ from segue.core.errors import (
     ConfigError,
     DataError,
 )
-from segue.core.memory import available_memory, bounded_build
+from segue.core.memory import available_memory, bounded_build, without_draws
 from segue.core.plugins import PluginHost
 from segue.core.yaml_files import MOST_BYTES, read_yaml
 from segue.data.tars import expand, tar_index
@@ -297,3 +297,12 @@ def test_a_shard_whose_header_or_index_is_too_long(
     write([TERABYTE // 4], size=TERABYTE)
     with pytest.raises(DataError, match="GiB are free"):
         read_shard_header(str(path)).small("frames")
+
+
+def test_weights_that_will_be_loaded_are_not_drawn() -> None:
+    before = torch.get_rng_state()
+    with without_draws():
+        modules = [torch.nn.Linear(3, 4), torch.nn.Embedding(5, 2), torch.nn.Conv1d(2, 3, 3)]
+        torch.nn.init.normal_(modules[0].weight, std=0.02)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(weight.any() for module in modules for weight in module.parameters())

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import resource
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,7 @@ from tests.data_helpers import (
 
 from segue.core.errors import DataError, OutputError
 from segue.core.spec import TokenSpec, common_samples
-from segue.data import store_writer
+from segue.data import store_writer, tokenizing
 from segue.data.recordings import Recording, Split, as_table
 from segue.data.store_plan import unique_keys
 from segue.data.token_store import TokenStore, missing_shards
@@ -88,6 +89,15 @@ def test_a_store_holds_every_recording_s_tokens(
     assert valid.frames.tolist() == [30, 10]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_processes_that_share_the_recordings_write_the_same_store(
+    tmp_path: Path, recordings: dict[Split, list[Recording]]
+) -> None:
+    one = write_store(tmp_path / "one", clocks(), recordings)
+    two = write_store(tmp_path / "two", clocks(), recordings, workers=2)
+    assert contents(one) == contents(two)
+
+
 @pytest.mark.parametrize("semantic_rate", [8000, 24_000])
 def test_tokenizers_of_different_sample_rates_stay_aligned(
     tmp_path: Path, semantic_rate: int
@@ -140,7 +150,7 @@ def test_long_recordings_are_cut_at_whole_frames(
     tmp_path: Path, recordings: dict[Split, list[Recording]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = contents(write_store(tmp_path / "whole", clocks(), recordings))
-    monkeypatch.setattr(store_writer, "MAX_PIECE_SECONDS", 0.33)
+    monkeypatch.setattr(tokenizing, "MAX_PIECE_SECONDS", 0.33)
     tokenizers = clocks()
     assert contents(write_store(tmp_path / "pieces", tokenizers, recordings)) == whole
     assert tokenizers["acoustic"].calls > 12  # type: ignore[attr-defined]

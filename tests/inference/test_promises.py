@@ -15,7 +15,7 @@ from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
 from segue.data.recordings import Recording
-from segue.data.store_writer import tokenize_recording
+from segue.data.tokenizing import tokenize_recording
 from segue.inference.pipeline import Pipeline
 
 RATE = 16_000

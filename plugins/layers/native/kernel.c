@@ -7,7 +7,8 @@
  * on the other rows of the batch.
  *
  * Shapes: B rows, D width, H heads, d = D / H channels per head, F hidden width of the feed-forward,
- * C slots of the key-value cache, a ring: position p lies in slot p % C. Row-major everywhere.
+ * C slots of the key-value cache, a ring: position p lies in slot p % C. Row-major, but for weights,
+ * which lie in panels of rows.
  */
 #include <math.h>
 #include <stdint.h>
@@ -17,12 +18,16 @@
 #endif
 
 #define GROUP 64 /* weights that share one int8 scale */
+#define PANEL 64 /* rows of weights that lie side by side: [panels, columns, PANEL] */
 #define EPSILON 1e-5f
 
-typedef struct { /* [rows, columns] */
-    const float *full;    /* or NULL where there are codes */
-    const int8_t *codes;  /* [rows, columns] */
-    const float *scales;  /* [rows, ceil(columns / GROUP)] */
+/* [rows, columns] in panels, the last one filled up with rows that are not used. A weight is a number
+ * of ``full``, or its code times one scale. */
+typedef struct {
+    const float *full;
+    const int8_t *codes;
+    const float *row_scales;    /* [panels, ceil(columns / GROUP), PANEL], or NULL */
+    const float *column_scales; /* [panels, columns]: of all rows of a panel, or NULL */
     int64_t rows, columns;
 } Matrix;
 
@@ -128,12 +133,15 @@ static inline Floats decoded(const int8_t *codes) {
 }
 #endif
 
-/* How many vectors a row of weights is multiplied with while it is in registers: four sums of each
- * must fit beside it. */
-#if LANES == 16
+/* A block of products is VECTORS registers of rows times up to TOGETHER inputs, whose sums stay in
+ * registers. One input alone takes as many rows as hide the latency of adding. */
 #define TOGETHER 6
+#if LANES == 16
+#define VECTORS 4
+#define VECTORS_ALONE 4
 #else
-#define TOGETHER 3
+#define VECTORS 2
+#define VECTORS_ALONE 8
 #endif
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -141,89 +149,91 @@ static inline Floats decoded(const int8_t *codes) {
 #define INLINE static inline
 #endif
 
-/* sums[k] = a . b[k]. Rows of weights are read one after the other, from first to last: memory is
- * fastest that way. Four independent sums hide the latency of adding; their order does not depend on
- * count, a constant that the compiler unrolls. */
-INLINE void dots(const float *a, const float *b, int64_t stride, int64_t n, float *sums, int count) {
-    Floats s[TOGETHER][4];
-    for (int k = 0; k < count; k++)
-        for (int j = 0; j < 4; j++) s[k][j] = same(0.0f);
-    int64_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES)
-        for (int j = 0; j < 4; j++) {
-            Floats weights = floats(a + i + j * LANES);
-            for (int k = 0; k < count; k++)
-                s[k][j] = add_product(s[k][j], weights, floats(b + k * stride + i + j * LANES));
-        }
-    for (; i + LANES <= n; i += LANES)
-        for (int k = 0; k < count; k++)
-            s[k][0] = add_product(s[k][0], floats(a + i), floats(b + k * stride + i));
-    for (int k = 0; k < count; k++) {
-        sums[k] = total(s[k][0] + s[k][1] + (s[k][2] + s[k][3]));
-        for (int64_t rest = i; rest < n; rest++) sums[k] += a[rest] * b[k * stride + rest];
-    }
-}
-
 static inline float dot(const float *a, const float *b, int64_t n) {
-    float sum;
-    dots(a, b, 0, n, &sum, 1);
+    Floats sums = same(0.0f);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums = add_product(sums, floats(a + i), floats(b + i));
+    float sum = total(sums);
+    for (; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
 
-/* The same with eight-bit weights, two groups at a time. */
-INLINE void dots_codes(const int8_t *a, const float *scales, const float *b, int64_t stride,
-                       int64_t n, float *sums, int count) {
-    Floats s[TOGETHER][2];
-    for (int k = 0; k < count; k++) s[k][0] = s[k][1] = same(0.0f);
-    int64_t whole = n / GROUP, g = 0;
-    for (; g < whole; g += 2) {
-        Floats part[TOGETHER][2];
-        int both = g + 1 < whole;
-        for (int k = 0; k < count; k++) part[k][0] = part[k][1] = same(0.0f);
-        for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += LANES) {
-            Floats weights = decoded(a + i);
-            for (int k = 0; k < count; k++)
-                part[k][0] = add_product(part[k][0], weights, floats(b + k * stride + i));
-            if (!both) continue;
-            weights = decoded(a + i + GROUP);
-            for (int k = 0; k < count; k++)
-                part[k][1] = add_product(part[k][1], weights, floats(b + k * stride + i + GROUP));
-        }
+/* sums += columns ``start`` to ``stop`` of a block, one column after the other: the sum of a row and
+ * an input does not depend on what else is in the block. */
+INLINE void add_columns(const Matrix *m, int64_t panel, int64_t row, int64_t start, int64_t stop,
+                        const float *x, int64_t stride, Floats sums[VECTORS_ALONE][TOGETHER],
+                        int vectors, int count, int coded, int scaled) {
+    for (int64_t i = start; i < stop; i++) {
+        Floats weights[VECTORS_ALONE];
+        int64_t at = (panel * m->columns + i) * PANEL + row;
+        for (int v = 0; v < vectors; v++)
+            weights[v] = coded ? decoded(m->codes + at + v * LANES) : floats(m->full + at + v * LANES);
         for (int k = 0; k < count; k++) {
-            s[k][0] = add_product(s[k][0], part[k][0], same(scales[g]));
-            if (both) s[k][1] = add_product(s[k][1], part[k][1], same(scales[g + 1]));
+            float input = x[k * stride + i];
+            Floats inputs = same(scaled ? input * m->column_scales[panel * m->columns + i] : input);
+            for (int v = 0; v < vectors; v++)
+                sums[v][k] = add_product(sums[v][k], weights[v], inputs);
         }
     }
-    for (int k = 0; k < count; k++) {
-        float rest = 0.0f;
-        for (int64_t i = whole * GROUP; i < n; i++) rest += (float)a[i] * b[k * stride + i];
-        sums[k] = total(s[k][0] + s[k][1]);
-        if (whole * GROUP < n) sums[k] += rest * scales[whole];
-    }
 }
 
-/* Products of one row of weights with ``count`` vectors. */
-INLINE void products(const Matrix *m, int64_t row, const float *x, int64_t stride, float *sums,
-                     int count) {
-    int64_t n = m->columns;
-    if (m->full) dots(m->full + row * n, x, stride, n, sums, count);
-    else dots_codes(m->codes + row * n, m->scales + row * ((n + GROUP - 1) / GROUP), x, stride, n, sums, count);
-}
-
-/* y[b] (+)= m x[b]: this thread's share of the rows, for every b while a row is at hand. */
-static void multiply(const Matrix *m, const float *x, int64_t x_stride, float *y, int64_t y_stride,
-                     int64_t batch, int add) {
-    int64_t count = thread_count(), id = thread_id();
-    for (int64_t row = m->rows * id / count; row < m->rows * (id + 1) / count; row++)
-        for (int64_t b = 0, many; b < batch; b += many) {
-            float sums[TOGETHER];
-            many = batch - b < TOGETHER ? 1 : TOGETHER;
-            if (many == 1) products(m, row, x + b * x_stride, x_stride, sums, 1);
-            else products(m, row, x + b * x_stride, x_stride, sums, TOGETHER);
-            for (int64_t k = 0; k < many; k++) {
-                float *output = y + (b + k) * y_stride + row;
-                *output = add ? *output + sums[k] : sums[k];
+/* y[k] (+)= rows ``row`` to ``row + vectors * LANES`` of a panel times x[k]. */
+INLINE void block(const Matrix *m, int64_t panel, int64_t row, const float *x, int64_t stride,
+                  float *y, int64_t y_stride, int add, int vectors, int count) {
+    Floats sums[VECTORS_ALONE][TOGETHER];
+    int64_t n = m->columns, groups = (n + GROUP - 1) / GROUP;
+    for (int v = 0; v < vectors; v++)
+        for (int k = 0; k < count; k++) sums[v][k] = same(0.0f);
+    if (m->full) add_columns(m, panel, row, 0, n, x, stride, sums, vectors, count, 0, 0);
+    else if (m->column_scales) add_columns(m, panel, row, 0, n, x, stride, sums, vectors, count, 1, 1);
+    else
+        for (int64_t g = 0; g < groups; g++) {
+            Floats part[VECTORS_ALONE][TOGETHER];
+            int64_t start = g * GROUP, stop = start + GROUP < n ? start + GROUP : n;
+            const float *scales = m->row_scales + (panel * groups + g) * PANEL + row;
+            for (int v = 0; v < vectors; v++)
+                for (int k = 0; k < count; k++) part[v][k] = same(0.0f);
+            add_columns(m, panel, row, start, stop, x, stride, part, vectors, count, 1, 0);
+            for (int v = 0; v < vectors; v++)
+                for (int k = 0; k < count; k++)
+                    sums[v][k] = add_product(sums[v][k], part[v][k], floats(scales + v * LANES));
+        }
+    for (int v = 0; v < vectors; v++)
+        for (int k = 0; k < count; k++) {
+            int64_t first = panel * PANEL + row + v * LANES, left = m->rows - first;
+            float *output = y + k * y_stride + first;
+            if (left >= LANES) {
+                if (add) sums[v][k] += floats(output);
+                store(output, sums[v][k]);
+            } else if (left > 0) {
+                float values[LANES];
+                store(values, sums[v][k]);
+                for (int64_t r = 0; r < left; r++) output[r] = add ? output[r] + values[r] : values[r];
             }
+        }
+}
+
+/* All rows of a panel times ``count`` inputs. */
+INLINE void panel_products(const Matrix *m, int64_t panel, const float *x, int64_t stride, float *y,
+                           int64_t y_stride, int add, int vectors, int count) {
+    for (int64_t row = 0; row < PANEL && panel * PANEL + row < m->rows; row += vectors * LANES)
+        block(m, panel, row, x, stride, y, y_stride, add, vectors, count);
+}
+
+/* y[b] (+)= m x[b]: this thread's share of the rows, for every b while a panel is at hand. */
+static void multiply(const Matrix *m, const float *x, int64_t stride, float *y, int64_t y_stride,
+                     int64_t batch, int add) {
+    int64_t count = thread_count(), id = thread_id(), panels = (m->rows + PANEL - 1) / PANEL;
+    for (int64_t panel = panels * id / count; panel < panels * (id + 1) / count; panel++)
+        for (int64_t b = 0, many; b < batch; b += many) {
+            const float *from = x + b * stride;
+            float *to = y + b * y_stride;
+            int64_t left = batch - b;
+            many = left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (many == 6) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 6);
+            else if (many == 4) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 4);
+            else if (many == 2) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 2);
+            else panel_products(m, panel, from, stride, to, y_stride, add, VECTORS_ALONE, 1);
         }
 }
 
@@ -421,8 +431,9 @@ void step(const Plan *p, float *x, const float *cosine, const float *sine, const
     }
 }
 
-/* y [B, rows] = x [B, columns] m^T */
-void linear(const Matrix *m, const float *x, float *y, int64_t batch, int64_t threads) {
+/* y [B, count, rows] = x [B, columns] times each of ``count`` matrices of one shape. */
+void linear(const Matrix *m, int64_t count, const float *x, float *y, int64_t batch, int64_t threads) {
 #pragma omp parallel num_threads(threads)
-    multiply(m, x, m->columns, y, m->rows, batch, 0);
+    for (int64_t i = 0; i < count; i++)
+        multiply(m + i, x, m->columns, y + i * m->rows, count * m->rows, batch, 0);
 }

@@ -71,7 +71,7 @@ def _loaded() -> ctypes.CDLL:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     loaded.scratch_floats.argtypes, loaded.scratch_floats.restype = (pointer,), integer
     loaded.step.argtypes = (pointer, pointer, pointer, pointer, pointer, integer, pointer)
-    loaded.linear.argtypes = (pointer, pointer, pointer, integer, integer)
+    loaded.linear.argtypes = (pointer, integer, pointer, pointer, integer, integer)
     loaded.step.restype = loaded.linear.restype = None
     return loaded
 

@@ -6,26 +6,27 @@ Shape legend: B batch, D width, C slots of the cache, d channels per head, V cod
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
-from segue.core.eight_bits import quantize
 from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import library
-from segue.plugins.layers.quantize import made_from
+from segue.plugins.layers.pages import large_pages
+from segue.plugins.layers.quantize import eight_bits, made_from
 from segue.plugins.layers.transformer import Transformer
 
 #: Explicit, because PyTorch's defaults can be changed and the kernel reads memory as it is.
 FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 CACHE_LINE = 64  # bytes
-LARGE_PAGE = 2 * 2**20  # bytes
+PANEL = 64  # of kernel.c
+#: About half a millisecond of one core.
+PRODUCTS_PER_THREAD = 8_000_000
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -36,7 +37,7 @@ class Matrix(ctypes.Structure):
     """``Matrix`` of kernel.c."""
 
     _fields_ = (
-        *_fields(ctypes.c_void_p, "full codes scales"),
+        *_fields(ctypes.c_void_p, "full codes row_scales column_scales"),
         *_fields(ctypes.c_int64, "rows columns"),
     )
 
@@ -62,54 +63,63 @@ class Plan(ctypes.Structure):
     )
 
 
-def num_threads() -> int:
-    """Return PyTorch's number of threads, but no more than the cores that the process may use.
+def num_threads(products: int) -> int:
+    """Return how many threads compute so many products of a weight and an input.
 
-    More threads than cores would wait for each other at every barrier of the kernel.
+    Threads meet several times a layer, and those that wait sleep: little work is done sooner by
+    one. There are no more than PyTorch's, nor than the cores that the process may use.
     """
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), max(1, products // PRODUCTS_PER_THREAD))
     if hasattr(os, "sched_getaffinity"):
         threads = min(threads, len(os.sched_getaffinity(0)))
     return threads
 
 
-def large_pages(size: int) -> UInt8[Tensor, " N"]:
-    """Return ``size`` zero bytes in large pages of memory, where the system has them.
-
-    Each step reads all weights. With small pages, a good part of the time goes into looking up
-    where each page is.
-    """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(size, dtype=torch.uint8, device="cpu")
-    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # the kernel of the system was built without large pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    skip = -whole.data_ptr() % LARGE_PAGE
-    return whole[skip : skip + size]
+def in_panels(rows: Tensor) -> Tensor:
+    """Return ``[R, C]`` as the kernel reads it, ``[panels, C, PANEL]``."""
+    rows = functional.pad(rows, (0, 0, 0, -len(rows) % PANEL))
+    return rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
 
 
 class Packed:
-    """Copies of matrices in the kernel's format, one behind the other in one block of memory."""
+    """Copies of matrices in the kernel's format, one behind the other in one block of memory.
+
+    Attributes:
+        matrices: an array of the kernel's ``Matrix``.
+
+    Args:
+        weights: each ``[R, C]``, or a view of that shape.
+        int8: round them to eight-bit codes. Weights that were stored as codes are read as codes
+            anyhow: that changes no weight, and takes a quarter of the memory.
+    """
 
     def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
-        parts = []
-        for weight in weights:
-            codes = quantize(weight) if int8 else None
-            parts += [codes.codes, codes.scales] if codes else [weight.detach().contiguous()]
+        fields = [self._fields(weight.detach(), int8) for weight in weights]
+        parts = [part for parts in fields for part in parts.values()]
         # Each part begins on a cache line.
         sizes = [-(-part.nbytes // CACHE_LINE) * CACHE_LINE for part in parts]
         self._memory = large_pages(sum(sizes))
-        addresses = []
-        for part, place in zip(parts, self._memory.split(sizes), strict=True):
-            place[: part.nbytes].copy_(part.reshape(-1).view(torch.uint8))
-            addresses.append(place.data_ptr())
-        self.matrices = []
+        places = iter(self._memory.split(sizes))
+        self.matrices = (Matrix * len(weights))()
         for index, weight in enumerate(weights):
-            pointers = (
-                [None, *addresses[2 * index :][:2]] if int8 else [addresses[index]] + [None] * 2
-            )
-            self.matrices.append(Matrix(*pointers, *weight.shape))
+            addresses = {}
+            for name, part in fields[index].items():
+                place = next(places)
+                place[: part.nbytes].copy_(part.reshape(-1).view(torch.uint8))
+                addresses[name] = place.data_ptr()
+            rows, columns = weight.shape
+            self.matrices[index] = Matrix(rows=rows, columns=columns, **addresses)
+
+    @staticmethod
+    def _fields(weight: Float[Tensor, "R C"], int8: bool) -> dict[str, Tensor]:
+        found = eight_bits(weight, int8)
+        if found is None:
+            return {"full": in_panels(weight)}
+        matrix, of_columns = found
+        if of_columns:
+            scales = matrix.scales.t().contiguous()
+            return {"codes": in_panels(matrix.codes.t()), "column_scales": scales}
+        return {"codes": in_panels(matrix.codes), "row_scales": in_panels(matrix.scales)}
 
 
 def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
@@ -178,7 +188,7 @@ class NativeStep:
         self._shape = len(first), width
         self._plan = Plan(
             len(first), width, blocks[0].attention.heads, hidden, len(blocks),
-            cache.capacity, num_threads(),
+            cache.capacity, num_threads(len(first) * sum(w.numel() for w in matrices)),
             ctypes.addressof(layers), pointer(transformer.norm.weight), pointer(first),
             None if relative is None else pointer(relative.table().to(**FLOATS)),
             0 if relative is None else relative.reach,
@@ -213,25 +223,24 @@ class NativeStep:
 
 def native_linear(
     owner: nn.Module, weights: Sequence[Float[Tensor, "V D"]], int8: bool
-) -> list[Callable[[Float[Tensor, "B D"]], Float[Tensor, "B V"]]]:
-    """Return the products with several matrices of one module.
+) -> Callable[[Float[Tensor, "B D"], int, int], Float[Tensor, "B Q V"]]:
+    """Return the products with matrices ``start`` to ``stop`` of one module.
 
     Args:
         owner: the module that the packed matrices are kept with.
         weights: each ``[V, D]``, or a view of that shape.
         int8: read them as eight-bit codes.
     """
-    kernel, memory, threads = library(), packed(owner, weights, int8), num_threads()
+    kernel, memory, rows = library(), packed(owner, weights, int8), weights[0].shape[0]
+    address, size = ctypes.addressof(memory.matrices), ctypes.sizeof(Matrix)
 
-    def product(matrix: Matrix) -> Callable[[Tensor], Tensor]:
-        address, rows = ctypes.addressof(matrix), matrix.rows
+    def call(x: Tensor, start: int, stop: int, alive: Packed = memory) -> Tensor:
+        x, count = x.float().contiguous(), stop - start
+        y = torch.empty(x.shape[0], count, rows, **FLOATS)
+        threads = num_threads(count * weights[0].numel() * x.shape[0])
+        kernel.linear(
+            address + start * size, count, x.data_ptr(), y.data_ptr(), x.shape[0], threads
+        )
+        return y
 
-        def call(x: Tensor, alive: Packed = memory) -> Tensor:
-            x = x.float().contiguous()
-            y = torch.empty(x.shape[0], rows, **FLOATS)
-            kernel.linear(address, x.data_ptr(), y.data_ptr(), x.shape[0], threads)
-            return y
-
-        return call
-
-    return [product(matrix) for matrix in memory.matrices]
+    return call

@@ -118,49 +118,52 @@ class DelayTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if call.empty:
-            return
+        if not call.empty:
+            yield from call.pieces(self._frames(call, num_frames))
+
+    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         pattern, drawer, known = self.pattern, call.drawer, call.prompt.ids.shape[2]
         stride, steps = pattern.stride, pattern.num_steps(num_frames)
         first = stride * known  # the step that draws level 0 of the first new frame, for all rows
-        with call.computing():
-            codes, frames = left_padded(call.prompt, num_frames)
-            codes = codes.masked_fill(frames[:, None, :known] < 0, self.outside)
-            grid = pattern.inputs(codes, first + steps + 1, self.outside)  # new codes go in here
-            context = None
-            if self.given_encoder is not None:
-                lengths = call.prompt.lengths + num_frames
-                context = self.given_encoder.at(call.given, lengths, frames)
-                context = self._by_step(context, first + steps)
-            # Rows are padded on the left; their own steps count from 0.
-            padding = stride * (known - call.prompt.lengths)[:, None]
-            own = torch.arange(first + 1, device=grid.device) - padding
-            start = None if context is None else context[:, : first + 1]
-            x = self._embed(grid[:, :, : first + 1], start)
-            decoder = Decoder(self.transformer, x, own, own >= 0, steps - 1, self.decoding)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        codes, frames = left_padded(call.prompt, num_frames)
+        codes = codes.masked_fill(frames[:, None, :known] < 0, self.outside)
+        grid = pattern.inputs(codes, first + steps + 1, self.outside)  # new codes go in here
+        context = None
+        if self.given_encoder is not None:
+            lengths = call.prompt.lengths + num_frames
+            context = self.given_encoder.at(call.given, lengths, frames)
+            context = self._by_step(context, first + steps)
+        # Rows are padded on the left; their own steps count from 0.
+        padding = stride * (known - call.prompt.lengths)[:, None]
+        own = torch.arange(first + 1, device=grid.device) - padding
+        start = None if context is None else context[:, : first + 1]
+        x = self._embed(grid[:, :, : first + 1], start)
+        decoder = Decoder(self.transformer, x, own, own >= 0, steps - 1, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        every = torch.arange(len(pattern.delays), device=grid.device)
+        complete = torch.tensor(pattern.delays, device=grid.device) + first + 1
         hidden = decoder.hidden
         for step in range(steps):
             column = first + step
-            with call.computing():
-                if step:
-                    x = self.embedding(grid[:, None, :, column]).sum(dim=2)[:, 0]
-                    hidden = decoder.step(x if context is None else x + context[:, column])
-                if step % stride == 0:
-                    call.draw_ends(step // stride, self.end_head, hidden)
-                drawn = pattern.drawn_in(step, num_frames)
-                if drawn:
-                    logits = torch.stack([products(hidden, level) for level, _ in drawn], dim=1)
-                    codes = drawer.draw_levels(logits)
-                    if self.end_head is not None:  # as in training, nothing comes after the end
-                        reached = call.reached([frame for _, frame in drawn], codes)
-                        codes[~reached] = self.outside
-                    grid[:, [level for level, _ in drawn], column + 1] = drawer.per_row(codes)
+            if step:
+                x = self.embedding.summed(grid[:, :, column])
+                hidden = decoder.step(x if context is None else x + context[:, column])
+            if step % stride == 0:
+                call.draw_ends(step // stride, self.end_head, hidden)
+            drawn = pattern.drawn_in(step, num_frames)
+            if drawn:
+                levels = [level for level, _ in drawn]
+                logits = products.levels(hidden, levels[0], levels[-1] + 1)
+                if logits.shape[1] > len(levels):  # a pattern with others between them
+                    logits = logits[:, [level - levels[0] for level in levels]]
+                codes = drawer.draw_levels(logits)
+                if self.end_head is not None:  # as in training, nothing comes after the end
+                    reached = call.reached([frame for _, frame in drawn], codes)
+                    codes[~reached] = self.outside
+                grid[:, levels, column + 1] = drawer.per_row(codes)
             # A frame is complete ``latency`` steps after its level 0.
             frame, rest = divmod(step - pattern.latency, stride)
             if rest == 0 and 0 <= frame < num_frames:
                 if call.over(frame):
                     return
-                columns = [stride * (known + frame) + delay + 1 for delay in pattern.delays]
-                ids = grid[: len(prompt.lengths), range(len(columns)), columns]
-                yield call.piece(frame, ids[:, :, None])
+                yield grid[: call.rows, every, complete + stride * frame]

@@ -121,37 +121,37 @@ class DepthTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if call.empty:
-            return
+        if not call.empty:
+            yield from call.pieces(self._frames(call, num_frames))
+
+    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         rows, known = len(call.prompt.lengths), call.prompt.ids.shape[2]
-        with call.computing():
-            codes, frame_of = left_padded(call.prompt, num_frames)
-            positions = frame_of[:, : known + 1]
-            # Each row begins with the start, wherever its padding on the left ends.
-            first = (positions == 0)[:, :, None]
-            x = self._inputs(codes)
-            x = torch.where(first, self.start.to(x.dtype), x)
-            context = None
-            if self.given_encoder is not None:
-                lengths = call.prompt.lengths + num_frames
-                context = self.given_encoder.at(call.given, lengths, frame_of)
-                x = x + context[:, : known + 1]
-            decoder = Decoder(
-                self.transformer, x, positions, positions >= 0, num_frames - 1, self.decoding
-            )
-            levels = self._level_decoder(rows, x)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        codes, frame_of = left_padded(call.prompt, num_frames)
+        positions = frame_of[:, : known + 1]
+        # Each row begins with the start, wherever its padding on the left ends.
+        first = (positions == 0)[:, :, None]
+        x = self._inputs(codes)
+        x = torch.where(first, self.start.to(x.dtype), x)
+        context = None
+        if self.given_encoder is not None:
+            lengths = call.prompt.lengths + num_frames
+            context = self.given_encoder.at(call.given, lengths, frame_of)
+            x = x + context[:, : known + 1]
+        decoder = Decoder(
+            self.transformer, x, positions, positions >= 0, num_frames - 1, self.decoding
+        )
+        levels = self._level_decoder(rows, x)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden, ids = decoder.hidden, None
         for frame in range(num_frames):
-            with call.computing():
-                if ids is not None:
-                    x = self.embedding(call.drawer.per_row(ids)[:, None]).sum(dim=2)[:, 0]
-                    hidden = decoder.step(x if context is None else x + context[:, known + frame])
-                call.draw_ends(frame, self.end_head, hidden)
-                if call.over(frame):
-                    return
-                ids = self._draw_frame(hidden, levels, products, call.drawer)
-            yield call.piece(frame, ids[:, :, None])
+            if ids is not None:
+                x = self.embedding(call.drawer.per_row(ids)[:, None]).sum(dim=2)[:, 0]
+                hidden = decoder.step(x if context is None else x + context[:, known + frame])
+            call.draw_ends(frame, self.end_head, hidden)
+            if call.over(frame):
+                return
+            ids = self._draw_frame(hidden, levels, products, call.drawer)
+            yield ids
 
     def _level_decoder(self, rows: int, like: Tensor) -> Decoder:
         """Return a decoder over the levels of a frame, to be rewound for each frame."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -143,34 +143,32 @@ class FlatTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if call.empty:
-            return
+        if not call.empty:
+            yield from call.pieces(self._frames(call, num_frames))
+
+    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         levels, drawer = self.stage.target.num_levels, call.drawer
-        with call.computing():
-            # With padding on the left, the last column of every row predicts its first new token.
-            x, positions, valid = packed(
-                self._rows(call.given, call.prompt), left=True, narrow=True
-            )
-            steps = num_frames * levels - 1  # the last token is never read
-            decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        # With padding on the left, the last column of every row predicts its first new token.
+        x, positions, valid = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
+        steps = num_frames * levels - 1  # the last token is never read
+        decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden, token = decoder.hidden, None
         for frame in range(num_frames):
             drawn = []
-            with call.computing():
-                for level in range(levels):
-                    if token is not None:
-                        # The token drawn last is of the level before; before level 0 that is the
-                        # last level of the frame before.
-                        x = self.target_embedding.level(drawer.per_row(token), level - 1)
-                        hidden = decoder.step(x)
-                    if level == 0:
-                        call.draw_ends(frame, self.end_head, hidden)
-                        if call.over(frame):
-                            return
-                    token = drawer.draw(products(hidden, level))
-                    drawn.append(token)
-            yield call.piece(frame, torch.stack(drawn, dim=1)[:, :, None])
+            for level in range(levels):
+                if token is not None:
+                    # The token drawn last is of the level before; before level 0 that is the
+                    # last level of the frame before.
+                    x = self.target_embedding.level(drawer.per_row(token), level - 1)
+                    hidden = decoder.step(x)
+                if level == 0:
+                    call.draw_ends(frame, self.end_head, hidden)
+                    if call.over(frame):
+                        return
+                token = drawer.draw(products(hidden, level))
+                drawn.append(token)
+            yield torch.stack(drawn, dim=1)
 
 
 def flatten(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
@@ -152,27 +152,27 @@ class HfCausalLM(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if call.empty:
-            return
+        if not call.empty:
+            yield from call.pieces(self._frames(call, num_frames))
+
+    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         levels, drawer = self.stage.target.num_levels, call.drawer
         steps = num_frames * levels - 1  # the last token is never read
-        with call.computing():
-            x, valid = self.tokens(call.given, call.prompt, left=True)
-            self._check_length(x.shape[1] + steps)
-            sequence = CachedSequence(self.backbone, x, valid, steps)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        x, valid = self.tokens(call.given, call.prompt, left=True)
+        self._check_length(x.shape[1] + steps)
+        sequence = CachedSequence(self.backbone, x, valid, steps)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         hidden, token = sequence.hidden, None
         for frame in range(num_frames):
             drawn = []
-            with call.computing():
-                for level in range(levels):
-                    if token is not None:
-                        x = self.tokens.target.level(drawer.per_row(token), level - 1)
-                        hidden = sequence.step(x)
-                    if level == 0:
-                        call.draw_ends(frame, self.end_head, hidden)
-                        if call.over(frame):
-                            return
-                    token = drawer.draw(products(hidden, level))
-                    drawn.append(token)
-            yield call.piece(frame, torch.stack(drawn, dim=1)[:, :, None])
+            for level in range(levels):
+                if token is not None:
+                    x = self.tokens.target.level(drawer.per_row(token), level - 1)
+                    hidden = sequence.step(x)
+                if level == 0:
+                    call.draw_ends(frame, self.end_head, hidden)
+                    if call.over(frame):
+                        return
+                token = drawer.draw(products(hidden, level))
+                drawn.append(token)
+            yield torch.stack(drawn, dim=1)

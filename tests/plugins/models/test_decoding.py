@@ -21,6 +21,7 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.plugins.layers import decoding as engine
+from segue.plugins.layers.drawing import FRAMES_PER_PIECE
 from segue.plugins.layers.native import library as native_library
 from segue.plugins.layers.native import step as native_step
 from segue.plugins.layers.native.library import KernelError
@@ -28,6 +29,7 @@ from segue.plugins.layers.quantize import rounded
 
 GREEDY = Sampling(temperature=0)
 BACKENDS = ("torch", "native", "fixed")
+FIELDS = ("full", "row_scales", "column_scales")  # of the kernel's matrices
 WINDOWED = ("flat", "flat_relative", "delay", "delay_flattened", "depth", "depth_relative")
 
 
@@ -267,9 +269,36 @@ def test_the_kernel_is_given_nothing_but_float32() -> None:
     with pytest.raises(TypeError, match=r"given torch.float64 on cpu"):
         native_step.require_float32(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
     head = torch.nn.Linear(8, 5, bias=False)
-    product = native_step.native_linear(head, [head.weight], int8=False)[0]
+    product = native_step.native_linear(head, [head.weight], int8=False)
     x = torch.randn(3, 8)
-    torch.testing.assert_close(product(x.double()), head(x).detach(), atol=1e-5, rtol=1e-5)
+    found = product(x.double(), 0, 1)[:, 0]
+    torch.testing.assert_close(found, head(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 100), (130, 64)])
+def test_the_kernel_multiplies_and_a_row_is_what_it_is_alone(
+    shape: tuple[int, int], batch: int
+) -> None:
+    """Numbers, codes with groups along rows, and codes with groups along columns."""
+    decoding("native")
+    weight = torch.randn(shape)
+    x = torch.randn(batch, shape[1])
+    by_rows, by_columns = quantize(weight).dense(), quantize(weight.t()).dense().t()
+    for values, field in zip((weight, by_rows, by_columns), FIELDS, strict=True):
+        owner = torch.nn.Linear(1, 1)
+        product = native_step.native_linear(owner, [values, values + 1], int8=False)
+        found = product(x, 0, 2)
+        if min(shape) > 1:
+            packed = native_step.packed(owner, [values, values + 1], int8=False)
+            assert getattr(packed.matrices[0], field)
+        assert found.shape == (batch, 2, shape[0])
+        for index in range(2):
+            torch.testing.assert_close(
+                found[:, index], x @ (values + index).t(), atol=1e-4, rtol=1e-4
+            )
+        for row in range(batch):
+            assert torch.equal(found[row : row + 1, 1:], product(x[row : row + 1], 1, 2))
 
 
 @pytest.mark.parametrize("weights", ["stored", "int8"])
@@ -307,9 +336,10 @@ def test_a_compiled_step_is_kept_for_the_next_call(monkeypatch: MonkeyPatch) -> 
     wanted = drawn(model)
     model.decode_with(Decoding(backend="compile"))
     prompt = random_tokens(model.stage.target, 3)
-    given = given_for(model.stage, 9)
+    frames = FRAMES_PER_PIECE + 4  # two pieces: both streams are under way at the same time
+    given = given_for(model.stage, 3 + frames)
     streams = [
-        model.stream(given, prompt, 5, GREEDY, row_generators(0, 1)) for _ in range(2)
+        model.stream(given, prompt, frames, GREEDY, row_generators(0, 1)) for _ in range(2)
     ]  # fmt: skip
     for pair in zip(*streams, strict=True):
         assert torch.equal(pair[0].ids, pair[1].ids)
@@ -615,8 +645,10 @@ def test_only_counted_frames_are_learnt_from(kind: str) -> None:
 
 
 def test_threads_are_those_of_pytorch_and_no_more_than_cores(monkeypatch: MonkeyPatch) -> None:
+    much = 10 * native_step.PRODUCTS_PER_THREAD
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3}, raising=False)
-    assert native_step.num_threads() == 2
+    assert native_step.num_threads(much) == 2
+    assert native_step.num_threads(1) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert native_step.num_threads() == 1
+    assert native_step.num_threads(much) == 1
