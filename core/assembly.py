@@ -126,7 +126,9 @@ def assemble(config: PipelineConfig, host: PluginHost) -> Assembly:
     _check_streams(streams)
     for stage in config.stages:
         name = f"stages.{stage.name}"
-        parts[name] = replace(parts[name], stage=_bound_stage(stage, streams))
+        target = _bound_slice(stage.predicts, streams, f"{name}.predicts")
+        given = tuple(_bound_slice(text, streams, f"{name}.given") for text in stage.given)
+        parts[name] = replace(parts[name], stage=StageSpec(stage.name, target, given))
     bound = {name: part.stage for name, part in parts.items() if part.stage is not None}
     for stage in config.stages:
         _check_replaces(config, stage, bound)
@@ -273,13 +275,6 @@ def _check_streams(streams: Mapping[str, TokenSpec]) -> None:
             f"frames of {rates} Hz begin together every {unit} s only",
             f"choose frame rates that share an instant within {LONGEST_UNIT} s",
         )
-
-
-def _bound_stage(stage: StageConfig, streams: Mapping[str, TokenSpec]) -> StageSpec:
-    place = f"stages.{stage.name}"
-    target = _bound_slice(stage.predicts, streams, f"{place}.predicts")
-    given = tuple(_bound_slice(text, streams, f"{place}.given") for text in stage.given)
-    return StageSpec(stage.name, target, given)
 
 
 def _bound_slice(text: str, streams: Mapping[str, TokenSpec], place: str) -> SliceSpec:

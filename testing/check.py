@@ -5,13 +5,14 @@ from __future__ import annotations
 import unittest
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 
 from segue.core.records import Kind
 from segue.testing.subject import Subject
 
+Made = TypeVar("Made")
 Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
 
 
@@ -96,3 +97,11 @@ def require(holds: bool, problem: str) -> None:
     """Fail the running check with this problem unless ``holds``."""
     if not holds:
         raise ConformanceError(problem)
+
+
+def made(subject: Subject, contract: type[Made]) -> Made:
+    """Return an instance that is ready for use; require that it is what its kind asks for."""
+    instance = subject.create()
+    is_one = isinstance(instance, contract)
+    require(is_one, f"{type(instance).__name__} is not a {contract.__name__}")
+    return cast(Made, instance)

@@ -9,21 +9,13 @@ import torch
 
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.inference.promises import check_figure, check_measured
-from segue.testing.check import require
+from segue.testing.check import made, require
 from segue.testing.compare import a_day_later, unchanged, undisturbed
 from segue.testing.metric_checks import RATE, noisy, same, speech
 from segue.testing.subject import Subject
 
 _GROUPS = "aabb"
 _ATOL = 1e-4
-
-
-def metric_of(subject: Subject) -> ContinuationMetric:
-    metric = subject.create()
-    is_one = isinstance(metric, ContinuationMetric)
-    require(is_one, f"{type(metric).__name__} is not a ContinuationMetric")
-    assert isinstance(metric, ContinuationMetric)
-    return metric
 
 
 def records_for() -> list[Continuation]:
@@ -51,7 +43,7 @@ def _require_same_rows(found: Measured, wanted: Measured, what: str) -> None:
 
 def check_attributes_describe_it(subject: Subject) -> None:
     """Check that cost and domains are of their types."""
-    metric = metric_of(subject)
+    metric = made(subject, ContinuationMetric)
     require(isinstance(metric.costly, bool), f"costly is {metric.costly!r}, not True or False")
     domains = metric.domains
     texts = isinstance(domains, tuple) and all(isinstance(one, str) for one in domains)
@@ -60,21 +52,21 @@ def check_attributes_describe_it(subject: Subject) -> None:
 
 def check_gives_a_row_per_record(subject: Subject) -> None:
     """Check that each record has a row of numbers of the same names, and is not written to."""
-    metric, records = metric_of(subject), records_for()
+    metric, records = made(subject, ContinuationMetric), records_for()
     with unchanged(records=tuple(records)):
         _measured(metric, records)
 
 
 def check_rows_follow_their_records(subject: Subject) -> None:
     """Check that records in another order have the same rows in that order."""
-    metric, records = metric_of(subject), records_for()
+    metric, records = made(subject, ContinuationMetric), records_for()
     found, wanted = _measured(metric, records[::-1]), _measured(metric, records)
     _require_same_rows(Measured(found.rows[::-1]), wanted, "in another order")
 
 
 def check_figures_of_the_set_take_weights(subject: Subject) -> None:
     """Check that figures of the whole set are numbers, also if a group counts for nothing."""
-    metric, records = metric_of(subject), records_for()
+    metric, records = made(subject, ContinuationMetric), records_for()
     for name, figure in _measured(metric, records).overall.items():
         for weights in ([1.0] * 4, [0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 1.0, 1.0]):
             value = figure(torch.tensor(weights, dtype=torch.float64))
@@ -83,7 +75,7 @@ def check_figures_of_the_set_take_weights(subject: Subject) -> None:
 
 def check_takes_few_and_silent_records(subject: Subject) -> None:
     """Check that one record alone, and silent continuations, are measured."""
-    metric, records = metric_of(subject), records_for()
+    metric, records = made(subject, ContinuationMetric), records_for()
     _measured(metric, records[:1])
     _measured(
         metric, [replace(one, continuation=torch.zeros_like(one.continuation)) for one in records]
@@ -92,7 +84,7 @@ def check_takes_few_and_silent_records(subject: Subject) -> None:
 
 def check_is_deterministic(subject: Subject) -> None:
     """Check that records have the same figures each time, whatever was measured before."""
-    metric, records = metric_of(subject), records_for()
+    metric, records = made(subject, ContinuationMetric), records_for()
     first = _measured(metric, records)
     for number in range(2):
         torch.manual_seed(number)
@@ -102,6 +94,6 @@ def check_is_deterministic(subject: Subject) -> None:
 
 def check_leaves_the_process_alone(subject: Subject) -> None:
     """Check that measuring changes no seed or mode of the whole process."""
-    metric, records = metric_of(subject), records_for()
+    metric, records = made(subject, ContinuationMetric), records_for()
     with undisturbed():
         metric.measure(records)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.options import DetectorOptions
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, made, require
 from segue.testing.compare import (
     a_day_later,
     any_device,
@@ -22,9 +22,7 @@ from segue.testing.synthetic import ragged_audio
 
 
 def detector_of(subject: Subject) -> Detector:
-    detector = subject.create()
-    require(isinstance(detector, Detector), f"{type(detector).__name__} is not a Detector")
-    assert isinstance(detector, Detector)
+    detector = made(subject, Detector)
     is_model = isinstance(detector.config, DetectorOptions)
     require(is_model, f"{type(detector.config).__name__} is not a DetectorOptions")
     return detector

@@ -10,21 +10,14 @@ from segue.core.assembly import assemble
 from segue.core.config_files import load_config
 from segue.core.discovery import import_target
 from segue.core.domain import DEFAULT_VARIANT, PIPELINE_FILE, Domain
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, made, require
 from segue.testing.options_checks import require_no_torch
 from segue.testing.subject import Subject
 
 
-def domain_of(subject: Subject) -> Domain:
-    domain = subject.create()
-    require(isinstance(domain, Domain), f"{type(domain).__name__} is not a Domain")
-    assert isinstance(domain, Domain)
-    return domain
-
-
 def check_is_called_what_it_is_registered_as(subject: Subject) -> None:
     """Check that the domain's own name is the registered one."""
-    domain = domain_of(subject)
+    domain = made(subject, Domain)
     if isinstance(subject.factory, str):
         right = domain.name == subject.factory
         require(right, f"its name is {domain.name!r}, it is registered as {subject.factory!r}")
@@ -33,7 +26,7 @@ def check_is_called_what_it_is_registered_as(subject: Subject) -> None:
 
 def check_every_config_assembles(subject: Subject) -> None:
     """Check that the default config exists, and that the parts of every variant fit."""
-    domain = domain_of(subject)
+    domain = made(subject, Domain)
     files = f"neither {DEFAULT_VARIANT}.yaml nor pretrained/{PIPELINE_FILE}"
     require(domain.name in domain.names, f"{domain.directory} holds {files}")
     for name in domain.names:
@@ -43,7 +36,7 @@ def check_every_config_assembles(subject: Subject) -> None:
 
 def check_recipe_can_be_called(subject: Subject) -> None:
     """Check that the recipe takes a source, an output and progress."""
-    domain = domain_of(subject)
+    domain = made(subject, Domain)
     recipe = import_target(domain.recipe)
     try:
         inspect.signature(recipe).bind("source", "output", None)
@@ -53,14 +46,14 @@ def check_recipe_can_be_called(subject: Subject) -> None:
 
 def check_prompt_is_audio(subject: Subject) -> None:
     """Check that the demo prompt can be read and is not silent."""
-    domain = domain_of(subject)
+    domain = made(subject, Domain)
     wave, _ = soundfile.read(domain.prompt, always_2d=True)
     require(bool(len(wave)) and bool(wave.any()), f"{domain.prompt} holds no sound")
 
 
 def check_findings_can_be_imported(subject: Subject) -> None:
     """Check that the suite of findings can be imported, if it names one."""
-    domain = domain_of(subject)
+    domain = made(subject, Domain)
     if not domain.findings:
         raise NotApplicable("it has no findings")
     import_target(domain.findings)

@@ -10,19 +10,12 @@ from torch import Tensor
 
 from segue.core.interfaces import Metric
 from segue.inference.promises import check_figure
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, made, require
 from segue.testing.compare import a_day_later, unchanged, undisturbed
 from segue.testing.subject import Subject
 from segue.testing.synthetic import speech_like
 
 RATE = 16_000
-
-
-def metric_of(subject: Subject) -> Metric:
-    metric = subject.create()
-    require(isinstance(metric, Metric), f"{type(metric).__name__} is not a Metric")
-    assert isinstance(metric, Metric)
-    return metric
 
 
 def speech(seconds: float = 2.0, rate: int = RATE, seed: int = 0) -> Tensor:
@@ -54,7 +47,7 @@ def _figure(metric: Metric, reference: Tensor, audio: Tensor, rate: int = RATE) 
 
 def check_attributes_describe_it(subject: Subject) -> None:
     """Check that unit, direction, cost and domains are of their types."""
-    metric = metric_of(subject)
+    metric = made(subject, Metric)
     require(isinstance(metric.unit, str), f"unit is {metric.unit!r}, not text")
     for name in ("higher_is_better", "costly"):
         value = getattr(metric, name)
@@ -66,7 +59,7 @@ def check_attributes_describe_it(subject: Subject) -> None:
 
 def check_returns_a_number(subject: Subject) -> None:
     """Check that a pair of any usual rate has one number, and is not written to."""
-    metric = metric_of(subject)
+    metric = made(subject, Metric)
     for rate in (RATE, 24_000):
         reference = speech(rate=rate)
         audio = noisy(reference)
@@ -76,7 +69,7 @@ def check_returns_a_number(subject: Subject) -> None:
 
 def check_damage_is_no_improvement(subject: Subject) -> None:
     """Check that noise as loud as the audio has no better figure than the reference itself."""
-    metric, reference = metric_of(subject), speech()
+    metric, reference = made(subject, Metric), speech()
     best, worse = (_figure(metric, reference, audio) for audio in (reference, noisy(reference)))
     gain = (worse - best) * (1 if metric.higher_is_better else -1)
     direction = f"higher_is_better = {metric.higher_is_better}"
@@ -85,7 +78,7 @@ def check_damage_is_no_improvement(subject: Subject) -> None:
 
 def check_silence_has_the_worst_figure(subject: Subject) -> None:
     """Check that silence in place of the audio has a figure, and no better one than noise."""
-    metric, reference = metric_of(subject), speech()
+    metric, reference = made(subject, Metric), speech()
     if math.isnan(_figure(metric, reference, reference)):
         raise NotApplicable("synthetic speech leaves it nothing to measure")
     figures = [
@@ -98,7 +91,7 @@ def check_silence_has_the_worst_figure(subject: Subject) -> None:
 
 def check_takes_any_reference(subject: Subject) -> None:
     """Check that a silent or very short reference has a number or NaN, not an exception."""
-    metric, reference = metric_of(subject), speech()
+    metric, reference = made(subject, Metric), speech()
     _figure(metric, torch.zeros_like(reference), reference)
     for samples in (1, 100):
         _figure(metric, reference[:samples], noisy(reference)[:samples])
@@ -106,7 +99,7 @@ def check_takes_any_reference(subject: Subject) -> None:
 
 def check_is_deterministic(subject: Subject) -> None:
     """Check that a pair has the same figure each time, whatever was measured before."""
-    metric, reference = metric_of(subject), speech()
+    metric, reference = made(subject, Metric), speech()
     first = _figure(metric, reference, noisy(reference))
     for number in range(3):
         torch.manual_seed(number)
@@ -118,6 +111,6 @@ def check_is_deterministic(subject: Subject) -> None:
 
 def check_leaves_the_process_alone(subject: Subject) -> None:
     """Check that measuring changes no seed or mode of the whole process."""
-    metric, reference = metric_of(subject), speech()
+    metric, reference = made(subject, Metric), speech()
     with undisturbed():
         metric(reference, reference, RATE)

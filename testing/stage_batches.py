@@ -12,7 +12,7 @@ from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import SliceSpec, StageSpec
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, made
 from segue.testing.compare import scrambled
 from segue.testing.subject import Subject
 
@@ -24,10 +24,7 @@ NEW_FRAMES = 5
 
 def lm_of(subject: Subject) -> StageLM:
     """Return an instance with noise on its weights, in eval mode; require a stage model."""
-    lm = subject.create()
-    require(isinstance(lm, StageLM), f"{type(lm).__name__} is not a StageLM")
-    assert isinstance(lm, StageLM)
-    return scrambled(lm)
+    return scrambled(made(subject, StageLM))
 
 
 def autoregressive_lm_of(subject: Subject) -> StageLM:

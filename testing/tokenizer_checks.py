@@ -7,7 +7,7 @@ import torch
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokenizer, Tokens, WaveBatch
 from segue.core.options import FINGERPRINT_DIGITS, TokenizerOptions, options_digest
 from segue.core.spec import TokenSpec
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, made, require
 from segue.testing.compare import (
     a_day_later,
     any_device,
@@ -23,7 +23,10 @@ from segue.testing.synthetic import fitting_audio, ragged_audio
 
 #: Lengths of the rows of the audio that is encoded, in frames: whole and broken, long and short.
 _FRAMES = (24.4, 13.0, 5.5, 1.0, 0.1)
-_CONTRACTS = {"semantic_tokenizer": SemanticTokenizer, "codec": AcousticCodec}
+_CONTRACTS: dict[str, type[Tokenizer]] = {
+    "semantic_tokenizer": SemanticTokenizer,
+    "codec": AcousticCodec,
+}
 _NAME = "conformance.v1"
 _LONG_SECONDS = 12
 _EMITTED_CODES = 256
@@ -31,11 +34,7 @@ _EMITTED_CODES = 256
 
 def tokenizer_of(subject: Subject) -> Tokenizer:
     """Return a prepared instance of the subject; require the class of its kind."""
-    component, contract = subject.create(), _CONTRACTS[subject.kind]
-    is_one = isinstance(component, contract)
-    require(is_one, f"{type(component).__name__} is not a {contract.__name__}")
-    assert isinstance(component, Tokenizer)
-    return component
+    return made(subject, _CONTRACTS[subject.kind])
 
 
 def audio_for(spec: TokenSpec) -> WaveBatch:

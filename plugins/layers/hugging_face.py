@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -116,17 +118,10 @@ def load_model(
     """
     import torch
 
-    try:
+    with loading(name, place):
         model, report = model_class.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **arguments
         )
-    except Exception as error:  # transformers raises errors of many kinds
-        raise ConfigError(
-            place,
-            f"{name!r} cannot be loaded ({first_sentence(error)})",
-            "name a directory that save_pretrained wrote, with safetensors weights, or a model of "
-            "huggingface.co that is in the cache or can be reached",
-        ) from error
     base = f"{model.base_model_prefix}." if headless else ""
     missing = sorted(key for key in report["missing_keys"] if key.startswith(base))
     if missing:
@@ -136,6 +131,20 @@ def load_model(
             "name a complete model: these parts would start from random weights",
         )
     return model
+
+
+@contextmanager
+def loading(name: str, place: str) -> Iterator[None]:
+    """Turn errors of transformers in the block, which are of many kinds, into one of the place."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(
+            place,
+            f"{name!r} cannot be loaded ({first_sentence(error)})",
+            "name a directory that save_pretrained wrote, with safetensors weights, or a model of "
+            "huggingface.co that is in the cache or can be reached",
+        ) from error
 
 
 def first_sentence(error: Exception) -> str:

@@ -19,11 +19,10 @@ from transformers.utils.hub import is_offline_mode
 
 from segue.core.errors import ConfigError
 from segue.core.validation import suggestion
+from segue.plugins.layers.hugging_face import INCIDENTAL, first_sentence, load_model, loading
 from segue.plugins.models.hf_causal.backbone import Backbone
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 
-#: Keys of a transformers config that do not describe the backbone.
-_INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
 #: Older names that every architecture with rotary positions still takes.
 _OLDER_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "model_type")
 
@@ -88,7 +87,7 @@ def _from_architecture(values: dict[str, Any], place: str, check: bool) -> PreTr
     try:
         return AutoModelForCausalLM.from_config(kind(**rest))
     except Exception as error:
-        problem = f"{model_type} cannot be built from it ({_first_sentence(error)})"
+        problem = f"{model_type} cannot be built from it ({first_sentence(error)})"
         raise ConfigError(place, problem, "change these values") from error
 
 
@@ -100,51 +99,22 @@ def _from_pretrained(name: str, place: str) -> PreTrainedModel:
         raise ConfigError(place, f"there is no directory {path}", "correct the path")
     where = str(path) if local else name
     safe = {"trust_remote_code": False, "local_files_only": local or is_offline_mode()}
-    try:
+    with loading(name, place):
         config = AutoConfig.from_pretrained(where, **safe)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ConfigError(
-                place,
-                f"{name!r} has type {config.model_type!r}, which is not a causal language model",
-                "name one that continues text, such as a llama, qwen3, mistral or gpt2",
-            )
-        causal, report = AutoModelForCausalLM.from_pretrained(
-            where,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **safe,
-        )
-    except ConfigError:
-        raise
-    except Exception as error:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(
             place,
-            f"{name!r} cannot be loaded ({_first_sentence(error)})",
-            "name a directory that save_pretrained wrote, with safetensors weights, or a model "
-            "of huggingface.co that is in the cache or can be reached",
-        ) from error
-    # The text head may be missing: it is not used.
-    prefix = f"{causal.base_model_prefix}."
-    lost = sorted(key for key in report["missing_keys"] if key.startswith(prefix))
-    if lost:
-        raise ConfigError(
-            place,
-            f"{name!r} has no weights for {lost[0]} and {len(lost) - 1} others",
-            "name a complete model: these parts would start from random weights",
+            f"{name!r} has type {config.model_type!r}, which is not a causal language model",
+            "name one that continues text, such as a llama, qwen3, mistral or gpt2",
         )
-    return causal
+    # The text head is not used.
+    return load_model(
+        AutoModelForCausalLM, where, name, place, headless=True, config=config, **safe
+    )
 
 
 def _described(config: PretrainedConfig) -> dict[str, Any]:
     """Return a config as JSON values, enough to build the same architecture again."""
-    values = {k: v for k, v in config.to_diff_dict().items() if k not in _INCIDENTAL}
+    values = {k: v for k, v in config.to_diff_dict().items() if k not in INCIDENTAL}
     described: dict[str, Any] = json.loads(json.dumps(values))
     return described | {"model_type": config.model_type}
-
-
-def _first_sentence(error: Exception) -> str:
-    """Return the first sentence of an error of transformers."""
-    text, _, _ = " ".join(str(error).split()).partition(". ")
-    return f"{type(error).__name__}: {text[:200]}"

@@ -6,7 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segue.plugins.tokenizers.common.options import KMeansOptions, check_margins, check_window
+from segue.plugins.tokenizers.common.options import (
+    KMeansOptions,
+    check_heads,
+    check_margins,
+    check_window,
+)
 
 
 class SslEncoderOptions(KMeansOptions):
@@ -125,11 +130,7 @@ class SslEncoderOptions(KMeansOptions):
     def _check_sizes(self) -> SslEncoderOptions:
         check_window("window", self.window, self.hop)
         check_margins(self.window_seconds, self.margin_seconds)
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width {self.width} is not an even multiple of heads {self.heads};"
-                f" choose one divisible by {2 * self.heads}"
-            )
+        check_heads(self.width, self.heads)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} must be odd")
         if self.layer > self.depth:

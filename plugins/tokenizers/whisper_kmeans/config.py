@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
-from segue.plugins.tokenizers.common.options import ClusterOptions
+from segue.plugins.tokenizers.common.options import ClusterOptions, check_heads, check_margins
 
 RATE = 16000  # that Whisper hears
 HOP = 160
@@ -39,16 +39,8 @@ class WhisperKMeansOptions(ClusterOptions):
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> WhisperKMeansOptions:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width {self.width} is not an even multiple of heads {self.heads};"
-                f" choose one divisible by {2 * self.heads}"
-            )
-        if 2 * self.margin_seconds >= self.window_seconds:
-            raise ValueError(
-                f"window_seconds ({self.window_seconds:g}) must be more than two margins of"
-                f" {self.margin_seconds:g}"
-            )
+        check_heads(self.width, self.heads)
+        check_margins(self.window_seconds, self.margin_seconds)
         return self
 
     def spec(self) -> TokenSpec:
