@@ -160,8 +160,9 @@ def continuations(
 ) -> None:
     """Continue held-out recordings and measure health, voice, phones, key and rhythm."""
     check_report(on.output)
-    if math.isnan(prompt_seconds):
-        raise ConfigError("--prompt-seconds", "is not a number", "give seconds")
+    for option, value in (("--prompt-seconds", prompt_seconds), ("--seconds", seconds)):
+        if math.isnan(value):  # not all versions of typer refuse it
+            raise ConfigError(option, "is not a number", "give seconds")
     places = {"seconds": "--seconds", "seed": "--seed", "prompt": "--prompt-seconds"}
     with renamed(places):
         loaded = chosen.load()
