@@ -44,7 +44,8 @@ class KeyValueCache:
             slots = large_pages(size).view(like.dtype).view(shape)
         else:
             slots = like.new_zeros(shape)
-        self.layers = [(keys, values) for keys, values in slots]
+        # By index: views that come of one iteration may not be written to where gradients are on.
+        self.layers = [(slots[layer, 0], slots[layer, 1]) for layer in range(len(self.layers))]
 
     def row(self, row: int, first: int) -> KeyValueCache:
         """Return the cache of one row whose columns before ``first`` are padding.

