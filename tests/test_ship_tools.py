@@ -87,6 +87,24 @@ def test_clusters_are_fitted_on_a_given_encoder_and_rounded(
         assert (other.state_dict()[key] - value).abs().max() <= 10 * step, key
 
 
+def test_a_codec_keeps_its_tokens_when_its_decoder_is_rounded(
+    tool, tiny_pipelines: dict[str, Path], recordings_folder: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    codec = tiny_pipelines["speech"] / "codec"
+    tool("round_tokenizer").main(str(codec), str(tmp_path / "small"), str(recordings_folder))
+    stored = load_file(tmp_path / "small" / "model.safetensors")
+    coded = [name for name in stored if name.endswith(CODES)]
+    assert coded and all("decoder" in name for name in coded)
+    host, wave = PluginHost.discover(entry_points=False), 0.1 * torch.randn(1, 3200)
+    one, other = (load_component(d, host, "test") for d in (codec, tmp_path / "small"))
+    assert one.spec == other.spec  # type: ignore[attr-defined]
+    tokens = [each.encode(wave, torch.tensor([3200])) for each in (one, other)]  # type: ignore[attr-defined]
+    assert torch.equal(tokens[0].ids, tokens[1].ids)
+    before, after = (each.decode(tokens[0].ids, tokens[0].lengths) for each in (one, other))  # type: ignore[attr-defined]
+    change = (after - before).square().mean() / before.square().mean()
+    assert 0 < change < 1e-2
+
+
 def test_rounding_errors_are_made_up_for(tool) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     weight, mixed = torch.randn(32, 128), torch.randn(128, 16) @ torch.randn(16, 128)

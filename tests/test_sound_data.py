@@ -105,6 +105,14 @@ def test_manners_depend_on_the_seed_and_the_piece_alone() -> None:
     assert (written.semitones, written.tempo) == (0, 1.0) and written.font == first.font
 
 
+def test_the_silence_after_the_last_note_is_cut() -> None:
+    cut = tool("render_piano", "mido").without_end
+    wave = np.zeros(48_000, dtype=np.float32)
+    assert len(cut(wave)) == 48_000  # nothing but silence
+    wave[1000] = wave[16_000] = 0.01
+    assert len(cut(wave)) == 20_000
+
+
 def test_a_transcriber_is_taught_the_notes_of_the_score(tmp_path: Path) -> None:
     notes = tool("train_notes")
     on, off = 0x90, 0x80

@@ -1,8 +1,9 @@
-"""The tool behind `make train-small-speech`: every command that made what ships, at a tiny size."""
+"""The tools behind `make train-small-speech` and `train-small-piano`, at a tiny size."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from segue import Pipeline
 from tests.conftest import TINY, melody
 
 ROOT = Path(__file__).resolve().parent.parent
+FONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 KEPT = [value for value in TINY if "num_levels" not in value and "num_clusters" not in value]
 SMALL = [
     *KEPT,
@@ -64,6 +66,41 @@ def test_one_command_trains_what_ships(recordings_folder: Path, tmp_path: Path) 
         result = one.continue_(prompt, 16_000, seconds=0.4)
         assert result.tokens["acoustic"].num_levels == 4
         assert result.continuation().shape[0] == 0.4 * 16_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("fluidsynth") and FONT.exists()), reason="no fluidsynth")
+def test_two_commands_train_what_piano_ships(tmp_path: Path) -> None:
+    mido = pytest.importorskip("mido")
+    source, output = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    lines = ["path,source,composer,duration_s,n_notes,split,licence"]
+    for piece in range(6):
+        track = mido.MidiTrack()
+        for note in range(12):
+            track.append(mido.Message("note_on", note=48 + piece + 2 * note, velocity=80, time=0))
+            track.append(mido.Message("note_off", note=48 + piece + 2 * note, time=240))
+        mido.MidiFile(tracks=[track]).save(source / f"piece{piece}.mid")
+        split = "valid" if piece > 3 else "train"
+        lines.append(f"piece{piece}.mid,made,composer{piece},6.0,12,{split},CC0-1.0")
+    (source / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    own = [value for value in KEPT if "semantic_tokenizer" not in value]
+    first = [*own, *(v.replace(".acoustic.", ".coarse.") for v in own if ".acoustic." in v)]
+    small = ["codec.options.num_levels=9", "semantic_tokenizer.options.num_clusters=8"]
+    stages = [value for value in own if value.startswith("stages.")]
+    words = ["notes.steps=4", "semantic_tokenizer.options.num_clusters=8"]
+    for tool, values in (
+        ("train_small.py", ["piano", str(source), str(output), *first, *small]),
+        ("train_melodies.py", [str(source), str(output), *stages, *words]),
+    ):
+        call = [sys.executable, str(ROOT / "tools" / tool), *values]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for name, levels in (("scoreless", 1), ("two_stage", 1), ("pipeline", 4)):
+        pipeline = Pipeline.from_pretrained(output / name)
+        made = pipeline.continue_(melody(1.0, seed=1), 16_000, seconds=0.4)
+        assert made.tokens["semantic"].num_levels == levels
+        assert made.continuation().shape[0] == 0.4 * 16_000
 
 
 def test_a_missing_argument_says_how(tmp_path: Path) -> None:

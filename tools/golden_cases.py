@@ -88,7 +88,7 @@ def commands() -> Json:
         found[name]["description"] = sorted(description)
     raw = segue("stream", "prompt.wav", "--seconds", 1, "--chunk-seconds", 0.5)
     found["stream"] = sound(numpy.frombuffer(raw, "<i2") / 32767, RATE)
-    for config in ("speech/textless_tokenizers", "piano/harmony_tokens"):
+    for config in ("speech/textless_tokenizers", "piano/trained_tokenizers"):
         data = Path(config)
         data.mkdir(parents=True)
         wave = prompt(config.partition("/")[0])[0]
@@ -159,7 +159,7 @@ def sections() -> dict[str, Callable[[], Json]]:
         "families": training.families,
         "tokenizers": training.tokenizers,
         "speech": partial(shipped, ("speech", "speech/textless", "speech/three_stage")),
-        "piano": partial(shipped, ("piano", "piano/two_stage")),
+        "piano": partial(shipped, ("piano", "piano/scoreless", "piano/two_stage")),
         "evaluation": evaluation,
         **{f"plans {n + 1}": partial(plans, names[n::2]) for n in range(2)},
         "commands": commands,

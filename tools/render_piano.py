@@ -27,6 +27,7 @@ from segue.core.files import atomic_path
 
 RATE = 16_000
 KEYS = range(21, 109)  # of a piano
+QUIET = 10 ** (-55 / 20)  # samples below are silence
 DRUMS = 9  # the channel whose notes are no pitches
 
 
@@ -101,11 +102,18 @@ def render(midi: Path, target: Path, manner: Manner, level: float) -> None:
         wave, _ = soundfile.read(raw, dtype="float32", always_2d=True)
     mono = wave.mean(axis=1)
     mono *= level / max(1e-6, float(np.sqrt(np.mean(mono**2))))
+    mono = without_end(mono)
     noise = np.random.default_rng(len(mono)).standard_normal(len(mono))
     mono = mono + noise * 10 ** (manner.noise / 20)
     mono = (mono * min(1.0, 0.98 / max(1e-6, float(np.abs(mono).max())))).astype(np.float32)
     with atomic_path(target) as temporary:
         soundfile.write(temporary, mono, RATE, format="FLAC")
+
+
+def without_end(wave: np.ndarray) -> np.ndarray:
+    """Cut the silence after the last note: models that learn it stay silent once they are."""
+    heard = np.flatnonzero(np.abs(wave) > QUIET)
+    return wave[: heard[-1] + RATE // 4] if len(heard) else wave
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
-"""Round the matrices of a semantic tokenizer to eight bits, to be shipped.
+"""Round the matrices of a semantic tokenizer or of a codec's decoder to eight bits, to be shipped.
 
     python tools/round_tokenizer.py TOKENIZER TARGET MANIFEST   (tokenizer/ small/ manifest.csv)
 
 TOKENIZER is a folder of weights. Rounding errors of a column are made up for by the columns after
 it, with the inputs that layers see on 40 training recordings (GPTQ, Frantar et al., arXiv
 2210.17323). What is shipped is a tokenizer of its own, with its own fingerprint; the share of
-tokens of 40 held-out recordings that it makes as before is printed.
+tokens of 40 held-out recordings that it makes as before is printed. A codec's encoder stays, so its
+tokens and its fingerprint do; printed is how far below its former output the change of it lies.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from segue.core.checkpoint import load_component, save_component
 from segue.core.checkpoint_files import WEIGHTS, read_manifest
 from segue.core.eight_bits import GROUP, quantize
 from segue.core.files import atomic_directory
-from segue.core.interfaces import SemanticTokenizer
+from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokenizer
 from segue.core.plugins import default_host
 from segue.data.recordings import Split
 from segue.data.sources import load_recordings
@@ -34,15 +36,16 @@ DAMPING = 0.01  # of the mean square of an input
 def main(source: str, target: str, manifest: str) -> None:
     host = default_host()
     described = read_manifest(Path(source))
-    whole = load_component(Path(source), host, "semantic_tokenizer")
-    small = load_component(Path(source), host, "semantic_tokenizer")
-    assert isinstance(whole, SemanticTokenizer) and isinstance(small, SemanticTokenizer)
-    seen = inputs(whole, waves(manifest, "train", whole))
+    part = "codec" if described.kind == "codec" else "semantic_tokenizer"
+    whole, small = (load_component(Path(source), host, part) for _ in range(2))
+    assert isinstance(whole, Tokenizer) and isinstance(small, Tokenizer)
+    semantic = isinstance(whole, SemanticTokenizer)
+    seen = inputs(whole, waves(manifest, "train", whole)) if semantic else {}
     with torch.no_grad():
         for name, module in small.named_modules():
             if name in seen:
                 module.weight.copy_(rounded(module.weight, seen[name]))
-            elif isinstance(module, nn.Conv1d):
+            elif isinstance(module, nn.Conv1d | nn.Linear) and (semantic or "decoder" in name):
                 flat = module.weight.flatten(1)
                 module.weight.copy_(rounded(flat, torch.eye(flat.shape[1])).view_as(module.weight))
     held_out = waves(manifest, "valid", whole)
@@ -50,13 +53,15 @@ def main(source: str, target: str, manifest: str) -> None:
         save_component(
             small, temporary, described.kind, described.use, described.trained, torch.int8
         )
-    again = load_component(Path(target), host, "semantic_tokenizer")
-    assert isinstance(again, SemanticTokenizer)
+    again = load_component(Path(target), host, part)
+    assert isinstance(again, Tokenizer)
     size = (Path(target) / WEIGHTS).stat().st_size / 1e6
     print(f"{target}: {size:.1f} MB, {equal(whole, again, held_out):.2%} of tokens stay")
+    if isinstance(whole, AcousticCodec) and isinstance(again, AcousticCodec):
+        print(f"the output changes at {change_db(whole, again, held_out):.1f} dB of it")
 
 
-def waves(manifest: str, split: Split, tokenizer: SemanticTokenizer) -> list[Tensor]:
+def waves(manifest: str, split: Split, tokenizer: Tokenizer) -> list[Tensor]:
     """Return the beginnings of recordings evenly from all of a split."""
     found = load_recordings(Path(manifest), split)
     chosen = [found[n * len(found) // RECORDINGS] for n in range(min(RECORDINGS, len(found)))]
@@ -64,7 +69,7 @@ def waves(manifest: str, split: Split, tokenizer: SemanticTokenizer) -> list[Ten
     return [resample(a.wave, a.sample_rate, tokenizer.spec.sample_rate) for a in audio]
 
 
-def inputs(tokenizer: SemanticTokenizer, audio: list[Tensor]) -> dict[str, Tensor]:
+def inputs(tokenizer: Tokenizer, audio: list[Tensor]) -> dict[str, Tensor]:
     """Return the products of inputs ``[columns, columns]`` of each linear layer, by its name."""
     found: dict[str, Tensor] = {}
 
@@ -106,7 +111,7 @@ def rounded(weight: Tensor, products: Tensor) -> Tensor:
     return made.to(weight.dtype)
 
 
-def equal(one: SemanticTokenizer, other: SemanticTokenizer, audio: list[Tensor]) -> float:
+def equal(one: Tokenizer, other: Tokenizer, audio: list[Tensor]) -> float:
     """Return the share of tokens that both make."""
     same = count = 0
     for wave in audio:
@@ -115,6 +120,18 @@ def equal(one: SemanticTokenizer, other: SemanticTokenizer, audio: list[Tensor])
         )
         same, count = same + int((first == second).sum()), count + first.numel()
     return same / count
+
+
+@torch.inference_mode()
+def change_db(one: AcousticCodec, other: AcousticCodec, audio: list[Tensor]) -> float:
+    """Return the level of the change of what is decoded against that of the output before."""
+    changed = whole = 0.0
+    for wave in audio:
+        tokens = one.encode(wave[None], torch.tensor([len(wave)]))
+        before, after = (codec.decode(tokens.ids, tokens.lengths) for codec in (one, other))
+        changed += float((after - before).square().sum())
+        whole += float(before.square().sum())
+    return 10 * math.log10(changed / whole)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@
 
 SOURCE is what `segue prepare DOMAIN` takes. KEY=VALUE overrides the config of the tokenizer or the
 stage that it names: semantic, acoustic or one of the paper's cascade, such as coarse. Hours on a
-CPU; the same command goes on where it was stopped. OUTPUT/pipeline is the pipeline, and beside it
-lies the one after the paper's cascade, both with their stages in eight bits as in what ships.
-OUTPUT/tokenizers/rounded holds the tokenizers, for piano also a second semantic one that no stage
-is trained on, whose KEY begins with harmony_tokenizer. Of speech OUTPUT/textless is the pipeline;
-tools/train_words.py then makes OUTPUT/pipeline.
+CPU; the same command goes on where it was stopped. Beside the pipeline lies the one after the
+paper's cascade, both with their stages in eight bits as in what ships.
+OUTPUT/tokenizers/rounded holds the tokenizers. The pipeline is OUTPUT/textless of speech and
+OUTPUT/scoreless of piano; tools/train_words.py or train_melodies.py then makes OUTPUT/pipeline.
 """
 
 from __future__ import annotations
@@ -37,36 +36,6 @@ TOKENIZERS = {
     ],
     "piano": ["codec.options.num_levels=8", "codec.training.steps=4500"],
 }
-#: A second semantic tokenizer, which no stage is trained on: its name, and what is asked of it.
-SECOND = {
-    "piano": (
-        "harmony_tokenizer",
-        [
-            "semantic_tokenizer.use=w2v_bert.v1",
-            "semantic_tokenizer.options.objective=chroma",
-            "semantic_tokenizer.options.bands=note",
-            "semantic_tokenizer.options.normalise=row",
-            "semantic_tokenizer.options.window=4096",
-            "semantic_tokenizer.options.num_mels=84",
-            "semantic_tokenizer.options.subframes=2",
-            "semantic_tokenizer.options.depth=4",
-            "semantic_tokenizer.options.layer=4",
-            "semantic_tokenizer.options.warp=0",
-            "semantic_tokenizer.options.transpose=5",
-            "semantic_tokenizer.options.noise=0.3",
-            "semantic_tokenizer.options.equalise=0.4",
-            "semantic_tokenizer.options.mask_share=0.15",
-            "semantic_tokenizer.options.mask_seconds=0.2",
-            "semantic_tokenizer.options.num_clusters=512",
-            "semantic_tokenizer.training.steps=1600",
-            "semantic_tokenizer.training.batch_size=8",
-            "semantic_tokenizer.training.crop_seconds=4",
-            "semantic_tokenizer.training.learning_rate=1.0e-3",
-            "semantic_tokenizer.training.warmup_steps=60",
-            "semantic_tokenizer.training.ema=0.995",
-        ],
-    ),
-}
 #: Manifests that tokenizers are trained on: single words, too, for the semantic one of speech.
 MANIFESTS = {
     "speech": {"semantic_tokenizer": "manifest-all.csv", "codec": "manifest.csv"},
@@ -78,7 +47,7 @@ CASCADES = {"speech": ("three_stage", ("coarse", "fine")), "piano": ("two_stage"
 #: The config that stages are trained from at first, and the folder of the pipeline made of it.
 CONFIGS = {
     "speech": ("textless_tokenizers", "textless"),
-    "piano": ("trained_tokenizers", "pipeline"),
+    "piano": ("scoreless_tokenizers", "scoreless"),
 }
 SHIP = Path(__file__).with_name("ship_tokenizer.py")
 
@@ -98,6 +67,15 @@ def settings(values: Sequence[str]) -> list[str]:
     return [text for value in values for text in ("--set", value)]
 
 
+def taken(values: list[str], key: str, default: str) -> str:
+    """Take a setting of this program out of the list."""
+    found = next((value for value in values if value.startswith(f"{key}=")), None)
+    if found is None:
+        return default
+    values.remove(found)
+    return found.partition("=")[2]
+
+
 def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str]) -> list[str]:
     """Both tokenizers, rounded as what ships; returns what makes a pipeline use them."""
     chosen = []
@@ -112,23 +90,10 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
     return chosen
 
 
-def train_second(domain: str, data: Path, output: Path, more: Sequence[str]) -> None:
-    """The second semantic tokenizer, rounded, beside the others."""
-    part, (name, values) = "semantic_tokenizer", SECOND[domain]
-    rounded = output / "rounded" / name
-    if rounded.exists():
-        return
-    manifest, own = data / MANIFESTS[domain][part], [v.replace(name, part, 1) for v in more]
-    places = ("--config", f"{domain}/baseline", "--data", manifest, "-o", output / name)
-    segue("train", part, *places, *settings([*values, *own]))
-    run(SHIP, part, output / name / part, rounded)
-
-
 def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
     """KEY=VALUE of each tokenizer and each stage; what is for none of them ends this program."""
     stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
-    tokenizers = [*MANIFESTS[domain], *([SECOND[domain][0]] if domain in SECOND else [])]
-    found: dict[str, list[str]] = {part: [] for part in (*tokenizers, *stages)}
+    found: dict[str, list[str]] = {part: [] for part in (*MANIFESTS[domain], *stages)}
     for value in values:
         part = next((part for part in found if value.startswith(f"{part}.")), None)
         if part is None or "=" not in value:
@@ -146,8 +111,6 @@ def main(arguments: Sequence[str]) -> None:
     segue("prepare", domain, "--source", source, "-o", data)
     tokenizers = [value for part in MANIFESTS[domain] for value in more[part]]
     chosen = train_tokenizers(domain, data, output / "tokenizers", tokenizers)
-    if domain in SECOND:
-        train_second(domain, data, output / "tokenizers", more[SECOND[domain][0]])
 
     def train(config: str, directory: Path, values: Sequence[str]) -> Path:
         if directory != stages:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import soundfile
 import torch
-from train_small import SHIP, run, save, segue, settings
+from train_small import SHIP, run, save, segue, settings, taken
 
 from segue.core.audio import resample
 from segue.core.files import atomic_path
@@ -74,15 +74,6 @@ def main(arguments: Sequence[str]) -> None:
     places = ("--config", "speech/trained_tokenizers", "--data", data, "-o", output / "words")
     segue("train", "all", *places, *settings([*chosen, *values]))
     save(output / "words" / "pipeline", output / "pipeline")
-
-
-def taken(values: list[str], key: str, default: str) -> str:
-    """Take a setting of this program out of the list."""
-    found = next((value for value in values if value.startswith(f"{key}=")), None)
-    if found is None:
-        return default
-    values.remove(found)
-    return found.partition("=")[2]
 
 
 def fitted(rows: list[Row], source: Path, stories: Path, encoder: Path, output: Path) -> Path:

@@ -17,7 +17,8 @@ NAMES = [
 
 def test_each_domain_ships_the_paper_s_cascade_too() -> None:
     assert NAMES == [
-        "speech", "speech/textless", "speech/three_stage", "piano", "piano/two_stage"
+        "speech", "speech/textless", "speech/three_stage",
+        "piano", "piano/scoreless", "piano/two_stage",
     ]  # fmt: skip
 
 
@@ -31,10 +32,11 @@ def test_a_shipped_pipeline_goes_on(name: str) -> None:
     assert wave.shape[0] == 2 * made.sample_rate and wave.isfinite().all()
     assert 0.1 < level < 3 and float((wave.abs() > 0.99).float().mean()) < 0.001
     uses = {stage.lm.use.partition(".")[0] for stage in pipeline.config.stages}
-    flat: set[str] = set()
-    other = {
+    flat, delay = {"flat_transformer"}, {"delay_transformer"}
+    expected = {
+        "speech": flat | delay,
         "speech/three_stage": flat,
+        "piano": delay,
         "piano/two_stage": flat,
-        "speech": {"delay_transformer"},
     }
-    assert uses == {"flat_transformer"} | other.get(name, {"masked_transformer"})
+    assert uses == expected.get(name, flat | {"masked_transformer"})

@@ -60,20 +60,9 @@ def chord(*notes: int) -> torch.Tensor:
     return 0.003 * torch.stack(partials).sum(0) * torch.exp(-1.5 * time)
 
 
-def test_learnt_tokens_of_harmony_follow_chords() -> None:
-    """A chord that comes again has tokens of its first time, another one has none of them."""
-    tokenizer = shipped("semantic_tokenizer", "piano/harmony_tokens")
-    played = [chord(48, 55, 64), chord(50, 57, 65), chord(48, 55, 64)]
-    found = ids(tokenizer, torch.cat(played))[0].unflatten(0, (3, 25))[:, 4:20]
-    first, other, again = (set(part.tolist()) for part in found)
-    assert not first & other and first & again
-    kept = (found[0][:, None] == found[2][None]).any(1).float().mean()
-    assert kept > 0.5 and len(first) < 12
-
-
 def test_tokens_of_notes_hold_every_voice_of_a_chord() -> None:
     """Clusters of the registers say which keys are struck, and when, and which sound."""
-    tokenizer = shipped("semantic_tokenizer", "piano/note_tokens")
+    tokenizer = shipped("semantic_tokenizer", "piano/trained_tokenizers")
     assert isinstance(tokenizer, NoteKMeansTokenizer)
     played = [{48, 55, 64, 76}, {50, 57, 65}]
     found = ids(tokenizer, torch.cat([chord(*notes) for notes in played]))
