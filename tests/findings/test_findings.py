@@ -188,6 +188,7 @@ def test_tables_by_name() -> None:
 # --- tables of variants that are trained ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_variants_are_trained_and_measured_once(study: Make) -> None:
     one = study()
     found = made(one, "structure")
@@ -222,6 +223,7 @@ def test_ablations(study: Make) -> None:
     assert list(found["rows"]) == ["1 coarse levels", "3 coarse levels", "true continuation"]
 
 
+@pytest.mark.slow
 def test_shapes_of_codes(study: Make) -> None:
     one = study()
     found = made(one, "codes")

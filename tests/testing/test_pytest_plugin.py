@@ -73,6 +73,7 @@ def test_nothing_installed_is_seen(good_is_installed: pytest.Pytester) -> None:
     good_is_installed.runpytest_subprocess("--strict-markers").assert_outcomes(passed=4)
 
 
+@pytest.mark.slow
 def test_isolation_can_be_turned_off(good_is_installed: pytest.Pytester) -> None:
     good_is_installed.makeini("[pytest]\nsegue_isolate = false")
     good_is_installed.makepyfile(
@@ -96,6 +97,7 @@ def test_the_registry_file_of_the_working_directory_is_not_seen(
     good_is_installed.runpytest_subprocess().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_project_without_segue_is_left_alone(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

@@ -78,6 +78,7 @@ def test_unknown_options_are_refused() -> None:
         host.create("detector", "spectral_detector.v1", {"chanels": [4]}, place="detector")
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_measured_on_groups_it_has_not_heard(
     detector: SpectralDetector, tmp_path: Path
 ) -> None:
@@ -180,7 +181,7 @@ def test_a_continued_recording_is_told_by_its_seconds() -> None:
         judge(loud, Audio(prompt[: RATE // 4], RATE))
 
 
-@pytest.mark.parametrize("source", ["speech", "speech/textless", "piano"])
+@pytest.mark.parametrize("source", ["speech", "speech/textless", "piano", "piano/scoreless"])
 def test_shipped_weights_tell_the_shipped_prompt_and_its_continuation(source: str) -> None:
     from segue import Pipeline
     from segue.core.config_files import find_domain
