@@ -110,7 +110,9 @@ class WaveBackbone(nn.Module):
         # The model's convolutions do not pad: silence at the end completes the last frame.
         frames = -(-wave.shape[0] // self.shape.stride)
         needed = (frames - 1) * self.shape.stride + self.shape.reach
-        return self._activations(functional.pad(wave, (0, needed - wave.shape[0])))
+        # Older releases of transformers draw which layers to drop, though none is in evaluation.
+        with torch.random.fork_rng(devices=[]):
+            return self._activations(functional.pad(wave, (0, needed - wave.shape[0])))
 
     def _normalised(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
         return (wave - wave.mean()) / (wave.var(unbiased=False) + 1e-7).sqrt()

@@ -69,7 +69,8 @@ def save_tiny(name: str, directory: Path, seed: int = 0, **changes: Any) -> Path
         if name == "encodec":
             spread(model.quantizer, model.encoder(wave), "embed")
         if name == "mimi":
-            latents = model.encoder(wave).latents
+            latents = model.encoder(wave)
+            latents = getattr(latents, "latents", latents)  # of newer releases
             for part in ("semantic", "acoustic"):
                 quantizer = getattr(model.quantizer, f"{part}_residual_vector_quantizer")
                 spread(quantizer, quantizer.input_proj(latents), "embed_sum")
