@@ -80,18 +80,20 @@ def bounded_build(place: str) -> Iterator[None]:
 
 @contextmanager
 def without_draws() -> Iterator[None]:
-    """Build modules whose weights will be loaded: put zeros where they would draw random numbers.
+    """Build modules whose weights will be loaded: put zeros where parameters would be drawn.
 
     To draw them takes longer than to load what replaces them.
     """
+    from torch.nn import Parameter
     from torch.overrides import TorchFunctionMode
 
     class Zeros(TorchFunctionMode):
         def __torch_function__(
             self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            if func.__name__ in _DRAWN_IN_PLACE:
-                tensor = args[0] if args else (kwargs or {})["tensor"]
+            tensor = args[0] if args else (kwargs or {}).get("tensor")
+            # Only parameters: a buffer that is not saved keeps what is drawn for it.
+            if func.__name__ in _DRAWN_IN_PLACE and isinstance(tensor, Parameter):
                 tensor.detach().zero_()
                 return tensor
             return func(*args, **(kwargs or {}))

@@ -306,3 +306,9 @@ def test_weights_that_will_be_loaded_are_not_drawn() -> None:
         torch.nn.init.normal_(modules[0].weight, std=0.02)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(weight.any() for module in modules for weight in module.parameters())
+
+
+def test_what_is_drawn_and_not_saved_is_drawn() -> None:
+    with without_draws():
+        drawn = torch.empty(100).normal_(generator=torch.Generator().manual_seed(3))
+    assert torch.equal(drawn, torch.empty(100).normal_(generator=torch.Generator().manual_seed(3)))
