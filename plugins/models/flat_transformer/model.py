@@ -17,6 +17,7 @@ of the sequence, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -147,28 +148,47 @@ class FlatTransformer(StageLM):
             yield from call.pieces(self._frames(call, num_frames))
 
     def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
-        levels, drawer = self.stage.target.num_levels, call.drawer
         # With padding on the left, the last column of every row predicts its first new token.
         x, positions, valid = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
-        steps = num_frames * levels - 1  # the last token is never read
+        steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
         decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
         products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        hidden, token = decoder.hidden, None
-        for frame in range(num_frames):
-            drawn = []
-            for level in range(levels):
-                if token is not None:
-                    # The token drawn last is of the level before; before level 0 that is the
-                    # last level of the frame before.
-                    x = self.target_embedding.level(drawer.per_row(token), level - 1)
-                    hidden = decoder.step(x)
-                if level == 0:
-                    call.draw_ends(frame, self.end_head, hidden)
-                    if call.over(frame):
-                        return
-                token = drawer.draw(products(hidden, level))
-                drawn.append(token)
-            yield torch.stack(drawn, dim=1)
+        embedding = self.target_embedding
+        yield from frames_by_token(call, num_frames, decoder, embedding, products, self.end_head)
+
+
+class Stepwise(Protocol):
+    """Hold a prefix and take one position of every row per step."""
+
+    hidden: Float[Tensor, "R D"]
+
+    def step(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]: ...
+
+
+def frames_by_token(
+    call: Continuation,
+    num_frames: int,
+    sequence: Stepwise,
+    embedding: LevelEmbedding,
+    products: HeadProducts,
+    end_head: nn.Linear | None,
+) -> Iterator[Int64[Tensor, "B Q"]]:
+    """Draw frames level by level, each token in a step of its own, until all rows have ended."""
+    drawer, hidden, token = call.drawer, sequence.hidden, None
+    for frame in range(num_frames):
+        drawn = []
+        for level in range(len(embedding.offsets)):
+            if token is not None:
+                # The token drawn last is of the level before; before level 0 that is the last
+                # level of the frame before.
+                hidden = sequence.step(embedding.level(drawer.per_row(token), level - 1))
+            if level == 0:
+                call.draw_ends(frame, end_head, hidden)
+                if call.over(frame):
+                    return
+            token = drawer.draw(products(hidden, level))
+            drawn.append(token)
+        yield torch.stack(drawn, dim=1)
 
 
 def flatten(

@@ -31,7 +31,7 @@ from segue.plugins.layers.stage import (
     make_end_head,
 )
 from segue.plugins.layers.transformer import INIT_STD
-from segue.plugins.models.flat_transformer.model import flatten, target_likelihood
+from segue.plugins.models.flat_transformer.model import flatten, frames_by_token, target_likelihood
 from segue.plugins.models.hf_causal.backbone import CachedSequence
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.source import open_backbone
@@ -156,23 +156,10 @@ class HfCausalLM(StageLM):
             yield from call.pieces(self._frames(call, num_frames))
 
     def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
-        levels, drawer = self.stage.target.num_levels, call.drawer
-        steps = num_frames * levels - 1  # the last token is never read
+        steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
         x, valid = self.tokens(call.given, call.prompt, left=True)
         self._check_length(x.shape[1] + steps)
         sequence = CachedSequence(self.backbone, x, valid, steps)
         products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        hidden, token = sequence.hidden, None
-        for frame in range(num_frames):
-            drawn = []
-            for level in range(levels):
-                if token is not None:
-                    x = self.tokens.target.level(drawer.per_row(token), level - 1)
-                    hidden = sequence.step(x)
-                if level == 0:
-                    call.draw_ends(frame, self.end_head, hidden)
-                    if call.over(frame):
-                        return
-                token = drawer.draw(products(hidden, level))
-                drawn.append(token)
-            yield torch.stack(drawn, dim=1)
+        embedding = self.tokens.target
+        yield from frames_by_token(call, num_frames, sequence, embedding, products, self.end_head)
