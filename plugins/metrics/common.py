@@ -58,6 +58,18 @@ def for_speech(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "N"]
     return None if is_silent(wave) else resample(wave, sample_rate, SPEECH_RATE)
 
 
+def transcript_error(
+    recognise: Callable[[Tensor, int], Sequence[str]],
+    edits: Callable[[Sequence[str], Sequence[str]], float],
+    reference: Float[Tensor, "T"],
+    audio: Float[Tensor, "T"],
+    sample_rate: int,
+) -> float:
+    """Return edits over the length of what is heard in the reference; NaN if that is nothing."""
+    wanted = recognise(reference, sample_rate)
+    return edits(recognise(audio, sample_rate), wanted) / len(wanted) if wanted else math.nan
+
+
 def of_each(
     records: Sequence[Continuation], measure: Callable[[Tensor, int], Found]
 ) -> tuple[list[Found], list[Found], list[Found]]:

@@ -17,7 +17,13 @@ from torch import Tensor
 from segue.core.audio import resample
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
-from segue.plugins.metrics.common import SPEECH_RATE, jensen_shannon, of_each, with_truth
+from segue.plugins.metrics.common import (
+    SPEECH_RATE,
+    jensen_shannon,
+    of_each,
+    transcript_error,
+    with_truth,
+)
 
 LONGEST_PHONE = 0.4  # seconds; what lasts longer holds a pause
 
@@ -102,10 +108,7 @@ class PhoneError(Metric):
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
-        wanted = self._recogniser(reference, sample_rate)
-        if not wanted:
-            return math.nan
-        return edits(self._recogniser(audio, sample_rate), wanted) / len(wanted)
+        return transcript_error(self._recogniser, edits, reference, audio, sample_rate)
 
 
 Phones = Sequence[Sequence[str]]

@@ -20,7 +20,7 @@ from segue.core.errors import ConfigError
 from segue.core.files import atomic_directory, cache_directory
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
-from segue.plugins.metrics.common import for_speech, packaged_file, with_truth
+from segue.plugins.metrics.common import for_speech, packaged_file, transcript_error, with_truth
 from segue.plugins.metrics.options import AgreementOptions, WordErrorOptions
 
 MODEL = "model.bin"
@@ -109,11 +109,8 @@ class WordError(Metric):
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
-        wanted = self._recogniser(reference, sample_rate)
-        if not wanted:
-            return math.nan
-        heard = self._recogniser(audio, sample_rate)
-        return float(Levenshtein.distance(heard, wanted) / len(wanted))
+        distance = Levenshtein.distance
+        return transcript_error(self._recogniser, distance, reference, audio, sample_rate)
 
 
 PHRASE = 3  # words; what is said twice is counted in phrases of so many
