@@ -186,12 +186,15 @@ class PromptConfig(Options):
             tokenized; the result is brought back to the prompt's own level. None changes nothing.
         match_codec: make a continuation as much louder or quieter as the recorded prompt is than
             its codec version: few levels of a codec lose some of the level.
+        make_up_db: make what is decoded for a continuation louder by this: what the stages lose
+            besides, measured on held-out recordings.
     """
 
     min_seconds: float = Field(default=0.5, ge=0.01)
     max_seconds: float = Field(default=10.0, ge=0.01)
     level: float | None = Field(default=None, gt=0, le=1)
     match_codec: bool = False
+    make_up_db: float = Field(default=0.0, ge=-12, le=12)
 
     @model_validator(mode="after")
     def _some_prompt_fits(self) -> PromptConfig:

@@ -311,10 +311,11 @@ class LoadedPipeline:
 
     def _scale(self, request: Request, codes: Tokens) -> Float[Tensor, "B"]:
         """Return what decoded audio is divided by, to have the level of the prompts."""
-        gains = self._gains(request)
-        if request.task != "continue" or not self.audio.limits.match_codec:
+        gains, limits = self._gains(request), self.audio.limits
+        if request.task != "continue":
             return gains
-        return gains * self.audio.codec_gains(request.prompts, gains, codes)
+        lost = self.audio.codec_gains(request.prompts, gains, codes) if limits.match_codec else 1
+        return gains * lost / 10 ** (limits.make_up_db / 20)
 
     def _generation(self, request: Request, progress: Progress | None) -> Generation:
         """Encode the prompts; return the stages that draw every stream that is not known."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mir_eval.transcription
 import numpy
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from segue.core.audio import resample
 from segue.core.errors import ConfigError
+from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured, Note
 from segue.plugins.metrics.common import (
     is_silent,
@@ -25,7 +27,7 @@ from segue.plugins.metrics.common import (
     packaged_file,
 )
 from segue.plugins.metrics.music import CHORD_SECONDS, CLASSES, joined, key_figures, timing_figures
-from segue.plugins.metrics.options import NotesOptions
+from segue.plugins.metrics.options import NoteAccuracyOptions, NotesOptions
 
 PACKAGE, MODEL = "basic_pitch", "saved_models/icassp_2022/nmp.onnx"
 # The package itself asks for a TensorFlow that new Pythons lack.
@@ -194,3 +196,49 @@ def leap_counts(notes: Sequence[Note]) -> Float[Tensor, "49"]:
 
 def _mean_pitch(notes: Sequence[Note]) -> float:
     return sum(note.pitch for note in notes) / len(notes) if notes else math.nan
+
+
+class NoteAccuracy(Metric):
+    """Compare transcribed notes with those of the reference: F1 of notes or of onsets, 0 to 1.
+
+    The transcriber hears both, so that its own errors count on both sides. How long notes last is
+    not compared. Matching is that of mir_eval (Bay et al., ISMIR 2009).
+    """
+
+    domains = ("piano",)
+    costly = True
+
+    def __init__(self, options: NoteAccuracyOptions) -> None:
+        self._options, self._transcriber = options, Transcriber(options)
+
+    def __call__(
+        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
+    ) -> float:
+        """Return the F1, or NaN if the reference has no notes."""
+        expected = self._transcriber(reference, sample_rate)
+        if not expected:
+            return math.nan
+        found = self._transcriber(audio, sample_rate)
+        return note_f1(expected, found, self._options.tolerance, self._options.compare == "notes")
+
+
+def note_f1(
+    expected: Sequence[Note], found: Sequence[Note], tolerance: float, with_pitch: bool
+) -> float:
+    """Return the F1 of notes whose onsets, and pitches unless told otherwise, agree."""
+    if not expected or not found:
+        return 0.0
+    times, other_times = (
+        numpy.array([(n.start, n.end) for n in notes]) for notes in (expected, found)
+    )
+    if not with_pitch:
+        scores = mir_eval.transcription.onset_precision_recall_f1(times, other_times, tolerance)
+        return float(scores[2])
+    pitches, other_pitches = (
+        numpy.array([440 * 2 ** ((n.pitch - 69) / 12) for n in notes])
+        for notes in (expected, found)
+    )
+    scores = mir_eval.transcription.precision_recall_f1_overlap(
+        times, pitches, other_times, other_pitches, onset_tolerance=tolerance, offset_ratio=None
+    )
+    return float(scores[2])

@@ -43,6 +43,18 @@ class NotesOptions(Options):
     frame: float = Field(default=0.3, gt=0, lt=1)
 
 
+class NoteAccuracyOptions(NotesOptions):
+    """Options of ``note_accuracy``.
+
+    Attributes:
+        compare: ``notes`` are right if pitch and onset are, ``onsets`` if the onset is.
+        tolerance: seconds by which the onset of a right note may differ.
+    """
+
+    compare: Literal["notes", "onsets"] = "notes"
+    tolerance: float = Field(default=0.05, gt=0, le=1)
+
+
 class VisqolOptions(Options):
     """Options of ``visqol``.
 

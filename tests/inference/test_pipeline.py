@@ -404,6 +404,17 @@ def test_a_continuation_makes_up_for_the_level_that_the_codec_loses(
         assert lost != 1
         expected = (plain.row(row) * lost).clamp(-1, 1)
         torch.testing.assert_close(matched.row(row), expected, rtol=0.02, atol=1e-3)
+    louder = Pipeline.from_pretrained(
+        tiny_pipelines["speech"], overrides=["prompt.match_codec=true", "prompt.make_up_db=-6"]
+    )
+    lifted = louder.continue_batch(prompts, **asked)
+    plain = matching.continue_batch(prompts, **asked)
+    for row, (recorded, _) in enumerate(prompts):
+        torch.testing.assert_close(
+            lifted.row(row)[: len(recorded) // 2], recorded[: len(recorded) // 2]
+        )
+        added = plain.row(row)[int(plain.prompt_samples[row]) :]
+        torch.testing.assert_close(lifted.row(row)[-len(added) :], added * 10 ** (-6 / 20))
     whole = matching.continue_(prompts[0][0], RATE, **asked).continuation()
     streamed = torch.cat([c.row() for c in matching.stream(prompts[0][0], RATE, **asked)])
     torch.testing.assert_close(streamed, whole, rtol=1e-4, atol=1e-5)

@@ -165,6 +165,39 @@ def test_transcribed_scales() -> None:
     assert silent["density"] == 0 and math.isnan(silent["in_key"])
 
 
+def test_notes_of_pairs_are_matched_by_pitch_and_onset() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("mir_eval")
+    from segue.plugins.metrics.notes import note_f1
+
+    scale = notes(60, 62, 64, 65)
+    assert note_f1(scale, scale, 0.05, True) == 1
+    late = [Note(n.pitch, n.start + 0.04, n.end + 3) for n in scale]
+    assert note_f1(scale, late, 0.05, True) == 1 and note_f1(scale, late, 0.03, True) == 0
+    wrong = notes(60, 62, 76, 77)
+    assert note_f1(scale, wrong, 0.05, True) == 0.5 and note_f1(scale, wrong, 0.05, False) == 1
+    twice = scale + scale
+    assert note_f1(scale, twice, 0.05, True) == pytest.approx(2 / 3)
+    assert note_f1(scale, [], 0.05, True) == 0
+
+
+def test_accuracy_of_transcribed_notes() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("mir_eval")
+    host = PluginHost.discover(entry_points=False)
+    place = "note_accuracy.v1"
+    try:
+        both = host.create("metric", place, {}, place=place)
+    except PluginError as error:
+        pytest.skip(str(error))
+    onsets = host.create("metric", place, {"compare": "onsets"}, place=place)
+    scale, sharps = melody(C_MAJOR, 0.5, 6), melody(SHARPS, 0.5, 6)
+    assert both(scale, scale, RATE) == 1 and both(scale, 0.3 * scale, RATE) > 0.9
+    assert both(scale, sharps, RATE) < 0.3 < 0.8 < onsets(scale, sharps, RATE)
+    assert both(scale, torch.zeros(RATE), RATE) == 0
+    assert math.isnan(both(torch.zeros(RATE), scale, RATE))
+
+
 def test_a_transcriber_that_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
