@@ -308,13 +308,13 @@ class StageLM(Component):
     def check_sampling(self, sampling: Sampling) -> None:
         """Refuse sampling that this model cannot do, before any stage draws a token.
 
-        By default guidance and iterations, which a model has to implement.
+        By default guidance, iterations and repeats, which a model has to implement.
 
         Raises:
             GenerationError: naming the value.
         """
         place, fix = f"stages.{self.stage.name}.sampling", "leave it out, or use another model"
-        for name, unset in (("guidance", 1.0), ("iterations", None)):
+        for name, unset in (("guidance", 1.0), ("iterations", None), ("repeats", None)):
             if getattr(sampling, name) != unset:
                 raise GenerationError(f"{place}.{name}", "this model does not know it", fix)
 

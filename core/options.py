@@ -87,6 +87,10 @@ class Sampling(Options):
             model trained with ``condition_dropout``.
         iterations: forward passes of each level, for a model that fills masks; further levels
             take one.
+        repeats: a token that stands at so many of the last 16 frames is drawn anew from the model's
+            own distribution, so that a low temperature does not stay in a pause or a tone
+            (repetition-aware sampling, Chen et al., arXiv 2406.05370). For models that draw frame
+            after frame.
     """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
@@ -94,6 +98,7 @@ class Sampling(Options):
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     guidance: float = Field(default=1.0, ge=0.0, le=20.0)
     iterations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = None
+    repeats: int | None = Field(default=None, ge=1, le=16)
 
 
 class Decoding(Options):

@@ -12,6 +12,7 @@ from itertools import islice
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segue.core.errors import GenerationError
 from segue.core.interfaces import Ids, Lengths, StageLM, Tokens
@@ -22,6 +23,10 @@ from segue.plugins.layers.stage import evaluating, given_in_time
 
 #: Between two pieces the work can be stopped.
 FRAMES_PER_PIECE = 8
+#: Frames among which ``Sampling.repeats`` counts.
+RECENT_FRAMES = 16
+#: The model's own distribution.
+PLAIN = Sampling()
 
 
 def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -36,11 +41,23 @@ def on_device(generator: torch.Generator, device: torch.device) -> torch.Generat
     return torch.Generator(device).manual_seed(seed)
 
 
+def last_frames(tokens: Tokens, count: int) -> Int64[Tensor, "B Q F"]:
+    """Return the last ``count`` frames of each row, with -1 before its first one."""
+    places = tokens.lengths[:, None] - count + torch.arange(count, device=tokens.lengths.device)
+    padded = functional.pad(tokens.ids, (0, 1), value=-1)  # so that there is a frame to gather
+    found = padded.gather(2, places.clamp_min(0)[:, None].expand(-1, padded.shape[1], -1))
+    return found.masked_fill((places < 0)[:, None], -1)
+
+
 class Drawer:
     """Draw tokens, with classifier-free guidance where it is asked for.
 
     With guidance each row is computed a second time without its given slices, and its logits are
     moved away from those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1).
+
+    Args:
+        prompt: the frames of the B rows before the first that is drawn; counted by
+            ``sampling.repeats``.
     """
 
     def __init__(
@@ -48,8 +65,13 @@ class Drawer:
         sampling: Sampling,
         generators: Sequence[torch.Generator],
         device: torch.device | str = "cpu",
+        prompt: Tokens | None = None,
     ) -> None:
         self.sampling = sampling
+        #: ``[B, Q, RECENT_FRAMES]``, the newest last, -1 where there is none; only with repeats.
+        self._recent = None
+        if prompt is not None and sampling.repeats is not None and sampling.temperature > 0:
+            self._recent = last_frames(prompt, RECENT_FRAMES)
         self.generators = [on_device(generator, torch.device(device)) for generator in generators]
         self.guided = sampling.guidance != 1.0
 
@@ -64,16 +86,32 @@ class Drawer:
         conditional, unconditional = logits.float().chunk(2)
         return unconditional + self.sampling.guidance * (conditional - unconditional)
 
-    def draw(self, logits: Float[Tensor, "R V"]) -> Int64[Tensor, "B"]:
-        """Draw one token per row."""
-        return sample(self.guide(logits), self.sampling, self.generators)
+    def draw(self, logits: Float[Tensor, "R V"], level: int = 0) -> Int64[Tensor, "B"]:
+        """Draw one token of a level per row."""
+        return self.draw_levels(logits[:, None], (level,))[:, 0]
 
-    def draw_levels(self, logits: Float[Tensor, "R q V"]) -> Int64[Tensor, "B q"]:
+    def draw_levels(
+        self, logits: Float[Tensor, "R q V"], levels: Sequence[int]
+    ) -> Int64[Tensor, "B q"]:
         """Draw the tokens of several levels that do not depend on each other, level by level."""
         logits = self.guide(logits)
-        batch, levels, _ = logits.shape
         drawn = sample(logits.flatten(0, 1), self.sampling, self.generators)
-        return drawn.view(batch, levels)
+        drawn = drawn.view(logits.shape[:2])
+        return drawn if self._recent is None else self._less_repeated(drawn, logits, levels)
+
+    def _less_repeated(
+        self, drawn: Int64[Tensor, "B q"], logits: Float[Tensor, "B q V"], levels: Sequence[int]
+    ) -> Int64[Tensor, "B q"]:
+        """Draw tokens that are repeated too often anew, and remember the new frame."""
+        assert self._recent is not None and self.sampling.repeats is not None
+        recent = self._recent[:, list(levels)]
+        often = (recent == drawn[..., None]).sum(dim=-1) >= self.sampling.repeats
+        # With the row's own generator: a row does not depend on those beside it.
+        for row, index in often.nonzero().tolist():
+            again = sample(logits[row, index][None], PLAIN, [self.generators[row]])
+            drawn[row, index] = again[0]
+        self._recent[:, list(levels)] = torch.cat([recent[..., 1:], drawn[..., None]], dim=-1)
+        return drawn
 
     def ends(self, odds: Float[Tensor, " R"]) -> list[bool]:
         """Draw for each row whether its audio ends here, from the log-odds of that.
@@ -133,7 +171,7 @@ class Continuation:
                     f"but {int(needed[row])} are needed",
                     "generate or pass that many frames of it first",
                 )
-        self.drawer = Drawer(sampling, generators, lm.device)
+        self.drawer = Drawer(sampling, generators, lm.device, prompt)
         self.rows = len(lengths)
         self.empty = num_frames <= 0 or self.rows == 0
         self._device = lm.device.type

@@ -99,6 +99,9 @@ def check_sampling(
     if sampling.iterations is not None and not iterations:
         problem = "is for models that fill masks; this one draws each token once"
         raise GenerationError(f"{place}.iterations", problem, "leave it out")
+    if sampling.repeats is not None and iterations:
+        problem = "is for models that draw frame after frame; this one fills masks"
+        raise GenerationError(f"{place}.repeats", problem, "leave it out")
     if sampling.guidance == 1.0:
         return
     place, value = f"{place}.guidance", f"is {sampling.guidance:g}"

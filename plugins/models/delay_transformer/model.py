@@ -156,7 +156,7 @@ class DelayTransformer(StageLM):
                 logits = products.levels(hidden, levels[0], levels[-1] + 1)
                 if logits.shape[1] > len(levels):  # a pattern with others between them
                     logits = logits[:, [level - levels[0] for level in levels]]
-                codes = drawer.draw_levels(logits)
+                codes = drawer.draw_levels(logits, levels)
                 if self.end_head is not None:  # as in training, nothing comes after the end
                     reached = call.reached([frame for _, frame in drawn], codes)
                     codes[~reached] = self.outside

@@ -171,5 +171,5 @@ class DepthTransformer(StageLM):
             if drawn:
                 assert self.level_embedding is not None
                 x = x + self.level_embedding.level(drawer.per_row(drawn[-1]), level - 1)
-            drawn.append(drawer.draw(products(levels.step(x), level)))
+            drawn.append(drawer.draw(products(levels.step(x), level), level))
         return torch.stack(drawn, dim=1)

@@ -186,7 +186,7 @@ def frames_by_token(
                 call.draw_ends(frame, end_head, hidden)
                 if call.over(frame):
                     return
-            token = drawer.draw(products(hidden, level))
+            token = drawer.draw(products(hidden, level), level)
             drawn.append(token)
         yield torch.stack(drawn, dim=1)
 

@@ -207,6 +207,12 @@ def test_the_consumer_of_a_stream_can_stop_after_every_pass(monkeypatch: MonkeyP
     assert sizes == [*((0, passes) for passes in range(1, 10)), (8, 9)]  # 4 + 4 + 1 passes
 
 
+def test_counting_repeats_is_refused() -> None:
+    arguments = ((), tokens(STAGES["levels"].target, 3), 8, Sampling(repeats=4))
+    with pytest.raises(GenerationError, match=r"sampling\.repeats"):
+        build(STAGES["levels"]).generate(*arguments, row_generators(0, 1))
+
+
 def test_the_most_confident_tokens_stay(monkeypatch: MonkeyPatch) -> None:
     """Not the least confident, and by their own confidence: known frames have none."""
     stage, frames = STAGES["levels"], 8

@@ -22,6 +22,7 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import StageSpec
+from segue.plugins.layers.drawing import last_frames
 
 GREEDY = Sampling(temperature=0)
 
@@ -63,7 +64,12 @@ def test_greedy_tokens_are_the_most_likely_ones(kind: str, stage: StageSpec) -> 
                 assert other[0, level, frame] <= best[0, level, frame] + 1e-5
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=4, top_p=0.9), GREEDY])
+SAMPLINGS = [
+    Sampling(), Sampling(top_k=4, top_p=0.9), Sampling(temperature=0.05, repeats=2), GREEDY,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_row_generates_the_same_alone_and_in_a_ragged_batch(
     kind: str, stage: StageSpec, sampling: Sampling
 ) -> None:
@@ -193,3 +199,23 @@ def test_overfits_and_regenerates_exactly(kind: str, name: str, known: tuple[int
     new = model.generate(batch.given, prompt, 6, GREEDY, row_generators(0, len(known)))
     for row, count in enumerate(known):
         assert torch.equal(new.ids[row], batch.target.ids[row, :, count : count + 6])
+
+
+@pytest.mark.parametrize("family", ["flat", "delay", "depth"])
+def test_tokens_that_repeat_are_drawn_from_the_model_itself(family: str) -> None:
+    """Almost greedy, an untrained model stays at one code; drawn anew, all codes are as likely."""
+    model = build(family, STAGES["levels"], spread=0.02)
+    prompt = Tokens.full(torch.full((2, 3, 20), 3))
+
+    def most(sampling: Sampling) -> int:
+        new = model.generate((), prompt, 60, sampling, row_generators(0, 2))
+        windows = prompt.append(new).ids[:, :, 20:].unfold(2, 16, 1)
+        return max(int((windows == code).sum(dim=-1).max()) for code in range(CODES))
+
+    assert most(Sampling(temperature=0.01, repeats=4)) < 10 < most(Sampling(temperature=0.01))
+
+
+def test_recent_frames_are_those_before_the_end_of_each_row() -> None:
+    ids = torch.arange(1, 6).expand(3, 2, 5)
+    found = last_frames(Tokens(ids, torch.tensor([5, 2, 0])), 3)
+    assert found[:, 1].tolist() == [[3, 4, 5], [-1, 1, 2], [-1, -1, -1]]
