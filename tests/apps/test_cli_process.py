@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy
 import pytest
 import soundfile
-from tests.apps.conftest import snapshot
+from tests.apps.conftest import Segue, snapshot
 
 from segue.inference import threads
 
@@ -166,7 +166,9 @@ def test_a_broken_registry_file_is_named(tmp_path: Path) -> None:
     assert "segue-registry.yaml" in done.stderr and "plugin" in done.stderr
 
 
-def test_audio_travels_through_pipes(tmp_path: Path, tiny: Path, prompt_file: Path) -> None:
+def test_audio_travels_through_pipes(
+    tmp_path: Path, tiny: Path, prompt_file: Path, segue: Segue
+) -> None:
     with prompt_file.open("rb") as prompt:
         done = subprocess.run(
             [*COMMAND, "continue", "-", "-o", "-", "-p", str(tiny), "--seconds", "0.5"],
@@ -179,12 +181,9 @@ def test_audio_travels_through_pipes(tmp_path: Path, tiny: Path, prompt_file: Pa
         )
     assert done.returncode == 0, done.stderr.decode()
     (tmp_path / "piped.wav").write_bytes(done.stdout)
-    whole = run(
-        [*COMMAND, "continue", str(prompt_file), "-p", str(tiny), "--seconds", "0.5"], tmp_path
-    )
-    assert whole.returncode == 0, whole.stderr
+    assert segue("continue", prompt_file, "-p", tiny, "--seconds", 0.5).code == 0
     piped, rate = soundfile.read(tmp_path / "piped.wav")
-    written, _ = soundfile.read(tmp_path / "continuation.wav")
+    written, _ = soundfile.read("continuation.wav")
     assert rate == 16_000
     numpy.testing.assert_array_equal(piped, written)
 
