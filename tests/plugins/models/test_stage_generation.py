@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers_stage import (
     CODES,
+    MODELS,
     STAGES,
     alone,
     batch_for,
@@ -168,10 +169,18 @@ def test_too_little_given_is_refused(kind: str) -> None:
         model.generate(given_for(stage, 10, 10), prompt, 2, Sampling(), row_generators(0, 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [pytest.param("plain", (4,), marks=pytest.mark.slow), ("slower", (4, 0, 2))],
-)
+#: Each way to draw, and to leave out what is given; other variants only see positions otherwise.
+DRAWN = ("flat", "flat_runs", "delay", "delay_flattened", "depth")
+OVERFIT = [
+    pytest.param(
+        kind, *case, marks=[] if kind in DRAWN and case[0] == "slower" else [pytest.mark.slow]
+    )
+    for kind in MODELS
+    for case in (("plain", (4,)), ("slower", (4, 0, 2)))
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "known"), OVERFIT)
 def test_overfits_and_regenerates_exactly(kind: str, name: str, known: tuple[int, ...]) -> None:
     """Each row is generated up to its end: it is given there what it was given in training.
 
