@@ -20,6 +20,7 @@ from helpers_stage import (
     decoding,
     given_for,
     recorded,
+    repeated,
 )
 from helpers_stage import tokens as random_tokens
 from pytest import MonkeyPatch
@@ -504,20 +505,18 @@ def test_guidance_moves_logits_away_from_the_unconditional(kind: str) -> None:
         whole = alone(prompt.append(new), row)
         seeing_given = tuple(alone(g, row) for g in given)
         blind_given = tuple(Tokens(g.ids[row : row + 1], g.lengths[row : row + 1]) for g in blind)
-        for level in range(3):
-            for frame in range(known, known + 5):
-                variants = whole.ids.repeat(7, 1, 1)
-                variants[:, level, frame] = torch.arange(7)
-                rows = Tokens.full(variants)
-                sides = []
-                for side in (seeing_given, blind_given):
-                    repeated = tuple(
-                        Tokens(g.ids.repeat(7, 1, 1), g.lengths.repeat(7)) for g in side
-                    )
-                    score = model.score(StageBatch(rows, repeated))
-                    sides.append(score[:, level, frame])
-                combined = sides[1] + 2.5 * (sides[0] - sides[1])
-                assert combined[whole.ids[0, level, frame]] >= combined.max() - 1e-4
+        places = [(level, frame) for level in range(3) for frame in range(known, known + 5)]
+        tried = whole.ids.repeat(len(places), 7, 1, 1)  # [place, code, Q, N]
+        for index, (level, frame) in enumerate(places):
+            tried[index, :, level, frame] = torch.arange(7)
+        rows = Tokens.full(tried.flatten(0, 1))
+        seen, unseen = (
+            model.score(StageBatch(rows, repeated(side, 7 * len(places)))).split(7)
+            for side in (seeing_given, blind_given)
+        )
+        for (level, frame), one, other in zip(places, seen, unseen, strict=True):
+            combined = (other + 2.5 * (one - other))[:, level, frame]
+            assert combined[whole.ids[0, level, frame]] >= combined.max() - 1e-4
 
 
 def test_guided_rows_do_not_depend_on_their_batch(kind: str) -> None:
