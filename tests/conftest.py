@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,12 @@ def melody(seconds: float, seed: int, rate: int = 16_000) -> torch.Tensor:
         partials = [torch.sin(2 * math.pi * pitch * k * time) / k for k in (1, 2, 3)]
         notes.append(torch.stack(partials).sum(0) * torch.exp(-6 * time) * 0.25)
     return torch.cat(notes)[: round(seconds * rate)]
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

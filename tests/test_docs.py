@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -115,10 +116,16 @@ def commands(page: Path) -> Iterator[str]:
             yield code
 
 
+@cache
+def program() -> Any:
+    """The command line, made once: it is looked into for every command of every page."""
+    return typer.main.get_command(app)
+
+
 def check_command(text: str) -> None:
     """Fail unless the program has this command, its options, and room for its arguments."""
     words = shlex.split(text, comments=True)[1:]
-    node: Any = typer.main.get_command(app)
+    node = program()
     while words and hasattr(node, "commands") and not words[0].startswith("-"):
         assert words[0] in node.commands, f"{text}: no command {words[0]!r}"
         node = node.commands[words.pop(0)]
@@ -160,7 +167,7 @@ def test_the_check_of_commands_sees_what_is_wrong() -> None:
 
 def test_every_command_is_in_the_documentation() -> None:
     text = "\n".join(command for page in PAGES for command in commands(page))
-    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+    for name in program().commands:
         if name != "prepare":
             assert f"segue {name}" in text
 

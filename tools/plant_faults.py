@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "tests" / "faults.yaml"
 LINKED_BYTES = 1 << 20  # larger files are linked, not copied
 LIMIT_SECONDS = 1800  # of one pytest run
+LEFT_OUT = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")  # they take long to import
 FAST = ("-x", "-q", "-m", "not slow", "--no-header", "-o", "addopts=--import-mode=importlib")
 # A server imports what is slow to import once; each pytest run is a fork of it.
 SERVER = multiprocessing.get_context("forkserver")
@@ -95,7 +96,7 @@ def pytest_child(root: Path, arguments: Sequence[str]) -> None:
     with root.with_suffix(".log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        sys.exit(pytest.main([*FAST, "--cache-clear", *arguments]))
+        sys.exit(pytest.main([*FAST, *LEFT_OUT, "--cache-clear", *arguments]))
 
 
 def run_pytest(root: Path, arguments: Sequence[str]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import soundfile
+import typer.main
 from tests.plugins.provenance.conftest import credentials
 
 from segue.apps.cli import main as cli
@@ -49,6 +51,14 @@ class Finished:
 
 
 Segue = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_program() -> Iterator[None]:
+    """Make the tree of commands once, not anew for each command that a test runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
 
 
 def snapshot(folder: Path) -> dict[str, int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,24 +123,17 @@ def test_a_lossy_file_is_left_alone(write: Write) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_registry_file_turns_marks_on(tmp_path: Path, prompt_file: Path, tiny: Path) -> None:
-    """In a process of its own, as plugins are found once per process."""
-    (tmp_path / "segue-registry.yaml").write_text(
-        f"api_version: 1\nhooks: {MARKS}\n", encoding="utf-8"
-    )
-    arguments = ["continue", prompt_file.resolve(), "-o", "out.wav", "-p", tiny.resolve()]
-    done = subprocess.run(
-        [sys.executable, "-m", "segue", *map(str, arguments), "--seconds", "0.5"],
-        cwd=tmp_path,
-        env={key: value for key, value in os.environ.items() if key != "SEGUE_REGISTRY"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    said = read_stamp(tmp_path / "out.wav")
+@pytest.mark.segue_not_isolated
+def test_a_registry_file_turns_marks_on(
+    segue: Segue, prompt_file: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGUE_PLUGINS", "off")
+    Path("segue-registry.yaml").write_text(f"api_version: 1\nhooks: {MARKS}\n", encoding="utf-8")
+    done = segue("continue", prompt_file, "-o", "out.wav", "-p", tiny, "--seconds", 0.5)
+    assert done.code == 0, done.err
+    said = read_stamp(Path("out.wav"))
     assert said is not None and said["task"] == "continue" and said["seed"] == 0
-    description = json.loads((tmp_path / "out.wav.json").read_text(encoding="utf-8"))
+    description = json.loads(Path("out.wav.json").read_text(encoding="utf-8"))
     assert description["watermark"] == "spread"
 
 

@@ -57,13 +57,10 @@ def collection(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path, workers: int) -> None:
+def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     source = collection(tmp_path / "in")
     told: list[tuple[str, int, int]] = []
-    summary = prepare_files(
-        source, tmp_path / "out", workers=workers, progress=lambda *p: told.append(p)
-    )
+    summary = prepare_files(source, tmp_path / "out", workers=1, progress=lambda *p: told.append(p))
     problems = {
         Path(row["path"]).name: row["problem"] for row in rows(tmp_path / "out/problems.csv")
     }
@@ -96,7 +93,8 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path, workers: int)
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     source = collection(tmp_path / "in")
     for out, workers in (("one", 1), ("two", 2)):
-        prepare_files(source, tmp_path / out, workers=workers)
+        summary = prepare_files(source, tmp_path / out, workers=workers)
+        assert summary["recordings"] == 8
     prepare_files(source, tmp_path / "two")  # again, over it
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 

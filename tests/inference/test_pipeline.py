@@ -563,8 +563,8 @@ def test_a_domain_may_ship_several_pipelines(
         Pipeline.from_pretrained("speech").generate(0.4, seed=1),
     )
     assert torch.equal(first.tokens["acoustic"].ids, second.tokens["acoustic"].ids)
-    with pytest.raises(UntrainedError, match="segue train all --config speech/paper --data"):
-        Pipeline.from_pretrained("speech/paper")
+    with pytest.raises(UntrainedError, match="segue train all --config speech/baseline --data"):
+        Pipeline.from_pretrained("speech/baseline")
     with pytest.raises(ConfigError, match="speech, speech/other, speech/acoustic_only"):
         Pipeline.from_pretrained("speech/othr")
 

@@ -613,6 +613,7 @@ def test_options_that_import_torch_are_caught(
     module = f"options_with_{imports}"
     source = f"import {imports}\nfrom segue.core.options import Options\nclass Own(Options): ...\n"
     (tmp_path / f"{module}.py").write_text(source)
+    (tmp_path / "torch.py").touch()  # found first by the process that imports; the real one is slow
     monkeypatch.syspath_prepend(tmp_path)
     own = importlib.import_module(module).Own
     monkeypatch.delitem(sys.modules, module)

@@ -32,6 +32,8 @@ def good_is_installed(
     monkeypatch.delenv("SEGUE_PLUGINS")
     inherited = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES / "good"), inherited]))
+    # Left out, as they take long to import.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:schemathesis -p no:hypothesispytest")
     return pytester
 
 

@@ -91,14 +91,15 @@ def learn_from(
 
 
 SMALL = ("options.width=32", "options.depth=2", "options.heads=2")
+SMALL_CODEC = ("options.encoder_depth=1", "options.decoder_depth=1", "options.num_levels=2")
 ACOUSTIC, ENCODER = "stages.acoustic", "semantic_tokenizer"
 COUNTED: list[Any] = [
     ("speech/baseline", "stages.semantic", ()),
-    ("speech/baseline", ACOUSTIC, ()),
+    ("speech/baseline", ACOUSTIC, SMALL),
     ("speech/baseline", ACOUSTIC, ("use=depth_transformer.v1", *SMALL)),
     ("speech/baseline", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),
-    ("speech/masked", ACOUSTIC, ("options.blocks=conformer",)),
-    ("speech/baseline", "codec", ()),
+    ("speech/masked", ACOUSTIC, ("options.blocks=conformer", *SMALL)),
+    ("speech/baseline", "codec", SMALL_CODEC),
     pytest.param("speech/paper", "codec", ("options.channels=8",), marks=pytest.mark.slow),
     ("speech/paper", ENCODER, (*SMALL, "options.layer=1", "options.contrastive_depth=1")),
     pytest.param(
@@ -141,7 +142,7 @@ def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
 ) -> None:
     """A codec whose step looks at its loss: three times the forward pass, not six per weight."""
     host = default_host()
-    config = load_config("speech/baseline", host).config
+    config = load_config("speech/baseline", host, [f"codec.{each}" for each in SMALL_CODEC]).config
     (whole,) = training_cost(config, host, "codec", Hardware())
     step = SpectralCodec.adversarial_step
 

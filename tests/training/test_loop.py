@@ -10,7 +10,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.forks import Fork
 from torch import Tensor, nn
 
 from segue.core.checkpoint import load_component, load_state, save_component
@@ -284,7 +284,6 @@ def killed_runs(directory: Path, kills: int) -> None:
     Processes are forked off this one, which has imported all that takes its time and started no
     thread.
     """
-    torch.set_num_threads(1)
     component = Tiny()
     for parameter in component.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -328,15 +327,9 @@ def steps_saved(directory: Path) -> int:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(24, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, kills: int) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path), str(kills)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    story = done.stdout + done.stderr
-    assert done.returncode == 0 and "ended with 0" in story, story
+    process = Fork(killed_runs, tmp_path, kills, log=tmp_path / "told")
+    code, story = process.wait(), process.written()
+    assert code == 0 and "ended with 0" in story, story
     assert story.count("killed after step") == kills, story
     whole, killed = (newest_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert whole is not None and killed is not None
@@ -905,7 +898,3 @@ def test_a_stage_is_not_trained_on_with_other_tokens(tmp_path: Path) -> None:
         train(changed)
     assert caught.value.place == str(last)
     train(run(tmp_path, component=stage_lm(), config=config(steps=4), **values))
-
-
-if __name__ == "__main__":
-    killed_runs(Path(sys.argv[1]), int(sys.argv[2]))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from fractions import Fraction
@@ -21,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from tests.adversarial_helpers import Critic
 from tests.data_helpers import clocks, stage, timed
+from tests.forks import Fork
 from tests.training.test_counts import CountOptions, Counts
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -191,7 +189,7 @@ def settings(directory: Path, what: str, **changes: Any) -> TrainingRun:
 # --- running them -----------------------------------------------------------------------------
 
 
-def start(count: int, directory: Path, what: str, **changes: Any) -> list[subprocess.Popen[str]]:
+def start(count: int, directory: Path, what: str, **changes: Any) -> list[Fork]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -200,29 +198,41 @@ def start(count: int, directory: Path, what: str, **changes: Any) -> list[subpro
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
         # As torchrun sets it: Fabric then knows who started the processes.
         "TORCHELASTIC_RUN_ID": "none",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    command = [sys.executable, __file__, str(directory), what, json.dumps(changes)]
     return [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        Fork(
+            *(one_rank, directory, what, changes),
+            log=directory.with_name(f"{directory.name}-{rank}.log"),
+            **common,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
         )
         for rank in range(count)
     ]
 
 
+def one_rank(directory: Path, what: str, changes: dict[str, Any]) -> None:
+    with clear_errors():
+        try:
+            train(settings(directory, what, **changes))
+        finally:
+            disconnect()
+
+
+def stories(processes: list[Fork], code: int | None = None) -> list[str]:
+    """Wait for processes, which end with this code, or with any but 0; what each wrote."""
+    ends = [process.wait() for process in processes]
+    written = [process.written() for process in processes]
+    good = (end == code if code is not None else end not in (0, None) for end in ends)
+    assert all(good), f"{ends}: " + "\n".join(written)
+    return written
+
+
 def trained(count: int, directory: Path, what: str, **changes: Any) -> Path:
     """Train in processes of their own; the last checkpoint."""
-    processes = start(count, directory, what, **changes)
-    stories = [process.communicate(timeout=240)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(stories)
+    stories(start(count, directory, what, **changes), 0)
     newest = newest_checkpoint(directory)
     assert newest is not None
     return newest
@@ -291,8 +301,8 @@ def test_counts_are_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_counts_that_differ_between_ranks_are_not_saved(tmp_path: Path) -> None:
-    stories = ended(tmp_path, "stage, counts alone")
-    assert "buffer seen differs between ranks" in " ".join(stories[0])
+    one, _ = ended(tmp_path, "stage, counts alone")
+    assert "buffer seen differs between ranks" in " ".join(one)
 
 
 COMPILED: list[Any] = [
@@ -333,10 +343,8 @@ def test_two_ranks_that_are_killed_end_as_if_they_had_not_been(tmp_path: Path) -
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.05))
         for process in processes:
-            process.send_signal(signal.SIGKILL)
+            process.kill(signal.SIGKILL)
         kills += sum(process.wait() == -signal.SIGKILL for process in processes)
-        for process in processes:
-            process.communicate()
     assert kills == 6
     last = trained(2, parts, "stage", **changes)
     for file in ("model.safetensors", STATE):
@@ -353,29 +361,22 @@ def test_what_goes_wrong_on_the_first_rank_ends_the_others(tmp_path: Path) -> No
     """The place is a file: the first rank says so, the other only ends."""
     place = tmp_path / "taken"
     place.write_text("in the way")
-    processes = start(2, place, "stage", steps=1)
-    stories = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode != 0 for process in processes] == [True, True]
-    assert str(place) in stories[0] and "Traceback" not in stories[1]
+    one, other = stories(start(2, place, "stage", steps=1))
+    assert str(place) in one and "Traceback" not in other
 
 
 @pytest.mark.slow
 def test_sharded_weights_are_not_trained_in_half_precision(tmp_path: Path) -> None:
-    processes = start(2, tmp_path, "stage", strategy="fsdp", precision="16-mixed")
-    for process in processes:
-        story = process.communicate(timeout=120)[0]
-        assert process.returncode != 0
+    for story in stories(start(2, tmp_path, "stage", strategy="fsdp", precision="16-mixed")):
         assert story.startswith("error: part.training.precision: ")
 
 
 def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
     """Train in two processes that must end by themselves; the lines that each wrote, but for
     PyTorch's warnings."""
-    processes = start(2, directory, what, **changes)
-    stories = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], "\n".join(stories)
-    assert not any("Traceback" in story for story in stories)
-    return [[line for line in story.splitlines() if "Warning" not in line] for story in stories]
+    written = stories(start(2, directory, what, **changes), 2)
+    assert not any("Traceback" in story for story in written)
+    return [[line for line in story.splitlines() if "Warning" not in line] for story in written]
 
 
 @pytest.mark.parametrize(
@@ -389,9 +390,9 @@ def ended(directory: Path, what: str, **changes: Any) -> list[list[str]]:
 def test_what_fails_on_one_rank_ends_all_with_clear_errors(
     tmp_path: Path, harm: str, speaker: int, sentence: str
 ) -> None:
-    stories = ended(tmp_path, f"stage, {harm}", validation_batches=4)
-    (said,) = stories[speaker]
-    assert said.startswith(sentence) and stories[1 - speaker] == []
+    written = ended(tmp_path, f"stage, {harm}", validation_batches=4)
+    (said,) = written[speaker]
+    assert said.startswith(sentence) and written[1 - speaker] == []
 
 
 @pytest.mark.slow
@@ -448,12 +449,3 @@ def test_half_of_torchruns_environment_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(TrainingError, match="torchrun"):
         ranks()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with clear_errors():
-        try:
-            train(settings(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])))
-        finally:
-            disconnect()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import TINY
+from tests.forks import Fork
 
 from segue.core.checkpoint_files import newest_checkpoint, read_manifest
 from segue.core.config_files import load_config
@@ -129,13 +128,9 @@ def test_a_stop_between_steps_or_before_fitting_changes_nothing(
 def test_killed_while_fitting_it_fits_again_and_trains_no_more(
     whole: Path, tmp_path: Path, recordings_folder: Path
 ) -> None:
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path), str(recordings_folder)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    log = tmp_path.with_suffix(".log")
+    process = Fork(killed_while_fitting, tmp_path, recordings_folder, log=log)
+    assert process.wait() == -signal.SIGKILL, process.written()
     assert names(tmp_path) == ["step-00000002", "step-00000004"]
     left = tmp_path / PART / ".tmp-step-00000004-fitted-x"  # as a kill while writing leaves it
     left.mkdir()
@@ -229,7 +224,3 @@ def killed_while_fitting(directory: Path, data: Path) -> None:
     space, _ = workspace(directory, data)
     space.progress = lambda part, done, total: os.kill(os.getpid(), signal.SIGKILL)
     train_part(space, PART)
-
-
-if __name__ == "__main__":
-    killed_while_fitting(Path(sys.argv[1]), Path(sys.argv[2]))

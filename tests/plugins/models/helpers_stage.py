@@ -104,6 +104,11 @@ def alone(batch: Tokens, row: int) -> Tokens:
     return Tokens.full(batch.row(row)[None])
 
 
+def repeated(given: tuple[Tokens, ...], count: int) -> tuple[Tokens, ...]:
+    """Each batch of one row ``count`` times."""
+    return tuple(Tokens(g.ids.repeat(count, 1, 1), g.lengths.repeat(count)) for g in given)
+
+
 def decoding(backend: str) -> Decoding:
     if backend == "native" and not available():
         pytest.skip("there is no C compiler")

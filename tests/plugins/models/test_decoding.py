@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_stage import STAGES, CausalLM, alone, batch_for, build, decoding, given_for, recorded
+from helpers_stage import (
+    MODELS,
+    STAGES,
+    CausalLM,
+    alone,
+    batch_for,
+    build,
+    decoding,
+    given_for,
+    recorded,
+    repeated,
+)
 from helpers_stage import tokens as random_tokens
 from pytest import MonkeyPatch
 from tests.stage_runs import run_stage
@@ -423,14 +434,25 @@ def test_a_compiler_that_fails_is_asked_once(monkeypatch: MonkeyPatch, tmp_path:
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half-made is left
 
 
-@pytest.mark.usefixtures("fresh_library")
+@pytest.fixture
+def quick_compiler(fresh_library: None, monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
+    """Put the kernel that is there already where a new one is wanted: to compile takes seconds."""
+    decoding("native")
+    compiler = tmp_path / "cc"
+    output = 'while [ "$1" != -o ]; do shift; done'
+    copy = f'{output}; cp "{native_library.library()._name}" "$2"'
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{copy}\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native_library.shutil, "which", lambda _: str(compiler))
+    native_library._found.cache_clear()
+
+
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("fault", ["writable", "link", "unreadable", "file"])
 def test_a_cache_that_others_may_write_to_is_not_used(
     monkeypatch: MonkeyPatch, tmp_path: Path, fault: str
 ) -> None:
     """What lies there is code that will be run."""
-    decoding("native")
-    native_library._found.cache_clear()
     cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     if fault == "writable":
@@ -456,11 +478,8 @@ def refuse(*_: object, **__: object) -> None:
     raise PermissionError("not allowed")
 
 
-@pytest.mark.usefixtures("fresh_library")
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_user_without_a_home_has_a_kernel(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
-    decoding("native")
-    native_library._found.cache_clear()
-
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -486,20 +505,18 @@ def test_guidance_moves_logits_away_from_the_unconditional(kind: str) -> None:
         whole = alone(prompt.append(new), row)
         seeing_given = tuple(alone(g, row) for g in given)
         blind_given = tuple(Tokens(g.ids[row : row + 1], g.lengths[row : row + 1]) for g in blind)
-        for level in range(3):
-            for frame in range(known, known + 5):
-                variants = whole.ids.repeat(7, 1, 1)
-                variants[:, level, frame] = torch.arange(7)
-                rows = Tokens.full(variants)
-                sides = []
-                for side in (seeing_given, blind_given):
-                    repeated = tuple(
-                        Tokens(g.ids.repeat(7, 1, 1), g.lengths.repeat(7)) for g in side
-                    )
-                    score = model.score(StageBatch(rows, repeated))
-                    sides.append(score[:, level, frame])
-                combined = sides[1] + 2.5 * (sides[0] - sides[1])
-                assert combined[whole.ids[0, level, frame]] >= combined.max() - 1e-4
+        places = [(level, frame) for level in range(3) for frame in range(known, known + 5)]
+        tried = whole.ids.repeat(len(places), 7, 1, 1)  # [place, code, Q, N]
+        for index, (level, frame) in enumerate(places):
+            tried[index, :, level, frame] = torch.arange(7)
+        rows = Tokens.full(tried.flatten(0, 1))
+        seen, unseen = (
+            model.score(StageBatch(rows, repeated(side, 7 * len(places)))).split(7)
+            for side in (seeing_given, blind_given)
+        )
+        for (level, frame), one, other in zip(places, seen, unseen, strict=True):
+            combined = (other + 2.5 * (one - other))[:, level, frame]
+            assert combined[whole.ids[0, level, frame]] >= combined.max() - 1e-4
 
 
 def test_guided_rows_do_not_depend_on_their_batch(kind: str) -> None:
@@ -558,7 +575,16 @@ def ends_after(model: CausalLM, frames: int) -> None:
         model.end_head.bias.fill_(frames)
 
 
-@pytest.mark.parametrize("name", ["plain", "levels"])
+#: One model of each way to draw; the head that learns ends is the same in their variants.
+ENDING = [
+    ("flat", "plain"),
+    *((k, "levels") for k in ("flat", "delay", "delay_flattened", "depth")),
+]
+OTHERS = [(kind, name) for kind in MODELS for name in ("plain", "levels")]
+OTHERS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS if pair not in ENDING]
+
+
+@pytest.mark.parametrize(("kind", "name"), [*ENDING, *OTHERS])
 def test_ends_are_learnt_where_recordings_end_and_nowhere_else(kind: str, name: str) -> None:
     """Random crops do not teach to stop at the crop's length."""
     stage = STAGES[name]
@@ -573,7 +599,7 @@ def test_ends_are_learnt_where_recordings_end_and_nowhere_else(kind: str, name: 
         optimizer.zero_grad()
         model.loss(StageBatch(batch.target, (), ends)).total.backward()
         optimizer.step()
-        if step % 75:
+        if step % 30:
             continue
         # How many steps it takes depends on rounding, which depends on the number of threads.
         new = model.generate((), prompt, 9, GREEDY, row_generators(0, 2))

@@ -496,10 +496,12 @@ def test_overfits_and_regenerates_exactly(stage: StageSpec, known: tuple[int, ..
     # Each row several times, since a step learns one level of each.
     often = StageBatch(repeated(batch.target), tuple(map(repeated, batch.given)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(150):
+    for step in range(1, 151):
         optimizer.zero_grad()
         model.loss(often).total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if step % 30 == 0 and model.score(batch).min() > -0.05:
+            break
     assert model.score(batch).min() > -0.1
     assert model.eval().loss(batch).total < 0.01
     prompt = Tokens(batch.target.ids[:, :, :5], torch.tensor(known))

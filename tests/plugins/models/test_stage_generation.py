@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers_stage import (
     CODES,
+    MODELS,
     STAGES,
     alone,
     batch_for,
@@ -13,6 +14,7 @@ from helpers_stage import (
     decoding,
     given_for,
     recorded,
+    repeated,
     tokens,
 )
 from pytest import MonkeyPatch
@@ -55,13 +57,15 @@ def test_greedy_tokens_are_the_most_likely_ones(kind: str, stage: StageSpec) -> 
     new = model.generate(given, prompt, 4, GREEDY, row_generators(0, 1))
     full = prompt.append(new)
     best = model.score(StageBatch(full, given))
-    for level in range(stage.target.num_levels):
-        for frame in range(2, 6):
-            for code in range(stage.target.codebook_size):
-                ids = full.ids.clone()
-                ids[0, level, frame] = code
-                other = model.score(StageBatch(Tokens(ids, full.lengths), given))
-                assert other[0, level, frame] <= best[0, level, frame] + 1e-5
+    codes = torch.arange(stage.target.codebook_size)
+    places = [(level, frame) for level in range(stage.target.num_levels) for frame in range(2, 6)]
+    tried = full.ids.repeat(len(places), len(codes), 1, 1)  # [place, code, Q, N]
+    for index, (level, frame) in enumerate(places):
+        tried[index, :, level, frame] = codes
+    rows = tried.flatten(0, 1)
+    every = model.score(StageBatch(Tokens.full(rows), repeated(given, len(rows))))
+    for (level, frame), scores in zip(places, every.split(len(codes)), strict=True):
+        assert scores[:, level, frame].max() <= best[0, level, frame] + 1e-5
 
 
 SAMPLINGS = [
@@ -174,10 +178,18 @@ def test_too_little_given_is_refused(kind: str) -> None:
         model.generate(given_for(stage, 10, 10), prompt, 2, Sampling(), row_generators(0, 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [pytest.param("plain", (4,), marks=pytest.mark.slow), ("slower", (4, 0, 2))],
-)
+#: Each way to draw, and to leave out what is given; other variants only see positions otherwise.
+DRAWN = ("flat", "flat_runs", "delay", "delay_flattened", "depth")
+OVERFIT = [
+    pytest.param(
+        kind, *case, marks=[] if kind in DRAWN and case[0] == "slower" else [pytest.mark.slow]
+    )
+    for kind in MODELS
+    for case in (("plain", (4,)), ("slower", (4, 0, 2)))
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "known"), OVERFIT)
 def test_overfits_and_regenerates_exactly(kind: str, name: str, known: tuple[int, ...]) -> None:
     """Each row is generated up to its end: it is given there what it was given in training.
 

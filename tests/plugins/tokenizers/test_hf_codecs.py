@@ -61,6 +61,18 @@ names = pytest.mark.parametrize("name", TINY)
 
 def save_tiny(name: str, directory: Path, seed: int = 0, **changes: Any) -> Path:
     """A random model as ``save_pretrained`` writes it."""
+    key = f"{name} {seed} {changes}"
+    if key not in MADE:
+        MADE[key] = tiny_model(name, seed, changes)
+    MADE[key].save_pretrained(directory)
+    return directory
+
+
+#: Models that were made: many tests want the same.
+MADE: dict[str, Any] = {}
+
+
+def tiny_model(name: str, seed: int, changes: dict[str, Any]) -> Any:
     config_class, model_class, values = TINY[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -74,8 +86,7 @@ def save_tiny(name: str, directory: Path, seed: int = 0, **changes: Any) -> Path
             for part in ("semantic", "acoustic"):
                 quantizer = getattr(model.quantizer, f"{part}_residual_vector_quantizer")
                 spread(quantizer, quantizer.input_proj(latents), "embed_sum")
-    model.save_pretrained(directory)
-    return directory
+    return model
 
 
 def spread(quantizer: Any, latents: Tensor, table: str) -> None:
