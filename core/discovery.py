@@ -185,7 +185,7 @@ def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
 
     def say() -> None:
         fix = f"Ctrl-C ends that, {PLUGINS_VARIABLE}=off leaves plugins out"
-        print(f"still importing {who} after {PATIENCE:g} s; {fix}", file=sys.stderr)
+        sys.stderr.write(f"still importing {who} after {PATIENCE:g} s; {fix}\n")
 
     timer = threading.Timer(PATIENCE, say)
     timer.daemon = True

@@ -7,7 +7,6 @@ No rule here depends on the order in which plugins were found.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 import traceback
 import warnings
