@@ -11,9 +11,10 @@ import importlib.metadata
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -31,6 +32,7 @@ from segue.core.validation import suggestion
 
 #: Environment variable: the distributions whose plugins may be used; ``off`` or empty means none.
 PLUGINS_VARIABLE = "SEGUE_PLUGINS"
+PATIENCE = 5.0  # seconds that importing may take before the user is told
 HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("segue_"))
 #: Hook of an earlier version -> the only kind that it may register.
 ONE_KIND = {f"segue_register_{kind}s": kind for kind in KINDS}
@@ -164,17 +166,49 @@ def hook_manager(plugins: Iterable[PluginStatus]) -> pluggy.PluginManager:
     return manager
 
 
+@contextmanager
+def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
+    """Keep what a plugin does while its code is imported from ending or spoiling the process.
+
+    Its ``os._exit`` raises ``SystemExit``, and whoever waits for it learns whose it is.
+
+    Args:
+        who: the plugin.
+        quiet: let ``print`` go to standard error: standard output may carry JSON or samples.
+    """
+    leave, here = os._exit, (os.getpid(), threading.get_ident())
+
+    def refuse(status: int) -> None:
+        if (os.getpid(), threading.get_ident()) != here:  # a child that it forked may end
+            leave(status)
+        raise SystemExit(f"it called os._exit({status})")
+
+    def say() -> None:
+        fix = f"Ctrl-C ends that, {PLUGINS_VARIABLE}=off leaves plugins out"
+        sys.stderr.write(f"still importing {who} after {PATIENCE:g} s; {fix}\n")
+
+    timer = threading.Timer(PATIENCE, say)
+    timer.daemon = True
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        timer.start()
+        with redirect_stdout(sys.stderr if quiet else sys.stdout):
+            yield
+    finally:
+        timer.cancel()
+        os._exit = leave
+
+
 def activate(found: PluginStatus, *, quiet: bool = True) -> PluginStatus:
     """Import a plugin, check its hooks and collect its records.
 
     Args:
-        quiet: let ``print`` go to standard error on the way: standard output may carry JSON or
-            samples.
+        quiet: see ``contained``.
     """
     if found.state != "found":
         return found
     try:
-        with redirect_stdout(sys.stderr) if quiet else nullcontext():
+        with contained(found.label, quiet=quiet):
             plugin = import_target(found.target) if found.plugin is None else found.plugin
             status = replace(found, state="ok", plugin=plugin)
             return replace(status, records=_records(status))

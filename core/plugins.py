@@ -7,12 +7,11 @@ No rule here depends on the order in which plugins were found.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pluggy
 from segue.core.discovery import (
     PluginStatus,
     activate,
+    contained,
     described,
     find_plugins,
     hook_manager,
@@ -269,7 +269,7 @@ class PluginHost:
             return target(*arguments)
         except SegueError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _refuse_without_extra(record, error, described(error, record.target), place)
             text = f"{_full_name(record)} could not be built: {described(error, record.target)}"
             fix = f"check the options, or report it to {record.source}"
@@ -372,10 +372,9 @@ def _full_name(record: PluginRecord) -> str:
 
 
 def _import(record: PluginRecord, target: str, place: str) -> Any:
-    own = record.source == FIRST_PARTY
     try:
-        # Redirection is for the whole process: not during the long imports of Segue's own parts.
-        with nullcontext() if own else redirect_stdout(sys.stderr):
+        # It changes the whole process: not during the long imports of Segue's own parts.
+        with nullcontext() if record.source == FIRST_PARTY else contained(_full_name(record)):
             return import_target(target)
     except (Exception, SystemExit) as error:
         name, why = _full_name(record), described(error, target)

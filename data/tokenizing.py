@@ -18,6 +18,7 @@ from segue.core.audio import resample
 from segue.core.errors import AudioError
 from segue.core.interfaces import Tokenizer
 from segue.core.spec import ACOUSTIC, common_samples
+from segue.data.audio_crops import whole_recordings
 from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording
 from segue.data.workers import end_with, process_killed
@@ -25,6 +26,7 @@ from segue.inference.promises import check_tokens
 from segue.inference.threads import survive_forks
 
 MAX_PIECE_SECONDS = 30.0
+TRIED_SECONDS = 10.0
 RECORDINGS_PER_TASK = 2
 
 #: Ids ``[Q, N]`` by stream of one recording, or why it is left out.
@@ -124,3 +126,17 @@ def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
     check_tokens(tokenizer, tokens, tokenizer.spec, lengths)
     frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
     return tokens.ids[0, :, :frames].cpu()
+
+
+@torch.inference_mode()
+def check_tokenizer(tokenizer: Tokenizer, recordings: Sequence[Recording]) -> None:
+    """Encode some of a recording, to find a fault before anything is trained on the tokens.
+
+    Raises:
+        PluginError: if the tokenizer breaks the contract of ``Tokenizer.encode``.
+    """
+    for batch in whole_recordings(recordings, tokenizer.spec.sample_rate, TRIED_SECONDS):
+        wave, lengths = batch.wave.to(tokenizer.device), batch.lengths.to(tokenizer.device)
+        tokens = tokenizer.eval().encode(wave, lengths)
+        check_tokens(tokenizer, tokens, tokenizer.spec, lengths)
+        break

@@ -359,6 +359,7 @@ class LoadedPipeline:
         shape = audio.wave.shape
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
         check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
+        audio.clip()
         return audio
 
 

@@ -21,6 +21,7 @@ from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens
 
 FEW = 64  # codes
+LOUDEST = 10.0  # peak, of full scale 1: a hook that leaves a higher one is not in order
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
@@ -138,7 +139,7 @@ def check_hooked_wave(hook: HookCaller, wave: object, shape: torch.Size) -> None
         shape: ``[B, T]``, its shape before them.
 
     Raises:
-        PluginError: if a hook left something else than as many finite samples.
+        PluginError: if a hook left anything but as many finite samples, not far too loud.
     """
     if not isinstance(wave, Tensor) or not wave.is_floating_point():
         problem = f"audio.wave became a {type(wave).__name__}, not floating-point samples"
@@ -146,6 +147,8 @@ def check_hooked_wave(hook: HookCaller, wave: object, shape: torch.Size) -> None
         problem = f"audio.wave changed its shape from {list(shape)} to {list(wave.shape)}"
     elif not torch.isfinite(wave).all():
         problem = "audio.wave has NaN or infinite samples"
+    elif wave.numel() and (peak := float(wave.abs().max())) > LOUDEST:
+        problem = f"audio.wave has a peak of {peak:.3g}, where full scale is 1"
     else:
         return
     names = ", ".join(str(each.plugin_name) for each in hook.get_hookimpls())

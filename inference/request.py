@@ -219,13 +219,16 @@ class GeneratedAudio:
         if request.prompt_audio == "none":
             batch = WaveBatch.pad([audio.continuation(row) for row in range(len(wave))])
             audio.wave, audio.lengths, audio.prompt_samples = batch.wave, batch.lengths, nothing
-        # Files clip at full scale anyway; here it is noted, and hooks see the final samples.
-        for row, samples in enumerate(audio.wave.abs()):
+        audio.clip()  # files clip anyway; here it is noted, and hooks see the final samples
+        return audio
+
+    def clip(self) -> None:
+        """Bring all samples within full scale, and note in which rows some were beyond it."""
+        for row, samples in enumerate(self.wave.abs()):
             peak = float(samples.max()) if len(samples) else 0.0
             if peak > 1.0:
-                audio.note(row, f"clipped a peak of {peak:.2f}")
-        audio.wave = audio.wave.clamp(-1.0, 1.0)
-        return audio
+                self.note(row, f"clipped a peak of {peak:.2f}")
+        self.wave = self.wave.clamp(-1.0, 1.0)
 
     def note(self, row: int, note: str) -> None:
         """Add a note on one row."""

@@ -20,6 +20,12 @@ from segue.sound.mpeg import after_tag
 Source = str | bytes | IO[bytes]
 
 OGG, OGG_HEADERS, OGG_LARGEST_PAGE = b"OggS\0", 1 << 16, 65_307  # RFC 3533
+#: Beginnings of formats whose samples go on to the end of the file, a second header among them.
+MARKS = (
+    b"riff.\x91\xcf\x11\xa5\xd6(\xdb\x04\xc1\0\0",  # W64
+    b"NIST_1A\n   1024\n",
+    b"Creative Voice File\x1a",
+)
 UNKNOWN = 0x7FFF_F000  # bytes and more: what writers state who do not know
 BLOCK = 1 << 20  # bytes that are looked through at once
 LEAST_UNREAD = 4096  # bytes after all that a header states: fewer are padding, or a tag
@@ -149,6 +155,8 @@ def _header(file: IO[bytes]) -> Header:
         return _in_au(file, size)
     if magic == OGG[:4]:
         _check_ogg(file, size)
+    for mark in (mark for mark in MARKS if magic and mark.startswith(magic)):
+        _check_single(file, mark)
     start = after_tag(file) if magic[:3] == b"ID3" else 0
     return Header(_in_flac(file, start, size) if is_flac(file, start) else None)
 
@@ -185,6 +193,17 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
         problem = "holds more samples than the sizes in its header can state"
         raise AudioError("file", problem, "write it as W64")
     return Header(Correction(place, struct.pack(form, left)))
+
+
+def _check_single(file: IO[bytes], mark: bytes) -> None:
+    """Refuse a file in which another one begins."""
+    at = file.seek(len(mark))
+    kept = b""
+    while block := file.read(BLOCK):
+        data = kept + block
+        if (found := data.find(mark)) >= 0:
+            raise _several(at - len(kept) + found)
+        at, kept = at + len(block), data[-len(mark) + 1 :]
 
 
 def _promise(stated: int, left: int) -> float:
@@ -260,6 +279,6 @@ def _streams(kind: str) -> AudioError:
 
 
 def _several(place: int) -> AudioError:
-    problem = "holds several files one after the other, of which only the first is read"
+    problem = "holds several files one after the other, which libsndfile takes for one"
     fix = f"take them apart: head -c {place} FILE > FIRST; tail -c +{place + 1} FILE > REST"
     return AudioError("file", problem, fix)

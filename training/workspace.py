@@ -40,6 +40,7 @@ from segue.data.store_plan import has_split
 from segue.data.store_writer import write_store
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
+from segue.data.tokenizing import check_tokenizer
 from segue.inference.pipeline import Pipeline
 from segue.inference.threads import use_threads
 from segue.training.adaptation import adapt, plain_state, start_from
@@ -185,6 +186,8 @@ def train_part(workspace: Workspace, part: str) -> Path:
         # Its own checkpoint comes after the trained one, from which training can go on.
         step = step_of(newest)
         return on_first(lambda: _fit(workspace, assembly.parts[part], component, step, FITTED))
+    if isinstance(component, Tokenizer):
+        on_each(lambda: check_tokenizer(component, workspace.recordings("train")))
     return newest
 
 
@@ -396,6 +399,8 @@ def _fit(
     batches, seen = _fitting_batches(workspace, part, component)
     torch.manual_seed(workspace.config.parts[part].training.seed)
     figures = component.fit(batches)
+    if isinstance(component, Tokenizer):
+        check_tokenizer(component, workspace.recordings("train"))
     with atomic_directory(target) as temporary:
         steps = {"steps": step} if component.needs_training else {}
         trained = {**steps, "data": workspace.data_name, **seen, **figures}
@@ -417,8 +422,7 @@ def _fitting_batches(
     batches: Iterable[Batch]
     if isinstance(component, StageLM):
         crops = _token_crops(workspace, component.stage, "train", batch_size=1, seed=0)
-        count = total = crops.epochs.size
-        counted = "crops"
+        count, total, counted = crops.epochs.size, crops.epochs.size, "crops"
         batches = (crops.batch(number) for number in range(total))
     else:
         assert isinstance(component, Tokenizer)

@@ -20,6 +20,7 @@ from segue.apps.cli.options import (
     ReportOption,
     SeedOption,
     SplitOption,
+    joined,
     listed,
     whole_numbers,
     with_groups,
@@ -56,11 +57,11 @@ def codec(
     on: HeldOut,
     chosen: Chosen,
     levels: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Numbers of levels, such as 1,2,4,8. Default: 1, 2, 4 ... all."),
     ] = None,
     metrics: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Such as pesq.v1,visqol.v1:mode=audio. Default: all that are installed and quick."
         ),
@@ -82,8 +83,8 @@ def codec(
     loaded = load_tokenizer(config, "codec", host, chosen.device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
-    counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
-    built, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
+    counts = _powers(total) if levels is None else whole_numbers(",".join(levels), "--levels")
+    built, left_out = chosen_metrics(host, "metric", joined(metrics), domain_of(host, config.name))
     recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
     with renamed(places), progress_bars(json) as progress:
@@ -139,7 +140,7 @@ def continuations(
     on: HeldOut,
     chosen: Chosen,
     metrics: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Such as health.v1,speaker.v1. Default: all for the domain that are installed."
         ),
@@ -170,7 +171,7 @@ def continuations(
 
         keep = None if audio is None else _keeper(loaded, audio)
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
-        built, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
+        built, left_out = chosen_metrics(loaded.host, "continuation_metric", joined(metrics), kind)
         least = prompt_seconds + seconds if complete else 0.0
         recordings = held_out(on.data, on.items, on.split, least)
         with progress_bars(json) as progress:
@@ -222,13 +223,13 @@ def resynthesis(
     on: HeldOut,
     chosen: Chosen,
     of: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="acoustic_generation, semantic, codec, recording, foreign. Default: all."
         ),
     ] = None,
     metrics: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Of pairs or of continuations: phone_error.v1,speaker.v1. Default: all."),
     ] = None,
     least_seconds: Annotated[
@@ -242,13 +243,15 @@ def resynthesis(
     with renamed({"seed": "--seed"}):
         from segue.evaluation.resynthesis import WAYS, evaluate_resynthesis
 
-        wanted = listed(of) if of else list(WAYS)
+        wanted = listed(",".join(of)) if of else list(WAYS)
         ways = [way for way in WAYS if way in wanted]
         if len(ways) != len(set(wanted)):
-            raise ConfigError("--of", f"{of!r} names something else", f"use {', '.join(WAYS)}")
+            raise ConfigError(
+                "--of", f"{joined(of)!r} names something else", f"use {', '.join(WAYS)}"
+            )
         loaded = chosen.load()
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
-        pairs, sets, left_out = metrics_of_both_kinds(loaded.host, metrics, kind)
+        pairs, sets, left_out = metrics_of_both_kinds(loaded.host, joined(metrics), kind)
         recordings = held_out(on.data, on.items, on.split, least_seconds)
         with progress_bars(json) as progress:
             figures = evaluate_resynthesis(

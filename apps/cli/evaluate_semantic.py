@@ -17,6 +17,7 @@ from segue.apps.cli.options import (
     SplitOption,
     chosen_source,
     conditions,
+    joined,
     listed,
     whole_numbers,
     with_groups,
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 PARTS = ("semantic_tokenizer", "codec")
 FEATURES = "features"
 OfOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(help="semantic_tokenizer, codec, features, or several. Default: all there are."),
 ]
 LevelsOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(help="Numbers of codec levels, such as 1,2. Default: 1 and all."),
 ]
 
@@ -68,7 +69,7 @@ def semantic(
 
     found = load_items(data, checked_split(split), conditions(where or []))
     config = chosen.config()
-    measured, left_out = _representations(config, chosen.device, of, levels)
+    measured, left_out = _representations(config, chosen.device, joined(of), joined(levels))
     with progress_bars(json) as progress:
         figures = evaluate_semantic(thinned(found, per_group), measured, progress)
     report = {
@@ -108,7 +109,7 @@ def pitches(
 
     scores = find_scores(midi)
     recordings, config = held_out(on.data, on.items, on.split), chosen.config()
-    measured, left_out = _representations(config, chosen.device, of, "1")
+    measured, left_out = _representations(config, chosen.device, joined(of), "1")
     measured = [one for one in measured if one.vocabulary is not None]
     if not measured:
         raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")

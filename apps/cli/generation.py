@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -140,24 +140,25 @@ def resynthesize(
         raise ConfigError("--levels", "goes with --through codec only", "leave it out")
     signer = check_outputs([output], source=source, sign=sign)
     loaded = chosen.load()
-    started, verb = time.perf_counter(), f"through {through}"
+    started, seconds, printed = time.perf_counter(), None, sys.stdout
     with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
         if through == "codec":  # of any length, in bounded memory
             with seekable(source) as (path, place):
                 pieces = loaded.recode(path, levels=levels, place=place, progress=progress)
-                result, seconds = save_pieces(loaded, pieces, output, signer, through=through)
-            elapsed = time.perf_counter() - started
-            report_on(result, [output], elapsed, json, verb, seconds, through=through)
-            return
-        audio = read_recording(source, loaded.config.prompt.max_seconds)
-        if through == "sampled":
-            result = loaded.acoustic_generation(audio, seed=seed, progress=progress)
+                result, seconds = save_pieces(
+                    loaded, pieces, output, printed, signer, through=through
+                )
         else:
-            result = loaded.resynthesize(audio, through="semantic", progress=progress)
-    elapsed = time.perf_counter() - started
-    result.metadata["through"] = through
-    save_audio(loaded, result, [output], signer=signer)
-    report_on(result, [output], elapsed, json, verb, through=through)
+            audio = read_recording(source, loaded.config.prompt.max_seconds)
+            if through == "sampled":
+                result = loaded.acoustic_generation(audio, seed=seed, progress=progress)
+            else:
+                result = loaded.resynthesize(audio, through="semantic", progress=progress)
+    elapsed, verb = time.perf_counter() - started, f"through {through}"
+    if through != "codec":
+        result.metadata["through"] = through
+        save_audio(loaded, result, [output], signer=signer)
+    report_on(result, [output], elapsed, json, verb, seconds, through=through)
 
 
 @with_groups
@@ -183,6 +184,7 @@ def stream(
     audio = None
     if prompt is not None:
         audio = read_recording(prompt, loaded.config.prompt.max_seconds)
+    output = sys.stdout.buffer  # for samples alone, whatever plugins print
     note(f"16-bit little-endian mono samples at {loaded.sample_rate} Hz")
     with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(False) as progress:
         chunks = loaded.stream(
@@ -192,10 +194,10 @@ def stream(
             seed=seed,
             progress=progress,
         )
-        _write_samples(chunks, seed)
+        _write_samples(chunks, seed, output)
 
 
-def _write_samples(chunks: Iterator[GeneratedAudio], seed: int) -> None:
+def _write_samples(chunks: Iterator[GeneratedAudio], seed: int, output: BinaryIO) -> None:
     """Write samples as they come; note when the first and the last ones did."""
     from segue.core.audio import pcm16
 
@@ -206,8 +208,8 @@ def _write_samples(chunks: Iterator[GeneratedAudio], seed: int) -> None:
             elapsed = time.perf_counter() - started
             note(f"first {length:.2f} s of audio after {elapsed:.2f} s")
         made += length
-        sys.stdout.buffer.write(pcm16(chunk.row()).astype("<i2").tobytes())
-        sys.stdout.buffer.flush()
+        output.write(pcm16(chunk.row()).astype("<i2").tobytes())
+        output.flush()
     note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")
 
 

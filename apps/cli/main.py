@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -100,6 +102,8 @@ def root(
 def main() -> None:
     """Run the command line; errors that the user can fix end in one sentence and exit code 2."""
     gc.set_threshold(*COLLECT_AFTER)
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)  # a plugin whose compiled code crashes is seen
     with clear_errors():
         app(prog_name="segue")
 

@@ -179,6 +179,11 @@ def load_pipeline(
         )
 
 
+def joined(texts: list[str] | None) -> str | None:
+    """Return one comma-separated list of all that an option was given, each time it was."""
+    return None if texts is None else ",".join(texts)
+
+
 def listed(text: str) -> list[str]:
     """Return the names in a comma-separated list."""
     return [name for name in (part.strip() for part in text.split(",")) if name]

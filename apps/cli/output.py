@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from rich.text import Text
 from segue.core.errors import PluginError, SegueError
 
 DEBUG = "SEGUE_DEBUG"  # set to 1, it shows tracebacks
+OURS = {"segue", "typer", "click", "__main__"}  # packages that end a command on purpose
 
 # No markup: the name of a file may hold brackets.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -46,6 +48,14 @@ def clear_errors() -> Iterator[None]:
         fail(str(error), error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as error:
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        owner = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if owner in OURS:
+            raise
+        place = f"{frame.f_code.co_filename}, line {line}"
+        fix = f"leave the plugin out, or report it to {owner}"
+        fail(f"{place}: ends the command, {error.code!r}; {fix}", error)
     except OSError as error:  # a full disk, a missing library
         if error.errno is None:
             fail(f"this installation: {error}; run `segue doctor`", error)
@@ -71,8 +81,6 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         error: its traceback is shown first if the user asked for tracebacks.
     """
     if error is not None and os.environ.get(DEBUG, "0") not in ("", "0"):
-        import traceback
-
         errors.print("".join(traceback.format_exception(error)), end="")
     warn("error:", message, "bold red")
     sys.exit(2)

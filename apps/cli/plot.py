@@ -24,6 +24,7 @@ app = typer.Typer(
 ReportsArgument = Annotated[
     list[Path], typer.Argument(help="Reports of `segue evaluate codec -o`.")
 ]
+FiguresOption = Annotated[list[str], typer.Option(help="Figures of the log, separated by commas.")]
 PictureOption = Annotated[Path, typer.Option("--output", "-o", help="A .png file.")]
 
 
@@ -76,7 +77,7 @@ def codec(
     reports: ReportsArgument,
     output: PictureOption = Path("rate_distortion.png"),
     metrics: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Such as pesq.v1,stoi.v1. Default: all that are in every report."),
     ] = None,
     json: JsonOption = False,
@@ -84,7 +85,7 @@ def codec(
     """Draw quality over bit rate: one line per report, one point per number of levels."""
     from segue.apps.plots import draw_rate_distortion
 
-    wanted = None if metrics is None else listed(metrics)
+    wanted = None if metrics is None else listed(",".join(metrics))
     draw_rate_distortion(reports, output, wanted)
     wrote(output, json)
 
@@ -108,11 +109,11 @@ def training(
         list[Path], typer.Argument(help="Parts in training directories, such as runs/mine/codec.")
     ],
     output: PictureOption = Path("training.png"),
-    figures: Annotated[str, typer.Option(help="Figures of the log, separated by commas.")] = "loss",
+    figures: FiguresOption = ["loss"],  # noqa: B006
     json: JsonOption = False,
 ) -> None:
     """Draw figures over the steps of a training and of its validations."""
     from segue.apps.plots import draw_training
 
-    draw_training(parts, output, listed(figures))
+    draw_training(parts, output, listed(",".join(figures)))
     wrote(output, json)

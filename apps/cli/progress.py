@@ -1,10 +1,14 @@
-"""Show how far long work is: bars on a terminal, now and then a line elsewhere. No torch."""
+"""Show how far long work is: bars on a terminal, now and then a line elsewhere. No torch.
+
+What plugins print meanwhile goes to standard error: standard output is for results.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -122,9 +126,10 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | Literal[False]]:
     The bar moves to and fro while PyTorch is imported, before the first part is counted.
     """
     if not errors.is_terminal:
-        yield False
+        with redirect_stdout(sys.stderr):
+            yield False
         return
-    with _bars(TextColumn(""), transient=True) as bars:
+    with redirect_stdout(sys.stderr), _bars(TextColumn(""), transient=True) as bars:
         bars.wait_for("loading")
         yield bars
 
@@ -133,9 +138,10 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | Literal[False]]:
 def progress_bars(quiet: bool) -> Iterator[Bars | None]:
     """Show bars on a terminal, and nothing elsewhere or if ``quiet``."""
     if quiet or not errors.is_terminal:
-        yield None
+        with redirect_stdout(sys.stderr):
+            yield None
         return
-    with _bars(TextColumn("{task.completed}/{task.total}")) as bars:
+    with redirect_stdout(sys.stderr), _bars(TextColumn("{task.completed}/{task.total}")) as bars:
         yield bars
 
 
@@ -143,7 +149,8 @@ def progress_bars(quiet: bool) -> Iterator[Bars | None]:
 def audio_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
     """Show work that is counted in seconds of audio."""
     if quiet:
-        yield None
+        with redirect_stdout(sys.stderr):
+            yield None
     elif not errors.is_terminal:
         yield Lines(AUDIO_LINE_EVERY)
     else:
@@ -155,7 +162,8 @@ def audio_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
 def training_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
     """Show steps of training; the log has all figures."""
     if quiet:
-        yield None
+        with redirect_stdout(sys.stderr):
+            yield None
     elif not errors.is_terminal:
         yield Lines(TRAINING_LINE_EVERY)
     else:

@@ -23,6 +23,8 @@ from segue.apps.cli.output import console, note, print_json, renamed
 from segue.apps.cli.progress import progress_bars
 from segue.core.errors import ConfigError
 
+ClustersOption = Annotated[list[str], typer.Option(help="Numbers of semantic clusters.")]
+
 
 def command(
     domain: Annotated[str, typer.Argument(help="Domain whose metrics are used: speech, piano.")],
@@ -31,7 +33,9 @@ def command(
         Path, typer.Option("--output", "-o", help="Folder of tables; goes on with what it holds.")
     ],
     pipeline: PipelineOption = None,
-    tables: Annotated[str | None, typer.Option(help="Such as tokens,voice. Default: all.")] = None,
+    tables: Annotated[
+        list[str] | None, typer.Option(help="Such as tokens,voice. Default: all.")
+    ] = None,
     items: ItemsOption = 20,
     prompt_seconds: Annotated[
         float | None, typer.Option(min=0.5, max=60, help="Prompt from the start of each recording.")
@@ -40,8 +44,8 @@ def command(
         float | None, typer.Option("--seconds", min=0.5, max=600, help="Audio to add.")
     ] = None,
     temperatures: Annotated[
-        str, typer.Option(help="Temperatures to try for each stage in turn.")
-    ] = "0.6,0.7,0.8,0.9,1.0",
+        list[str], typer.Option(help="Temperatures to try for each stage in turn.")
+    ] = ["0.6,0.7,0.8,0.9,1.0"],  # noqa: B006
     piece_seconds: Annotated[
         float, typer.Option(min=0.02, max=10, help="Pieces that change places when shuffled.")
     ] = 0.5,
@@ -62,13 +66,13 @@ def command(
         str | None, typer.Option(help="Token store of the pipeline's tokenizers. Default: made.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training of each stage of a variant.")] = 400,
-    clusters: Annotated[str, typer.Option(help="Numbers of semantic clusters.")] = "128,512",
+    clusters: ClustersOption = ["128,512"],  # noqa: B006
     levels: Annotated[
-        str, typer.Option(help="Numbers of levels that are drawn given semantic tokens.")
-    ] = "2,4,8",
+        list[str], typer.Option(help="Numbers of levels that are drawn given semantic tokens.")
+    ] = ["2,4,8"],  # noqa: B006
     codes: Annotated[
-        str, typer.Option(help="Frames per second x levels x codes per level of codecs.")
-    ] = "25x16x1024,50x8x1024,100x4x1024,50x10x256,50x7x4096",
+        list[str], typer.Option(help="Frames per second x levels x codes per level of codecs.")
+    ] = ["25x16x1024,50x8x1024,100x4x1024,50x10x256,50x7x4096"],  # noqa: B006
     codec_steps: Annotated[int, typer.Option(min=1, help="Training of each of --codes.")] = 1500,
     lm_width: Annotated[int, typer.Option(min=1, help="Of the model of each of --codes.")] = 192,
     lm_depth: Annotated[int, typer.Option(min=1, help="Of the model of each of --codes.")] = 4,
@@ -90,7 +94,7 @@ def command(
     host = default_host()
     places = {"tables": "--tables", "piece_seconds": "--piece-seconds", "codes": "--codes"}
     with renamed(places):
-        wanted = chosen_tables(listed(tables) if tables else list(TABLES))
+        wanted = chosen_tables(listed(",".join(tables)) if tables else list(TABLES))
         check_writable(output / RESULTS)
         suite = suite_of(domain, host)
         settings = Settings(
@@ -102,7 +106,7 @@ def command(
             items=items,
             seed=seed,
             overrides=tuple(overrides or ()),
-            temperatures=_numbers(temperatures),
+            temperatures=_numbers(",".join(temperatures)),
             piece_seconds=piece_seconds,
             labels=labels,
             where=tuple(where or ()),
@@ -110,9 +114,9 @@ def command(
             scores=midi,
             tokens=tokens,
             steps=steps,
-            clusters=tuple(whole_numbers(clusters, "--clusters")),
-            levels=tuple(whole_numbers(levels, "--levels")),
-            codes=read_shapes(codes),
+            clusters=tuple(whole_numbers(",".join(clusters), "--clusters")),
+            levels=tuple(whole_numbers(",".join(levels), "--levels")),
+            codes=read_shapes(",".join(codes)),
             codec_steps=codec_steps,
             lm_width=lm_width,
             lm_depth=lm_depth,

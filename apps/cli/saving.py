@@ -6,10 +6,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from segue.apps.cli.output import console, note, print_json, renamed
 from segue.core.errors import OutputError
@@ -172,12 +172,14 @@ def save_pieces(
     pipeline: Pipeline,
     pieces: Iterator[GeneratedAudio],
     path: Path,
+    printed: TextIO,
     signer: Signer | None = None,
     **more: Any,
 ) -> tuple[GeneratedAudio, float]:
     """Write one recording that comes in pieces; see ``save_audio``.
 
     Args:
+        printed: standard output, for the path ``-``.
         signer: signs the file at the end.
         more: further entries of the description.
 
@@ -207,8 +209,8 @@ def save_pieces(
         audio.metadata |= more
         if path == STREAM:
             with sound.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+                shutil.copyfileobj(file, printed.buffer)
+            printed.buffer.flush()
         else:
             write_json(description, described(audio, 0))
     if path != STREAM:
@@ -220,7 +222,8 @@ def _finish(
     pipeline: Pipeline, path: Path, metadata: dict[str, Any], signer: Signer | None
 ) -> None:
     """Let plugins see a written file, then sign it: a signature covers what they changed."""
-    pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
+    with redirect_stdout(sys.stderr):  # standard output is for results
+        pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
     if signer is not None:
         signer.sign(path, metadata)
 

@@ -28,7 +28,7 @@ from segue.apps.server.bodies import (
     RefusedError,
     Stream,
     body_schema,
-    check_signable,
+    check_signed,
     encoded,
     from_text,
     order_of,
@@ -281,7 +281,7 @@ class Service:
     async def _order(self, asked: Asked) -> Order:
         pipeline = self._pipeline(asked.model)
         if self._signer is not None:
-            check_signable(asked)
+            check_signed(asked)
         async with self.gate.decoders:
             return await asyncio.to_thread(order_of, asked, pipeline, self.limits)
 

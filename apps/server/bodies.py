@@ -27,6 +27,7 @@ from segue.core.errors import AudioError, PluginError, SegueError
 from segue.core.validation import validate
 from segue.inference.pipeline import Pipeline
 from segue.inference.request import MIN_CHUNK, PromptAudio, chosen_sampling
+from segue.plugins.provenance import signing
 from segue.sound.reading import read_audio
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ FORMATS = {
     "pcm": ("audio/pcm", "", ""),  # bare little-endian 16-bit samples
 }
 STREAMED = ("wav", "pcm")
-SIGNED = ("wav", "flac", "mp3", "json")
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file whose end is not known yet
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -265,7 +265,7 @@ def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
     return Order(**order)
 
 
-def check_signable(asked: Asked) -> None:
+def check_signed(asked: Asked) -> None:
     """Refuse what cannot hold the signature of a server that signs.
 
     Raises:
@@ -274,9 +274,10 @@ def check_signable(asked: Asked) -> None:
     if isinstance(asked, Generation) and asked.stream:
         problem = "this server signs what it makes, and a stream holds no signature; leave it out"
         raise RefusedError(422, f"stream: {problem}", "stream")
-    if asked.response_format not in SIGNED:
+    signed = [*(form for form in FORMATS if f".{form}" in signing.FORMATS), "json"]
+    if asked.response_format not in signed:
         problem = f"this server signs what it makes, and {asked.response_format} holds no signature"
-        message = f"response_format: {problem}; use {', '.join(SIGNED)}"
+        message = f"response_format: {problem}; use {', '.join(signed)}"
         raise RefusedError(422, message, "response_format")
 
 

@@ -82,7 +82,17 @@ def test_a_metric_that_fails_is_named_and_the_others_keep_their_figures(
     record = PluginRecord("metric", "broken.v1", f"{__name__}:BrokenMetric", api_version=1)
     default_host().register(SimpleNamespace(segue_register=hookimpl(lambda: [record])))
     common = ("--data", recordings_folder, "-p", tiny, "--items", 1, "--levels", 1)
-    done = segue("evaluate", "codec", *common, "--metrics", "broken.v1,log_mel.v1", "-o", "x.json")
+    done = segue(
+        "evaluate",
+        "codec",
+        *common,
+        "--metrics",
+        "broken.v1",
+        "--metrics",
+        "log_mel.v1",
+        "-o",
+        "x.json",
+    )
     assert done.code == 0
     assert "log_mel.v1" in done.out and "broken.v1" not in done.out
     assert "metric broken.v1 has no figures: ValueError: too quiet" in done.err

@@ -216,14 +216,23 @@ def test_hooks_are_told_what_was_written(
         "@hookimpl\n"
         "def segue_output_written(path, metadata):\n"
         "    path.with_suffix('.seen').write_text(str(metadata['row']))\n"
+        "    print('written')\n"
+        "@hookimpl\n"
+        "def segue_pipeline_assembled(pipeline):\n"
+        "    print('assembled')\n"
+        "@hookimpl\n"
+        "def segue_before_generate():\n"
+        "    print('begun')\n"
     )
     (place / "stamping_hook.py").write_text(source)
     (place / "mine.yaml").write_text("api_version: 1\nhooks: [stamping_hook]\n")
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.setenv("SEGUE_REGISTRY", str(place / "mine.yaml"))
     monkeypatch.setattr("sys.dont_write_bytecode", True)
-    done = segue("generate", "-o", "o.wav", "-p", tiny, "--seconds", 0.5, "--count", 2)
+    done = segue("generate", "-o", "o.wav", "-p", tiny, "--seconds", 0.5, "--count", 2, "--json")
     assert done.code == 0
+    assert done.json["output"] == "o.wav"  # standard output holds nothing that a plugin printed
+    assert done.err.split() == ["assembled", "begun", "written", "written"]
     assert (Path("o.seen").read_text(), Path("o-2.seen").read_text()) == ("0", "1")
 
 

@@ -55,7 +55,8 @@ def test_commands_of_a_table_give_its_figures(segue: Segue, common: tuple[object
 def test_refusals(
     segue: Segue, common: tuple[object, ...], arguments: tuple[object, ...], problem: str
 ) -> None:
-    assert segue(*common, "--tables", "preference", *arguments).refused(problem)
+    chosen = () if "--tables" in arguments else ("--tables", "preference")
+    assert segue(*common, *chosen, *arguments).refused(problem)
 
 
 def test_an_unknown_domain(segue: Segue, recordings_folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from segue.core import discovery
 from segue.core.discovery import ONE_KIND, PluginStatus
 from segue.core.errors import PluginError
 from segue.core.hookspecs import hookimpl
@@ -71,6 +72,9 @@ def test_a_plugin_is_taken_as_a_whole_or_not_at_all(install: Install) -> None:
         ("def broken(:\n", "SyntaxError"),
         ("import sys\nsys.exit('stop')\n", "SystemExit: stop"),
         ("raise KeyboardInterrupt\n", "KeyboardInterrupt"),
+        ("import os\nos._exit(3)\n", "SystemExit: it called os._exit(3) ("),
+        # A child that it forks does end.
+        ("import os\nif not os.fork():\n    os._exit(0)\nos.wait()\n1 / 0\n", "ZeroDivisionError"),
         ("", "implements no hook"),
         ("def segue_register_codecs():\n    return []\n", "not decorated"),
         (
@@ -120,6 +124,19 @@ def test_what_a_plugin_prints_does_not_reach_standard_output(
         host.load(host.find("metric", "odd.v1", "x"), "x")
     out, err = capsys.readouterr()
     assert (out, err.split()) == ("", ["imported", "registering", "implemented"])
+
+
+def test_a_plugin_that_is_imported_for_long_is_named(
+    install: Install,
+    write_distribution: WriteDistribution,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery, "PATIENCE", 0.01)
+    install(write_distribution("segue_odd", "import time\ntime.sleep(0.1)\n", ENTRY_POINTS))
+    PluginHost.discover().statuses()
+    err = capsys.readouterr().err
+    assert err.startswith("still importing segue-odd:main") and "SEGUE_PLUGINS=off" in err
 
 
 def metric(name: str = "a.v1", **fields: object) -> PluginRecord:

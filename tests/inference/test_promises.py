@@ -139,8 +139,13 @@ class Marker:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda wave: wave / 0 * 0, lambda wave: wave[:, :10], lambda wave: None],
-    ids=["nan", "ten samples", "nothing"],
+    [
+        lambda wave: wave / 0 * 0,
+        lambda wave: wave[:, :10],
+        lambda wave: None,
+        lambda wave: wave * 1e6,
+    ],
+    ids=["nan", "ten samples", "nothing", "loud"],
 )
 def test_hooks_may_change_samples_only(
     tiny_pipelines: dict[str, Path], change: Callable[[Tensor], Any]
@@ -151,3 +156,11 @@ def test_hooks_may_change_samples_only(
     with pytest.raises(PluginError) as caught:
         pipeline.generate(0.2)
     assert "segue-marker" in caught.value.place
+
+
+def test_what_a_hook_makes_too_loud_is_clipped_and_noted(tiny_pipelines: dict[str, Path]) -> None:
+    host = PluginHost.discover(entry_points=False)
+    host.register(Marker(lambda wave: wave / wave.abs().max() * 1.5), "segue-marker")
+    audio = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host).generate(0.2)
+    assert float(audio.wave.abs().max()) == 1.0
+    assert audio.notes == [("clipped a peak of 1.50",)]

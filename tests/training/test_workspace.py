@@ -14,11 +14,13 @@ from tests.conftest import TINY
 
 from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.config_files import load_config
-from segue.core.errors import DataError, SegueError, TrainingError
+from segue.core.errors import DataError, PluginError, SegueError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
+from segue.core.tokens import Tokens
 from segue.data.audio_crops import PartCache
 from segue.inference.pipeline import Pipeline
+from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
 from segue.training.saving import STATE
 from segue.training.workspace import Workspace, tokenize, train_all, train_part
 
@@ -164,6 +166,22 @@ def test_too_little_audio_for_the_clusters_is_refused(
     )
     with pytest.raises(TrainingError, match="num_clusters"):
         train_part(space, "semantic_tokenizer")
+
+
+def test_a_tokenizer_whose_codes_are_illegal_is_not_kept(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = MelKMeansTokenizer.encode
+
+    def beyond(self: MelKMeansTokenizer, wave: torch.Tensor, lengths: torch.Tensor) -> Tokens:
+        tokens = encode(self, wave, lengths)
+        return Tokens(tokens.ids + self.spec.codebook_size, tokens.lengths)
+
+    monkeypatch.setattr(MelKMeansTokenizer, "encode", beyond)
+    space = workspace(tmp_path, recordings_folder, host)
+    with pytest.raises(PluginError, match=r"MelKMeansTokenizer .*encode returned the code"):
+        train_part(space, "semantic_tokenizer")
+    assert newest_checkpoint(space.part_directory("semantic_tokenizer")) is None
 
 
 def test_lifecycle_hooks_are_called_while_training(
