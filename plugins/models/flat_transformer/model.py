@@ -144,17 +144,16 @@ class FlatTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if not call.empty:
-            yield from call.pieces(self._frames(call, num_frames))
-
-    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
-        # With padding on the left, the last column of every row predicts its first new token.
-        x, positions, valid = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
+        if call.empty:
+            return iter(())
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
-        decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        embedding = self.target_embedding
-        yield from frames_by_token(call, num_frames, decoder, embedding, products, self.end_head)
+        with call.computing():
+            # With padding on the left, the last column of every row predicts its first new token.
+            rows = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
+            decoder = Decoder(self.transformer, *rows, steps, self.decoding)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        table, end_head = self.target_embedding, self.end_head
+        return call.pieces(frames_by_token(call, num_frames, decoder, table, products, end_head))
 
 
 class Stepwise(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
@@ -152,14 +152,13 @@ class HfCausalLM(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if not call.empty:
-            yield from call.pieces(self._frames(call, num_frames))
-
-    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+        if call.empty:
+            return iter(())
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
-        x, valid = self.tokens(call.given, call.prompt, left=True)
-        self._check_length(x.shape[1] + steps)
-        sequence = CachedSequence(self.backbone, x, valid, steps)
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        embedding = self.tokens.target
-        yield from frames_by_token(call, num_frames, sequence, embedding, products, self.end_head)
+        with call.computing():
+            x, valid = self.tokens(call.given, call.prompt, left=True)
+            self._check_length(x.shape[1] + steps)
+            sequence = CachedSequence(self.backbone, x, valid, steps)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        table, end_head = self.tokens.target, self.end_head
+        return call.pieces(frames_by_token(call, num_frames, sequence, table, products, end_head))
