@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Lengths, StageBatch, StageLM, StageLoss, Tokens
+from segue.core.interfaces import Lengths, StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
@@ -51,7 +51,8 @@ class FlatTransformer(StageLM):
     """A decoder-only transformer over the flattened sequence."""
 
     config: FlatTransformerOptions
-    generate = generate_from_stream
+    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    check_sampling = check_sampling
 
     def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -86,15 +87,6 @@ class FlatTransformer(StageLM):
     def decode_with(self, decoding: Decoding) -> None:
         chosen_backend(decoding, self.start, f"stages.{self.stage.name}.decoding")  # or refuse
         super().decode_with(decoding)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return causal_loss(self, batch, self.config)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        return causal_score(self, batch)
 
     def _rows(self, given: tuple[Tokens, ...], target: Tokens) -> Rows:
         """Flatten and embed given slices and target. Padding lies wherever a slice ends.

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import HeadProducts
@@ -92,7 +92,8 @@ class HfCausalLM(StageLM):
     """The layers of a language model, with audio tokens in place of text."""
 
     config: HfCausalOptions
-    generate = generate_from_stream
+    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    check_sampling = check_sampling
 
     def __init__(self, config: HfCausalOptions, stage: StageSpec) -> None:
         backbone, kept, text = open_backbone(config, f"stages.{stage.name}.lm.options")
@@ -114,15 +115,6 @@ class HfCausalLM(StageLM):
             problem = "is int8, which layers of transformers have no kernel for"
             raise ConfigError(f"{place}.weights", problem, "use stored, bfloat16 or float16")
         super().decode_with(decoding)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return causal_loss(self, batch, self.config)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        return causal_score(self, batch)
 
     def _check_length(self, positions: int) -> None:
         limit = self.backbone.limit
