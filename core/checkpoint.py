@@ -18,15 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segue.core.assembly import Assembly, Part
+from segue.core.assembly import Part
 from segue.core.checkpoint_files import MANIFEST, WEIGHTS, ComponentManifest, read_manifest
-from segue.core.config import replace_parts
-from segue.core.config_files import write_pipeline_file
 from segue.core.discovery import distribution_of
-from segue.core.domain import PIPELINE_FILE
 from segue.core.eight_bits import CODES, pack, unpack
-from segue.core.errors import CheckpointError, ConfigError, OutputError, UntrainedError
-from segue.core.files import atomic_directory, write_json
+from segue.core.errors import CheckpointError, ConfigError, UntrainedError
+from segue.core.files import write_json
 from segue.core.fingerprints import file_digest, token_digest
 from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.memory import bounded_build, shortage, without_draws
@@ -183,52 +180,6 @@ def save_tensors(
         raise OSError(str(error)) from error
 
 
-def save_pipeline(
-    assembly: Assembly,
-    components: Mapping[str, Component],
-    directory: Path,
-    lm_dtype: torch.dtype | None = None,
-) -> Path:
-    """Write a pipeline's config and all weights; see ``Pipeline.save_pretrained``."""
-    _check_replaceable(directory)
-    for stage in assembly.config.stages:
-        if stage.decoding.halves:
-            raise OutputError(
-                f"stages.{stage.name}.decoding.weights",
-                f"is {stage.decoding.weights}: the weights in memory are rounded",
-                "load the pipeline with decoding.weights=stored to save it",
-            )
-    with atomic_directory(directory) as temporary:
-        saved = {}
-        for name, slot in assembly.config.slots.items():
-            part, component, folder = assembly.parts[name], components[name], slot.folder
-            (temporary / folder).mkdir(parents=True)
-            trained = part.manifest.trained if part.manifest is not None else {}
-            save_component(component, temporary / folder, part.kind, part.use, trained, lm_dtype)
-            has_weights = bool(component.state_dict())
-            update = {
-                "use": part.use,
-                "checkpoint": str(folder) if has_weights else None,
-                "options": part.options.model_dump(mode="json"),
-                # The weights hold what training started from; its path may not exist elsewhere.
-                "training": slot.component.training.model_copy(update={"start_from": None}),
-            }
-            saved[name] = slot.component.model_copy(update=update)
-        config = assembly.config.model_copy(update={"threads": None})  # those of this machine
-        write_pipeline_file(replace_parts(config, saved), temporary / PIPELINE_FILE)
-    return directory
-
-
-def _check_replaceable(directory: Path) -> None:
-    """Refuse a directory that holds anything but a pipeline, as saving would delete it."""
-    if not directory.exists() or (directory / PIPELINE_FILE).is_file():
-        return
-    if not directory.is_dir() or any(directory.iterdir()):
-        raise OutputError(
-            str(directory), "exists and holds no pipeline", "name a new or an empty directory"
-        )
-
-
 # --- load -------------------------------------------------------------------------------------
 
 
@@ -262,7 +213,13 @@ def load_state(
         ) from error
     if isinstance(component, Tokenizer) and component.is_fitted:
         _check_fingerprint(component, directory, use)
-    _check_weights(directory)
+    recorded = read_manifest(directory).weights_digest
+    if recorded and recorded != file_digest(directory / WEIGHTS):
+        raise CheckpointError(
+            str(directory / WEIGHTS),
+            f"is damaged, or another file than {MANIFEST} was saved with",
+            "restore both files from the same checkpoint",
+        )
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
@@ -287,17 +244,6 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
         return unpack(stored)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
-
-
-def _check_weights(directory: Path) -> None:
-    """Check that the file of weights is the one that was saved with the manifest."""
-    recorded = read_manifest(directory).weights_digest
-    if recorded and recorded != file_digest(directory / WEIGHTS):
-        raise CheckpointError(
-            str(directory / WEIGHTS),
-            f"is damaged, or another file than {MANIFEST} was saved with",
-            "restore both files from the same checkpoint",
-        )
 
 
 def _last_line(error: Exception) -> str:

@@ -98,41 +98,18 @@ def read_manifest(directory: Path) -> ComponentManifest:
         ) from error
 
 
-def made_by(checkpoint: str | None) -> str:
-    """Return ``made_by`` of a checkpoint, empty if there is none or it cannot be read."""
-    try:
-        return "" if checkpoint is None else read_manifest(Path(checkpoint)).made_by
-    except CheckpointError:  # reported where the checkpoint is loaded
-        return ""
-
-
 def checkpoints(directory: Path) -> list[Path]:
     """Return the complete checkpoints in a part's directory, by step."""
     # Steps are zero-padded in the names, so that names sort as steps do.
     return sorted(path for path in directory.glob("step-*") if (path / STATE_JSON).is_file())
 
 
-def trained_checkpoints(directory: Path) -> list[Path]:
-    """Return the complete checkpoints that training can go on from, by step."""
-    return [path for path in checkpoints(directory) if not path.name.endswith(FITTED)]
-
-
-def newest_checkpoint(directory: Path, fitted: bool = True) -> Path | None:
-    """Return the complete checkpoint of the highest step in a part's directory, if any.
-
-    Args:
-        fitted: include checkpoints that were fitted after training.
-    """
-    found = checkpoints(directory) if fitted else trained_checkpoints(directory)
-    return found[-1] if found else None
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the complete checkpoint of the highest step in a part's directory, if any."""
+    return next(reversed(checkpoints(directory)), None)
 
 
 def holding_weights(directory: Path) -> Path:
     """Return a directory of weights: the given one, or the newest in what `segue train` wrote."""
     newest = None if (directory / MANIFEST).is_file() else newest_checkpoint(directory)
     return newest or directory
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step of a checkpoint."""
-    return int(checkpoint.name.removesuffix(FITTED).removeprefix("step-"))

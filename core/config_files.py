@@ -6,9 +6,7 @@ command line win, and at the end every plugin's options are validated and comple
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import yaml
 from segue.core.assembly import resolve_part
 from segue.core.config import PipelineConfig, replace_parts
 from segue.core.domain import BASELINE, PIPELINE_FILE, Domain
-from segue.core.errors import ConfigError, SegueError, UntrainedError
+from segue.core.errors import ConfigError, SegueError
 from segue.core.files import write_text
 from segue.core.plugins import PluginHost
 from segue.core.validation import validate
@@ -106,19 +104,6 @@ def complete_options(config: PipelineConfig, host: PluginHost) -> PipelineConfig
             }
         )
     return replace_parts(config, completed)
-
-
-@contextmanager
-def training_named(source: str | Path, overrides: Sequence[str]) -> Iterator[None]:
-    """Let the error about an untrained part name the command that trains the whole config."""
-    try:
-        yield
-    except UntrainedError as error:
-        settings = (text for override in overrides for text in ("--set", override))
-        command = shlex.join(["segue", "train", "all", "--config", str(source), *settings])
-        run = "--data FOLDER -o runs/mine"
-        error.fix = f"train it: {command} {run}; then name runs/mine/pipeline"
-        raise
 
 
 def write_pipeline_file(config: PipelineConfig, path: Path) -> None:

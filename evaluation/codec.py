@@ -15,12 +15,13 @@ from segue.core.audio import Audio, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import AcousticCodec, Metric, Tokens
-from segue.core.progress import Progress, tracked
+from segue.core.progress import Progress
 from segue.core.spec import ACOUSTIC, TokenSpec
 from segue.data.recordings import Recording
 from segue.evaluation.failures import Failures, figures_of_pair, without
 from segue.evaluation.statistics import entropy, summarise
 from segue.evaluation.subjects import usable
+from segue.inference.bars import tracked
 from segue.inference.transcoder import Transcoder
 
 

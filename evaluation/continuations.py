@@ -14,11 +14,12 @@ from torch import Tensor
 from segue.core.audio import Audio, resample
 from segue.core.errors import AudioError, DataError
 from segue.core.metrics import Continuation, ContinuationMetric, SetFigure, group_numbers
-from segue.core.progress import Progress, tracked
+from segue.core.progress import Progress
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
 from segue.evaluation.failures import Failures, noted
 from segue.evaluation.statistics import grouped_summary, jackknife_interval
+from segue.inference.bars import tracked
 from segue.inference.pipeline import Pipeline
 from segue.inference.promises import check_figure, check_measured
 from segue.inference.request import GeneratedAudio

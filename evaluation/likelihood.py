@@ -21,13 +21,14 @@ from segue.core.audio import Audio
 from segue.core.config import StageConfig
 from segue.core.errors import AudioError, ConfigError, DataError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.core.progress import Progress, tracked
+from segue.core.progress import Progress
 from segue.data.audio_files import read_recording
 from segue.data.recipe import read_rows
 from segue.data.recordings import Recording
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.evaluation.statistics import grouped_summary, summarise
+from segue.inference.bars import tracked
 from segue.inference.inputs import prepare
 from segue.inference.pipeline import Pipeline
 from segue.sound.reading import read_audio

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
 from segue.core.metrics import Note
-from segue.core.progress import Progress, tracked
+from segue.core.progress import Progress
 from segue.data.audio_files import read_recording
 from segue.data.recordings import Recording
 from segue.evaluation.representations import Representation
 from segue.evaluation.statistics import summarise
+from segue.inference.bars import tracked
 
 PEDAL, DRUMS = 64, 9
 MICROSECONDS_PER_BEAT = 500_000  # until a file says otherwise

@@ -12,12 +12,13 @@ from segue.core.audio import Audio
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric
-from segue.core.progress import Progress, tracked
+from segue.core.progress import Progress
 from segue.data.recordings import Recording
 from segue.evaluation.continuations import measured
 from segue.evaluation.failures import Failures, figures_of_pair, without
 from segue.evaluation.statistics import grouped_summary
 from segue.evaluation.subjects import usable
+from segue.inference.bars import tracked
 from segue.inference.pipeline import Pipeline
 
 Way = Literal["acoustic_generation", "semantic", "codec", "recording", "foreign"]

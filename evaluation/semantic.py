@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
-from segue.core.progress import Progress, tracked
+from segue.core.progress import Progress
 from segue.evaluation.abx import Errors, abx_errors
 from segue.evaluation.representations import MFCC, Representation, piece
 from segue.evaluation.statistics import entropy, mutual_information, summarise
 from segue.evaluation.subjects import Item
+from segue.inference.bars import tracked
 from segue.sound.reading import read_audio
 
 STRENGTHS = (1, 4, 16, 64, 256)

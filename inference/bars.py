@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 from segue.core.progress import Progress, ProgressChoice
 
 WAIT = 1.0  # seconds: shorter work shows no bar
 REDRAW = 0.2  # seconds between two pictures in a notebook
+
+Item = TypeVar("Item")
 
 _by_default = True
 
@@ -115,3 +117,11 @@ class _NotebookBars:
     def stop(self) -> None:
         if self._handle is not None:
             self._draw("")
+
+
+def tracked(items: Sequence[Item], name: str, progress: Progress | None) -> Iterator[Item]:
+    """Yield the items of long work and report each as done when the next one is asked for."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        if progress is not None:
+            progress(name, done, len(items))

@@ -135,7 +135,6 @@ def fill_gap(
     request: Request,
     frames: Fraction,
     sides: tuple[Mapping[str, Tokens], Mapping[str, Tokens]],
-    candidates: int,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Tokens], dict[str, str]]:
     """Let every stage draw its part of a gap.
@@ -143,13 +142,12 @@ def fill_gap(
     Args:
         frames: length of the gap in seconds: whole frames of every stream.
         sides: tokens of every stream of the left and the right side, one row each.
-        candidates: continuations that a stage draws if its model cannot look both ways.
 
     Returns:
         The tokens of every stream, sides included, and for each stage the way in which it filled
         the gap.
     """
-    left, right = sides
+    (left, right), candidates = sides, request.candidates
     rows: Rows = {}
     for name, spec in assembly.streams.items():
         hole = left[name].ids.new_zeros(spec.num_levels, int(frames * spec.frame_rate))

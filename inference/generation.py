@@ -220,6 +220,9 @@ class Generation:
         prompt: the tokens of every stream of the prompt, ragged.
         known: streams that are not generated, as the prompt is all of them.
         progress: called with a stage's name, frames done and frames in all.
+
+    Attributes:
+        runs: of the stages that draw, in order.
     """
 
     def __init__(
@@ -233,7 +236,7 @@ class Generation:
         progress: Progress | None = None,
     ) -> None:
         self._streams, self.prompt = assembly.streams, prompt
-        self._runs: list[StageRun] = []
+        self.runs: list[StageRun] = []
         self._run_of: dict[tuple[str, int], StageRun] = {}  # who draws each level of a stream
         stages = [stage for stage in map(assembly.config.stage, request.sampling) if stage]
         for index, config in enumerate(stages):
@@ -254,26 +257,18 @@ class Generation:
                 chunk=None if chunk is None else max(1, int(chunk * target.frame_rate)),
                 progress=progress,
             )
-            self._runs.append(run)
+            self.runs.append(run)
             for level in range(target.start, target.stop):
                 self._run_of[target.stream, level] = run
 
-    def finish(self) -> dict[str, Tokens]:
-        """Run every stage to the end, one after the other.
-
-        Returns:
-            All streams, prompt included, each row cut where its audio ends.
-        """
-        for run in self._runs:
-            # No further than the last row goes, if an earlier stage drew where they end.
-            stream = run.stage.target.stream
-            self._advance(run, int((self._ends(stream) - self.prompt[stream].lengths).max()))
+    def streams(self) -> dict[str, Tokens]:
+        """Return all streams, prompt included, each row cut where its audio ends."""
         return {name: self._gather(name).cut(self._ends(name)) for name in self._streams}
 
     @property
     def ended(self) -> list[bool]:
         """For each row, whether a stage drew where its audio ends."""
-        rows = zip(*(run.ended for run in self._runs), strict=True)
+        rows = zip(*(run.ended for run in self.runs), strict=True)
         return [any(row) for row in rows]
 
     def acoustic_pieces(self, seconds: Fraction) -> Iterator[Tokens]:
@@ -282,12 +277,12 @@ class Generation:
         A stage goes on as soon as those before it have drawn the tokens it is given.
         """
         step, total = max(1, int(seconds * self._streams[ACOUSTIC].frame_rate)), 0
-        runs = [run for run in self._runs if run.stage.target.stream == ACOUSTIC]
+        runs = [run for run in self.runs if run.stage.target.stream == ACOUSTIC]
         whole = max(run.num_frames for run in runs)
         while total < whole:
             until = min(whole, total + step)
             for run in runs:
-                self._advance(run, until)
+                self.advance(run, until)
             known = self._gather(ACOUSTIC)
             starts = self.prompt[ACOUSTIC].lengths + total
             ends = torch.minimum(starts + until - total, self._ends(ACOUSTIC))
@@ -298,8 +293,15 @@ class Generation:
             yield Tokens.stack(rows)
             total = until
 
-    def _advance(self, run: StageRun, frames: int) -> None:
-        """Let a stage add ``frames`` frames, and earlier stages what it needs for that."""
+    def advance(self, run: StageRun, frames: int | None = None) -> None:
+        """Let a stage add ``frames`` frames, and earlier stages what it needs for that.
+
+        None stands for all: no further than the last row goes, if an earlier stage drew where rows
+        end.
+        """
+        if frames is None:
+            stream = run.stage.target.stream
+            frames = int((self._ends(stream) - self.prompt[stream].lengths).max())
         while run.done < min(frames, run.num_frames):
             if run.over:
                 run.fill_up()
@@ -310,7 +312,7 @@ class Generation:
                     for level in range(given.start, given.stop):
                         earlier = self._run_of.get((given.stream, level))
                         if earlier is not None:
-                            self._advance(earlier, missing)
+                            self.advance(earlier, missing)
                 slices = run.stage.given
                 run.open_window([self._gather(g.stream, g.start, g.stop) for g in slices])
             assert run.pieces is not None
@@ -338,7 +340,6 @@ class Generation:
         """Return the frames of a stream that each row has when it ends, as known so far."""
         prompt, rate = self.prompt[stream].lengths, self._streams[stream].frame_rate
         found = [
-            [int(end * rate / run.stage.target.frame_rate) for end in run.ends]
-            for run in self._runs
+            [int(end * rate / run.stage.target.frame_rate) for end in run.ends] for run in self.runs
         ]
         return torch.tensor(found, device=prompt.device).amin(dim=0) if found else prompt

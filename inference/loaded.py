@@ -8,6 +8,7 @@ after.
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,21 +19,32 @@ from torch import Tensor
 
 from segue.core.assembly import Assembly, assemble
 from segue.core.audio import Audio
-from segue.core.checkpoint import build_part, checked_device, save_pipeline
-from segue.core.config import PipelineConfig, Work
-from segue.core.config_files import load_config, training_named
-from segue.core.errors import CheckpointError, ConfigError, GenerationError
+from segue.core.checkpoint import build_part, checked_device, save_component
+from segue.core.config import PipelineConfig, Work, replace_parts
+from segue.core.config_files import load_config, write_pipeline_file
+from segue.core.domain import PIPELINE_FILE
+from segue.core.errors import (
+    CheckpointError,
+    ConfigError,
+    GenerationError,
+    OutputError,
+    UntrainedError,
+)
+from segue.core.files import atomic_directory
 from segue.core.interfaces import AcousticCodec, Component, SemanticTokenizer, StageLM
 from segue.core.options import Sampling
 from segue.core.plugins import PluginHost, default_host
 from segue.core.progress import Progress, ProgressChoice
-from segue.core.spec import ACOUSTIC, SEMANTIC
+from segue.core.spec import SEMANTIC
 from segue.core.tokens import Tokens
 from segue.inference.bars import shown
+from segue.inference.filling import Gap
 from segue.inference.generation import Generation
 from segue.inference.hub import fetch, is_hub_name, model_card, publish
+from segue.inference.inputs import Prompt
 from segue.inference.promises import check_hooked_wave
 from segue.inference.request import (
+    Drawing,
     GeneratedAudio,
     PromptAudio,
     Request,
@@ -40,7 +52,6 @@ from segue.inference.request import (
     Task,
     chosen_sampling,
     metadata_of,
-    with_recordings,
 )
 from segue.inference.threads import survive_forks, use_threads
 from segue.inference.transcoder import Transcoder
@@ -49,7 +60,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RECORDED = object()  # stands for the length of the recording
-JOIN_SECONDS = 0.02  # cross-fade from a recording to decoded audio
 
 
 class LoadedPipeline:
@@ -110,9 +120,15 @@ class LoadedPipeline:
             fix = "leave it out, or name a repository of the Hub: org/name"
             raise CheckpointError("revision", f"goes with a repository, not {source}", fix)
         config = load_config(source, host, overrides).config
-        with training_named(source, overrides):
-            config = with_dtype(config, dtype)
+        config = with_dtype(config, dtype)
+        try:
             return cls.from_config(config, device=device, host=host, progress=progress)
+        except UntrainedError as error:
+            settings = (text for override in overrides for text in ("--set", override))
+            command = shlex.join(["segue", "train", "all", "--config", str(source), *settings])
+            run = "--data FOLDER -o runs/mine"
+            error.fix = f"train it: {command} {run}; then name runs/mine/pipeline"
+            raise
 
     @classmethod
     def from_config(
@@ -210,7 +226,38 @@ class LoadedPipeline:
         Raises:
             OutputError: if it cannot be written there, or the weights in memory are rounded.
         """
-        return save_pipeline(self.assembly, self.parts, Path(directory), lm_dtype)
+        directory, config = Path(directory), self.config
+        replaceable = not directory.exists() or (directory / PIPELINE_FILE).is_file()
+        # Saving would delete what else it holds.
+        if not replaceable and (not directory.is_dir() or any(directory.iterdir())):
+            fix = "name a new or an empty directory"
+            raise OutputError(str(directory), "exists and holds no pipeline", fix)
+        for stage in config.stages:
+            if stage.decoding.halves:
+                raise OutputError(
+                    f"stages.{stage.name}.decoding.weights",
+                    f"is {stage.decoding.weights}: the weights in memory are rounded",
+                    "load the pipeline with decoding.weights=stored to save it",
+                )
+        with atomic_directory(directory) as temporary:
+            saved = {}
+            for name, slot in config.slots.items():
+                part, component, folder = self.assembly.parts[name], self.parts[name], slot.folder
+                (temporary / folder).mkdir(parents=True)
+                trained = part.manifest.trained if part.manifest is not None else {}
+                place = temporary / folder
+                save_component(component, place, part.kind, part.use, trained, lm_dtype)
+                update = {
+                    "use": part.use,
+                    "checkpoint": str(folder) if component.state_dict() else None,
+                    "options": part.options.model_dump(mode="json"),
+                    # The weights hold what training started from; its path may exist here only.
+                    "training": slot.component.training.model_copy(update={"start_from": None}),
+                }
+                saved[name] = slot.component.model_copy(update=update)
+            config = config.model_copy(update={"threads": None})  # those of this machine
+            write_pipeline_file(replace_parts(config, saved), temporary / PIPELINE_FILE)
+        return directory
 
     def push_to_hub(
         self,
@@ -253,6 +300,74 @@ class LoadedPipeline:
 
     # --- from a request to its result -----------------------------------------------------------
 
+    def request(
+        self,
+        task: Task,
+        prompts: Sequence[Prompt] = (),
+        drawing: Drawing | None = None,
+        *,
+        seconds: object = RECORDED,
+        batch: object = 1,
+        chunk_seconds: object = None,
+        prompt_audio: PromptAudio = "original",
+        gap: tuple[object, object] | None = None,
+        candidates: object = 1,
+        whole: bool = False,
+        work: Work | None = None,
+    ) -> Request:
+        """Check and complete a request, and show it to the plugins before any token is drawn.
+
+        Args:
+            task: the method of ``Pipeline`` that makes such a request.
+            prompts: one recording per row, in any form that ``Pipeline.continue_`` takes.
+            drawing: how tokens are drawn.
+            gap: start and end of a stretch to draw anew, in seconds; an end of None is that of the
+                recording.
+            whole: keep recordings of any length as they are; else their ends, cut to whole frames,
+                as long as the config lets prompts be.
+            work: chooses the stages that run; by default from the number of rows.
+
+        Raises:
+            AudioError: if a recording cannot be used.
+            GenerationError: if a value is out of range.
+        """
+        if prompt_audio not in get_args(PromptAudio):
+            fix = "use original, codec or none"
+            raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
+        if work == "stream" and chunk_seconds is None:
+            raise GenerationError("chunk_seconds", "is None", "give the length of a chunk")
+        limits, rate, recordings = self.audio.limits, self.sample_rate, list[Audio]()
+        if whole:
+            recordings = [self.audio.recording(prompt) for prompt in prompts]
+        elif prompts or task == "continue":
+            recordings = self.audio.prepared(prompts, whole_units=True)
+        if gap is not None:
+            unit, least, most = self.unit_samples, limits.min_seconds, limits.max_seconds
+            found = Gap.of(recordings[0], *gap, unit, least, most)
+            gap, seconds = (found.start / rate, found.end / rate), found.frames / rate
+        rows = len(recordings) or batch
+        work = work or ("continue" if rows == 1 else "batch")
+        settings: dict[str, Any] = dict(drawing or {})
+        seed = settings.pop("seed", 0)
+        chosen = self._sampling(**settings)  # which refuses unknown names
+        running = self.config.running(self.device.type, work)
+        request = Request.checked(
+            task,
+            seconds=recordings[0].seconds if seconds is RECORDED else seconds,
+            seed=seed,
+            batch=rows,
+            sampling={stage.name: chosen[stage.name] for stage in running},
+            chunk_seconds=chunk_seconds,
+            prompts=tuple(recordings),
+            prompt_audio=prompt_audio,
+            gap=gap,
+            candidates=candidates,
+        )
+        for name, sampling in request.sampling.items():
+            self.stage_lm(name).check_sampling(sampling)
+        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
+        return request
+
     def _sampling(
         self,
         sampling: SamplingOverrides | None = None,
@@ -260,50 +375,10 @@ class LoadedPipeline:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> dict[str, Sampling]:
-        """Return the sampling of each stage; see ``Pipeline.continue_``."""
+        """Return the sampling of each stage; see ``Drawing``."""
         values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         shared = {name: value for name, value in values.items() if value is not None}
         return chosen_sampling(self.config.stages, sampling, shared)
-
-    def _request(
-        self,
-        task: Task,
-        prompts: Sequence[Audio] = (),
-        *,
-        seconds: object = RECORDED,
-        batch: object = 1,
-        seed: object = 0,
-        sampling: Mapping[str, Sampling] | None = None,
-        chunk_seconds: object = None,
-        prompt_audio: PromptAudio = "original",
-        gap: tuple[float, float] | None = None,
-        work: Work | None = None,
-    ) -> Request:
-        """Check a request, and show it to the plugins before any token is drawn."""
-        if prompt_audio not in get_args(PromptAudio):
-            fix = "use original, codec or none"
-            raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
-        if work == "stream" and chunk_seconds is None:
-            raise GenerationError("chunk_seconds", "is None", "give the length of a chunk")
-        rows = len(prompts) or batch
-        work = work or ("continue" if rows == 1 else "batch")
-        drawn = self._sampling() if sampling is None else sampling
-        running = self.config.running(self.device.type, work)
-        request = Request.checked(
-            task,
-            seconds=prompts[0].seconds if seconds is RECORDED else seconds,
-            seed=seed,
-            batch=rows,
-            sampling={stage.name: drawn[stage.name] for stage in running},
-            chunk_seconds=chunk_seconds,
-            prompts=tuple(prompts),
-            prompt_audio=prompt_audio,
-            gap=gap,
-        )
-        for name, chosen in request.sampling.items():
-            self.stage_lm(name).check_sampling(chosen)
-        self.host.call_hook("segue_before_generate", pipeline=self, request=request)
-        return request
 
     def _gains(self, request: Request) -> Float[Tensor, "B"]:
         """Return the factors between the level of each row and that of the training data."""
@@ -321,7 +396,7 @@ class LoadedPipeline:
         """Encode the prompts; return the stages that draw every stream that is not known."""
         prompt, known = self.audio.no_prompt(request.batch), frozenset[str]()
         if request.task == "continue":
-            # At the level of the training data; `_drawn` brings the result back to the prompt's.
+            # At the level of the training data; `run` brings the result back to the prompt's.
             prompt = self.audio.encode(request.prompts, self._gains(request))
         elif request.prompts:  # only the semantic tokens of the recording are kept
             known = frozenset({SEMANTIC})
@@ -329,29 +404,6 @@ class LoadedPipeline:
             prompt[SEMANTIC] = self.audio.encode_stream(SEMANTIC, request.prompts, gains)
         added = self.audio.whole_seconds(request.seconds)
         return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
-
-    def _finished(self, request: Request, progress: ProgressChoice) -> GeneratedAudio:
-        """Run all stages to the end, and decode what they drew."""
-        with shown(progress) as report:
-            generation = self._generation(request, report)
-            streams = generation.finish()
-        return self._drawn(request, streams, generation.ended)
-
-    def _drawn(
-        self, request: Request, streams: Mapping[str, Tokens], ended: Sequence[bool]
-    ) -> GeneratedAudio:
-        """Decode the streams that were drawn, and join them to the recorded prompts."""
-        scale = self._scale(request, streams[ACOUSTIC])
-        wave = self.audio.decode(streams[ACOUSTIC]) / scale[:, None]
-        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
-        kept = torch.zeros_like(lengths)
-        if request.task == "continue":
-            kept = torch.tensor([audio.wave.shape[0] for audio in request.prompts])
-            if request.prompt_audio == "original":
-                join = round(JOIN_SECONDS * self.sample_rate)
-                wave = with_recordings(wave, request.prompts, join)
-        audio = GeneratedAudio.of(request, wave, self.sample_rate, streams, lengths, kept, ended)
-        return self._deliver(request, audio)
 
     def _deliver(self, request: Request, audio: GeneratedAudio, **more: Any) -> GeneratedAudio:
         """Describe the result, and let plugins mark it before anyone gets it."""

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from segue.core.audio import Audio
 from segue.core.errors import GenerationError
-from segue.core.options import Sampling
-from segue.core.progress import Progress, ProgressChoice
+from segue.core.progress import ProgressChoice
 from segue.core.spec import ACOUSTIC
 from segue.core.tokens import Tokens
 from segue.core.validation import whole_number
 from segue.inference.bars import shown
 from segue.inference.filling import Gap, fill_gap
 from segue.inference.inputs import Prompt, with_rate
-from segue.inference.loaded import JOIN_SECONDS, LoadedPipeline
+from segue.inference.loaded import LoadedPipeline
 from segue.inference.recoding import survey
 from segue.inference.request import (
+    Drawing,
     GeneratedAudio,
     PromptAudio,
     Request,
-    SamplingOverrides,
     Task,
+    with_recordings,
 )
 from segue.inference.transcoder import gains_of, gains_to
 from segue.sound.open_audio import open_audio
 
-MAX_CANDIDATES = 64
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+JOIN_SECONDS = 0.02  # cross-fade from a recording to decoded audio
 
 
 class Pipeline(LoadedPipeline):
-    """An assembled pipeline. Make one with ``from_pretrained`` or ``from_config``."""
+    """An assembled pipeline. Make one with ``from_pretrained`` or ``from_config``.
+
+    Each method makes a ``Request``, which ``run`` or ``chunks`` turns into audio.
+    """
 
     def continue_(
         self,
@@ -43,14 +49,10 @@ class Pipeline(LoadedPipeline):
         sample_rate: int = 0,
         *,
         seconds: float = 5.0,
-        seed: int | None = 0,
-        sampling: SamplingOverrides | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         prompt_audio: PromptAudio = "original",
         chunk_seconds: float | None = None,
         progress: ProgressChoice = None,
+        **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
         """Continue one prompt.
 
@@ -60,16 +62,13 @@ class Pipeline(LoadedPipeline):
                 or an earlier result.
             sample_rate: of an array.
             seconds: length of audio to add.
-            seed: the same seed gives the same audio. None draws one; ``metadata["seed"]`` says it.
-            sampling: changes to the config's sampling by stage: ``{"coarse": {"top_k": 50}}``.
-            temperature: of all stages; ``sampling`` wins over this and the next two.
-            top_k: the same.
-            top_p: the same.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in its first window; each further
                 window may hold twice as much. None: as much as fits a training crop.
             progress: called with a stage's name, frames done and frames in all. None shows bars in
                 a terminal or notebook once work takes a second; True and False decide.
+            drawing: ``seed``, ``sampling``, ``temperature``, ``top_k`` and ``top_p``: see
+                ``segue.inference.request.Drawing``.
 
         Returns:
             A batch of one.
@@ -81,14 +80,10 @@ class Pipeline(LoadedPipeline):
         return self.continue_batch(
             [with_rate(wave, sample_rate)],
             seconds=seconds,
-            seed=seed,
-            sampling=sampling,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
             prompt_audio=prompt_audio,
             chunk_seconds=chunk_seconds,
             progress=progress,
+            **drawing,
         )
 
     def continue_batch(
@@ -96,56 +91,41 @@ class Pipeline(LoadedPipeline):
         prompts: Sequence[Prompt],
         *,
         seconds: float = 5.0,
-        seed: int | Sequence[int] | None = 0,
-        sampling: SamplingOverrides | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         prompt_audio: PromptAudio = "original",
         chunk_seconds: float | None = None,
         progress: ProgressChoice = None,
+        **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
         """Continue prompts of any lengths together; row i equals prompt i alone with its seed.
 
         Args:
             prompts: each as ``wave`` of ``continue_``, with arrays in pairs with their rates. Other
                 arguments are as for ``continue_``.
-            seed: row i uses ``seed + i``; or a list of one seed per row.
         """
-        request = self._request(
+        request = self.request(
             "continue",
-            self.audio.prepared(prompts, whole_units=True),
+            prompts,
+            drawing,
             seconds=seconds,
-            seed=seed,
-            sampling=self._sampling(sampling, temperature, top_k, top_p),
             prompt_audio=prompt_audio,
             chunk_seconds=chunk_seconds,
         )
-        return self._finished(request, progress)
+        return self.run(request, progress)
 
     def generate(
         self,
         seconds: float = 5.0,
         *,
         batch: int = 1,
-        seed: int | Sequence[int] | None = 0,
-        sampling: SamplingOverrides | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         chunk_seconds: float | None = None,
         progress: ProgressChoice = None,
+        **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
         """Generate audio without a prompt; row i equals a batch of one with its seed."""
-        request = self._request(
-            "generate",
-            seconds=seconds,
-            batch=batch,
-            seed=seed,
-            sampling=self._sampling(sampling, temperature, top_k, top_p),
-            chunk_seconds=chunk_seconds,
+        request = self.request(
+            "generate", (), drawing, seconds=seconds, batch=batch, chunk_seconds=chunk_seconds
         )
-        return self._finished(request, progress)
+        return self.run(request, progress)
 
     def stream(
         self,
@@ -154,12 +134,8 @@ class Pipeline(LoadedPipeline):
         *,
         seconds: float = 5.0,
         chunk_seconds: float = 1.0,
-        seed: int | None = 0,
-        sampling: SamplingOverrides | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         progress: ProgressChoice = None,
+        **drawing: Unpack[Drawing],
     ) -> Iterator[GeneratedAudio]:
         """Continue a prompt, or generate without one, and yield audio while more is computed.
 
@@ -182,34 +158,26 @@ class Pipeline(LoadedPipeline):
             codec = self.config.codec.use
             raise GenerationError("codec", f"{codec} cannot stream", "use continue_ or generate")
         prompts = [] if wave is None else [with_rate(wave, sample_rate)]
-        request = self._request(
-            "continue" if prompts else "generate",
-            self.audio.prepared(prompts, whole_units=True) if prompts else (),
-            seconds=seconds,
-            seed=seed,
-            sampling=self._sampling(sampling, temperature, top_k, top_p),
-            chunk_seconds=chunk_seconds,
-            work="stream",
+        task: Task = "continue" if prompts else "generate"
+        request = self.request(
+            task, prompts, drawing, seconds=seconds, chunk_seconds=chunk_seconds, work="stream"
         )
-        return self._chunks(request, progress)
+        return self.chunks(request, progress)
 
-    def _chunks(self, request: Request, progress: ProgressChoice) -> Iterator[GeneratedAudio]:
-        with shown(progress) as report:
-            yield from self._pieces(request, report)
-
-    def _pieces(self, request: Request, report: Progress | None) -> Iterator[GeneratedAudio]:
-        generation = self._generation(request, report)
-        scale = self._scale(request, generation.prompt[ACOUSTIC])
+    def chunks(self, request: Request, progress: ProgressChoice = None) -> Iterator[GeneratedAudio]:
+        """Draw what a request of ``stream`` asks for, chunk by chunk."""
         assert request.chunk_seconds is not None
-        pieces = generation.acoustic_pieces(
-            Fraction(request.chunk_seconds).limit_denominator(10**6)
-        )
-        start = 0
-        for wave, codes in self.audio.decode_pieces(generation.prompt[ACOUSTIC], pieces):
-            tokens = {ACOUSTIC: codes}
-            audio = GeneratedAudio.of(request, wave / scale, self.sample_rate, tokens)
-            yield self._deliver(request, audio, start_sample=start)
-            start += wave.shape[1]
+        with shown(progress) as report:
+            generation = self._generation(request, report)
+            prompt, start = generation.prompt[ACOUSTIC], 0
+            scale = self._scale(request, prompt)
+            seconds = Fraction(request.chunk_seconds).limit_denominator(10**6)
+            pieces = generation.acoustic_pieces(seconds)
+            for wave, codes in self.audio.decode_pieces(prompt, pieces):
+                tokens = {ACOUSTIC: codes}
+                audio = GeneratedAudio.of(request, wave / scale, self.sample_rate, tokens)
+                yield self._deliver(request, audio, start_sample=start)
+                start += wave.shape[1]
 
     def fill(
         self,
@@ -218,13 +186,9 @@ class Pipeline(LoadedPipeline):
         start: float = 0.0,
         end: float | None = None,
         *,
-        seed: int | None = 0,
         candidates: int = 8,
-        sampling: SamplingOverrides | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         progress: ProgressChoice = None,
+        **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
         """Draw a stretch of a recording anew, and keep what is before and after it.
 
@@ -251,60 +215,24 @@ class Pipeline(LoadedPipeline):
             AudioError: if the recording cannot be used.
             GenerationError: if a value is out of range, or too little is kept.
         """
-        most = whole_number(candidates)
-        if most is None or not 1 <= most <= MAX_CANDIDATES:
-            fix = f"use 1 to {MAX_CANDIDATES}"
-            raise GenerationError("candidates", f"{candidates!r} is out of range", fix)
-        limits, rate, unit = self.audio.limits, self.sample_rate, self.unit_samples
-        recording = self.audio.recording(with_rate(wave, sample_rate))
-        gap = Gap.of(recording, start, end, unit, limits.min_seconds, limits.max_seconds)
-        request = self._request(
-            "fill",
-            [recording],
-            seconds=gap.frames / rate,
-            seed=seed,
-            sampling=self._sampling(sampling, temperature, top_k, top_p),
-            gap=(gap.start / rate, gap.end / rate),
+        recording = with_rate(wave, sample_rate)
+        request = self.request(
+            "fill", [recording], drawing, gap=(start, end), candidates=candidates, whole=True
         )
-        gain = gains_to(limits.level, [torch.cat([gap.left, gap.right])])
-        left, right = (
-            self.audio.encode([Audio(side, rate)], gain)
-            if side.numel()
-            else self.audio.no_prompt(1)
-            for side in (gap.left, gap.right)
-        )
-        length = Fraction(gap.frames, rate)
-        with shown(progress) as report:
-            streams, ways = fill_gap(
-                self.assembly, self.stage_lm, request, length, (left, right), most, report
-            )
-        drawn = self.audio.decode(streams[ACOUSTIC])[0] / gain
-        joined = gap.joined(drawn, round(JOIN_SECONDS * rate))[None]
-        audio = GeneratedAudio.of(request, joined, rate, streams)
-        audio.prompt_samples = torch.tensor([gap.start])
-        audio.suffix_samples = torch.tensor([joined.shape[1] - gap.end])
-        audio.note(0, f"drew {gap.start / rate:.2f} to {gap.end / rate:.2f} s anew")
-        for stage, way in ways.items():
-            audio.note(0, f"{stage}: {way}")
-        return self._deliver(request, audio, candidates=most, ways=ways)
+        return self.run(request, progress)
 
     def acoustic_generation(
         self,
         wave: object,
         sample_rate: int = 0,
         *,
-        seed: int | None = 0,
-        sampling: SamplingOverrides | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         progress: ProgressChoice = None,
+        **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
         """Keep what is said or played and draw how it sounds: acoustic tokens given the semantic
         tokens of ``wave`` (AudioLM, arXiv 2209.03143, section III-D)."""
         prompt = with_rate(wave, sample_rate)
-        chosen = self._sampling(sampling, temperature, top_k, top_p)
-        return self._from_semantic("acoustic_generation", prompt, seed, chosen, progress)
+        return self._from_semantic("acoustic_generation", prompt, drawing, progress)
 
     def resynthesize(
         self,
@@ -327,12 +255,11 @@ class Pipeline(LoadedPipeline):
             if levels is not None:
                 raise GenerationError("levels", "goes with through='codec' only", "leave it out")
             # Temperature 0: what is heard is due to the semantic tokens, not to a draw.
-            greedy = self._sampling(temperature=0)
-            return self._from_semantic("resynthesize", prompt, 0, greedy, progress)
+            return self._from_semantic("resynthesize", prompt, {"temperature": 0}, progress)
         if through != "codec":
             raise GenerationError("through", f"{through!r} is unknown", "use codec or semantic")
         count = self._levels(levels)
-        request = self._request("resynthesize", [self.audio.recording(prompt)])
+        request = self.request("resynthesize", [prompt], whole=True)
         gains, length = self._gains(request), request.prompts[0].wave.shape[0]
         codes = self.audio.encode_whole(request.prompts[0], gains[0]).levels(0, count)
         made = self.audio.decode(codes)[:, :length] / gains
@@ -362,7 +289,7 @@ class Pipeline(LoadedPipeline):
         count, audio, rate = self._levels(levels), self.audio, self.sample_rate
         with open_audio(Path(path), place) as opened, shown(progress) as report:
             found = survey(opened, rate, place or str(path))
-            request = self._request("resynthesize", seconds=found.samples / rate)
+            request = self.request("resynthesize", seconds=found.samples / rate)
             gain = gains_of(audio.limits.level, torch.tensor([found.rms]))
             blocks = (block / found.scale for block in opened.blocks_at(rate))
             pieces = (
@@ -390,18 +317,70 @@ class Pipeline(LoadedPipeline):
         return count
 
     def _from_semantic(
-        self,
-        task: Task,
-        prompt: Prompt,
-        seed: int | None,
-        sampling: Mapping[str, Sampling],
-        progress: ProgressChoice,
+        self, task: Task, prompt: Prompt, drawing: Drawing, progress: ProgressChoice
     ) -> GeneratedAudio:
         """Keep the semantic tokens of a recording, and draw all acoustic ones."""
         if self.semantic_tokenizer is None:
             raise GenerationError(
                 self.config.name, "has no semantic tokenizer", "use a pipeline that has one"
             )
-        prompts = self.audio.prepared([prompt], whole_units=True)
-        request = self._request(task, prompts, seed=seed, sampling=sampling)
-        return self._finished(request, progress)
+        return self.run(self.request(task, [prompt], drawing), progress)
+
+    def run(self, request: Request, progress: ProgressChoice = None) -> GeneratedAudio:
+        """Draw what a request asks for: run all stages to the end, and decode what they drew.
+
+        Args:
+            request: from ``request``, of a task that draws.
+            progress: as for ``Pipeline.continue_``.
+        """
+        if request.gap is not None:
+            return self._fill(request, progress)
+        with shown(progress) as report:
+            generation = self._generation(request, report)
+            for stage in generation.runs:
+                generation.advance(stage)
+        streams, ended = generation.streams(), generation.ended
+        scale = self._scale(request, streams[ACOUSTIC])
+        wave = self.audio.decode(streams[ACOUSTIC]) / scale[:, None]
+        lengths = streams[ACOUSTIC].lengths.cpu() * self.codec.spec.frame_size
+        kept = torch.zeros_like(lengths)
+        if request.task == "continue":
+            kept = torch.tensor([audio.wave.shape[0] for audio in request.prompts])
+            if request.prompt_audio == "original":
+                join = round(JOIN_SECONDS * self.sample_rate)
+                wave = with_recordings(wave, request.prompts, join)
+        audio = GeneratedAudio.of(request, wave, self.sample_rate, streams, lengths, kept, ended)
+        return self._deliver(request, audio)
+
+    def _fill(self, request: Request, progress: ProgressChoice) -> GeneratedAudio:
+        """Draw the gap of a recording from both of its sides, and join it to them."""
+        limits, rate = self.audio.limits, self.sample_rate
+        assert request.gap is not None
+        gap = Gap.of(
+            request.prompts[0],
+            *request.gap,
+            self.unit_samples,
+            limits.min_seconds,
+            limits.max_seconds,
+        )
+        gain = gains_to(limits.level, [torch.cat([gap.left, gap.right])])
+        left, right = (
+            self.audio.encode([Audio(side, rate)], gain)
+            if side.numel()
+            else self.audio.no_prompt(1)
+            for side in (gap.left, gap.right)
+        )
+        length = Fraction(gap.frames, rate)
+        with shown(progress) as report:
+            streams, ways = fill_gap(
+                self.assembly, self.stage_lm, request, length, (left, right), report
+            )
+        drawn = self.audio.decode(streams[ACOUSTIC])[0] / gain
+        joined = gap.joined(drawn, round(JOIN_SECONDS * rate))[None]
+        audio = GeneratedAudio.of(request, joined, rate, streams)
+        audio.prompt_samples = torch.tensor([gap.start])
+        audio.suffix_samples = torch.tensor([joined.shape[1] - gap.end])
+        audio.note(0, f"drew {gap.start / rate:.2f} to {gap.end / rate:.2f} s anew")
+        for stage, way in ways.items():
+            audio.note(0, f"{stage}: {way}")
+        return self._deliver(request, audio, candidates=request.candidates, ways=ways)

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,9 +27,30 @@ Task = Literal["continue", "generate", "acoustic_generation", "resynthesize", "f
 PromptAudio = Literal["original", "codec", "none"]
 SamplingOverrides = Mapping[str, Mapping[str, Any]]
 
+
+class Drawing(TypedDict, total=False):
+    """The arguments that say how tokens are drawn, the same for all methods of a pipeline.
+
+    Attributes:
+        seed: the same seed gives the same audio; 0 by default. None draws one;
+            ``metadata["seed"]`` says it. Row i of several uses ``seed + i``, or the i-th of a list.
+        sampling: changes to the config's sampling by stage: ``{"coarse": {"top_k": 50}}``.
+        temperature: of all stages; ``sampling`` wins over this and the next two.
+        top_k: the same.
+        top_p: the same.
+    """
+
+    seed: int | Sequence[int] | None
+    sampling: SamplingOverrides | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+
+
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
 MAX_BATCH = 1024
+MAX_CANDIDATES = 64
 MOST_SEED = 2**62 - 1  # below 2**63 with room for stages, whose own seeds are counted on from it
 MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 
@@ -48,6 +69,7 @@ class Request:
         prompt_audio: what the result starts with: the recording, its codec version, or nothing.
         gap: start and end, in seconds, of the stretch of the recording that is drawn anew; None if
             the task is another.
+        candidates: continuations drawn by each stage that cannot look at both sides of the gap.
     """
 
     task: Task
@@ -58,6 +80,7 @@ class Request:
     prompts: tuple[Audio, ...] = ()
     prompt_audio: PromptAudio = "original"
     gap: tuple[float, float] | None = None
+    candidates: int = 1
 
     @property
     def seed(self) -> int:
@@ -82,6 +105,7 @@ class Request:
         prompts: tuple[Audio, ...] = (),
         prompt_audio: PromptAudio = "original",
         gap: tuple[float, float] | None = None,
+        candidates: object = 1,
     ) -> Request:
         """Make a request from values that a caller passed; without a seed, draw one.
 
@@ -104,7 +128,11 @@ class Request:
         if chunk_seconds is not None and (chunk is None or not MIN_CHUNK <= chunk <= MAX_SECONDS):
             fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
             raise GenerationError("chunk_seconds", f"{chunk_seconds!r} is out of range", fix)
-        return cls(task, length, seeds, sampling, chunk, prompts, prompt_audio, gap)
+        drawn = whole_number(candidates)
+        if drawn is None or not 1 <= drawn <= MAX_CANDIDATES:
+            fix = f"use 1 to {MAX_CANDIDATES}"
+            raise GenerationError("candidates", f"{candidates!r} is out of range", fix)
+        return cls(task, length, seeds, sampling, chunk, prompts, prompt_audio, gap, drawn)
 
 
 def _seeds(seed: object, rows: int) -> tuple[int, ...]:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from segue.core.checkpoint_files import newest_checkpoint, step_of, trained_checkpoints
 from segue.core.collectives import everywhere
 from segue.core.config import TrainingConfig
 from segue.core.errors import DivergedError
@@ -32,7 +31,15 @@ from segue.training.guard import Guard, add_log_entry, note_rollback, rollbacks
 from segue.training.learner import Learner, learning_rate, make_adversary, make_learner
 from segue.training.prefetch import Batches, Prefetcher
 from segue.training.ranks import on_each, on_first
-from segue.training.saving import go_back, lowest_loss, resume, save_checkpoint
+from segue.training.saving import (
+    go_back,
+    lowest_loss,
+    newest_trained,
+    resume,
+    save_checkpoint,
+    step_of,
+    trained_checkpoints,
+)
 from segue.training.stopping import Stopped, StopSignals
 from segue.training.telemetry import Telemetry, peak_tflops
 from segue.training.validation_audio import StageDecoder, validation_audio
@@ -150,7 +157,7 @@ def train(run: TrainingRun) -> Path:
                 save_checkpoint(run, learner, step, figures.get("valid_loss"))
             if stopped:
                 raise Stopped(_where_stopped(run, step), signals.received)
-    return on_first(lambda: newest_checkpoint(run.directory, fitted=False) or run.directory)
+    return on_first(lambda: newest_trained(run.directory) or run.directory)
 
 
 def _start_drawing(run: TrainingRun, batches: Prefetcher, step: int) -> int:
@@ -339,7 +346,7 @@ def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> i
 
 
 def _where_stopped(run: TrainingRun, step: int) -> str:
-    newest = on_first(lambda: newest_checkpoint(run.directory, fitted=False))
+    newest = on_first(lambda: newest_trained(run.directory))
     saved = "nothing is saved" if newest is None else f"{newest} is saved"
     return f"{run.part}: stopped after step {step}; {saved}; the same command goes on"
 

@@ -21,10 +21,7 @@ from segue.core.checkpoint_files import (
     FITTED,
     STATE_JSON,
     checkpoints,
-    newest_checkpoint,
     read_manifest,
-    step_of,
-    trained_checkpoints,
 )
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.files import atomic_directory, read_text, write_json
@@ -135,7 +132,7 @@ def resume(run: TrainingRun, learner: Learner) -> int:
 
 
 def _tidied(run: TrainingRun) -> Path | None:
-    newest = newest_checkpoint(run.directory, fitted=False)
+    newest = newest_trained(run.directory)
     if newest is not None:
         _drop_old(run.directory, step_of(newest), run.config.keep, run.config.best)
     sweep(run.directory)
@@ -256,3 +253,18 @@ def _drop(checkpoint: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def trained_checkpoints(directory: Path) -> list[Path]:
+    """Return the complete checkpoints that training can go on from, by step."""
+    return [path for path in checkpoints(directory) if not path.name.endswith(FITTED)]
+
+
+def newest_trained(directory: Path) -> Path | None:
+    """Return the last of ``trained_checkpoints``, if there is one."""
+    return next(reversed(trained_checkpoints(directory)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(checkpoint.name.removesuffix(FITTED).removeprefix("step-"))

@@ -21,7 +21,6 @@ from segue.core.checkpoint_files import (
     STATE_JSON,
     newest_checkpoint,
     read_manifest,
-    step_of,
 )
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
 from segue.core.config_files import write_pipeline_file
@@ -47,7 +46,7 @@ from segue.training.adaptation import adapt, plain_state, start_from
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
-from segue.training.saving import sweep
+from segue.training.saving import step_of, sweep
 from segue.training.validation_audio import StageDecoder
 
 CONFIG_FILE = "config.yaml"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -32,6 +34,9 @@ from segue.apps.cli.saving import (
 from segue.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from segue.core.audio import Audio
+    from segue.core.progress import Progress
+    from segue.inference.pipeline import Pipeline
     from segue.inference.request import GeneratedAudio
 
 #: What errors of the pipeline name → the option that the user wrote.
@@ -42,11 +47,62 @@ PLACES = {
     "prompt_audio": "--prompt-audio",
     "chunk_seconds": "--chunk-seconds",
     "levels": "--levels",
+    "start": "--start",
+    "end": "--end",
+    "candidates": "--candidates",
 }
 WAYS = ("codec", "semantic", "sampled")
 PROMPT_HELP = "Audio in any format that libsndfile reads; - reads standard input."
 
 PromptArgument = Annotated[Path, typer.Argument(help=PROMPT_HELP)]
+
+
+@dataclass
+class Work:
+    """Hold what a command works with; it sets ``result`` and may add to the JSON ``report``."""
+
+    pipeline: Pipeline
+    recording: Audio | None
+    progress: Progress | None
+    report: dict[str, Any] = field(default_factory=dict)
+    result: GeneratedAudio | None = None
+
+
+@contextmanager
+def making(
+    chosen: Chosen,
+    paths: Sequence[Path],
+    json: bool,
+    *,
+    source: Path | None = None,
+    whole: bool = False,
+    picture: Path | None = None,
+    sign: tuple[Path, Path] | None = None,
+    verb: str = "generated",
+) -> Iterator[Work]:
+    """Load the pipeline and the recording, let the block make audio, then save and report it.
+
+    Args:
+        paths: audio files to write, one for each row of the result.
+        source: the recording; None for none.
+        whole: read all of it, not only its end as far as the pipeline uses it.
+        picture: also draw the result there.
+        sign: PEM files to sign the audio files with.
+        verb: what the report says was done.
+    """
+    signer = check_outputs(paths, source=source, picture=picture, sign=sign)
+    pipeline, recording = chosen.load(), None
+    if source is not None:
+        last_seconds = None if whole else pipeline.config.prompt.max_seconds
+        recording = read_recording(source, last_seconds)
+    started = time.perf_counter()
+    with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
+        work = Work(pipeline, recording, progress)
+        yield work
+    elapsed = time.perf_counter() - started
+    assert work.result is not None
+    save_audio(pipeline, work.result, paths, picture, title=str(source), signer=signer)
+    report_on(work.result, paths, elapsed, json, verb, **work.report)
 
 
 @with_groups
@@ -70,22 +126,17 @@ def continue_(
     json: JsonOption = False,
 ) -> None:
     """Continue a recording, keeping its voice or its music."""
-    signer = check_outputs([output], source=prompt, picture=picture, sign=sign)
-    loaded = chosen.load()
-    audio = read_recording(prompt, loaded.config.prompt.max_seconds)
-    started = time.perf_counter()
-    with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(json) as progress:
-        result = loaded.continue_batch(
-            [audio],
+    with making(chosen, [output], json, source=prompt, picture=picture, sign=sign) as work:
+        pipeline = work.pipeline
+        request = pipeline.request(
+            "continue",
+            [work.recording],
+            {"seed": seed},
             seconds=seconds,
-            seed=seed,
             prompt_audio=prompt_audio,  # type: ignore[arg-type]  # checked by the pipeline
             chunk_seconds=chunk_seconds,
-            progress=progress,
         )
-    elapsed = time.perf_counter() - started
-    save_audio(loaded, result, [output], picture, title=str(prompt), signer=signer)
-    report_on(result, [output], elapsed, json)
+        work.result = pipeline.run(request, work.progress)
 
 
 @with_groups
@@ -103,14 +154,12 @@ def generate(
     """Generate audio unconditionally."""
     names = (f"{output.stem}-{row + 1}{output.suffix}" for row in range(1, count))
     paths = [output, *(output.with_name(name) for name in names)]
-    signer = check_outputs(paths, sign=sign)
-    loaded = chosen.load()
-    started = time.perf_counter()
-    with renamed(PLACES), progress_bars(json) as progress:
-        result = loaded.generate(seconds, batch=count, seed=seed, progress=progress)
-    elapsed = time.perf_counter() - started
-    save_audio(loaded, result, paths, signer=signer)
-    report_on(result, paths, elapsed, json, outputs=[str(path) for path in paths])
+    with making(chosen, paths, json, sign=sign) as work:
+        request = work.pipeline.request(
+            "generate", (), {"seed": seed}, seconds=seconds, batch=count
+        )
+        work.result = work.pipeline.run(request, work.progress)
+        work.report["outputs"] = [str(path) for path in paths]
 
 
 @with_groups
@@ -138,27 +187,30 @@ def resynthesize(
         raise ConfigError("--through", f"{through!r} is unknown", f"use one of {', '.join(WAYS)}")
     if levels is not None and through != "codec":
         raise ConfigError("--levels", "goes with --through codec only", "leave it out")
-    signer = check_outputs([output], source=source, sign=sign)
-    loaded = chosen.load()
-    started, seconds, printed = time.perf_counter(), None, sys.stdout
-    with renamed(PLACES | {"prompt": str(source)}), progress_bars(json) as progress:
-        if through == "codec":  # of any length, in bounded memory
-            with seekable(source) as (path, place):
-                pieces = loaded.recode(path, levels=levels, place=place, progress=progress)
-                result, seconds = save_pieces(
-                    loaded, pieces, output, printed, signer, through=through
-                )
+    verb = f"through {through}"
+    if through == "codec":  # of any length, in bounded memory
+        signer = check_outputs([output], source=source, sign=sign)
+        loaded = chosen.load()
+        started, printed = time.perf_counter(), sys.stdout
+        with (
+            renamed(PLACES | {"prompt": str(source)}),
+            progress_bars(json) as bars,
+            seekable(source) as (path, place),
+        ):
+            pieces = loaded.recode(path, levels=levels, place=place, progress=bars)
+            result, seconds = save_pieces(
+                loaded, pieces, output, printed, signer, through=through
+            )
+        elapsed = time.perf_counter() - started
+        report_on(result, [output], elapsed, json, verb, seconds, through=through)
+        return
+    with making(chosen, [output], json, source=source, sign=sign, verb=verb) as work:
+        pipeline, audio, progress = work.pipeline, work.recording, work.progress
+        if through == "sampled":
+            work.result = pipeline.acoustic_generation(audio, seed=seed, progress=progress)
         else:
-            audio = read_recording(source, loaded.config.prompt.max_seconds)
-            if through == "sampled":
-                result = loaded.acoustic_generation(audio, seed=seed, progress=progress)
-            else:
-                result = loaded.resynthesize(audio, through="semantic", progress=progress)
-    elapsed, verb = time.perf_counter() - started, f"through {through}"
-    if through != "codec":
-        result.metadata["through"] = through
-        save_audio(loaded, result, [output], signer=signer)
-    report_on(result, [output], elapsed, json, verb, seconds, through=through)
+            work.result = pipeline.resynthesize(audio, through="semantic", progress=progress)
+        work.result.metadata["through"] = work.report["through"] = through
 
 
 @with_groups
@@ -213,9 +265,6 @@ def _write_samples(chunks: Iterator[GeneratedAudio], seed: int, output: BinaryIO
     note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")
 
 
-OPTIONS = {"start": "--start", "end": "--end", "candidates": "--candidates"}
-
-
 @with_groups
 def fill(
     chosen: Chosen,
@@ -234,15 +283,16 @@ def fill(
     json: JsonOption = False,
 ) -> None:
     """Draw a stretch of a recording anew, and keep what is before and after it."""
-    signer = check_outputs([output], source=source, sign=sign)
-    loaded = chosen.load()
-    audio = read_recording(source)
-    started = time.perf_counter()
-    with renamed(PLACES | OPTIONS | {"prompt": str(source)}), progress_bars(json) as progress:
-        result = loaded.fill(
-            audio, start=start, end=end, seed=seed, candidates=candidates, progress=progress
+    with making(
+        chosen, [output], json, source=source, whole=True, sign=sign, verb="filled"
+    ) as work:
+        request = work.pipeline.request(
+            "fill",
+            [work.recording],
+            {"seed": seed},
+            gap=(start, end),
+            candidates=candidates,
+            whole=True,
         )
-    elapsed = time.perf_counter() - started
-    save_audio(loaded, result, [output], signer=signer)
-    gap, ways = result.metadata["gap"], result.metadata["ways"]
-    report_on(result, [output], elapsed, json, "filled", gap=gap, ways=ways)
+        work.result = work.pipeline.run(request, work.progress)
+        work.report |= {name: work.result.metadata[name] for name in ("gap", "ways")}

@@ -13,7 +13,7 @@ from segue.apps.cli.output import console, note, print_json
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import held_out
 from segue.core.errors import AudioError, DataError
-from segue.core.progress import tracked
+from segue.inference.bars import tracked
 
 if TYPE_CHECKING:
     from segue.data.recordings import Recording

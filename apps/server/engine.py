@@ -23,7 +23,7 @@ from typing import Any
 from segue.apps.server.limits import Limits, Metrics
 from segue.core.audio import Audio
 from segue.inference.pipeline import Pipeline
-from segue.inference.request import GeneratedAudio, PromptAudio
+from segue.inference.request import GeneratedAudio, PromptAudio, Task
 
 log = logging.getLogger("segue.server")
 
@@ -54,10 +54,17 @@ class Order:
     candidates: int = 1
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         if self.gap is not None:
             return "fill"
         return "generate" if self.prompt is None else "continue"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The arguments of ``Pipeline.request`` that differ between tasks."""
+        if self.gap is not None:
+            return {"gap": self.gap, "candidates": self.candidates, "whole": True}
+        return {"seconds": self.seconds, "chunk_seconds": self.chunk_seconds}
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -260,23 +267,17 @@ class Engine:
     def _batch(self, jobs: Sequence[Job]) -> None:
         order, step = jobs[0].order, self._step(jobs)
         self.metrics.batches.observe(len(jobs))
-        settings: dict[str, Any] = {"sampling": order.sampling, "progress": step}
         step()
-        if order.gap is not None:
-            settings |= {"seed": order.seed, "candidates": order.candidates}
-            audio = order.pipeline.fill(order.prompt, 0, *order.gap, **settings)
-            self._count(order, audio, 0)
-            jobs[0].put(Part(audio), None)
-            return
-        settings |= {"seconds": order.seconds, "chunk_seconds": order.chunk_seconds}
-        settings["seed"] = [job.order.seed for job in jobs]
-        if order.prompt is None:
-            audio = order.pipeline.generate(batch=len(jobs), **settings)
-        else:
-            prompts = [job.order.prompt for job in jobs if job.order.prompt is not None]
-            audio = order.pipeline.continue_batch(
-                prompts, prompt_audio=order.prompt_audio, **settings
-            )
+        seeds = [job.order.seed for job in jobs]
+        request = order.pipeline.request(
+            order.task,
+            [job.order.prompt for job in jobs if job.order.prompt is not None],
+            {"sampling": order.sampling, "seed": seeds},
+            batch=len(jobs),
+            prompt_audio=order.prompt_audio,
+            **order.asked,
+        )
+        audio = order.pipeline.run(request, step)
         for row, job in enumerate(jobs):
             self._count(order, audio, row)
             job.put(Part(audio, row), None)

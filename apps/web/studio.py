@@ -28,7 +28,7 @@ from segue.core.progress import Progress
 if TYPE_CHECKING:
     from segue.core.audio import Audio
     from segue.inference.pipeline import Pipeline
-    from segue.inference.request import GeneratedAudio
+    from segue.inference.request import Drawing, GeneratedAudio
     from segue.plugins.provenance.signing import Signer
 
 NEW = 1  # of a result's sounds: the one without the prompt
@@ -70,6 +70,12 @@ class Settings:
     count: int = 1
     seed: int = 0
     temperatures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def drawing(self) -> Drawing:
+        """The seed and the sampling, as methods of a pipeline take them."""
+        stages = {stage: {"temperature": value} for stage, value in self.temperatures.items()}
+        return {"seed": self.seed, "sampling": stages}
 
 
 @dataclass(frozen=True)
@@ -179,11 +185,7 @@ class Studio:
         with self._lock:
             pipeline = self._pipeline(model.source)
             audio = pipeline.generate(
-                settings.seconds,
-                batch=settings.count,
-                seed=settings.seed,
-                sampling=_sampling(settings),
-                progress=progress,
+                settings.seconds, batch=settings.count, progress=progress, **settings.drawing
             )
             return self._kept(pipeline, audio, model, "starts from nothing", ("Generated",))
 
@@ -228,15 +230,9 @@ class Studio:
         with self._lock:
             pipeline = self._pipeline(model.source)
             for index in range(count):
-                audio = pipeline.fill(
-                    wave,
-                    rate,
-                    start,
-                    min(end, len(wave) / rate),
-                    seed=settings.seed + index,
-                    sampling=_sampling(settings),
-                    progress=share,
-                )
+                drawing: Drawing = {**settings.drawing, "seed": settings.seed + index}
+                stop = min(end, len(wave) / rate)
+                audio = pipeline.fill(wave, rate, start, stop, progress=share, **drawing)
                 labels = ("Whole", "New part")
                 (made,) = self._kept(pipeline, audio, model, about, labels, result)
                 filled.append(replace(made, number=index + 1))
@@ -248,9 +244,8 @@ class Studio:
         return pipeline.continue_batch(
             [recording] * settings.count,
             seconds=settings.seconds,
-            seed=settings.seed,
-            sampling=_sampling(settings),
             progress=progress,
+            **settings.drawing,
         )
 
     def _kept(
@@ -307,10 +302,6 @@ def _load(source: str, device: str) -> Pipeline:
     from segue.inference.pipeline import Pipeline
 
     return Pipeline.from_pretrained(source, device=device)
-
-
-def _sampling(settings: Settings) -> dict[str, dict[str, Any]]:
-    return {stage: {"temperature": value} for stage, value in settings.temperatures.items()}
 
 
 def _read(result: Result) -> tuple[Any, int]:

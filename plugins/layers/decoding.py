@@ -124,11 +124,24 @@ class Decoder:
         self._keys[:, kept % capacity] = positions[:, kept].float()
         self.hidden: Tensor = x.new_zeros(batch, width)
         last = x.new_full((batch,), -1.0, dtype=torch.float32)
+        if count and (x.device.type != "cpu" or batch == 1):
+            sight = transformer.sight(positions, valid)
+            self.hidden = transformer(x, sight, self._cache)[:, -1]
+        elif self._cache.layers[0] is None:  # no kept step brought its slots
+            heads = transformer.layers[0].attention.heads
+            self._cache.reserve(x.new_zeros(batch, heads, 0, width // heads))
+        if count and x.device.type == "cpu" and batch > 1:
+            # A CPU gains nothing from taking the rows together, and sums in another order for other
+            # shapes: one by one, each equals bit by bit what it is alone, without a mask.
+            hidden = []
+            for row, first in enumerate(self._padding.tolist()):
+                own = slice(row, row + 1), slice(first, None)
+                sight = transformer.sight(positions[own])
+                hidden.append(transformer(x[own], sight, self._cache.row(row, first))[:, -1])
+            self._cache.advance(count)
+            self.hidden = torch.cat(hidden)
         if count:
-            self.hidden = self._prefix(transformer, x, positions, valid)
             last = positions[:, -1].float()
-        else:
-            self._reserve(transformer, x)
         # Column c is at position c + shift.
         self._shift = last + 1 - count
         self._transformer = stepwise
@@ -141,32 +154,6 @@ class Decoder:
             assert fixed is not None
             fixed.begin(self._padding, self._shift, self._keys)
             self.step = fixed_step(fixed, stepwise, self._cache)
-
-    def _prefix(
-        self, transformer: Transformer, x: Tensor, positions: Tensor, valid: Tensor
-    ) -> Float[Tensor, "B D"]:
-        """Fill the cache; return the hidden state of the last position of every row.
-
-        A CPU gains nothing from taking the rows together, and sums in another order for other
-        shapes: one by one, each equals bit by bit what it is alone, without a mask for padding.
-        """
-        cache = self._cache
-        if x.device.type != "cpu" or len(x) == 1:
-            return transformer(x, transformer.sight(positions, valid), cache)[:, -1]  # type: ignore[no-any-return]
-        self._reserve(transformer, x)
-        hidden = []
-        for row, first in enumerate(self._padding.tolist()):
-            own = slice(row, row + 1), slice(first, None)
-            sight = transformer.sight(positions[own])
-            hidden.append(transformer(x[own], sight, cache.row(row, first))[:, -1])
-        cache.advance(x.shape[1])
-        return torch.cat(hidden)
-
-    def _reserve(self, transformer: Transformer, x: Float[Tensor, "B N D"]) -> None:
-        """Allocate the cache's slots, unless a kept step brought its own."""
-        if self._cache.layers[0] is None:
-            heads = transformer.layers[0].attention.heads
-            self._cache.reserve(x.new_zeros(len(x), heads, 0, x.shape[2] // heads))
 
     def rewind(self) -> None:
         """Forget every position; only for a decoder that started without a prefix."""

@@ -224,7 +224,7 @@ class Continuation:
         A few at a time: to enter and leave the modes of computing takes as long as a small step.
         """
         first = 0
-        while True:
+        while not self.empty:
             with self.computing():
                 found = list(islice(frames, FRAMES_PER_PIECE))
             if found:

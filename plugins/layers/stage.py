@@ -84,10 +84,8 @@ def end_odds(head: nn.Linear | None, hidden: Float[Tensor, "B N D"]) -> Float[Te
     return None if head is None else head(hidden)[..., 0]
 
 
-def check_sampling(
-    stage: StageSpec, config: ConditionOptions, sampling: Sampling, iterations: bool = False
-) -> None:
-    """Refuse sampling values that a model has no use for.
+def check_sampling(lm: StageLM, sampling: Sampling, iterations: bool = False) -> None:
+    """Refuse sampling values that a model with given slices has no use for.
 
     Args:
         iterations: whether the model fills masks in several passes.
@@ -95,7 +93,7 @@ def check_sampling(
     Raises:
         GenerationError: naming the value.
     """
-    place = f"stages.{stage.name}.sampling"
+    stage, place = lm.stage, f"stages.{lm.stage.name}.sampling"
     if sampling.iterations is not None and not iterations:
         problem = "is for models that fill masks; this one draws each token once"
         raise GenerationError(f"{place}.iterations", problem, "leave it out")
@@ -107,7 +105,7 @@ def check_sampling(
     place, value = f"{place}.guidance", f"is {sampling.guidance:g}"
     if not stage.given:
         raise GenerationError(place, f"{value}, but the stage is given nothing", "leave it at 1")
-    if not config.condition_dropout:
+    if not _condition_dropout(lm):
         raise GenerationError(
             place,
             f"{value}, but the model was trained without condition_dropout",
@@ -127,9 +125,14 @@ def _likelihood(lm: StageLM, batch: StageBatch, condition_dropout: float) -> Lik
     return nll.masked_fill(~mask, 0.0), ends
 
 
-def causal_loss(lm: StageLM, batch: StageBatch, config: ConditionOptions) -> StageLoss:
+def _condition_dropout(lm: StageLM) -> float:
+    assert isinstance(lm.config, ConditionOptions)
+    return lm.config.condition_dropout
+
+
+def causal_loss(lm: StageLM, batch: StageBatch) -> StageLoss:
     """Return the loss of a model that predicts from left to right; see ``StageLM.loss``."""
-    nll, odds = _likelihood(lm, batch, config.condition_dropout if lm.training else 0.0)
+    nll, odds = _likelihood(lm, batch, _condition_dropout(lm) if lm.training else 0.0)
     mask = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
     count = mask.sum().clamp_min(1)
     per_level = nll.masked_fill(~mask[:, None], 0.0).sum(dim=(0, 2)) / count

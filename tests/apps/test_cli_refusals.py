@@ -190,7 +190,7 @@ def test_what_the_core_did_not_foresee_of_a_disk_is_one_sentence_too(
     def lost(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/somewhere/tokens")
 
-    monkeypatch.setattr(Pipeline, "generate", lost)
+    monkeypatch.setattr(Pipeline, "run", lost)
     done = segue("generate", "-o", "out.wav", "-p", tiny)
     assert done.refused("/somewhere/tokens:")
 
@@ -347,7 +347,7 @@ def test_too_little_memory_is_said(
     def greedy(*_: object, **__: object) -> torch.Tensor:
         return torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(Pipeline, "generate", greedy)
+    monkeypatch.setattr(Pipeline, "run", greedy)
     done = segue("generate", "-o", "out.wav", "-p", tiny)
     assert done.refused("memory:")
 
@@ -358,6 +358,6 @@ def test_a_mistake_in_the_code_keeps_its_traceback(
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Pipeline, "generate", wrong)
+    monkeypatch.setattr(Pipeline, "run", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         segue("generate", "-o", "out.wav", "-p", tiny)

@@ -18,7 +18,7 @@ from segue.core.config_files import load_config
 from segue.core.errors import AssemblyError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
-from segue.training.saving import STATE
+from segue.training.saving import STATE, newest_trained
 from segue.training.workspace import Workspace, tokenize, train_all, train_part
 
 PART = "semantic_tokenizer"
@@ -91,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, recordings_folder: Path) -> 
 def test_the_fitted_checkpoint_is_the_newest(whole: Path) -> None:
     assert whole.name == "step-00000004-fitted"
     assert newest_checkpoint(whole.parent) == whole
-    trained = newest_checkpoint(whole.parent, fitted=False)
+    trained = newest_trained(whole.parent)
     assert trained is not None and trained.name == "step-00000004"
     before, after = (load_file(d / "model.safetensors") for d in (trained, whole))
     assert not before["fitted"] and after["fitted"]

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
@@ -46,7 +46,8 @@ class DelayTransformer(StageLM):
     """Q heads. With one level and nothing given it is a plain autoregressive model."""
 
     config: DelayTransformerOptions
-    generate = generate_from_stream
+    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    check_sampling = check_sampling
 
     def __init__(self, config: DelayTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -70,15 +71,6 @@ class DelayTransformer(StageLM):
     def decode_with(self, decoding: Decoding) -> None:
         chosen_backend(decoding, self.heads.weight, f"stages.{self.stage.name}.decoding")
         super().decode_with(decoding)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return causal_loss(self, batch, self.config)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        return causal_score(self, batch)
 
     def _embed(
         self, grid: Int64[Tensor, "B Q S"], context: Float[Tensor, "B S D"] | None
@@ -118,8 +110,7 @@ class DelayTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if not call.empty:
-            yield from call.pieces(self._frames(call, num_frames))
+        return call.pieces(self._frames(call, num_frames))
 
     def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         pattern, drawer, known = self.pattern, call.drawer, call.prompt.ids.shape[2]

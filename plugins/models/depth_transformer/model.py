@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend, row_by_row
@@ -40,7 +40,8 @@ class DepthTransformer(StageLM):
     """Level q of a frame is drawn from all earlier frames and the levels below q."""
 
     config: DepthTransformerOptions
-    generate = generate_from_stream
+    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    check_sampling = check_sampling
 
     def __init__(self, config: DepthTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -69,15 +70,6 @@ class DepthTransformer(StageLM):
     def decode_with(self, decoding: Decoding) -> None:
         chosen_backend(decoding, self.start, f"stages.{self.stage.name}.decoding")
         super().decode_with(decoding)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return causal_loss(self, batch, self.config)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        return causal_score(self, batch)
 
     def _inputs(self, codes: Int64[Tensor, "B Q N"]) -> Float[Tensor, "B N+1 D"]:
         """Embed temporal inputs: column t sees frame t - 1 and predicts frame t."""
@@ -121,8 +113,7 @@ class DepthTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if not call.empty:
-            yield from call.pieces(self._frames(call, num_frames))
+        return call.pieces(self._frames(call, num_frames))
 
     def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         rows, known = len(call.prompt.lengths), call.prompt.ids.shape[2]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Lengths, StageBatch, StageLM, StageLoss, Tokens
+from segue.core.interfaces import Lengths, StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
@@ -51,7 +51,8 @@ class FlatTransformer(StageLM):
     """A decoder-only transformer over the flattened sequence."""
 
     config: FlatTransformerOptions
-    generate = generate_from_stream
+    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    check_sampling = check_sampling
 
     def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -86,15 +87,6 @@ class FlatTransformer(StageLM):
     def decode_with(self, decoding: Decoding) -> None:
         chosen_backend(decoding, self.start, f"stages.{self.stage.name}.decoding")  # or refuse
         super().decode_with(decoding)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return causal_loss(self, batch, self.config)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        return causal_score(self, batch)
 
     def _rows(self, given: tuple[Tokens, ...], target: Tokens) -> Rows:
         """Flatten and embed given slices and target. Padding lies wherever a slice ends.
@@ -144,17 +136,16 @@ class FlatTransformer(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if not call.empty:
-            yield from call.pieces(self._frames(call, num_frames))
-
-    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
-        # With padding on the left, the last column of every row predicts its first new token.
-        x, positions, valid = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
+        if call.empty:
+            return iter(())
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
-        decoder = Decoder(self.transformer, x, positions, valid, steps, self.decoding)
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        embedding = self.target_embedding
-        yield from frames_by_token(call, num_frames, decoder, embedding, products, self.end_head)
+        with call.computing():
+            # With padding on the left, the last column of every row predicts its first new token.
+            rows = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
+            decoder = Decoder(self.transformer, *rows, steps, self.decoding)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        table, end_head = self.target_embedding, self.end_head
+        return call.pieces(frames_by_token(call, num_frames, decoder, table, products, end_head))
 
 
 class Stepwise(Protocol):

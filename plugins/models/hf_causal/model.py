@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import HeadProducts
@@ -92,7 +92,8 @@ class HfCausalLM(StageLM):
     """The layers of a language model, with audio tokens in place of text."""
 
     config: HfCausalOptions
-    generate = generate_from_stream
+    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    check_sampling = check_sampling
 
     def __init__(self, config: HfCausalOptions, stage: StageSpec) -> None:
         backbone, kept, text = open_backbone(config, f"stages.{stage.name}.lm.options")
@@ -114,15 +115,6 @@ class HfCausalLM(StageLM):
             problem = "is int8, which layers of transformers have no kernel for"
             raise ConfigError(f"{place}.weights", problem, "use stored, bfloat16 or float16")
         super().decode_with(decoding)
-
-    def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling)
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return causal_loss(self, batch, self.config)
-
-    def score(self, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-        return causal_score(self, batch)
 
     def _check_length(self, positions: int) -> None:
         limit = self.backbone.limit
@@ -152,14 +144,13 @@ class HfCausalLM(StageLM):
         generators: Sequence[torch.Generator],
     ) -> Iterator[Tokens]:
         call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if not call.empty:
-            yield from call.pieces(self._frames(call, num_frames))
-
-    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+        if call.empty:
+            return iter(())
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
-        x, valid = self.tokens(call.given, call.prompt, left=True)
-        self._check_length(x.shape[1] + steps)
-        sequence = CachedSequence(self.backbone, x, valid, steps)
-        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
-        embedding = self.tokens.target
-        yield from frames_by_token(call, num_frames, sequence, embedding, products, self.end_head)
+        with call.computing():
+            x, valid = self.tokens(call.given, call.prompt, left=True)
+            self._check_length(x.shape[1] + steps)
+            sequence = CachedSequence(self.backbone, x, valid, steps)
+            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        table, end_head = self.tokens.target, self.end_head
+        return call.pieces(frames_by_token(call, num_frames, sequence, table, products, end_head))

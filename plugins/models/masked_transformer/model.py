@@ -73,7 +73,7 @@ class MaskedTransformer(StageLM, TwoSided):
         return list(self.transformer.blocks)
 
     def check_sampling(self, sampling: Sampling) -> None:
-        check_sampling(self.stage, self.config, sampling, iterations=True)
+        check_sampling(self, sampling, iterations=True)
         levels, iterations = self.stage.target.num_levels, sampling.iterations or ()
         if len(iterations) > levels:
             raise GenerationError(

@@ -18,6 +18,7 @@ from tests.conftest import melody
 from websockets.sync.client import connect
 
 from segue import Pipeline
+from segue.inference.request import Request
 
 Serve = Callable[..., Live]
 LONG = 30.0  # seconds of audio that a tiny pipeline needs long for
@@ -50,14 +51,14 @@ def test_concurrent_requests_are_one_batch_and_equal_what_each_gets_alone(serve:
 def test_a_request_that_fails_takes_no_other_with_it(
     serve: Serve, served_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = served_pipeline.generate
+    whole = served_pipeline.run
 
-    def fail(*arguments: Any, seed: list[int], **named: Any) -> Any:
-        if 13 in seed:
+    def fail(request: Request, *more: Any) -> Any:
+        if 13 in request.seeds:
             raise RuntimeError("the secret of the server")
-        return whole(*arguments, seed=seed, **named)
+        return whole(request, *more)
 
-    monkeypatch.setattr(served_pipeline, "generate", fail)
+    monkeypatch.setattr(served_pipeline, "run", fail)
     server = serve(batch=3, gather_seconds=1.0)
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda seed: post(server, seed=seed), (12, 13, 14)))
