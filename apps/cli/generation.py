@@ -198,9 +198,7 @@ def resynthesize(
             seekable(source) as (path, place),
         ):
             pieces = loaded.recode(path, levels=levels, place=place, progress=bars)
-            result, seconds = save_pieces(
-                loaded, pieces, output, printed, signer, through=through
-            )
+            result, seconds = save_pieces(loaded, pieces, output, printed, signer, through=through)
         elapsed = time.perf_counter() - started
         report_on(result, [output], elapsed, json, verb, seconds, through=through)
         return
