@@ -14,7 +14,6 @@ import os
 import queue
 import shlex
 import shutil
-import site
 import subprocess
 import sys
 import tempfile
@@ -82,7 +81,8 @@ def copy_tree(target: Path) -> None:
     # .pth file names have their own .pth files ignored: an editable install is not seen.
     venv.create(target / ".venv", symlinks=True)
     (packages,) = (target / ".venv" / "lib").glob("*/site-packages")
-    paths = [str(target / "build" / "typing"), *site.getsitepackages()]
+    found = (path for path in sys.path if path.endswith("site-packages"))
+    paths = [str(target / "build" / "typing"), *found]
     (packages / "copy.pth").write_text("\n".join(paths), encoding="utf-8")
 
 
