@@ -11,6 +11,7 @@ from torch import Tensor
 from segue.plugins.layers.pages import large_pages
 
 Heads = Float[Tensor, "B H N d"]
+LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 class KeyValueCache:
@@ -46,6 +47,15 @@ class KeyValueCache:
             slots = like.new_zeros(shape)
         # By index: views that come of one iteration may not be written to where gradients are on.
         self.layers = [(slots[layer, 0], slots[layer, 1]) for layer in range(len(self.layers))]
+
+    def halve(self) -> None:
+        """Replace the slots by IEEE halves of the same numbers, beyond 65504 the largest one."""
+        full = list(filter(None, self.layers))
+        batch, heads, _, width = full[0][0].shape
+        self.reserve(full[0][0].new_zeros(batch, heads, 0, width, dtype=torch.float16))
+        for stored, halves in zip(full, filter(None, self.layers), strict=True):
+            for slots, new in zip(stored, halves, strict=True):
+                new.copy_(slots.clamp(-LARGEST_HALF, LARGEST_HALF))
 
     def row(self, row: int, first: int) -> KeyValueCache:
         """Return the cache of one row whose columns before ``first`` are padding.

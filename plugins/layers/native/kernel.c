@@ -34,11 +34,12 @@ typedef struct {
 typedef struct {
     const float *attention_norm, *feed_forward_norm; /* [D] */
     Matrix qkv, out, rise, fall; /* [3D, D], [D, D], [2F, D], [D, F] */
-    float *keys, *values;        /* [B, H, C, d] */
+    void *keys, *values;         /* [B, H, C, d], floats or halves */
 } Layer;
 
 typedef struct {
     int64_t batch, width, heads, hidden, depth, capacity, threads;
+    int64_t halves; /* whether keys and values are IEEE halves (uint16_t) */
     const Layer *layers;
     const float *norm;           /* [D] */
     const int64_t *first;        /* [B] first position that is no padding */
@@ -87,6 +88,28 @@ static inline float exponential(float x) {
     return (q * r * r + r + 1.0f) * power.value;
 }
 
+/* The float of a finite half, and the nearest half of a float; the largest half is 65504. */
+static inline float wide(uint16_t half) {
+    union {
+        uint32_t bits;
+        float value;
+    } x = {(uint32_t)(half & 0x7fff) << 13};
+    x.value *= 0x1p112f; /* exponents start at -14 and -126 */
+    x.bits |= (uint32_t)(half & 0x8000) << 16;
+    return x.value;
+}
+
+static inline uint16_t narrow(float y) {
+    union {
+        float value;
+        uint32_t bits;
+    } x = {y};
+    uint32_t sign = x.bits >> 16 & 0x8000;
+    x.bits &= 0x7fffffff;
+    x.value = (x.value > 65504.0f ? 65504.0f : x.value) * 0x1p-112f;
+    return (uint16_t)(sign | (x.bits + 0xfff + (x.bits >> 13 & 1)) >> 13);
+}
+
 /* As many floats as a register holds, and the operations on them. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -100,7 +123,10 @@ static inline float total(Floats x) { return _mm512_reduce_add_ps(x); }
 static inline Floats decoded(const int8_t *codes) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
 }
-#elif defined(__AVX2__) && defined(__FMA__)
+static inline Floats widened(const uint16_t *halves) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+}
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 #define LANES 8
 typedef __m256 Floats;
@@ -115,6 +141,9 @@ static inline float total(Floats x) {
 }
 static inline Floats decoded(const int8_t *codes) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+}
+static inline Floats widened(const uint16_t *halves) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
 }
 #else
 #define LANES 4
@@ -131,6 +160,9 @@ static inline float total(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 static inline Floats decoded(const int8_t *codes) {
     return (Floats){codes[0], codes[1], codes[2], codes[3]};
 }
+static inline Floats widened(const uint16_t *halves) {
+    return (Floats){wide(halves[0]), wide(halves[1]), wide(halves[2]), wide(halves[3])};
+}
 #endif
 
 /* A block of products is VECTORS registers of rows times up to TOGETHER inputs, whose sums stay in
@@ -139,24 +171,17 @@ static inline Floats decoded(const int8_t *codes) {
 #if LANES == 16
 #define VECTORS 4
 #define VECTORS_ALONE 4
+#define MIXED 4 /* registers of channels whose values are mixed together */
 #else
 #define VECTORS 2
 #define VECTORS_ALONE 8
+#define MIXED 8
 #endif
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #else
 #define INLINE static inline
 #endif
-
-static inline float dot(const float *a, const float *b, int64_t n) {
-    Floats sums = same(0.0f);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sums = add_product(sums, floats(a + i), floats(b + i));
-    float sum = total(sums);
-    for (; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
 
 /* sums += columns ``start`` to ``stop`` of a block, one column after the other: the sum of a row and
  * an input does not depend on what else is in the block. */
@@ -265,59 +290,63 @@ static void turn(float *x, const float *cosine, const float *sine, int64_t d) {
     }
 }
 
-/* scores[i] = query . keys[i], four keys at a time. */
-static void score_keys(const float *query, const float *keys, int64_t count, int64_t d,
-                       float *scores) {
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-        const float *k0 = keys + i * d, *k1 = k0 + d, *k2 = k1 + d, *k3 = k2 + d;
-        Floats s0 = same(0.0f), s1 = s0, s2 = s0, s3 = s0;
-        int64_t c = 0;
-        for (; c + LANES <= d; c += LANES) {
-            Floats q = floats(query + c);
-            s0 = add_product(s0, q, floats(k0 + c));
-            s1 = add_product(s1, q, floats(k1 + c));
-            s2 = add_product(s2, q, floats(k2 + c));
-            s3 = add_product(s3, q, floats(k3 + c));
-        }
-        float t0 = total(s0), t1 = total(s1), t2 = total(s2), t3 = total(s3);
-        for (; c < d; c++) {
-            t0 += query[c] * k0[c], t1 += query[c] * k1[c];
-            t2 += query[c] * k2[c], t3 += query[c] * k3[c];
-        }
-        scores[i] = t0, scores[i + 1] = t1, scores[i + 2] = t2, scores[i + 3] = t3;
-    }
-    for (; i < count; i++) scores[i] = dot(query, keys + i * d, d);
+/* Keys or values from number ``i`` on, as many as a register holds, and one. */
+INLINE Floats stored(const void *numbers, int64_t i, int halves) {
+    return halves ? widened((const uint16_t *)numbers + i) : floats((const float *)numbers + i);
+}
+INLINE float stored_one(const void *numbers, int64_t i, int halves) {
+    return halves ? wide(((const uint16_t *)numbers)[i]) : ((const float *)numbers)[i];
 }
 
-/* output += sum of weights[i] * values[i]: a few channels of all values, then the next ones, so that
- * the sums stay in registers. */
-static void mix_values(const float *weights, const float *values, int64_t count, int64_t d,
-                       float *output) {
+/* scores[k] = query . key ``first + k`` for ``together`` keys at a time. */
+INLINE void score_some(const float *query, const void *keys, int64_t first, int64_t d,
+                       float *scores, int together, int halves) {
+    Floats sums[4];
     int64_t c = 0;
-    for (; c + 4 * LANES <= d; c += 4 * LANES) {
-        float *out = output + c;
-        Floats s0 = floats(out), s1 = floats(out + LANES);
-        Floats s2 = floats(out + 2 * LANES), s3 = floats(out + 3 * LANES);
-        for (int64_t i = 0; i < count; i++) {
-            const float *value = values + i * d + c;
-            Floats weight = same(weights[i]);
-            s0 = add_product(s0, weight, floats(value));
-            s1 = add_product(s1, weight, floats(value + LANES));
-            s2 = add_product(s2, weight, floats(value + 2 * LANES));
-            s3 = add_product(s3, weight, floats(value + 3 * LANES));
-        }
-        store(out, s0), store(out + LANES, s1);
-        store(out + 2 * LANES, s2), store(out + 3 * LANES, s3);
+    for (int k = 0; k < together; k++) sums[k] = same(0.0f);
+    for (; c + LANES <= d; c += LANES)
+        for (int k = 0; k < together; k++)
+            sums[k] = add_product(sums[k], floats(query + c), stored(keys, (first + k) * d + c, halves));
+    for (int k = 0; k < together; k++) {
+        float sum = total(sums[k]);
+        for (int64_t e = c; e < d; e++) sum += query[e] * stored_one(keys, (first + k) * d + e, halves);
+        scores[k] = sum;
     }
-    for (; c + LANES <= d; c += LANES) {
-        Floats sum = floats(output + c);
-        for (int64_t i = 0; i < count; i++)
-            sum = add_product(sum, same(weights[i]), floats(values + i * d + c));
-        store(output + c, sum);
+}
+
+/* scores[i] = query . key ``first + i``. */
+INLINE void score_keys(const float *query, const void *keys, int64_t first, int64_t count,
+                       int64_t d, float *scores, int halves) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) score_some(query, keys, first + i, d, scores + i, 4, halves);
+    for (; i < count; i++) score_some(query, keys, first + i, d, scores + i, 1, halves);
+}
+
+/* Channels ``c`` and on of output += sum of weights[i] * value ``first + i``. */
+INLINE void mix_some(const float *weights, const void *values, int64_t first, int64_t count,
+                     int64_t d, int64_t c, float *output, int vectors, int halves) {
+    Floats sums[MIXED];
+    for (int v = 0; v < vectors; v++) sums[v] = floats(output + c + v * LANES);
+    for (int64_t i = 0; i < count; i++) {
+        Floats weight = same(weights[i]);
+        for (int v = 0; v < vectors; v++)
+            sums[v] = add_product(sums[v], weight, stored(values, (first + i) * d + c + v * LANES, halves));
     }
+    for (int v = 0; v < vectors; v++) store(output + c + v * LANES, sums[v]);
+}
+
+/* output += sum of weights[i] * value ``first + i``: a few channels of all values, then the next
+ * ones, so that the sums stay in registers. */
+INLINE void mix_values(const float *weights, const void *values, int64_t first, int64_t count,
+                       int64_t d, float *output, int halves) {
+    int64_t c = 0;
+    for (; c + MIXED * LANES <= d; c += MIXED * LANES)
+        mix_some(weights, values, first, count, d, c, output, MIXED, halves);
+    for (; c + LANES <= d; c += LANES)
+        mix_some(weights, values, first, count, d, c, output, 1, halves);
     for (; c < d; c++)
-        for (int64_t i = 0; i < count; i++) output[c] += weights[i] * values[i * d + c];
+        for (int64_t i = 0; i < count; i++)
+            output[c] += weights[i] * stored_one(values, (first + i) * d + c, halves);
 }
 
 /* Add T5's bias to the score of each key, by its distance. */
@@ -335,11 +364,9 @@ static void add_bias(const Plan *p, int64_t b, int64_t h, int64_t position, int6
 }
 
 /* Softmax attention of one row and head over all positions that it sees, itself included. */
-static void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int64_t position,
-                   float *query, float *scores, float *output) {
-    int64_t d = p->width / p->heads, C = p->capacity;
-    const float *keys = layer->keys + (b * p->heads + h) * C * d;
-    const float *values = layer->values + (b * p->heads + h) * C * d;
+INLINE void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int64_t position,
+                   float *query, float *scores, float *output, int halves) {
+    int64_t d = p->width / p->heads, C = p->capacity, start = (b * p->heads + h) * C;
     int64_t oldest = position + 1 > C ? position + 1 - C : 0;
     if (p->first[b] > oldest) oldest = p->first[b];
     int64_t count = position + 1 - oldest, slot = oldest % C;
@@ -347,8 +374,8 @@ static void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int6
     int64_t early = count < C - slot ? count : C - slot;
     float scale = 1.0f / sqrtf((float)d), largest = -3e38f, sum = 0.0f;
     for (int64_t c = 0; c < d; c++) query[c] *= scale;
-    score_keys(query, keys + slot * d, early, d, scores);
-    score_keys(query, keys, count - early, d, scores + early);
+    score_keys(query, layer->keys, start + slot, early, d, scores, halves);
+    score_keys(query, layer->keys, start, count - early, d, scores + early, halves);
     if (p->bias) add_bias(p, b, h, position, oldest, count, scores);
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < count; i++) largest = scores[i] > largest ? scores[i] : largest;
@@ -358,9 +385,16 @@ static void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int6
         sum += scores[i];
     }
     memset(output, 0, sizeof(float) * d);
-    mix_values(scores, values + slot * d, early, d, output);
-    mix_values(scores + early, values, count - early, d, output);
+    mix_values(scores, layer->values, start + slot, early, d, output, halves);
+    mix_values(scores + early, layer->values, start, count - early, d, output, halves);
     for (int64_t c = 0; c < d; c++) output[c] /= sum;
+}
+
+/* Store one key or value from number ``at`` on. */
+static void keep(void *numbers, int64_t at, const float *x, int64_t d, int64_t halves) {
+    if (halves)
+        for (int64_t c = 0; c < d; c++) ((uint16_t *)numbers)[at + c] = narrow(x[c]);
+    else memcpy((float *)numbers + at, x, sizeof(float) * d);
 }
 
 /* Keys, values and attention of this thread's share of rows and heads. */
@@ -376,9 +410,10 @@ static void attention(const Plan *p, const Layer *layer, const float *cosine, co
             turn(query, cosine + b * d, sine + b * d, d);
             turn(key, cosine + b * d, sine + b * d, d);
         }
-        memcpy(layer->keys + at, key, sizeof(float) * d);
-        memcpy(layer->values + at, value, sizeof(float) * d);
-        attend(p, layer, b, h, position, query, scores, mixed + b * D + h * d);
+        keep(layer->keys, at, key, d, p->halves);
+        keep(layer->values, at, value, d, p->halves);
+        if (p->halves) attend(p, layer, b, h, position, query, scores, mixed + b * D + h * d, 1);
+        else attend(p, layer, b, h, position, query, scores, mixed + b * D + h * d, 0);
     }
 }
 

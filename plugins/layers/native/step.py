@@ -56,7 +56,7 @@ class Plan(ctypes.Structure):
     """``Plan`` of kernel.c."""
 
     _fields_ = (
-        *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads"),
+        *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads halves"),
         *_fields(ctypes.c_void_p, "layers norm first bias"),
         *_fields(ctypes.c_int64, "reach"),
         *_fields(ctypes.c_void_p, "key_positions scratch"),
@@ -139,9 +139,12 @@ def require_float32(*tensors: Tensor) -> None:
 class NativeStep:
     """Steps of a transformer in float32 on a CPU, after a prefix.
 
+    Where all weights are read as eight-bit codes, keys and values are kept in 16 bits: a step of
+    many rows spends most of its time reading them.
+
     Args:
         transformer: in eval mode.
-        cache: filled by the prefix; further positions go into its tensors.
+        cache: filled by the prefix; further positions go into its tensors, which may become halves.
         first: ``[B]`` first column of each row that is not padding.
         key_positions: ``[B, C]`` by slot, written to; needed with a relative bias only.
         int8: read the weights as eight-bit codes.
@@ -174,11 +177,15 @@ class NativeStep:
             self._alive.append(tensor)
             return tensor.data_ptr()
 
+        halves = all(matrix.codes for matrix in weights.matrices)
+        require_float32(*(slots for stored in cache.layers for slots in stored or ()))
+        if halves:
+            cache.halve()
         layers = (Layer * len(blocks))()
         for index, (block, stored) in enumerate(zip(blocks, cache.layers, strict=True)):
             assert stored is not None
             norms = block.attention_norm.weight, block.feed_forward_norm.weight
-            require_float32(*norms, *stored)
+            require_float32(*norms)
             layers[index] = Layer(
                 *map(pointer, norms),
                 *weights.matrices[4 * index : 4 * index + 4],
@@ -188,7 +195,7 @@ class NativeStep:
         self._shape = len(first), width
         self._plan = Plan(
             len(first), width, blocks[0].attention.heads, hidden, len(blocks),
-            cache.capacity, num_threads(len(first) * sum(w.numel() for w in matrices)),
+            cache.capacity, num_threads(len(first) * sum(w.numel() for w in matrices)), halves,
             ctypes.addressof(layers), pointer(transformer.norm.weight), pointer(first),
             None if relative is None else pointer(relative.table().to(**FLOATS)),
             0 if relative is None else relative.reach,

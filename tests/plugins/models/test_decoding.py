@@ -334,6 +334,62 @@ def test_a_row_is_bit_by_bit_what_it_is_alone(
         assert torch.equal(score[0], scores[row])
 
 
+@pytest.fixture(params=["native", pytest.param("portable", marks=pytest.mark.slow)])
+def kernel(
+    request: pytest.FixtureRequest, monkeypatch: MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Compile for this processor, and for any processor of its kind."""
+    decoding("native")
+    if request.param == "native":
+        yield
+        return
+    native_library._found.cache_clear()
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    monkeypatch.setattr(native_library, "PROCESSOR", ((),))
+    yield
+    native_library._found.cache_clear()
+
+
+def stepped(model: CausalLM, chosen: Decoding) -> tuple[engine.Decoder, torch.Tensor]:
+    """A decoder after a prefix of nine positions and five steps, and their hidden states."""
+    transformer, generator = model.transformer, torch.Generator().manual_seed(1)
+    width = transformer.norm.weight.numel()
+    x = torch.randn(3, 14, width, generator=generator)
+    positions, valid = torch.arange(9).repeat(3, 1), torch.ones(3, 9, dtype=torch.bool)
+    with torch.no_grad():
+        decoder = engine.Decoder(transformer, x[:, :9], positions, valid, 5, chosen)
+        hidden = [decoder.step(x[:, at]).clone() for at in range(9, 14)]
+    return decoder, torch.stack(hidden)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("window", [None, 7])
+def test_keys_and_values_are_halves_only_where_weights_are_codes(window: int | None) -> None:
+    model = build("flat", STAGES["plain"], attention_window=window)
+    exact, _ = stepped(model, Decoding(backend="native"))
+    assert exact._cache.layers[0] and exact._cache.layers[0][0].dtype == torch.float32
+    decoder, hidden = stepped(model, Decoding(backend="native", weights="int8"))
+    plain, wanted = stepped(model, Decoding(backend="torch", weights="int8"))
+    for halves, full in zip(decoder._cache.layers, plain._cache.layers, strict=True):
+        assert halves and full and halves[0].dtype == halves[1].dtype == torch.float16
+    for halves, full in zip(decoder._cache.layers[0], plain._cache.layers[0], strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(halves.float(), full, rtol=2**-11, atol=1e-5)
+    torch.testing.assert_close(hidden, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_keys_and_values_beyond_the_largest_half_become_it() -> None:
+    model = build("flat", STAGES["plain"])
+    width = model.transformer.norm.weight.numel()
+    with torch.no_grad():
+        model.transformer.layers[0].attention.qkv.weight[2 * width :] *= 1e7
+    decoder, hidden = stepped(model, Decoding(backend="native", weights="int8"))
+    _, values = decoder._cache.layers[0]  # type: ignore[misc]
+    for part in (values[:, :, :9], values[:, :, 9:]):  # of the prefix, and of the steps
+        assert part.abs().max() == torch.finfo(torch.float16).max
+    assert hidden.isfinite().all()
+
+
 def test_a_compiled_step_is_kept_for_the_next_call(monkeypatch: MonkeyPatch) -> None:
     """Interleaved calls have steps of their own; a call after them takes one of those."""
     compiled: list[object] = []
