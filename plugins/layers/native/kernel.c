@@ -15,6 +15,9 @@
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
 #endif
 
 #define GROUP 64 /* weights that share one int8 scale */
@@ -54,21 +57,11 @@ int64_t scratch_floats(const Plan *p) {
     return shared + p->threads * (p->batch * p->width + p->capacity);
 }
 
-static int thread_id(void) {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-static int thread_count(void) {
-#ifdef _OPENMP
-    return omp_get_num_threads();
-#else
-    return 1;
-#endif
-}
+/* The bits of a float. */
+typedef union {
+    uint32_t bits;
+    float value;
+} Word;
 
 /* e^x for x <= 88, to a few parts in 10^7 (Cephes' polynomial): unlike expf it vectorises. */
 static inline float exponential(float x) {
@@ -81,29 +74,20 @@ static inline float exponential(float x) {
     q = q * r + 4.1665795894e-2f;
     q = q * r + 1.6666665459e-1f;
     q = q * r + 5.0000001201e-1f;
-    union {
-        int32_t bits;
-        float value;
-    } power = {((int32_t)n + 127) << 23};
+    Word power = {(uint32_t)((int32_t)n + 127) << 23};
     return (q * r * r + r + 1.0f) * power.value;
 }
 
 /* The float of a finite half, and the nearest half of a float; the largest half is 65504. */
 static inline float wide(uint16_t half) {
-    union {
-        uint32_t bits;
-        float value;
-    } x = {(uint32_t)(half & 0x7fff) << 13};
+    Word x = {(uint32_t)(half & 0x7fff) << 13};
     x.value *= 0x1p112f; /* exponents start at -14 and -126 */
     x.bits |= (uint32_t)(half & 0x8000) << 16;
     return x.value;
 }
 
 static inline uint16_t narrow(float y) {
-    union {
-        float value;
-        uint32_t bits;
-    } x = {y};
+    Word x = {.value = y};
     uint32_t sign = x.bits >> 16 & 0x8000;
     x.bits &= 0x7fffffff;
     x.value = (x.value > 65504.0f ? 65504.0f : x.value) * 0x1p-112f;
@@ -248,7 +232,7 @@ INLINE void panel_products(const Matrix *m, int64_t panel, const float *x, int64
 /* y[b] (+)= m x[b]: this thread's share of the rows, for every b while a panel is at hand. */
 static void multiply(const Matrix *m, const float *x, int64_t stride, float *y, int64_t y_stride,
                      int64_t batch, int add) {
-    int64_t count = thread_count(), id = thread_id(), panels = (m->rows + PANEL - 1) / PANEL;
+    int64_t count = omp_get_num_threads(), id = omp_get_thread_num(), panels = (m->rows + PANEL - 1) / PANEL;
     for (int64_t panel = panels * id / count; panel < panels * (id + 1) / count; panel++)
         for (int64_t b = 0, many; b < batch; b += many) {
             const float *from = x + b * stride;
@@ -401,7 +385,7 @@ static void keep(void *numbers, int64_t at, const float *x, int64_t d, int64_t h
 static void attention(const Plan *p, const Layer *layer, const float *cosine, const float *sine,
                       int64_t position, float *qkv, float *scores, float *mixed) {
     int64_t D = p->width, d = D / p->heads, C = p->capacity, all = p->batch * p->heads;
-    int64_t count = thread_count(), id = thread_id();
+    int64_t count = omp_get_num_threads(), id = omp_get_thread_num();
     for (int64_t i = all * id / count; i < all * (id + 1) / count; i++) {
         int64_t b = i / p->heads, h = i % p->heads;
         float *query = qkv + b * 3 * D + h * d, *key = query + D, *value = key + D;
@@ -419,7 +403,7 @@ static void attention(const Plan *p, const Layer *layer, const float *cosine, co
 
 /* SwiGLU of this thread's share, in place: the first F of 2F hold the result. */
 static void gate(const Plan *p, float *rise) {
-    int64_t F = p->hidden, count = thread_count(), id = thread_id();
+    int64_t F = p->hidden, count = omp_get_num_threads(), id = omp_get_thread_num();
     int64_t start = F * id / count, stop = F * (id + 1) / count;
     for (int64_t b = 0; b < p->batch; b++) {
         float *gates = rise + b * 2 * F, *up = gates + F;
@@ -444,7 +428,7 @@ void step(const Plan *p, float *x, const float *cosine, const float *sine, const
             p->key_positions[b * p->capacity + position % p->capacity] = positions[b];
 #pragma omp parallel num_threads(p->threads)
     {
-        float *normed = own + thread_id() * (B * D + p->capacity), *scores = normed + B * D;
+        float *normed = own + omp_get_thread_num() * (B * D + p->capacity), *scores = normed + B * D;
         for (int64_t l = 0; l < p->depth; l++) {
             const Layer *layer = p->layers + l;
             normalise_all(p, x, layer->attention_norm, normed);
@@ -462,7 +446,7 @@ void step(const Plan *p, float *x, const float *cosine, const float *sine, const
             multiply(&layer->fall, rise, 2 * F, x, D, B, 1);
 #pragma omp barrier
         }
-        if (thread_id() == 0) normalise_all(p, x, p->norm, output);
+        if (omp_get_thread_num() == 0) normalise_all(p, x, p->norm, output);
     }
 }
 
