@@ -199,9 +199,9 @@ def test_cached_logits_equal_uncached_ones(
     seen: list[torch.Tensor] = []
     draw = Drawer.draw
 
-    def spy(self: Drawer, logits: torch.Tensor) -> torch.Tensor:
+    def spy(self: Drawer, logits: torch.Tensor, level: int) -> torch.Tensor:
         seen.append(self.guide(logits))
-        return draw(self, logits)
+        return draw(self, logits, level)
 
     monkeypatch.setattr(Drawer, "draw", spy)
     rows = row_generators(0, len(known))
