@@ -52,7 +52,7 @@ def serving(
     app = create_app(pipelines, limits, key, signer)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         while not server.started:
@@ -63,7 +63,7 @@ def serving(
             yield Live(app, server, client, port)
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(timeout=30)  # one that does not end fails no other test
 
 
 @pytest.fixture(scope="session")

@@ -197,12 +197,3 @@ def test_what_runs_is_finished_before_the_server_ends(serve: Serve) -> None:
         server.wait_for(lambda: server.figure("segue_jobs_running") == 1)
         server.server.should_exit = True
         assert answer.result().status_code == 200
-
-    def gone() -> bool:  # the socket closes a moment after the last answer
-        try:
-            httpx.get(f"{server.client.base_url}/readyz")
-        except httpx.TransportError:
-            return True
-        return False
-
-    server.wait_for(gone)
