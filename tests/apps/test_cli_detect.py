@@ -124,11 +124,11 @@ def test_a_lossy_file_is_left_alone(write: Write) -> None:
 
 
 @pytest.mark.segue_not_isolated
+@pytest.mark.slow
 def test_a_registry_file_turns_marks_on(
     segue: Segue, prompt_file: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEGUE_PLUGINS", "off")
-    monkeypatch.setattr("segue.core.plugins._default", None)  # the file is read at discovery
     Path("segue-registry.yaml").write_text(f"api_version: 1\nhooks: {MARKS}\n", encoding="utf-8")
     done = segue("continue", prompt_file, "-o", "out.wav", "-p", tiny, "--seconds", 0.5)
     assert done.code == 0, done.err
