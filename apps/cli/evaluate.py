@@ -83,7 +83,8 @@ def codec(
     loaded = load_tokenizer(config, "codec", host, chosen.device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
-    counts = _powers(total) if levels is None else whole_numbers(",".join(levels), "--levels")
+    asked = joined(levels)
+    counts = _powers(total) if asked is None else whole_numbers(asked, "--levels")
     built, left_out = chosen_metrics(host, "metric", joined(metrics), domain_of(host, config.name))
     recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
@@ -243,12 +244,11 @@ def resynthesis(
     with renamed({"seed": "--seed"}):
         from segue.evaluation.resynthesis import WAYS, evaluate_resynthesis
 
-        wanted = listed(",".join(of)) if of else list(WAYS)
+        named = joined(of)
+        wanted = listed(named) if named else list(WAYS)
         ways = [way for way in WAYS if way in wanted]
         if len(ways) != len(set(wanted)):
-            raise ConfigError(
-                "--of", f"{joined(of)!r} names something else", f"use {', '.join(WAYS)}"
-            )
+            raise ConfigError("--of", f"{named!r} names something else", f"use {', '.join(WAYS)}")
         loaded = chosen.load()
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
         pairs, sets, left_out = metrics_of_both_kinds(loaded.host, joined(metrics), kind)

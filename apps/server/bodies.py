@@ -42,6 +42,7 @@ FORMATS = {
     "pcm": ("audio/pcm", "", ""),  # bare little-endian 16-bit samples
 }
 STREAMED = ("wav", "pcm")
+SIGNED = (*(form for form in FORMATS if f".{form}" in signing.FORMATS), "json")
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file whose end is not known yet
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -274,10 +275,9 @@ def check_signed(asked: Asked) -> None:
     if isinstance(asked, Generation) and asked.stream:
         problem = "this server signs what it makes, and a stream holds no signature; leave it out"
         raise RefusedError(422, f"stream: {problem}", "stream")
-    signed = [*(form for form in FORMATS if f".{form}" in signing.FORMATS), "json"]
-    if asked.response_format not in signed:
+    if asked.response_format not in SIGNED:
         problem = f"this server signs what it makes, and {asked.response_format} holds no signature"
-        message = f"response_format: {problem}; use {', '.join(signed)}"
+        message = f"response_format: {problem}; use {', '.join(SIGNED)}"
         raise RefusedError(422, message, "response_format")
 
 

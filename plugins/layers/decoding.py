@@ -124,13 +124,14 @@ class Decoder:
         self._keys[:, kept % capacity] = positions[:, kept].float()
         self.hidden: Tensor = x.new_zeros(batch, width)
         last = x.new_full((batch,), -1.0, dtype=torch.float32)
-        if count and (x.device.type != "cpu" or batch == 1):
+        together = x.device.type != "cpu" or batch == 1
+        if count and together:
             sight = transformer.sight(positions, valid)
             self.hidden = transformer(x, sight, self._cache)[:, -1]
         elif self._cache.layers[0] is None:  # no kept step brought its slots
             heads = transformer.layers[0].attention.heads
             self._cache.reserve(x.new_zeros(batch, heads, 0, width // heads))
-        if count and x.device.type == "cpu" and batch > 1:
+        if count and not together:
             # A CPU gains nothing from taking the rows together, and sums in another order for other
             # shapes: one by one, each equals bit by bit what it is alone, without a mask.
             hidden = []

@@ -17,6 +17,7 @@ from tests.plugins.provenance.conftest import Credentials
 
 from segue.apps.cli.detect import _shortened
 from segue.core.checkpoint import save_component
+from segue.core.plugins import reset_default_host
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
 from segue.plugins.provenance.marks import read_stamp, stamp
@@ -124,12 +125,12 @@ def test_a_lossy_file_is_left_alone(write: Write) -> None:
 
 
 @pytest.mark.segue_not_isolated
-@pytest.mark.slow
 def test_a_registry_file_turns_marks_on(
     segue: Segue, prompt_file: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SEGUE_PLUGINS", "off")
     Path("segue-registry.yaml").write_text(f"api_version: 1\nhooks: {MARKS}\n", encoding="utf-8")
+    monkeypatch.setenv("SEGUE_REGISTRY", "segue-registry.yaml")
+    reset_default_host()  # fixtures may have asked for a host that has not read the file
     done = segue("continue", prompt_file, "-o", "out.wav", "-p", tiny, "--seconds", 0.5)
     assert done.code == 0, done.err
     said = read_stamp(Path("out.wav"))

@@ -57,11 +57,8 @@ int64_t scratch_floats(const Plan *p) {
     return shared + p->threads * (p->batch * p->width + p->capacity);
 }
 
-/* The bits of a float. */
-typedef union {
-    uint32_t bits;
-    float value;
-} Word;
+/* A float and its bits. */
+typedef union { uint32_t bits; float value; } Word;
 
 /* e^x for x <= 88, to a few parts in 10^7 (Cephes' polynomial): unlike expf it vectorises. */
 static inline float exponential(float x) {
@@ -152,15 +149,9 @@ static inline Floats widened(const uint16_t *halves) {
 /* A block of products is VECTORS registers of rows times up to TOGETHER inputs, whose sums stay in
  * registers. One input alone takes as many rows as hide the latency of adding. */
 #define TOGETHER 6
-#if LANES == 16
-#define VECTORS 4
-#define VECTORS_ALONE 4
-#define MIXED 4 /* registers of channels whose values are mixed together */
-#else
-#define VECTORS 2
-#define VECTORS_ALONE 8
-#define MIXED 8
-#endif
+#define VECTORS (LANES == 16 ? 4 : 2)
+#define VECTORS_ALONE (LANES == 16 ? 4 : 8)
+#define MIXED (LANES == 16 ? 4 : 8) /* registers of channels whose values are mixed together */
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #else

@@ -63,7 +63,8 @@ def serving(
             yield Live(app, server, client, port)
     finally:
         server.should_exit = True
-        thread.join(timeout=30)  # one that does not end fails no other test
+        thread.join(timeout=30)
+        assert not thread.is_alive(), "the server did not end"
 
 
 @pytest.fixture(scope="session")

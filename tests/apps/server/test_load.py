@@ -197,3 +197,12 @@ def test_what_runs_is_finished_before_the_server_ends(serve: Serve) -> None:
         server.wait_for(lambda: server.figure("segue_jobs_running") == 1)
         server.server.should_exit = True
         assert answer.result().status_code == 200
+
+    def refuses() -> bool:  # the server notices its end within a tenth of a second
+        try:
+            httpx.get(f"{server.client.base_url}/readyz")
+        except httpx.ConnectError:
+            return True
+        return False
+
+    server.wait_for(refuses)
