@@ -133,6 +133,14 @@ def add_line(path: Path, line: str) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def link_to(target: Path, link: Path) -> None:
+    """Make a relative link, which still works when both are moved; keep a link that works."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+
+
 def check_writable(path: Path) -> None:
     """Raise ``OutputError`` now, before work is spent, if a file at ``path`` cannot be made."""
     with _output_errors(path):

@@ -89,13 +89,13 @@ class CodeShape:
         }
 
 
-def read_shapes(text: str) -> tuple[str, ...]:
-    """Read comma-separated candidates, each once.
+def read_shapes(texts: Sequence[str]) -> tuple[str, ...]:
+    """Read candidates, each once.
 
     Raises:
         ConfigError: if one is not a shape of codes.
     """
-    return tuple(dict.fromkeys(str(CodeShape.parse(part.strip())) for part in text.split(",")))
+    return tuple(dict.fromkeys(str(CodeShape.parse(text)) for text in texts))
 
 
 NEEDED = {"sample_rate", "hop", "window", "num_levels", "codebook_size"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from segue.core.config import PipelineConfig, StageConfig, TrainingConfig, replace_parts
 from segue.core.config_files import load_config, write_pipeline_file
 from segue.core.errors import OutputError
+from segue.core.files import link_to
 from segue.core.plugins import PluginHost
 from segue.core.spec import SEMANTIC, StreamSlice
 from segue.findings.finding import InapplicableError
@@ -207,11 +207,3 @@ class Workshop:
                 progress=study.progress,
             )
         )  # fmt: skip
-
-
-def link_to(target: Path, link: Path) -> None:
-    """Make a relative link, which still works when both are moved; keep a link that works."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))

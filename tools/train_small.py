@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from segue.findings.variants import link_to
+from segue.core.files import link_to
 from segue.inference.pipeline import Pipeline
 from segue.training.workspace import TOKENS
 

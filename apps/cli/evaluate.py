@@ -20,7 +20,6 @@ from segue.apps.cli.options import (
     ReportOption,
     SeedOption,
     SplitOption,
-    joined,
     listed,
     whole_numbers,
     with_groups,
@@ -83,9 +82,8 @@ def codec(
     loaded = load_tokenizer(config, "codec", host, chosen.device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
-    asked = joined(levels)
-    counts = _powers(total) if asked is None else whole_numbers(asked, "--levels")
-    built, left_out = chosen_metrics(host, "metric", joined(metrics), domain_of(host, config.name))
+    counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
+    built, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
     recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
     with renamed(places), progress_bars(json) as progress:
@@ -103,7 +101,7 @@ def codec(
         **figures,
         "left_out": left_out,
     }
-    note_if_few(recordings, on.data, on.items, on.split)
+    note_if_few(recordings, on)
     finish(report, "levels", figures["levels"], on.output, json)
     if not json:
         _show_codebooks(report)
@@ -172,7 +170,7 @@ def continuations(
 
         keep = None if audio is None else _keeper(loaded, audio)
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
-        built, left_out = chosen_metrics(loaded.host, "continuation_metric", joined(metrics), kind)
+        built, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
         least = prompt_seconds + seconds if complete else 0.0
         recordings = held_out(on.data, on.items, on.split, least)
         with progress_bars(json) as progress:
@@ -197,7 +195,7 @@ def continuations(
         **figures,
         "left_out": left_out,
     }
-    note_if_few(recordings, on.data, on.items, on.split)
+    note_if_few(recordings, on)
     finish(report, "metric", figures["metrics"], on.output, json)
 
 
@@ -244,14 +242,14 @@ def resynthesis(
     with renamed({"seed": "--seed"}):
         from segue.evaluation.resynthesis import WAYS, evaluate_resynthesis
 
-        named = joined(of)
-        wanted = listed(named) if named else list(WAYS)
+        wanted = listed(of or []) or list(WAYS)
         ways = [way for way in WAYS if way in wanted]
         if len(ways) != len(set(wanted)):
-            raise ConfigError("--of", f"{named!r} names something else", f"use {', '.join(WAYS)}")
+            problem = f"{','.join(wanted)!r} names something else"
+            raise ConfigError("--of", problem, f"use {', '.join(WAYS)}")
         loaded = chosen.load()
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
-        pairs, sets, left_out = metrics_of_both_kinds(loaded.host, joined(metrics), kind)
+        pairs, sets, left_out = metrics_of_both_kinds(loaded.host, metrics, kind)
         recordings = held_out(on.data, on.items, on.split, least_seconds)
         with progress_bars(json) as progress:
             figures = evaluate_resynthesis(
@@ -266,7 +264,7 @@ def resynthesis(
         **figures,
         "left_out": left_out,
     }
-    note_if_few(recordings, on.data, on.items, on.split)
+    note_if_few(recordings, on)
     finish(report, "way", figures["ways"], on.output, json)
 
 

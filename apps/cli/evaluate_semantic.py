@@ -17,7 +17,6 @@ from segue.apps.cli.options import (
     SplitOption,
     chosen_source,
     conditions,
-    joined,
     listed,
     whole_numbers,
     with_groups,
@@ -69,7 +68,7 @@ def semantic(
 
     found = load_items(data, checked_split(split), conditions(where or []))
     config = chosen.config()
-    measured, left_out = _representations(config, chosen.device, joined(of), joined(levels))
+    measured, left_out = _representations(config, chosen.device, of, levels)
     with progress_bars(json) as progress:
         figures = evaluate_semantic(thinned(found, per_group), measured, progress)
     report = {
@@ -109,7 +108,7 @@ def pitches(
 
     scores = find_scores(midi)
     recordings, config = held_out(on.data, on.items, on.split), chosen.config()
-    measured, left_out = _representations(config, chosen.device, joined(of), "1")
+    measured, left_out = _representations(config, chosen.device, of, ["1"])
     measured = [one for one in measured if one.vocabulary is not None]
     if not measured:
         raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")
@@ -117,17 +116,17 @@ def pitches(
         figures = evaluate_pitches(recordings, scores, measured, seconds=seconds, progress=progress)
     report = {"subject": "pitches", **_described(config, on.data, on.split, left_out), **figures}
     reason = "they have no MIDI file, or cannot be read with it"
-    note_if_few(recordings, on.data, on.items, on.split)
+    note_if_few(recordings, on)
     finish(report, "representation", figures["representations"], on.output, json, reason)
 
 
 def _representations(
-    config: PipelineConfig, device: str, of: str | None, levels: str | None
+    config: PipelineConfig, device: str, of: list[str] | None, levels: list[str] | None
 ) -> tuple[list[Representation], dict[str, str]]:
     """Build what is to be measured, and say why parts are left out."""
     from segue.evaluation.representations import plain_features
 
-    wanted = listed(of) if of else [*config.parts, FEATURES]
+    wanted = listed(of or []) or [*config.parts, FEATURES]
     for name in wanted if of else ():
         if name not in (*PARTS, FEATURES):
             known = ", ".join((*PARTS, FEATURES))
@@ -145,7 +144,7 @@ def _representations(
 
 
 def _of_part(
-    config: PipelineConfig, part: str, device: str, levels: str | None
+    config: PipelineConfig, part: str, device: str, levels: list[str] | None
 ) -> list[Representation]:
     from segue.core.plugins import default_host
     from segue.evaluation.representations import of_tokenizer
@@ -157,7 +156,8 @@ def _of_part(
     if levels is not None and part == "codec":
         counts = whole_numbers(levels, "--levels")
     if not 1 <= counts[0] <= counts[-1] <= total:
-        raise ConfigError("--levels", f"{levels} is out of range", f"use 1 to {total}")
+        given = ",".join(levels or ())
+        raise ConfigError("--levels", f"{given} is out of range", f"use 1 to {total}")
     name = "semantic" if part == "semantic_tokenizer" else "codec"
     return of_tokenizer(name, tokenizer, config.prompt.level, counts)
 

@@ -179,21 +179,22 @@ def load_pipeline(
         )
 
 
-def joined(texts: list[str] | None) -> str | None:
-    """Return one comma-separated list of all that an option was given, each time it was."""
-    return None if texts is None else ",".join(texts)
+def items_of(texts: list[str]) -> list[str]:
+    """Return the items, empty ones too, of the comma-separated lists that an option was given."""
+    return [item.strip() for item in ",".join(texts).split(",")]
 
 
-def listed(text: str) -> list[str]:
-    """Return the names in a comma-separated list."""
-    return [name for name in (part.strip() for part in text.split(",")) if name]
+def listed(texts: list[str]) -> list[str]:
+    """Return the names in the comma-separated lists that an option was given."""
+    return list(filter(None, items_of(texts)))
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """Return the numbers in a comma-separated list, sorted, each once."""
-    parts = [part.strip() for part in text.split(",")]
+def whole_numbers(texts: list[str], option: str) -> list[int]:
+    """Return the numbers in the comma-separated lists of an option, sorted, each once."""
+    parts = items_of(texts)
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(option, f"{text!r} is not a list of numbers", f"write {option} 1,2,4")
+        problem = f"{','.join(texts)!r} is not a list of numbers"
+        raise ConfigError(option, problem, f"write {option} 1,2,4")
     return sorted({int(part) for part in parts})
 
 

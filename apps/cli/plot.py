@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segue.apps.cli.options import (
-    Chosen,
-    JsonOption,
-    listed,
-    with_groups,
-)
+from segue.apps.cli.options import Chosen, JsonOption, listed, with_groups
 from segue.apps.cli.output import renamed, wrote
 from segue.apps.cli.saving import read_recording
 
@@ -85,8 +80,7 @@ def codec(
     """Draw quality over bit rate: one line per report, one point per number of levels."""
     from segue.apps.plots import draw_rate_distortion
 
-    wanted = None if metrics is None else listed(",".join(metrics))
-    draw_rate_distortion(reports, output, wanted)
+    draw_rate_distortion(reports, output, None if metrics is None else listed(metrics))
     wrote(output, json)
 
 
@@ -115,5 +109,5 @@ def training(
     """Draw figures over the steps of a training and of its validations."""
     from segue.apps.plots import draw_training
 
-    draw_training(parts, output, listed(",".join(figures)))
+    draw_training(parts, output, listed(figures))
     wrote(output, json)

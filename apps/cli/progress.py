@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,7 @@ from segue.apps.cli.output import console, errors
 
 AUDIO_LINE_EVERY, TRAINING_LINE_EVERY = 30.0, 5.0  # seconds between lines
 HOUR = 3600
+COUNT = "{task.completed}/{task.total}"
 
 
 class Bars:
@@ -141,31 +142,27 @@ def progress_bars(quiet: bool) -> Iterator[Bars | None]:
         with redirect_stdout(sys.stderr):
             yield None
         return
-    with redirect_stdout(sys.stderr), _bars(TextColumn("{task.completed}/{task.total}")) as bars:
+    with redirect_stdout(sys.stderr), _bars(TextColumn(COUNT)) as bars:
         yield bars
 
 
 @contextmanager
-def audio_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
+def _long_work(quiet: bool, every: float, count: ProgressColumn) -> Iterator[Bars | Lines | None]:
+    if quiet:
+        with redirect_stdout(sys.stderr):
+            yield None
+    elif not errors.is_terminal:
+        yield Lines(every)
+    else:
+        with _bars(count) as bars:
+            yield bars
+
+
+def audio_progress(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
     """Show work that is counted in seconds of audio."""
-    if quiet:
-        with redirect_stdout(sys.stderr):
-            yield None
-    elif not errors.is_terminal:
-        yield Lines(AUDIO_LINE_EVERY)
-    else:
-        with _bars(_Hours()) as bars:
-            yield bars
+    return _long_work(quiet, AUDIO_LINE_EVERY, _Hours())
 
 
-@contextmanager
-def training_progress(quiet: bool) -> Iterator[Bars | Lines | None]:
+def training_progress(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
     """Show steps of training; the log has all figures."""
-    if quiet:
-        with redirect_stdout(sys.stderr):
-            yield None
-    elif not errors.is_terminal:
-        yield Lines(TRAINING_LINE_EVERY)
-    else:
-        with _bars(TextColumn("{task.completed}/{task.total}")) as bars:
-            yield bars
+    return _long_work(quiet, TRAINING_LINE_EVERY, TextColumn(COUNT))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from segue.apps.cli.options import listed
+from segue.apps.cli.options import HeldOut, listed
 from segue.apps.cli.output import note, print_json, print_table, warn
 from segue.core.errors import ConfigError, PluginError
 
@@ -38,15 +38,15 @@ def held_out(
     return spread_evenly(data, items, checked_split(split), least_seconds)
 
 
-def note_if_few(recordings: Sequence[Recording], data: Path | str, items: int, split: str) -> None:
-    """Say that a split holds fewer recordings than ``items``."""
-    if len(recordings) >= items:
+def note_if_few(recordings: Sequence[Recording], asked: HeldOut) -> None:
+    """Say that a split holds fewer recordings than ``--items``."""
+    if len(recordings) >= asked.items:
         return
-    where, fix = f"split {split} of {data}", "; --split all takes the others as well"
-    if split == "all":
-        where, fix = str(data), ""
+    where, fix = f"split {asked.split} of {asked.data}", "; --split all takes the others as well"
+    if asked.split == "all":
+        where, fix = str(asked.data), ""
     single = ", and a single one gives no interval" if len(recordings) == 1 else ""
-    holds = f"holds {len(recordings)} of the {items} recordings that --items asks for"
+    holds = f"holds {len(recordings)} of the {asked.items} recordings that --items asks for"
     note(f"{where} {holds}{single}{fix}")
 
 
@@ -118,7 +118,7 @@ def _number(value: float | None) -> str:
 
 
 def chosen_metrics(
-    host: PluginHost, kind: MetricKind, wanted: str | None, domain: str | None = None
+    host: PluginHost, kind: MetricKind, wanted: list[str] | None, domain: str | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Build the metrics to compute, and say why others are left out.
 
@@ -159,7 +159,7 @@ def chosen_metrics(
 
 
 def metrics_of_both_kinds(
-    host: PluginHost, wanted: str | None, domain: str | None
+    host: PluginHost, wanted: list[str] | None, domain: str | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """Build metrics of pairs and metrics of continuations, and say why others are left out."""
     if wanted is None:
@@ -170,10 +170,10 @@ def metrics_of_both_kinds(
     texts = listed(wanted)
     of_sets = [text for text in texts if text.partition(":")[0] in known]
     of_pairs = [text for text in texts if text not in of_sets]
-    sets = chosen_metrics(host, "continuation_metric", ",".join(of_sets))[0] if of_sets else {}
+    sets = chosen_metrics(host, "continuation_metric", of_sets)[0] if of_sets else {}
     if not of_pairs and of_sets:
         return {}, sets, {}
-    return chosen_metrics(host, "metric", ",".join(of_pairs))[0], sets, {}
+    return chosen_metrics(host, "metric", of_pairs)[0], sets, {}
 
 
 def domain_of(host: PluginHost, name: str) -> str | None:

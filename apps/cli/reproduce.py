@@ -16,6 +16,7 @@ from segue.apps.cli.options import (
     SeedOption,
     SetOption,
     conditions,
+    items_of,
     listed,
     whole_numbers,
 )
@@ -94,7 +95,7 @@ def command(
     host = default_host()
     places = {"tables": "--tables", "piece_seconds": "--piece-seconds", "codes": "--codes"}
     with renamed(places):
-        wanted = chosen_tables(listed(",".join(tables)) if tables else list(TABLES))
+        wanted = chosen_tables(listed(tables) if tables else list(TABLES))
         check_writable(output / RESULTS)
         suite = suite_of(domain, host)
         settings = Settings(
@@ -106,7 +107,7 @@ def command(
             items=items,
             seed=seed,
             overrides=tuple(overrides or ()),
-            temperatures=_numbers(",".join(temperatures)),
+            temperatures=_numbers(temperatures),
             piece_seconds=piece_seconds,
             labels=labels,
             where=tuple(where or ()),
@@ -114,9 +115,9 @@ def command(
             scores=midi,
             tokens=tokens,
             steps=steps,
-            clusters=tuple(whole_numbers(",".join(clusters), "--clusters")),
-            levels=tuple(whole_numbers(",".join(levels), "--levels")),
-            codes=read_shapes(",".join(codes)),
+            clusters=tuple(whole_numbers(clusters, "--clusters")),
+            levels=tuple(whole_numbers(levels, "--levels")),
+            codes=read_shapes(items_of(codes)),
             codec_steps=codec_steps,
             lm_width=lm_width,
             lm_depth=lm_depth,
@@ -136,9 +137,9 @@ def command(
     console.print(f"{output / RESULTS}")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(texts: list[str]) -> tuple[float, ...]:
     try:
-        return tuple(sorted({float(part) for part in text.split(",")}))
+        return tuple(sorted({float(part) for part in items_of(texts)}))
     except ValueError as error:
-        problem = f"{text!r} is not a list of numbers"
+        problem = f"{','.join(texts)!r} is not a list of numbers"
         raise ConfigError("--temperatures", problem, "write --temperatures 0.7,0.8") from error

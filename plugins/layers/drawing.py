@@ -246,6 +246,20 @@ class Continuation:
         return Tokens(ids * reached[:, None], reached.sum(dim=1))
 
 
+def stream_frames(
+    lm: StageLM,
+    given: tuple[Tokens, ...],
+    prompt: Tokens,
+    num_frames: int,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> Iterator[Tokens]:
+    """Yield pieces of ``lm.frames(call, num_frames)``: the ``stream`` of models that draw frame
+    after frame, which compute within ``Continuation.computing``."""
+    call = Continuation(lm, given, prompt, num_frames, sampling, generators)
+    return call.pieces(lm.frames(call, num_frames))  # type: ignore[operator]
+
+
 def generate_from_stream(
     lm: StageLM,
     given: tuple[Tokens, ...],

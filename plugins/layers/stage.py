@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from segue.core.errors import ConfigError, GenerationError
 from segue.core.interfaces import Lengths, StageBatch, StageLM, StageLoss, Tokens
-from segue.core.options import Sampling
+from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.config import ConditionOptions, SequenceOptions
+from segue.plugins.layers.decoding import chosen_backend
 
 #: Negative log-likelihood ``[B, Q, N]`` of every token, anything at padding; and log-odds
 #: ``[B, N]`` that the audio ends after a frame, or None if the model does not learn that.
@@ -112,6 +113,12 @@ def check_sampling(lm: StageLM, sampling: Sampling, iterations: bool = False) ->
             "leave it at 1, or train with "
             f"--set stages.{stage.name}.lm.options.condition_dropout=0.1",
         )
+
+
+def decode_with(lm: StageLM, decoding: Decoding) -> None:
+    """Choose how a model computes while it generates, if its device can; see ``StageLM``."""
+    chosen_backend(decoding, next(lm.parameters()), f"stages.{lm.stage.name}.decoding")
+    StageLM.decode_with(lm, decoding)
 
 
 def _likelihood(lm: StageLM, batch: StageBatch, condition_dropout: float) -> Likelihood:

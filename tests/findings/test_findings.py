@@ -263,21 +263,21 @@ def test_shapes_of_codes(study: Make) -> None:
 
 
 def test_what_shapes_of_codes_may_be(study: Make) -> None:
-    assert read_shapes("25x16x1024, 12.5x8x2,25x16x1024") == ("25x16x1024", "12.5x8x2")
+    assert read_shapes(["25x16x1024", "12.5x8x2", "25x16x1024"]) == ("25x16x1024", "12.5x8x2")
     for wrong, problem in {
         "50x8": "'50x8' is not a shape",
-        "50x8x1024,": "'' is not a shape",
+        "": "'' is not a shape",
         "0x8x2": "'0x8x2' has no frames",
         "50x0x2": "no levels",
         "50x1x1": "fewer than 2 codes",
     }.items():
         with pytest.raises(ConfigError, match=problem):
-            read_shapes(wrong)
+            read_shapes([wrong])
     with pytest.raises(ConfigError, match=r"75x5x1024 is of frames of 213.333 samples at 16000"):
         reproduce(study(codes=("75x5x1024",)), "codes")
     told = CodeShape.parse("80x5x1024").options({"sample_rate": 16000, "window": 640})
     assert told == {"hop": 200, "window": 640, "num_levels": 5, "codebook_size": 1024}
-    (kept,) = read_shapes("86.1328125x8x1024")
+    (kept,) = read_shapes(["86.1328125x8x1024"])
     assert CodeShape.parse(kept).options({"sample_rate": 44100, "window": 640})["hop"] == 512
 
 

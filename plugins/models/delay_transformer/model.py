@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.interfaces import StageLM, Tokens
-from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
-from segue.plugins.layers.drawing import Continuation, generate_from_stream
+from segue.plugins.layers.decoding import Decoder, HeadProducts
+from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import left_padded
@@ -34,6 +33,7 @@ from segue.plugins.layers.stage import (
     causal_loss,
     causal_score,
     check_sampling,
+    decode_with,
     end_odds,
     make_end_head,
 )
@@ -46,8 +46,9 @@ class DelayTransformer(StageLM):
     """Q heads. With one level and nothing given it is a plain autoregressive model."""
 
     config: DelayTransformerOptions
-    loss, score, generate = causal_loss, causal_score, generate_from_stream
-    check_sampling = check_sampling
+    loss, score = causal_loss, causal_score
+    generate, stream = generate_from_stream, stream_frames
+    check_sampling, decode_with = check_sampling, decode_with
 
     def __init__(self, config: DelayTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -67,10 +68,6 @@ class DelayTransformer(StageLM):
     @property
     def unbounded(self) -> bool:
         return self.config.attention_window is not None and not self.stage.given
-
-    def decode_with(self, decoding: Decoding) -> None:
-        chosen_backend(decoding, self.heads.weight, f"stages.{self.stage.name}.decoding")
-        super().decode_with(decoding)
 
     def _embed(
         self, grid: Int64[Tensor, "B Q S"], context: Float[Tensor, "B S D"] | None
@@ -101,18 +98,7 @@ class DelayTransformer(StageLM):
         ends = end_odds(self.end_head, hidden[:, stride : stride * frames + 1 : stride])
         return self.heads.nll(self.pattern.by_frame(hidden, frames), target.ids), ends
 
-    def stream(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Iterator[Tokens]:
-        call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        return call.pieces(self._frames(call, num_frames))
-
-    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         pattern, drawer, known = self.pattern, call.drawer, call.prompt.ids.shape[2]
         stride, steps = pattern.stride, pattern.num_steps(num_frames)
         first = stride * known  # the step that draws level 0 of the first new frame, for all rows

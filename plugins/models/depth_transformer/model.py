@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.interfaces import StageLM, Tokens
-from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend, row_by_row
-from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream
+from segue.plugins.layers.decoding import Decoder, HeadProducts, row_by_row
+from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream, stream_frames
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import left_padded
@@ -29,6 +28,7 @@ from segue.plugins.layers.stage import (
     causal_loss,
     causal_score,
     check_sampling,
+    decode_with,
     end_odds,
     make_end_head,
 )
@@ -40,8 +40,9 @@ class DepthTransformer(StageLM):
     """Level q of a frame is drawn from all earlier frames and the levels below q."""
 
     config: DepthTransformerOptions
-    loss, score, generate = causal_loss, causal_score, generate_from_stream
-    check_sampling = check_sampling
+    loss, score = causal_loss, causal_score
+    generate, stream = generate_from_stream, stream_frames
+    check_sampling, decode_with = check_sampling, decode_with
 
     def __init__(self, config: DepthTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -66,10 +67,6 @@ class DepthTransformer(StageLM):
     @property
     def unbounded(self) -> bool:
         return self.config.attention_window is not None and not self.stage.given
-
-    def decode_with(self, decoding: Decoding) -> None:
-        chosen_backend(decoding, self.start, f"stages.{self.stage.name}.decoding")
-        super().decode_with(decoding)
 
     def _inputs(self, codes: Int64[Tensor, "B Q N"]) -> Float[Tensor, "B N+1 D"]:
         """Embed temporal inputs: column t sees frame t - 1 and predicts frame t."""
@@ -104,18 +101,7 @@ class DepthTransformer(StageLM):
         transformer = self.level_transformer
         return transformer(x, transformer.sight(positions))  # type: ignore[no-any-return]
 
-    def stream(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Iterator[Tokens]:
-        call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        return call.pieces(self._frames(call, num_frames))
-
-    def _frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         rows, known = len(call.prompt.lengths), call.prompt.ids.shape[2]
         codes, frame_of = left_padded(call.prompt, num_frames)
         positions = frame_of[:, : known + 1]

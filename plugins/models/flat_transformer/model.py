@@ -8,7 +8,7 @@ acoustic levels from semantic tokens reads
 
 and each column from ``start`` on predicts the next token. The pieces of this file, in order: rows
 are flattened and embedded (``_rows``), seen in one pass in training (``forward``), and continued
-token by token in generation (``stream``).
+token by token in generation (``frames``).
 
 Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, L columns
 of the sequence, D width.
@@ -26,10 +26,9 @@ from torch.nn import functional
 
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Lengths, StageLM, Tokens
-from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.decoding import Decoder, HeadProducts, chosen_backend
-from segue.plugins.layers.drawing import Continuation, generate_from_stream
+from segue.plugins.layers.decoding import Decoder, HeadProducts
+from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import pack, take
 from segue.plugins.layers.stage import (
@@ -37,6 +36,7 @@ from segue.plugins.layers.stage import (
     causal_loss,
     causal_score,
     check_sampling,
+    decode_with,
     end_odds,
     make_end_head,
 )
@@ -51,8 +51,9 @@ class FlatTransformer(StageLM):
     """A decoder-only transformer over the flattened sequence."""
 
     config: FlatTransformerOptions
-    loss, score, generate = causal_loss, causal_score, generate_from_stream
-    check_sampling = check_sampling
+    loss, score = causal_loss, causal_score
+    generate, stream = generate_from_stream, stream_frames
+    check_sampling, decode_with = check_sampling, decode_with
 
     def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -83,10 +84,6 @@ class FlatTransformer(StageLM):
     def unbounded(self) -> bool:
         # The keys and values of a sliding window lie in a ring: any length in constant memory.
         return self.config.attention_window is not None and not self.stage.given
-
-    def decode_with(self, decoding: Decoding) -> None:
-        chosen_backend(decoding, self.start, f"stages.{self.stage.name}.decoding")  # or refuse
-        super().decode_with(decoding)
 
     def _rows(self, given: tuple[Tokens, ...], target: Tokens) -> Rows:
         """Flatten and embed given slices and target. Padding lies wherever a slice ends.
@@ -127,25 +124,15 @@ class FlatTransformer(StageLM):
         hidden = self.transformer(x, self.transformer.sight(positions))
         return target_likelihood(hidden, start, target, self.heads, self.end_head)
 
-    def stream(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Iterator[Tokens]:
-        call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if call.empty:
-            return iter(())
+    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+        """Draw frames, each token in a step of its own."""
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
-        with call.computing():
-            # With padding on the left, the last column of every row predicts its first new token.
-            rows = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
-            decoder = Decoder(self.transformer, *rows, steps, self.decoding)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        # With padding on the left, the last column of every row predicts its first new token.
+        rows = packed(self._rows(call.given, call.prompt), left=True, narrow=True)
+        decoder = Decoder(self.transformer, *rows, steps, self.decoding)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         table, end_head = self.target_embedding, self.end_head
-        return call.pieces(frames_by_token(call, num_frames, decoder, table, products, end_head))
+        yield from frames_by_token(call, num_frames, decoder, table, products, end_head)
 
 
 class Stepwise(Protocol):

@@ -9,18 +9,18 @@ of the sequence, D width, V size of the text vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from segue.core.errors import ConfigError
 from segue.core.interfaces import StageLM, Tokens
-from segue.core.options import Decoding, Sampling
+from segue.core.options import Decoding
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import HeadProducts
-from segue.plugins.layers.drawing import Continuation, generate_from_stream
+from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import pack, take
 from segue.plugins.layers.stage import (
@@ -92,7 +92,8 @@ class HfCausalLM(StageLM):
     """The layers of a language model, with audio tokens in place of text."""
 
     config: HfCausalOptions
-    loss, score, generate = causal_loss, causal_score, generate_from_stream
+    loss, score = causal_loss, causal_score
+    generate, stream = generate_from_stream, stream_frames
     check_sampling = check_sampling
 
     def __init__(self, config: HfCausalOptions, stage: StageSpec) -> None:
@@ -135,22 +136,12 @@ class HfCausalLM(StageLM):
         start = valid.sum(dim=1) - 1 - target.num_levels * target.lengths
         return target_likelihood(self.backbone(x), start, target, self.heads, self.end_head)
 
-    def stream(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Iterator[Tokens]:
-        call = Continuation(self, given, prompt, num_frames, sampling, generators)
-        if call.empty:
-            return iter(())
+    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+        """Draw frames, each token in a step of its own."""
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
-        with call.computing():
-            x, valid = self.tokens(call.given, call.prompt, left=True)
-            self._check_length(x.shape[1] + steps)
-            sequence = CachedSequence(self.backbone, x, valid, steps)
-            products = HeadProducts(self.heads, self.heads.weight, self.decoding)
+        x, valid = self.tokens(call.given, call.prompt, left=True)
+        self._check_length(x.shape[1] + steps)
+        sequence = CachedSequence(self.backbone, x, valid, steps)
+        products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         table, end_head = self.tokens.target, self.end_head
-        return call.pieces(frames_by_token(call, num_frames, sequence, table, products, end_head))
+        yield from frames_by_token(call, num_frames, sequence, table, products, end_head)

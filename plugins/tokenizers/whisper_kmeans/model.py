@@ -30,7 +30,7 @@ from torch.nn import functional
 from segue.core.errors import CheckpointError
 from segue.core.interfaces import Lengths, Wave
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.spectra import in_windows
+from segue.plugins.tokenizers.common.spectra import encode_rows
 from segue.plugins.tokenizers.whisper_kmeans.config import HOP, RATE, WhisperKMeansOptions
 
 TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
@@ -197,13 +197,8 @@ class WhisperKMeansTokenizer(KMeansTokenizer):
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         """Return activations, each row on its own: the encoder knows no padding."""
-        size = self.spec.frame_size
-        found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // size), self.config.width)
-        for row, length in enumerate(lengths.tolist()):
-            if length:
-                part = in_windows(self._pooled, wave[row, :length], size, self.window, self.margin)
-                found[row, : part.shape[0]] = part
-        return found
+        size, width = self.spec.frame_size, self.config.width
+        return encode_rows(self._pooled, wave, lengths, size, width, self.window, self.margin)
 
     def _pooled(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         """Return the mean of each token's frames."""

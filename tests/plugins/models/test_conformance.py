@@ -24,22 +24,24 @@ SUBJECTS = [
     for name, variants in VARIANTS.items()
     for number, options in enumerate(variants)
 ]
-#: Stages that are given nothing, or two slices; each family's own tests have them, too.
-OTHER_STAGES = [
+PLAIN = [subject for subject in SUBJECTS if subject.label.endswith("-0")]
+#: Variants, and stages that are given nothing or two slices: the tests beside this one run every
+#: family with them, too.
+OTHERS = [subject for subject in SUBJECTS if subject not in PLAIN] + [
     Subject("stage_lm", name, SIZE, TINY_STAGES[stage])
     for name in VARIANTS
     for stage in ("first", "third")
 ]
 
 
-@parametrize_with_checks(SUBJECTS)
+@parametrize_with_checks(PLAIN)
 def test_conformance(subject: Subject, check: Check) -> None:
     check(subject)
 
 
 @pytest.mark.slow
-@parametrize_with_checks(OTHER_STAGES)
-def test_conformance_of_other_stages(subject: Subject, check: Check) -> None:
+@parametrize_with_checks(OTHERS)
+def test_conformance_of_others(subject: Subject, check: Check) -> None:
     check(subject)
 
 
