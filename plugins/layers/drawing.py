@@ -5,8 +5,9 @@ Shape legend: B rows asked for, R rows computed (with guidance 2 B), q levels, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
@@ -218,14 +219,15 @@ class Continuation:
         rows = [[frame < end for frame in frames] for end in self._ends]
         return torch.tensor(rows, device=like.device)
 
-    def pieces(self, frames: Iterator[Int64[Tensor, "B Q"]]) -> Iterator[Tokens]:
-        """Yield pieces of the frames that ``frames`` computes one after the other.
+    def pieces(self, draw: Callable[[], Iterator[Int64[Tensor, "B Q"]]]) -> Iterator[Tokens]:
+        """Yield pieces of the frames that ``draw`` computes one after the other.
 
         A few at a time: to enter and leave the modes of computing takes as long as a small step.
         """
-        first = 0
+        first, frames = 0, None
         while not self.empty:
             with self.computing():
+                frames = frames or draw()
                 found = list(islice(frames, FRAMES_PER_PIECE))
             if found:
                 yield self._piece(first, torch.stack(found, dim=2))
@@ -257,7 +259,7 @@ def stream_frames(
     """Yield pieces of ``lm.frames(call, num_frames)``: the ``stream`` of models that draw frame
     after frame, which compute within ``Continuation.computing``."""
     call = Continuation(lm, given, prompt, num_frames, sampling, generators)
-    return call.pieces(lm.frames(call, num_frames))  # type: ignore[operator]
+    return call.pieces(partial(lm.frames, call, num_frames))  # type: ignore[arg-type]
 
 
 def generate_from_stream(

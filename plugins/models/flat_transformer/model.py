@@ -132,7 +132,7 @@ class FlatTransformer(StageLM):
         decoder = Decoder(self.transformer, *rows, steps, self.decoding)
         products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         table, end_head = self.target_embedding, self.end_head
-        yield from frames_by_token(call, num_frames, decoder, table, products, end_head)
+        return frames_by_token(call, num_frames, decoder, table, products, end_head)
 
 
 class Stepwise(Protocol):

@@ -144,4 +144,4 @@ class HfCausalLM(StageLM):
         sequence = CachedSequence(self.backbone, x, valid, steps)
         products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         table, end_head = self.tokens.target, self.end_head
-        yield from frames_by_token(call, num_frames, sequence, table, products, end_head)
+        return frames_by_token(call, num_frames, sequence, table, products, end_head)
