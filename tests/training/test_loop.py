@@ -165,15 +165,15 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     reports: list[tuple[str, int, int]] = []
     done = run(
         tmp_path,
-        config=config(steps=120, learning_rate=0.05, save_every=500),
+        config=config(steps=60, learning_rate=0.05, save_every=500),
         report=lambda part, step, total, losses: reports.append((part, step, total)),
     )
-    assert train(done) == tmp_path / "step-00000120"
+    assert train(done) == tmp_path / "step-00000060"
     entries = logged(tmp_path)
-    assert entries[120]["valid_loss"] < 0.5 * entries[6]["valid_loss"]
+    assert entries[60]["valid_loss"] < 0.5 * entries[6]["valid_loss"]
     assert entries[10].keys() == {"step", "loss", "error", "gradient_norm"}
-    assert sorted(entries) == sorted({*range(10, 121, 10), *range(6, 121, 6)})
-    assert reports == [("codec", step, 120) for step in sorted(entries)]
+    assert sorted(entries) == sorted({*range(10, 61, 10), *range(6, 61, 6)})
+    assert reports == [("codec", step, 60) for step in sorted(entries)]
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
@@ -278,7 +278,7 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert [a["step"] for n, a in host.calls if n == "segue_train_step"] == [25, 26]
 
 
-def killed_runs(directory: Path, kills: int) -> None:
+def killed_runs(directory: Path, kills: int, steps: int) -> None:
     """Train in processes that are killed at random moments, then in one that comes to its end.
 
     Processes are forked off this one, which has imported all that takes its time and started no
@@ -298,7 +298,7 @@ def killed_runs(directory: Path, kills: int) -> None:
         if child == 0:
             host = StubHost(at={waits_at: signal.pause})  # there it is killed at the latest
             try:
-                train(run(directory / folder, host=host, config=config(steps=16, save_every=1)))
+                train(run(directory / folder, host=host, config=config(steps=steps, save_every=1)))
                 os._exit(0)
             except BaseException as error:
                 tell(repr(error))
@@ -307,9 +307,9 @@ def killed_runs(directory: Path, kills: int) -> None:
 
     started = time.monotonic()
     assert os.waitpid(start("whole"), 0)[1] == 0
-    step_seconds = (time.monotonic() - started) / 16
-    for target in sorted(random.choices(range(11), k=kills)):
-        child = start("killed", waits_at=14)
+    step_seconds = (time.monotonic() - started) / steps
+    for target in sorted(random.choices(range(steps - 5), k=kills)):
+        child = start("killed", waits_at=steps - 2)
         while steps_saved(directory / "killed") < target:
             time.sleep(0.001)
         time.sleep(random.uniform(0, 2 * step_seconds))
@@ -325,19 +325,22 @@ def steps_saved(directory: Path) -> int:
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(24, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, kills: int) -> None:
-    process = Fork(killed_runs, tmp_path, kills, log=tmp_path / "told")
+@pytest.mark.parametrize(("kills", "steps"), [(2, 8), pytest.param(24, 16, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_the_same(
+    tmp_path: Path, kills: int, steps: int
+) -> None:
+    process = Fork(killed_runs, tmp_path, kills, steps, log=tmp_path / "told")
     code, story = process.wait(), process.written()
     assert code == 0 and "ended with 0" in story, story
     assert story.count("killed after step") == kills, story
     whole, killed = (newest_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert whole is not None and killed is not None
-    assert whole.name == killed.name == "step-00000016", story
+    assert whole.name == killed.name == f"step-{steps:08d}", story
     assert trained(whole) == trained(killed), story
     assert logged(tmp_path / "killed") == logged(tmp_path / "whole"), story
     # What was half written is gone, too: a checkpoint may be large.
-    assert names(tmp_path / "killed") == ["log.jsonl", "step-00000015", "step-00000016"], story
+    kept = [f"step-{step:08d}" for step in (steps - 1, steps)]
+    assert names(tmp_path / "killed") == ["log.jsonl", *kept], story
 
 
 # --- losses that are not finite ---------------------------------------------------------------

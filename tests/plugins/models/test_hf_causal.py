@@ -125,13 +125,15 @@ def batch_for(stage: StageSpec, *lengths: int, seed: int = 0) -> StageBatch:
 
 
 def trained(model: HfCausalLM, batch: StageBatch, steps: int) -> float:
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
         loss = model.loss(batch).total
         loss.backward()
         optimizer.step()
+        if loss < 0.01:
+            break
     model.eval()
     return float(loss.detach())
 
