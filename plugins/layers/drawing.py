@@ -259,7 +259,8 @@ def stream_frames(
     """Yield pieces of ``lm.frames(call, num_frames)``: the ``stream`` of models that draw frame
     after frame, which compute within ``Continuation.computing``."""
     call = Continuation(lm, given, prompt, num_frames, sampling, generators)
-    return call.pieces(partial(lm.frames, call, num_frames))  # type: ignore[arg-type]
+    draw: Callable[..., Iterator[Int64[Tensor, "B Q"]]] = lm.frames  # type: ignore[assignment]
+    return call.pieces(partial(draw, call, num_frames))
 
 
 def generate_from_stream(
