@@ -6,12 +6,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from segue.core.interfaces import ORIGINS, Detector, Lengths, Wave, WaveBatch
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
+from segue.plugins.layers.lengths import length_mask, without_padding
 
 LEVEL = 0.05  # root mean square that every row is brought to: loudness must not matter
 FLOOR = 1e-4  # of magnitudes, at that level
@@ -54,14 +55,14 @@ class SpectralDetector(Detector):
         found = features[:, None]
         for layer, norm in zip(self.layers, self.norms, strict=True):
             frames = (frames + 1) // 2
-            mask = _mask(frames, (found.shape[3] + 1) // 2)[:, None, None]
+            mask = length_mask(frames, (found.shape[3] + 1) // 2)[:, None, None]
             # Per position, so that neither padding nor a row's length changes its statistics.
             found = norm(layer(found).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             found = nn.functional.gelu(found) * mask
         found = found.flatten(1, 2)
         count = frames[:, None].clamp_min(1)
         mean = found.sum(dim=2) / count
-        known = _mask(frames, found.shape[2])[:, None]
+        known = length_mask(frames, found.shape[2])[:, None]
         spread = ((found - mean[:, :, None]).square() * known).sum(dim=2) / count
         pooled = torch.cat([mean, (spread + 1e-6).sqrt()], dim=1)
         logits: Tensor = self.head(self.dropout(pooled))
@@ -72,8 +73,7 @@ class SpectralDetector(Detector):
     ) -> tuple[Float[Tensor, "B M N"], Int64[Tensor, "B"]]:
         """Return log-mel bands, zero beyond a row's frames, and each row's number of frames."""
         size, hop = self.config.fft_size, self.config.hop_size
-        valid = _mask(lengths, wave.shape[1])
-        wave = wave.masked_fill(~valid, 0.0)
+        wave = without_padding(wave, lengths)
         power = wave.square().sum(dim=1) / lengths.clamp_min(1)
         wave = wave * (LEVEL / power.clamp_min(1e-12).sqrt())[:, None]
         padded = nn.functional.pad(wave, (size // 2, size // 2))
@@ -83,8 +83,4 @@ class SpectralDetector(Detector):
         mel = torch.einsum("bfn,fm->bmn", spectrum, self.bank)
         log = mel.clamp_min(FLOOR).log10() * 0.5 + 0.5
         frames = lengths // hop + 1
-        return log * _mask(frames, log.shape[2])[:, None], frames
-
-
-def _mask(lengths: Int64[Tensor, "B"], width: int) -> Bool[Tensor, "B N"]:
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+        return log * length_mask(frames, log.shape[2])[:, None], frames
