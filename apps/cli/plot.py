@@ -14,9 +14,10 @@ from segue.apps.cli.options import (
     with_groups,
 )
 from segue.apps.cli.output import renamed, wrote
+from segue.apps.cli.program import Program
 from segue.apps.cli.saving import read_recording
 
-app = typer.Typer(
+app = Program(
     no_args_is_help=True,
     help="Draw audio, tokens, reports of `segue evaluate`, and logs of `segue train`.",
 )
