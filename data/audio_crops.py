@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
+from segue.core.memory import shortage
 from segue.data.audio_files import decoded_blocks, in_pieces, open_recording, to_16_bit
 from segue.data.epochs import WHOLE, Drawn, Epochs, Share, mixed
 from segue.data.recordings import Recording, as_table
@@ -45,6 +46,9 @@ class AudioCrops:
         self._recordings = as_table(recordings)
         self._rate, self._batch_size, self._seed = sample_rate, batch_size, seed
         self._crop = round(crop_seconds * sample_rate)
+        if problem := shortage(4 * batch_size * self._crop):
+            fix = "lower training.batch_size or training.crop_seconds"
+            raise DataError("a batch of crops", problem, fix)
         self._part = max(LEAST_PART, math.ceil(crop_seconds)) * sample_rate
         self._cache = PartCache(cache_bytes)
         self._lengths = numpy.zeros(len(self._recordings), numpy.int64)  # where known

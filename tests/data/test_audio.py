@@ -135,6 +135,11 @@ def test_recordings_of_which_none_can_be_read(tmp_path: Path, seconds: float) ->
     assert str(caught.value).startswith(f"recordings: cannot be read; check {tmp_path}/")
 
 
+def test_a_batch_larger_than_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a batch of crops: .*; lower training\.batch_size"):
+        AudioCrops([ramp(tmp_path / "a.wav", 1.0)], RATE, 1e4, 10**6, 0)
+
+
 def test_one_pass_reads_every_sample_once(tmp_path: Path) -> None:
     recordings = [ramp(tmp_path / "a.wav", 0.25), recording(tmp_path / "no.wav", 1.0),
                   ramp(tmp_path / "b.wav", 0.1)]  # fmt: skip
