@@ -98,7 +98,7 @@ def _shared() -> dict[str, Any]:
     return {
         _STATE: torch.get_rng_state(),
         "Python's random state": random.getstate(),
-        "NumPy's random state": numpy.random.get_state()[1].tobytes(),  # type: ignore[union-attr]
+        "NumPy's random state": str(numpy.random.get_state(legacy=False)),
         "grad mode": torch.is_grad_enabled(),
         "the default dtype": torch.get_default_dtype(),
         "the number of threads": torch.get_num_threads(),
