@@ -65,6 +65,9 @@ def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"],
     if not mono.numel():
         return mono, mixed
     left, peak = float(mono.abs().max()), float(wave.abs().max())
+    if left > peak:  # the sum of the channels is too large for a float32
+        mono = wave.double().mean(dim=0).to(wave.dtype)
+        left = float(mono.abs().max())
     # Channels that cancel each other (one inverted) would leave silence: take the loudest.
     if left < SILENCE <= peak:
         loudest = int(wave.abs().amax(dim=1).argmax())

@@ -87,8 +87,8 @@ class TrainingConfig(Options):
     """
 
     steps: int = Field(default=1000, ge=0)
-    batch_size: int = Field(default=16, ge=1)
-    accumulate: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=1_000_000)
+    accumulate: int = Field(default=1, ge=1, le=1_000_000)
     crop_seconds: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = "cosine"
@@ -113,7 +113,7 @@ class TrainingConfig(Options):
     best: int = Field(default=1, ge=0)
     validate_every: int = Field(default=500, ge=1)
     validation_batches: int = Field(default=8, ge=1)
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=256)
 
 
 class ComponentConfig(Options):

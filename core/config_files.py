@@ -20,7 +20,7 @@ from segue.core.errors import ConfigError, SegueError
 from segue.core.files import write_text
 from segue.core.plugins import PluginHost
 from segue.core.validation import validate
-from segue.core.yaml_files import YAML_ERRORS, parse_yaml, read_yaml
+from segue.core.yaml_files import YAML_ERRORS, parse_yaml, read_yaml, reason
 
 Tree = dict[str, Any]
 
@@ -296,7 +296,8 @@ def assignment(text: str, base: Mapping[str, Any]) -> Tree:
     try:
         value = parse_yaml(raw)
     except YAML_ERRORS as error:
-        raise ConfigError(f"--set {text}", "the value is not YAML", "quote the value") from error
+        problem = f"the value is not YAML ({reason(error)})"
+        raise ConfigError(f"--set {text}", problem, "correct or quote it") from error
     return _nested(keys, value, base, text)
 
 

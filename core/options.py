@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from segue.core.spec import TokenSpec
 
@@ -31,6 +31,17 @@ class Options(BaseModel):
     #: Options that the component fills in when it is built, such as what it found in a pretrained
     #: model. Configs leave them empty: those of the checkpoint count.
     filled_in: ClassVar[frozenset[str]] = frozenset()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _take_no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is due: pydantic would read them as 1 and 0."""
+        if isinstance(value, bool):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            kinds = {kind, *get_args(kind)}
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"is {str(value).lower()}; it should be a number")
+        return value
 
 
 FINGERPRINT_DIGITS = 16

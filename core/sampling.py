@@ -36,8 +36,9 @@ def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     # Kept while the more likely tokens do not reach p: the one that crosses p is kept too.
-    before = probabilities.cumsum(dim=-1) - probabilities
-    dropped = (before >= p).scatter(-1, order, before >= p)
+    beyond = probabilities.cumsum(dim=-1) - probabilities >= p
+    beyond[:, 0] = False  # also where p is too small for a float32
+    dropped = beyond.scatter(-1, order, beyond)
     return logits.masked_fill(dropped, -torch.inf)
 
 

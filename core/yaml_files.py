@@ -82,6 +82,11 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
+def reason(error: Exception) -> object:
+    """Return in a few words why a YAML text cannot be read."""
+    return getattr(error, "problem", None) or error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
@@ -97,8 +102,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(where, f"is not valid YAML ({problem})", "correct that line") from error
+        problem = f"is not valid YAML ({reason(error)})"
+        raise ConfigError(where, problem, "correct that line") from error
     if not isinstance(tree, dict):
         raise ConfigError(str(path), "holds no mapping", "write key: value lines")
     return tree

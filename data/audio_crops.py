@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
+from segue.core.memory import shortage
 from segue.data.audio_files import decoded_blocks, in_pieces, open_recording, to_16_bit
 from segue.data.epochs import WHOLE, Drawn, Epochs, Share, mixed
 from segue.data.recordings import Recording, as_table
@@ -44,6 +46,9 @@ class AudioCrops:
         self._recordings = as_table(recordings)
         self._rate, self._batch_size, self._seed = sample_rate, batch_size, seed
         self._crop = round(crop_seconds * sample_rate)
+        if problem := shortage(4 * batch_size * self._crop):
+            fix = "lower training.batch_size or training.crop_seconds"
+            raise DataError("a batch of crops", problem, fix)
         self._part = max(LEAST_PART, math.ceil(crop_seconds)) * sample_rate
         self._cache = PartCache(cache_bytes)
         self._lengths = numpy.zeros(len(self._recordings), numpy.int64)  # where known
@@ -53,6 +58,8 @@ class AudioCrops:
         for index in numpy.nonzero(seconds <= 0)[0]:  # no crop is drawn of it
             place = self._recordings[int(index)].place
             self.unreadable[place] = "is missing, empty or no audio"
+        if self.unreadable:
+            warn_of(*next(iter(self.unreadable.items())), len(self.unreadable))
         slots = numpy.ceil(seconds.clip(0) * sample_rate / self._crop).astype(numpy.int64)
         lengths = (seconds * sample_rate).clip(0, self._crop).astype(numpy.int64)
         weights = self._recordings.weight_of_each()
@@ -109,6 +116,8 @@ class AudioCrops:
                     f"could be read before and cannot any more ({error.problem})",
                     "put it back and start again: training goes on from its last checkpoint",
                 ) from error
+            if not self.unreadable:
+                warn_of(recording.place, error.problem)
             self.unreadable[recording.place] = error.problem
             if not reader.is_open:
                 self._closed.add(row.unit)
@@ -180,6 +189,7 @@ def whole_recordings(
         DataError: if many recordings cannot be read, one after the other, or none can.
     """
     failed, size = 0, round(max_seconds * sample_rate)
+    unreadable: dict[str, str] = {}
     for recording in recordings:
         try:
             for piece in in_pieces(decoded_blocks(recording, sample_rate), size):
@@ -188,6 +198,16 @@ def whole_recordings(
                 yield WaveBatch(wave[None], torch.tensor([wave.shape[0]]))
         except AudioError as error:
             failed += 1
+            unreadable[recording.place] = error.problem
             if failed == min(MOST_TRIES, len(recordings)):
                 advice = f"check {error.place}: {error.problem}"
                 raise DataError("recordings", "cannot be read", advice) from error
+    if unreadable:
+        warn_of(*next(iter(unreadable.items())), len(unreadable))
+
+
+def warn_of(place: str, problem: str, count: int = 1) -> None:
+    """Warn of recordings that are left out, naming the first."""
+    others = f" and {count - 1} more" if count > 1 else ""
+    text = f"{place}{others} left out: {problem}; `segue prepare files` lists all such recordings"
+    warnings.warn(text, stacklevel=2)

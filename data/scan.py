@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,7 +130,8 @@ def listen(recording: Recording, min_seconds: float) -> Heard:
 
 
 def _cut_off(seconds: float, promised: float) -> Heard:
-    return Heard(seconds, 0, "corrupt", f"is cut off after {seconds:.3f} of {promised:.3f} s")
+    whole = f" of {promised:.3f}" if math.isfinite(promised) else ""
+    return Heard(seconds, 0, "corrupt", f"is cut off after {seconds:.3f}{whole} s")
 
 
 def _kind(error: AudioError) -> str:

@@ -30,9 +30,10 @@ from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
 from segue.data.recordings import Recording
 from segue.sound.reader import SoundReader
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 THREADS = 8  # tars that are looked through at a time
 MOST_DESCRIPTION = 1 << 16  # bytes of a JSON member that is read
+MOST_PADDING = 1 << 20  # bytes after the end of a tar that are looked at
 GROUP_KEYS = ("group", "speaker", "speaker_id", "spk")
 LENGTH_KEYS = ("duration", "duration_s")
 #: Kinds of members that describe the next one.
@@ -132,7 +133,7 @@ def _look_through(tar: str, note: Note) -> list[Member]:
     try:
         with open_bytes(tar) as file:
             end = file.seek(0, os.SEEK_END)
-            found, described, damage = _headers(file)
+            found, described, damage = _headers(file, tar, note)
             for info in found:
                 if info.offset_data + info.size > end:
                     note(f"{tar}!{info.name}", "is cut off: the tar ends before it")
@@ -157,9 +158,13 @@ class _Member(tarfile.TarInfo):
 
 
 def _headers(
-    file: IO[bytes],
+    file: IO[bytes], tar: str, note: Note
 ) -> tuple[list[tarfile.TarInfo], dict[str, dict[str, Any]], str | None]:
-    """Return the audio members of a tar, the descriptions by key, and the problem if it has one."""
+    """Return the audio members of a tar, the descriptions by key, and the problem if it has one.
+
+    Args:
+        note: called with members that are links.
+    """
     found: list[tarfile.TarInfo] = []
     described: dict[str, dict[str, Any]] = {}
     file.seek(0)
@@ -171,6 +176,15 @@ def _headers(
                     described[_key(info.name)] = _description(file, info)
                 elif info.isfile() and is_audio(info.name):
                     found.append(info)
+                elif (info.islnk() or info.issym()) and is_audio(info.name):
+                    note(
+                        f"{tar}!{info.name}",
+                        "is a link; write the tar with tar -h --hard-dereference",
+                    )
+            file.seek(archive.offset)
+            if file.read(MOST_PADDING).strip(b"\0"):
+                problem = "goes on after its end, as tars do that were joined; take them apart"
+                return found, described, problem
     except tarfile.TarError as error:
         return (
             found,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -42,7 +43,7 @@ from segue.inference.filling import Gap
 from segue.inference.generation import Generation
 from segue.inference.hub import fetch, is_hub_name, model_card, publish
 from segue.inference.inputs import Prompt
-from segue.inference.promises import check_hooked_wave
+from segue.inference.promises import check_hooked
 from segue.inference.request import (
     Drawing,
     GeneratedAudio,
@@ -408,9 +409,9 @@ class LoadedPipeline:
     def _deliver(self, request: Request, audio: GeneratedAudio, **more: Any) -> GeneratedAudio:
         """Describe the result, and let plugins mark it before anyone gets it."""
         audio.metadata = metadata_of(request, self.assembly) | more
-        shape = audio.wave.shape
+        before = replace(audio, metadata=dict(audio.metadata))
         self.host.call_hook("segue_after_generate", pipeline=self, request=request, audio=audio)
-        check_hooked_wave(self.host.hook.segue_after_generate, audio.wave, shape)
+        check_hooked(self.host.hook.segue_after_generate, audio, before)
         audio.clip()
         return audio
 

@@ -6,9 +6,11 @@ raises one sentence that names the component and the distribution that it comes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from numbers import Real
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from pluggy import HookCaller
@@ -16,9 +18,13 @@ from torch import Tensor
 
 from segue.core.discovery import distribution_of
 from segue.core.errors import PluginError
+from segue.core.files import as_json
 from segue.core.metrics import Measured
 from segue.core.spec import TokenSpec
 from segue.core.tokens import Tokens
+
+if TYPE_CHECKING:
+    from segue.inference.request import GeneratedAudio
 
 FEW = 64  # codes
 LOUDEST = 10.0  # peak, of full scale 1: a hook that leaves a higher one is not in order
@@ -130,30 +136,62 @@ def check_measured(metric: object, result: object, records: int) -> Measured:
     return Measured(rows, result.overall)
 
 
-def check_hooked_wave(hook: HookCaller, wave: object, shape: torch.Size) -> None:
-    """Check generated audio after lifecycle hooks had it.
+def check_hooked(hook: HookCaller, audio: GeneratedAudio, before: GeneratedAudio) -> None:
+    """Check generated audio after lifecycle hooks had it; keep the number format of its samples.
 
     Args:
         hook: the hook, for the names of the plugins that implement it.
-        wave: the audio after the hooks.
-        shape: ``[B, T]``, its shape before them.
+        audio: as it is after the hooks.
+        before: a copy of it from before them.
 
     Raises:
-        PluginError: if a hook left anything but as many finite samples, not far too loud.
+        PluginError: if a hook left anything but as many finite samples, not far too loud, and
+            further metadata that JSON can hold.
     """
-    if not isinstance(wave, Tensor) or not wave.is_floating_point():
-        problem = f"audio.wave became a {type(wave).__name__}, not floating-point samples"
-    elif wave.shape != shape:
-        problem = f"audio.wave changed its shape from {list(shape)} to {list(wave.shape)}"
-    elif not torch.isfinite(wave).all():
-        problem = "audio.wave has NaN or infinite samples"
-    elif wave.numel() and (peak := float(wave.abs().max())) > LOUDEST:
-        problem = f"audio.wave has a peak of {peak:.3g}, where full scale is 1"
-    else:
+    plugins = [str(each.plugin_name) for each in hook.get_hookimpls()]
+    if not plugins:
         return
-    names = ", ".join(str(each.plugin_name) for each in hook.get_hookimpls())
-    place = f"{hook.name} of {names or 'no plugin'}"
-    raise PluginError(place, problem, "let hooks change samples only, or block the plugin")
+    problem = (
+        _wave_problem(getattr(audio, "wave", None), before.wave)
+        or _metadata_problem(getattr(audio, "metadata", None), before.metadata)
+        or _changed(audio, before)
+    )
+    if problem:
+        fix = "let hooks change samples and add metadata only, or block the plugin"
+        raise PluginError(f"{hook.name} of {', '.join(plugins)}", problem, fix)
+    audio.wave = audio.wave.detach().to(before.wave.dtype)
+
+
+def _wave_problem(wave: object, before: Tensor) -> str:
+    if not isinstance(wave, Tensor) or not wave.is_floating_point():
+        return f"audio.wave became a {type(wave).__name__}, not floating-point samples"
+    if wave.shape != before.shape:
+        return f"audio.wave changed its shape from {list(before.shape)} to {list(wave.shape)}"
+    if wave.device != before.device or wave.layout != before.layout:
+        place = f"{before.device}, {before.layout}"
+        return f"audio.wave was on {place}; it is on {wave.device}, {wave.layout}"
+    if not torch.isfinite(wave).all():
+        return "audio.wave has NaN or infinite samples"
+    peak = float(wave.detach().abs().max()) if wave.numel() else 0.0
+    return f"audio.wave has a peak of {peak:.3g}, where full scale is 1" if peak > LOUDEST else ""
+
+
+def _metadata_problem(metadata: object, before: Mapping[str, Any]) -> str:
+    if not isinstance(metadata, dict):
+        return f"audio.metadata became a {type(metadata).__name__}, not a dict"
+    if missing := sorted(before.keys() - metadata.keys()):
+        return f"audio.metadata lost {', '.join(missing)}"
+    try:
+        json.dumps(as_json(metadata))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"audio.metadata holds what JSON cannot ({error})"
+    return ""
+
+
+def _changed(audio: GeneratedAudio, before: GeneratedAudio) -> str:
+    names = {field.name for field in fields(before)} - {"wave", "metadata"}
+    changed = [n for n in sorted(names) if getattr(audio, n, None) is not getattr(before, n)]
+    return f"audio.{changed[0]} was replaced" if changed else ""
 
 
 def _check_tokens(

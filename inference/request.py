@@ -147,7 +147,8 @@ def _seeds(seed: object, rows: int) -> tuple[int, ...]:
         numbers = [None if first is None else first + row for row in range(rows)]
     found = tuple(number for number in numbers if number is not None and 0 <= number <= MOST_SEED)
     if len(found) < rows:
-        fix = f"use a whole number from 0 to {MOST_SEED}, or None"
+        counted = 0 if isinstance(seed, (list, tuple)) else rows - 1  # from a seed on
+        fix = f"use a whole number from 0 to {MOST_SEED - counted}, or None"
         raise GenerationError("seed", f"{seed!r} is out of range", fix)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from segue.core.errors import ConfigError
 
 VARIABLE = "SEGUE_THREADS"
+MOST_THREADS = 1024  # OpenMP crashes where it cannot start as many as it is asked for
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" of a container, in microseconds
 
 
@@ -31,23 +33,25 @@ def available_cores() -> int:
         return cores
 
 
-def prepare_threads(count: int | None = None) -> None:
+def prepare_threads(count: int | None = None, place: str = "--threads") -> None:
     """Set the thread count and passive waiting; call it before anything imports torch.
 
     What the user's environment already says about OpenMP stays as it is.
 
     Args:
         count: threads to use; default: ``SEGUE_THREADS``, else the cores that there are.
+        place: what states the count, for errors.
 
     Raises:
-        ConfigError: if the count is not a whole number from 1 on.
+        ConfigError: if the count is not a whole number from 1 to ``MOST_THREADS``.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     text = os.environ.get(VARIABLE, "") if count is None else str(count)
-    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
-        place = "--threads" if count is not None else VARIABLE
-        raise ConfigError(place, f"{text!r} is not a number of threads", "use 1 or more")
+    if text and not (re.fullmatch("[0-9]{1,9}", text) and 0 < int(text) <= MOST_THREADS):
+        fix = f"use 1 to {MOST_THREADS}; {available_cores()} cores can be used"
+        place = VARIABLE if count is None else place
+        raise ConfigError(place, f"{text!r} is not a number of threads", fix)
     if text:
         os.environ["OMP_NUM_THREADS"] = text
     else:
@@ -59,7 +63,7 @@ def prepare_threads(count: int | None = None) -> None:
 def use_threads(count: int | None) -> None:
     """Use the threads that a config asks for, unless ``--threads`` or ``SEGUE_THREADS`` does."""
     if count is not None and not os.environ.get(VARIABLE):
-        prepare_threads(count)
+        prepare_threads(count, "threads")
 
 
 def thread_troubles() -> list[str]:

@@ -8,6 +8,7 @@ headers.
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 from functools import lru_cache
@@ -20,12 +21,26 @@ from segue.sound.mpeg import after_tag
 Source = str | bytes | IO[bytes]
 
 OGG, OGG_HEADERS, OGG_LARGEST_PAGE = b"OggS\0", 1 << 16, 65_307  # RFC 3533
-#: Beginnings of formats whose samples go on to the end of the file, a second header among them.
-MARKS = (
-    b"riff.\x91\xcf\x11\xa5\xd6(\xdb\x04\xc1\0\0",  # W64
-    b"NIST_1A\n   1024\n",
-    b"Creative Voice File\x1a",
-)
+#: Formats whose samples go on to the end of the file, a second header among them: how they begin,
+#: and how many bytes a second file of the same kind begins with as well.
+MARKS = {
+    b"riff.\x91\xcf\x11\xa5\xd6(\xdb\x04\xc1\0\0": 16,  # W64
+    b"NIST_1A\n   1024\n": 16,
+    b"Creative Voice File\x1a": 20,
+    b"ALawSoundFile**\0": 16,  # WVE
+    b"Extended Instrument: ": 21,  # XI
+    b" paf": 24,
+    b"fap ": 24,
+    b"PVF1\n": 12,
+    b"2BIT": 22,  # AVR
+    b"\xf0\x7e": 20,  # SDS
+    b"\x01\x04": 20,  # MPC2K
+    **{b"\x64\xa3" + bytes((n, 0)): 16 for n in range(1, 6)},  # IRCAM
+    **{bytes((0, n)) + b"\xa3\x64": 16 for n in range(1, 6)},
+    b"\0\0\0\0\1\0\0\0\1\0\0\0\0\0\0\0\x0b\0\0\0samplerate\0": 31,  # MAT4
+    b"\0\0\x03\xe8\0\0\0\1\0\0\0\1\0\0\0\0\0\0\0\x0bsamplerate\0": 31,
+}
+LONGEST_MARK = max(MARKS.values())
 UNKNOWN = 0x7FFF_F000  # bytes and more: what writers state who do not know
 BLOCK = 1 << 20  # bytes that are looked through at once
 LEAST_UNREAD = 4096  # bytes after all that a header states: fewer are padding, or a tag
@@ -43,7 +58,8 @@ class Header(NamedTuple):
 
     Attributes:
         correction: where it states less than the file holds.
-        promise: times as many samples as there are, by the header of a file that is cut off.
+        promise: times as many samples as there are, by the header of a file that is cut off;
+            infinite if nothing says how many are missing.
     """
 
     correction: Correction | None = None
@@ -148,15 +164,18 @@ def _header_of(path: str | bytes, size: int, changed: int) -> Header:
 def _header(file: IO[bytes]) -> Header:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    magic = file.read(4)
+    begin = file.read(LONGEST_MARK)
+    magic = begin[:4]
     if magic in CHUNKS:
         return _in_chunks(file, magic, size)
     if magic == b".snd":
+        file.seek(4)
         return _in_au(file, size)
     if magic == OGG[:4]:
-        _check_ogg(file, size)
-    for mark in (mark for mark in MARKS if magic and mark.startswith(magic)):
-        _check_single(file, mark)
+        return _in_ogg(file, size)
+    for mark, length in MARKS.items():
+        if begin.startswith(mark):
+            _check_single(file, begin[:length])
     start = after_tag(file) if magic[:3] == b"ID3" else 0
     return Header(_in_flac(file, start, size) if is_flac(file, start) else None)
 
@@ -195,15 +214,28 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
     return Header(Correction(place, struct.pack(form, left)))
 
 
+def near(file: IO[bytes]) -> bool:
+    """Return whether it is quick to look through the whole file."""
+    return isinstance(file, (io.BufferedReader, io.BytesIO))
+
+
 def _check_single(file: IO[bytes], mark: bytes) -> None:
     """Refuse a file in which another one begins."""
-    at = file.seek(len(mark))
+    place = _find(file, mark, len(mark))
+    if place is not None:
+        raise _several(place)
+
+
+def _find(file: IO[bytes], mark: bytes, start: int) -> int | None:
+    """Return where some bytes stand, from a place on, or None."""
+    at = file.seek(start)
     kept = b""
     while block := file.read(BLOCK):
         data = kept + block
         if (found := data.find(mark)) >= 0:
-            raise _several(at - len(kept) + found)
+            return at - len(kept) + found
         at, kept = at + len(block), data[-len(mark) + 1 :]
+    return None
 
 
 def _promise(stated: int, left: int) -> float:
@@ -249,16 +281,15 @@ def _in_au(file: IO[bytes], size: int) -> Header:
 def _in_flac(file: IO[bytes], start: int, size: int) -> Correction | None:
     stream = FlacStream(file, start)
     last = stream.last_sample(file, size)
-    near = isinstance(file, (io.BufferedReader, io.BytesIO))  # others are slow to look through
-    if (near or stream.samples != last) and begins_in(file, start + 4):
+    if (near(file) or stream.samples != last) and begins_in(file, start + 4):
         raise _streams("FLAC")
     if stream.samples == 0 or stream.samples >= last:
         return None
     return Correction(start + stream.TOTAL, stream.unknown)
 
 
-def _check_ogg(file: IO[bytes], size: int) -> None:
-    """Refuse a file whose last page is of none of the streams that it begins with."""
+def _in_ogg(file: IO[bytes], size: int) -> Header:
+    """Refuse a file of several streams one after the other; say if its last page is cut."""
     file.seek(0)
     begun, at = set(), 0
     begin = file.read(OGG_HEADERS)
@@ -268,9 +299,16 @@ def _check_ogg(file: IO[bytes], size: int) -> None:
         at += 27 + len(segments) + sum(segments)
     file.seek(max(0, size - OGG_LARGEST_PAGE))
     end = file.read()
-    last = end.rfind(OGG)
-    if begun and 0 <= last <= len(end) - 27 and end[last + 14 : last + 18] not in begun:
+    if near(file) and _find(file, OGG + b"\2", at) is not None:  # the first page of another
         raise _streams("Ogg")
+    last = end.rfind(OGG)
+    if last < 0:
+        return Header()
+    head = end[last:]
+    if begun and len(head) >= 27 and head[14:18] not in begun:
+        raise _streams("Ogg")
+    whole = 27 + head[26] + sum(head[27 : 27 + head[26]]) if len(head) >= 27 else 27
+    return Header(promise=math.inf if len(head) < whole else 1.0)
 
 
 def _streams(kind: str) -> AudioError:

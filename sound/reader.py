@@ -59,7 +59,8 @@ class SoundReader:
     Attributes:
         rate: samples per second.
         channels: their number.
-        promised: frames by the header; None if it states no length.
+        promised: frames by the header; None if it states no length, infinite if unknown frames are
+            missing.
         length: frames that there are. A cut file may end earlier: see ``measure``.
 
     Raises:
@@ -89,7 +90,7 @@ class SoundReader:
         self._most = UNKNOWN_LENGTH
         if most_samples is not None:
             self._most = most_samples // self.channels + 1
-        self.promised: int | None = round(self._file.frames * promise)
+        self.promised: float | None = self._file.frames * promise
         self.length: int = self._file.frames
         self._mpeg: MpegFrames | None = None
         if self._file.subtype == "MPEG_LAYER_III":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,8 @@ def read_audio(
 
 def cut_off(seconds: float, promised: float) -> str:
     """Return the note on a file that holds less than its header promises."""
+    if math.isinf(promised):
+        return f"is cut off after {seconds:.1f} s"
     return f"is cut off: it holds {seconds:.1f} s of {promised:.1f} s"
 
 

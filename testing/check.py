@@ -41,16 +41,20 @@ class Check:
     description: str
 
     def __call__(self, subject: Subject) -> None:
-        """Test a subject; leave torch's random state and grad mode as they were.
+        """Test a subject; leave torch's random state, grad mode and threads as they were.
 
         Raises:
             ConformanceError: if the promise is broken; or whatever the component raised.
             NotApplicable: if the check does not apply to this subject.
         """
         mode = torch.set_grad_enabled(torch.is_grad_enabled())
-        with torch.random.fork_rng(devices=[]), mode:
-            torch.manual_seed(0)
-            self.function(subject)
+        threads = torch.get_num_threads()
+        try:
+            with torch.random.fork_rng(devices=[]), mode:
+                torch.manual_seed(0)
+                self.function(subject)
+        finally:
+            torch.set_num_threads(threads)
 
     def __str__(self) -> str:
         return self.name

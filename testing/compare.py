@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import numpy
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -81,7 +82,8 @@ def unchanged(**inputs: object) -> Iterator[None]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Fail if the block changes what the whole process shares: seeds, grad mode, and the like."""
-    torch.rand(()), random.random()  # else setting a seed again would change nothing
+    # Else setting a seed again would change nothing.
+    torch.rand(()), random.random(), numpy.random.rand()  # as plugins do
     before = _shared()
     yield
     for what, value in _shared().items():
@@ -96,6 +98,7 @@ def _shared() -> dict[str, Any]:
     return {
         _STATE: torch.get_rng_state(),
         "Python's random state": random.getstate(),
+        "NumPy's random state": str(numpy.random.get_state(legacy=False)),
         "grad mode": torch.is_grad_enabled(),
         "the default dtype": torch.get_default_dtype(),
         "the number of threads": torch.get_num_threads(),

@@ -70,6 +70,7 @@ def check_distribution(source: str, timeout: float) -> list[ComponentResult]:
         "stays_in_its_folder": f"changes the working directory to {moved}" if moved else "",
         "claims_names_of_its_own": _claims(source, names, timeout),
         "versions_its_names": _unversioned(names),
+        "uses_nothing_deprecated": "; ".join(dict.fromkeys(found["deprecated"])),
     }
     return results + [ComponentResult(name, text) for name, text in problems.items()]
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from segue.core.discovery import activate, find_plugins
@@ -18,13 +19,18 @@ from segue.core.discovery import activate, find_plugins
 def main(report: Path) -> None:
     """Activate every plugin that may be used; write what happened as JSON."""
     found, folder, began = find_plugins(), Path.cwd(), time.perf_counter()
-    statuses = [activate(status, quiet=False) for status in found]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", DeprecationWarning)
+        statuses = [activate(status, quiet=False) for status in found]
     seconds = time.perf_counter() - began
     known = {
         "seconds": seconds,
         "torch": "torch" in sys.modules,
         "moved_to": "" if Path.cwd() == folder else str(Path.cwd()),
         "broken": {s.entry_point: s.error for s in statuses if s.state != "ok"},
+        "deprecated": [
+            str(each.message) for each in warned if issubclass(each.category, DeprecationWarning)
+        ],
         "records": [(r.kind, r.name) for s in statuses for r in s.records],
     }
     sys.stdout.flush()

@@ -12,31 +12,11 @@ from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import SliceSpec, StageSpec
-from segue.testing.check import NotApplicable, made
-from segue.testing.compare import scrambled
-from segue.testing.subject import Subject
 
 #: Frames of the rows of a target, and of the prompts to continue: the second has none.
 LENGTHS = (7, 4, 5, 1)
 PROMPTS = (3, 0, 4, 1)
 NEW_FRAMES = 5
-
-
-def lm_of(subject: Subject) -> StageLM:
-    """Return an instance with noise on its weights, in eval mode; require a stage model."""
-    return scrambled(made(subject, StageLM))
-
-
-def autoregressive_lm_of(subject: Subject) -> StageLM:
-    """Return the same, for promises that hold where each token is drawn from its score.
-
-    Raises:
-        NotApplicable: for a model that says that it draws in another way.
-    """
-    lm = lm_of(subject)
-    if not lm.autoregressive:
-        raise NotApplicable("the model fills masks in passes, not each token from its score")
-    return lm
 
 
 def tokens_for(spec: SliceSpec, lengths: Sequence[int]) -> Tokens:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import torch
 
 from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, made, require
 from segue.testing.compare import (
     any_device,
     require_close,
     require_finite,
     require_legal,
     require_same_tokens,
+    scrambled,
     through_safetensors,
     unchanged,
 )
 from segue.testing.stage_batches import (
     LENGTHS,
     alternatives,
-    autoregressive_lm_of,
     batch_for,
     continued,
     given_for,
-    lm_of,
     padded_anew,
     prompts_for,
     repeated,
@@ -35,6 +34,24 @@ _SEQUENCES, _FRAMES = 4096, 3
 #: Steps after which a parameter must have seen a gradient: one that is multiplied by a weight
 #: that starts as zero sees none in the first.
 _STEPS = 4
+_NO_PARAMETERS = "it has no trainable parameter: it learns in buffers"
+
+
+def lm_of(subject: Subject) -> StageLM:
+    """Return an instance with noise on its weights, in eval mode; require a stage model."""
+    return scrambled(made(subject, StageLM))
+
+
+def autoregressive_lm_of(subject: Subject) -> StageLM:
+    """Return the same, for promises that hold where each token is drawn from its score.
+
+    Raises:
+        NotApplicable: for a model that says that it draws in another way.
+    """
+    lm = lm_of(subject)
+    if not lm.autoregressive:
+        raise NotApplicable("the model fills masks in passes, not each token from its score")
+    return lm
 
 
 def check_loss_is_finite(subject: Subject) -> None:
@@ -178,7 +195,8 @@ def check_gradients_reach_every_parameter(subject: Subject) -> None:
     """Check that each trainable parameter gets a gradient in one of the first steps."""
     lm = subject.create().train()
     waiting = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
-    require(bool(waiting), "it has no trainable parameter")
+    if not waiting:
+        raise NotApplicable(_NO_PARAMETERS)
     for _ in range(_STEPS):
         lm.zero_grad()
         lm.training_step(batch_for(subject.stage))["loss"].backward()
@@ -212,7 +230,8 @@ def check_can_be_trained_after_generating(subject: Subject) -> None:
     lm, prompts = lm_of(subject), prompts_for(subject.stage, [0])
     new = continued(lm, prompts)
     loss = lm.train().loss(StageBatch(new, prompts.given)).total
-    loss.backward()
+    if any(parameter.requires_grad for parameter in lm.parameters()):
+        loss.backward()
     require_finite(loss.detach(), "loss on generated frames")
 
 
@@ -228,6 +247,8 @@ def check_state_round_trip(subject: Subject) -> None:
 def check_works_in_double_precision(subject: Subject) -> None:
     """Check that scores in float64 agree with those in float32, and that it generates."""
     lm, batch = lm_of(subject), batch_for(subject.stage)
+    if not any(tensor.is_floating_point() for tensor in (*lm.parameters(), *lm.buffers())):
+        raise NotApplicable("it holds whole numbers only")
     single = lm.score(batch)
     double = lm.to(torch.float64).score(batch)
     require(double.dtype == torch.float64, f"scores in float64 are {double.dtype}")

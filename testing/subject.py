@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from segue.core.interfaces import Component, Tokenizer
+from segue.core.interfaces import Component, StageLM, Tokenizer
 from segue.core.options import Options
 from segue.core.plugins import PluginHost, default_host
 from segue.core.records import Kind
 from segue.core.spec import ACOUSTIC, SEMANTIC, SliceSpec, StageSpec
+from segue.testing.stage_batches import batch_for
 from segue.testing.synthetic import fit_on_synthetic
 
 # Small, so that every sequence can be tried; of unequal sizes, so that a confusion of codebooks
@@ -35,9 +36,19 @@ _WITHOUT_OPTIONS = ("metric", "continuation_metric", "domain")  # kinds that may
 
 
 def prepare_by_default(component: Any) -> None:
-    """Fit what needs fitting; anything else is checked as it was built, untrained."""
+    """Fit what needs fitting, and let a stage model that learns in buffers only see a few batches.
+
+    Anything else is checked as it was built, untrained.
+    """
     if isinstance(component, Tokenizer) and component.needs_fitting:
         fit_on_synthetic(component)
+    elif isinstance(component, StageLM):
+        batches = [batch_for(component.stage) for _ in range(4)]
+        if component.needs_training and not list(component.parameters()):
+            for batch in batches:
+                component.train().training_step(batch)
+        if component.needs_fitting:
+            component.fit(batches)
 
 
 @dataclass(eq=False)

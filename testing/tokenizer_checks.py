@@ -11,6 +11,7 @@ from segue.testing.check import NotApplicable, made, require
 from segue.testing.compare import (
     a_day_later,
     any_device,
+    require_close,
     require_finite,
     require_legal,
     require_same_tokens,
@@ -109,12 +110,14 @@ def check_encodes_silence(subject: Subject) -> None:
 
 
 def check_encodes_one_frame(subject: Subject) -> None:
-    """Check that one frame of audio, on its own, has the tokens of one frame."""
+    """Check that a frame of audio, or a single sample, on its own has the tokens of one frame."""
     tokenizer = tokenizer_of(subject)
     spec = tokenizer.spec
-    tokens = encode(tokenizer, ragged_audio([spec.frame_size], spec.sample_rate))
-    require(tokens.lengths.tolist() == [1], f"{tokens.lengths.tolist()} frames for one")
-    require_legal(tokens, spec.codebook_size, "tokens of one frame")
+    for length in (spec.frame_size, 1):
+        tokens = encode(tokenizer, ragged_audio([length], spec.sample_rate))
+        found, what = tokens.lengths.tolist(), f"{length} samples"
+        require(found == [1], f"{found} frames for {what}, which are one")
+        require_legal(tokens, spec.codebook_size, f"tokens of {what}")
 
 
 def check_encodes_odd_audio(subject: Subject) -> None:
@@ -189,13 +192,18 @@ def check_every_code_is_emitted(subject: Subject) -> None:
 
 
 def check_train_mode_changes_no_token(subject: Subject) -> None:
-    """Check that tokens are the same in train mode, which encoding leaves on."""
+    """Check that tokens, and their sound, are the same in train mode, which stays on."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     wanted = encode(tokenizer, audio)
     found = encode(tokenizer.train(), audio)
     require_same_tokens(found, wanted, "in train mode", subject.mismatches)
     require(tokenizer.training, "train mode is off after encoding")
+    if isinstance(tokenizer, AcousticCodec):
+        with torch.no_grad():
+            decoded = tokenizer.decode(wanted.ids, wanted.lengths)
+            sound = tokenizer.eval().decode(wanted.ids, wanted.lengths)
+        require_close(decoded, sound, "decoded in train mode", subject.atol)
 
 
 @torch.no_grad()

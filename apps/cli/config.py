@@ -10,8 +10,9 @@ import yaml
 
 from segue.apps.cli.options import JsonOption, SetOption
 from segue.apps.cli.output import console, print_json, print_table
+from segue.apps.cli.program import Program
 
-app = typer.Typer(help="Look at pipeline configs.", no_args_is_help=True)
+app = Program(help="Look at pipeline configs.", no_args_is_help=True)
 
 SourceArgument = Annotated[
     str, typer.Argument(help="speech, speech/VARIANT, a YAML file or a pipeline directory.")

@@ -25,6 +25,7 @@ from segue.apps.cli.options import (
     with_groups,
 )
 from segue.apps.cli.output import note, print_table, renamed
+from segue.apps.cli.program import Program
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import (
     check_report,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 MOST_LETTERS = 60  # of a recording's name in that of a file
 
-app = typer.Typer(no_args_is_help=True, help="Measure tokenizers and pipelines on recordings.")
+app = Program(no_args_is_help=True, help="Measure tokenizers and pipelines on recordings.")
 app.command("semantic")(evaluate_semantic.semantic)
 app.command("pitches")(evaluate_semantic.pitches)
 

@@ -29,6 +29,7 @@ from segue.apps.cli import (
     web,
 )
 from segue.apps.cli.output import DEBUG, clear_errors
+from segue.apps.cli.program import TRACEBACK, Program
 from segue.inference.bars import bars_by_default
 from segue.inference.threads import VARIABLE, prepare_threads
 
@@ -36,7 +37,7 @@ from segue.inference.threads import VARIABLE, prepare_threads
 #: imported, which takes a tenth of the time.
 COLLECT_AFTER = (50_000, 10, 10)
 
-app = typer.Typer(
+app = Program(
     name="segue",
     help="Continue, generate and study audio with token language models.",
     no_args_is_help=True,
@@ -87,7 +88,7 @@ def root(
         typer.Option(help="CPU threads. Default: SEGUE_THREADS, or the cores there are."),
     ] = None,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where errors come from, as SEGUE_DEBUG=1.")
+        bool, typer.Option(TRACEBACK, help="Show where errors come from, as SEGUE_DEBUG=1.")
     ] = False,
 ) -> None:
     """Continue, generate and study audio with token language models."""

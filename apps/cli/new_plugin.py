@@ -109,7 +109,9 @@ def command(
         print_json({"output": str(folder), "kind": kind, "component": component})
         return
     console.print(f"{folder}: a {kind.replace('_', ' ')} named {component}")
-    console.print(f"next: segue plugins install {folder}; segue plugins check {component}")
+    # Without ./ pip takes it for the name of a package on PyPI.
+    source = folder if folder.is_absolute() else f"./{folder}"
+    console.print(f"next: segue plugins install {source}; segue plugins check {component}")
 
 
 def write_plugin(name: str, kind: str, folder: Path) -> str:

@@ -9,9 +9,10 @@ import typer
 
 from segue.apps.cli.options import Chosen, JsonOption, listed, with_groups
 from segue.apps.cli.output import renamed, wrote
+from segue.apps.cli.program import Program
 from segue.apps.cli.saving import read_recording
 
-app = typer.Typer(
+app = Program(
     no_args_is_help=True,
     help="Draw audio, tokens, reports of `segue evaluate`, and logs of `segue train`.",
 )

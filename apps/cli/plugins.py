@@ -13,10 +13,11 @@ import typer
 
 from segue.apps.cli.options import JsonOption, complete_component
 from segue.apps.cli.output import console, note, print_json, print_table, warn
+from segue.apps.cli.program import Program
 from segue.apps.cli.progress import progress_bars
 from segue.core.errors import PluginError
 
-app = typer.Typer(help="See, check and install plugins.", no_args_is_help=True)
+app = Program(help="See, check and install plugins.", no_args_is_help=True)
 
 
 @app.command("list")

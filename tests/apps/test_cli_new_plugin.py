@@ -26,6 +26,7 @@ def test_a_new_plugin_is_registered_under_its_name(
 ) -> None:
     done = segue("new-plugin", "segue-own.thing", "--kind", kind, "-o", "new/mine")
     assert done.code == 0 and "segue plugins check segue_own_thing.v1" in done.out
+    assert "next: segue plugins install ./new/mine;" in done.out
     package = place / "new" / "mine"
     for path in package.rglob("*"):
         if path.is_file():

@@ -251,6 +251,26 @@ def test_ways_to_resynthesize(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("generate", "--seed", "1", "-o", "x.wav", "--seed", "2"), "--seed"),
+        (("generate", "-o", "x.wav", "--output=y.wav"), "--output"),
+        (("generate", "-o", "x.wav", "-p", "a", "-p", "a"), "--pipeline"),
+        (("evaluate", "codec", "--data", "a", "--data", "b"), "--data"),
+        (("--threads", "1", "--threads", "2", "doctor"), "--threads"),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(
+    segue: Segue, arguments: tuple[str, ...], option: str
+) -> None:
+    assert segue(*arguments).refused(f"{option}: is given 2 times; give it once")
+
+
+def test_a_flag_may_be_given_twice(segue: Segue) -> None:
+    assert segue("config", "validate", "speech/baseline", "--json", "--json").code == 0
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         (),

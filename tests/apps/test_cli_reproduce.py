@@ -56,7 +56,8 @@ def test_refusals(
     segue: Segue, common: tuple[object, ...], arguments: tuple[object, ...], problem: str
 ) -> None:
     chosen = () if "--tables" in arguments else ("--tables", "preference")
-    assert segue(*common, *chosen, *arguments).refused(problem)
+    kept = common[: -2 if "--seconds" in arguments else None]
+    assert segue(*kept, *chosen, *arguments).refused(problem)
 
 
 def test_an_unknown_domain(segue: Segue, recordings_folder: Path) -> None:

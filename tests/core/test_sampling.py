@@ -116,6 +116,11 @@ def test_top_p_of_a_tie_keeps_the_right_number() -> None:
     assert limited in ([0, 1], [0, 2])
 
 
+@pytest.mark.parametrize("p", [1e-12, 1e-46, 1e-320])
+def test_the_smallest_top_p_keeps_the_best(p: float) -> None:
+    assert kept(keep_top_p(logits_of(0.1, 0.2, 0.4, 0.3), p)) == [[2]]
+
+
 def test_top_p_works_row_by_row() -> None:
     logits = torch.cat([logits_of(0.7, 0.2, 0.1), logits_of(0.1, 0.3, 0.6)])
     assert kept(keep_top_p(logits, 0.65)) == [[0], [1, 2]]

@@ -89,8 +89,12 @@ def test_unreadable_recordings_are_listed_and_skipped(tmp_path: Path) -> None:
         recording(tmp_path / "nan.wav", 1.0),
         recording(tmp_path / "of unknown length.wav", 0.0),
     ]
-    crops = AudioCrops(recordings, RATE, 0.1, 16, 0)
-    batch = crops.batch(0)
+    with pytest.warns(UserWarning, match=r"of unknown length\.wav left out: is missing, empty or"):
+        crops = AudioCrops(recordings, RATE, 0.1, 16, 0)
+    with pytest.warns(UserWarning, match=r"wav left out: .*`segue prepare files` lists") as warned:
+        batch = AudioCrops(recordings[:-1], RATE, 0.1, 16, 0).batch(0)
+    assert len(warned) == 1  # of the first alone
+    assert torch.equal(batch.wave, crops.batch(0).wave)
     assert batch.wave.shape == (16, 1600)
     assert crops.unreadable[str(tmp_path / "missing.wav")] == "does not exist"
     assert "cannot be read as audio" in crops.unreadable[str(tmp_path / "text.wav")]
@@ -131,10 +135,16 @@ def test_recordings_of_which_none_can_be_read(tmp_path: Path, seconds: float) ->
     assert str(caught.value).startswith(f"recordings: cannot be read; check {tmp_path}/")
 
 
+def test_a_batch_larger_than_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a batch of crops: .*; lower training\.batch_size"):
+        AudioCrops([ramp(tmp_path / "a.wav", 1.0)], RATE, 1e4, 10**6, 0)
+
+
 def test_one_pass_reads_every_sample_once(tmp_path: Path) -> None:
     recordings = [ramp(tmp_path / "a.wav", 0.25), recording(tmp_path / "no.wav", 1.0),
                   ramp(tmp_path / "b.wav", 0.1)]  # fmt: skip
-    batches = list(whole_recordings(recordings, RATE, 0.1))
+    with pytest.warns(UserWarning, match=r"no.wav left out: does not exist"):
+        batches = list(whole_recordings(recordings, RATE, 0.1))
     assert [int(batch.lengths) for batch in batches] == [1600, 1600, 800, 1600]
     samples = torch.cat([batch.wave[0] for batch in batches[:3]]) * 32768
     assert torch.equal(samples.round(), torch.arange(4000.0))

@@ -275,6 +275,23 @@ def test_damaged_tars_are_told_and_the_rest_is_used(tmp_path: Path) -> None:
         read_recordings(f"{folder}/s-{{000..007}}.tar".replace("{000", "{007"))
 
 
+def test_links_in_tars_and_joined_tars_are_reported(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", {"a.flac": wave_bytes(100)})
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("b.flac", tarfile.LNKTYPE), ("c.flac", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.flac"
+            archive.addfile(info)
+    problems: list[tuple[str, str]] = []
+    path.write_bytes(2 * path.read_bytes())
+    (found,) = list_recordings(path, lambda *problem: problems.append(problem))
+    assert tell(found) == 100
+    assert [place.partition("!")[2] for place, _ in problems] == ["b.flac", "c.flac", ""]
+    assert [why.split(",")[0].split(";")[0] for _, why in problems] == [
+        *2 * ["is a link"], "goes on after its end"
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def cut_set(tmp_path: Path) -> object:
     """Five cuts of two speakers, each the middle second of a recording of two."""

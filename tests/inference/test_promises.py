@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from segue.core.errors import PluginError
 from segue.core.hookspecs import hookimpl
@@ -129,38 +128,70 @@ def test_a_model_that_streams_nothing_is_refused(
 
 
 class Marker:
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+    def __init__(self, change: Callable[[Any], object]) -> None:
         self.change = change
 
     @hookimpl
     def segue_after_generate(self, audio: Any) -> None:
-        audio.wave = self.change(audio.wave)
+        self.change(audio)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda wave: wave / 0 * 0,
-        lambda wave: wave[:, :10],
-        lambda wave: None,
-        lambda wave: wave * 1e6,
-    ],
-    ids=["nan", "ten samples", "nothing", "loud"],
-)
-def test_hooks_may_change_samples_only(
-    tiny_pipelines: dict[str, Path], change: Callable[[Tensor], Any]
-) -> None:
+def assign(name: str, change: Callable[[Any], object]) -> Callable[[Any], object]:
+    return lambda audio: setattr(audio, name, change(getattr(audio, name)))
+
+
+def loop(audio: Any) -> None:
+    audio.metadata["self"] = audio.metadata
+
+
+BAD_HOOKS: list[tuple[Callable[[Any], object], str]] = [
+    (assign("wave", lambda wave: wave / 0 * 0), "NaN"),
+    (assign("wave", lambda wave: wave[:, :10]), "changed its shape"),
+    (assign("wave", lambda wave: None), "became a NoneType"),
+    (assign("wave", lambda wave: wave * 1e6), "peak of"),
+    (assign("wave", lambda wave: wave.to("meta")), "it is on meta"),
+    (assign("wave", lambda wave: wave.to_sparse()), "sparse"),
+    (lambda audio: delattr(audio, "wave"), "became a NoneType"),
+    (assign("sample_rate", lambda rate: rate // 2), "audio.sample_rate was replaced"),
+    (assign("lengths", lambda lengths: None), "audio.lengths was replaced"),
+    (assign("metadata", lambda metadata: None), "not a dict"),
+    (assign("metadata", lambda metadata: {}), "lost .*seed"),
+    (lambda audio: audio.metadata.update(mark=torch.zeros(2)), "what JSON cannot"),
+    (loop, "what JSON cannot"),
+]
+
+
+@pytest.fixture(scope="module")
+def hooked(tiny_pipelines: dict[str, Path]) -> tuple[Pipeline, Marker]:
     host = PluginHost.discover(entry_points=False)
-    host.register(Marker(change), "segue-marker")
-    pipeline = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host)
-    with pytest.raises(PluginError) as caught:
-        pipeline.generate(0.2)
+    marker = Marker(lambda audio: None)
+    host.register(marker, "segue-marker")
+    return Pipeline.from_pretrained(tiny_pipelines["speech"], host=host), marker
+
+
+@pytest.mark.parametrize(("change", "problem"), BAD_HOOKS, ids=[p for _, p in BAD_HOOKS])
+def test_hooks_may_change_samples_and_add_metadata_only(
+    hooked: tuple[Pipeline, Marker], change: Callable[[Any], object], problem: str
+) -> None:
+    pipeline, marker = hooked
+    marker.change = change
+    with pytest.raises(PluginError, match=problem) as caught:
+        pipeline.generate(0.04)
     assert "segue-marker" in caught.value.place
 
 
-def test_what_a_hook_makes_too_loud_is_clipped_and_noted(tiny_pipelines: dict[str, Path]) -> None:
-    host = PluginHost.discover(entry_points=False)
-    host.register(Marker(lambda wave: wave / wave.abs().max() * 1.5), "segue-marker")
-    audio = Pipeline.from_pretrained(tiny_pipelines["speech"], host=host).generate(0.2)
+def test_samples_keep_their_number_format_whatever_hooks_do(
+    hooked: tuple[Pipeline, Marker],
+) -> None:
+    pipeline, marker = hooked
+    marker.change = assign("wave", lambda wave: wave.double().requires_grad_())
+    wave = pipeline.generate(0.04).wave
+    assert wave.dtype == torch.float32 and not wave.requires_grad
+
+
+def test_what_a_hook_makes_too_loud_is_clipped_and_noted(hooked: tuple[Pipeline, Marker]) -> None:
+    pipeline, marker = hooked
+    marker.change = assign("wave", lambda wave: wave / wave.abs().max() * 1.5)
+    audio = pipeline.generate(0.2)
     assert float(audio.wave.abs().max()) == 1.0
     assert audio.notes == [("clipped a peak of 1.50",)]

@@ -12,6 +12,7 @@ import yaml
 from segue import Pipeline
 from segue.apps.cli import doctor
 from segue.core.config_files import load_config
+from segue.core.errors import ConfigError
 from segue.core.plugins import default_host
 from segue.inference import threads
 from segue.inference.threads import VARIABLE, thread_troubles
@@ -58,3 +59,14 @@ def test_what_slows_a_machine_down_is_reported(monkeypatch: pytest.MonkeyPatch) 
             changed.setenv(name, value)
             assert doctor._threads() == [("threads", "slow", thread_troubles()[0])]
             assert "unset OMP_WAIT_POLICY" in thread_troubles()[0]
+
+
+def test_absurd_numbers_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP would end the process."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for count in (0, -1, 1025, 10**6, 10**30):
+        with pytest.raises(ConfigError, match=rf"^threads: '{count}' .* use 1 to 1024"):
+            threads.use_threads(count)
+    monkeypatch.setenv(VARIABLE, "1000000")
+    with pytest.raises(ConfigError, match=f"^{VARIABLE}: "):
+        threads.prepare_threads()

@@ -100,6 +100,11 @@ def test_a_lie_about_the_length_changes_nothing(name: str, tmp_path: Path) -> No
         (coded("W64") * 2, "several files .* head -c 32104 FILE"),
         (coded("NIST") * 2, "several files .* head -c 33024 FILE"),
         (coded("VOC") * 2, "several files .* head -c 32043 FILE"),
+        *[
+            (coded(kind) * 2, f"several files .* head -c {len(coded(kind))} FILE")
+            for kind in ("AVR", "IRCAM", "MAT4", "MPC2K", "PAF", "PVF", "SDS", "WVE", "XI")
+        ],
+        (coded("OGG", "VORBIS") * 2, "several Ogg streams"),
         (coded("FLAC") * 2, "several FLAC streams .* join them: ffmpeg -i FILE FILE.flac"),
         (LIES["unknown.flac"] + coded("FLAC", rate=8000), "several FLAC streams"),
         (coded("MP3") + coded("MP3", rate=8000), "changes its sample rate or number of channels"),
@@ -172,6 +177,24 @@ def test_chained_ogg_is_refused_instead_of_cut(coding: str, tmp_path: Path) -> N
         read_audio(path)
     path.write_bytes(first)
     assert read_audio(path).seconds == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("coding", ["VORBIS", "OPUS"])
+def test_of_a_cut_ogg_file_is_said_that_it_is_cut(coding: str, tmp_path: Path) -> None:
+    path, noise = tmp_path / "a.ogg", numpy.random.default_rng(0).standard_normal(3 * RATE)
+    soundfile.write(path, noise / 10, RATE, subtype=coding)
+    path.write_bytes(path.read_bytes()[:-3000])
+    audio = read_audio(path)
+    assert 1 < audio.seconds < 3 and audio.notes == (f"is cut off after {audio.seconds:.1f} s",)
+    with open_audio(path) as opened:
+        assert opened.notes == audio.notes
+    heard = listen(Recording(path, 3.0, "group", "train"), 0.1)
+    assert heard.problem == f"is cut off after {audio.seconds:.3f} s"
+
+
+def test_channels_too_loud_to_be_added_have_a_mean() -> None:
+    loud = torch.full((2, 9), 3e38)
+    assert torch.equal(to_mono(loud, "x")[0], loud[0])
 
 
 def test_a_format_without_places_is_read_from_its_start(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from pydantic import ConfigDict, Field
@@ -422,6 +423,28 @@ class CountsCalls(ChangesIds):
         return (ids + self.calls // 4) % 8
 
 
+class DecodesByTheMode(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths) * (0.5 if self.training else 1.0)
+
+
+class NeedsTwoSamples(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return ids + int(wave[0, 1] * 0)
+
+
+class ReseedsNumPy(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        numpy.random.seed(0)  # the fault
+        return ids
+
+
+class TakesMoreThreads(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        torch.set_num_threads(2)
+        return ids
+
+
 class ReseedsTorch(ChangesIds):
     def change(self, ids: Tensor, wave: Tensor) -> Tensor:
         torch.manual_seed(0)
@@ -551,7 +574,11 @@ BROKEN: list[Broken] = [
     ("is_deterministic", ReadsTheClock, TinyOptions, "the second time"),
     ("is_deterministic", ReadsTheDate, TinyOptions, "the second time"),
     ("is_deterministic", CountsCalls, TinyOptions, "the third time"),
+    ("train_mode_changes_no_token", DecodesByTheMode, TinyOptions, "decoded in train mode"),
+    ("encodes_one_frame", NeedsTwoSamples, TinyOptions, "IndexError"),
     ("leaves_the_process_alone", ReseedsTorch, TinyOptions, "torch's random state"),
+    ("leaves_the_process_alone", ReseedsNumPy, TinyOptions, "NumPy's random state"),
+    ("leaves_the_process_alone", TakesMoreThreads, TinyOptions, "number of threads"),
     ("leaves_the_process_alone", SwitchesGradOff, TinyOptions, "grad mode"),
     ("decodes_any_number_of_levels", DecodesInDoublePrecision, TinyOptions, "float64"),
     ("every_level_is_heard", DecodesSilence, TinyOptions, "to silence"),

@@ -23,7 +23,7 @@ from segue.core.records import PluginRecord
 @hookimpl
 def segue_register():
     names = [("codec", "spectral_codec.v1"), ("metric", "loudness.v1"), ("metric", "plain")]
-    return [PluginRecord(kind, name, "a:A", api_version=1) for kind, name in names]
+    return [PluginRecord(kind, name, "a:A") for kind, name in names]
 """
 
 
@@ -54,6 +54,7 @@ def test_everything_that_a_package_should_not_do_is_named(
         "claims_names_of_its_own": "codec/spectral_codec.v1 is Segue's own, "
         "metric/loudness.v1 is also claimed by segue-good",
         "versions_its_names": "metric/plain: end names in .v1",
+        "uses_nothing_deprecated": "'spectral_codec.v1' states no api_version; add api_version=1",
     }
     assert found.keys() == words.keys()
     for name, word in words.items():
@@ -85,6 +86,6 @@ def test_a_package_in_order_passes_even_in_safe_mode(
     install("good")
     monkeypatch.setenv("SEGUE_PLUGINS", "off")
     results = check_named(PluginHost(), "segue-good", {}, 30)
-    assert len(results) == 7 and not any(result.problem for result in results)
+    assert len(results) == 8 and not any(result.problem for result in results)
     with pytest.raises(ConfigError, match="is a distribution"):
         check_named(PluginHost(), "segue-good", {"width": 3}, 30)

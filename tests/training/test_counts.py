@@ -17,10 +17,13 @@ from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBa
 from segue.core.options import Options, Sampling
 from segue.core.plugins import PluginHost
 from segue.core.records import PluginRecord
+from segue.core.sampling import sample
 from segue.core.spec import StageSpec
 from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.inference.pipeline import Pipeline
+from segue.testing import TINY_STAGES, Subject, checks_for
+from segue.testing.check import run_check
 from segue.training.workspace import Workspace, train_part
 
 
@@ -50,12 +53,15 @@ class Counts(StageLM):
         return super().training_step(batch)
 
     def loss(self, batch: StageBatch) -> StageLoss:
-        levels = -self.score(batch).sum((0, 2)) / batch.target.mask.sum()
+        counted = batch.target.mask if batch.counted is None else batch.target.mask & batch.counted
+        levels = -(self.score(batch) * counted[:, None]).sum((0, 2)) / counted.sum()
         return StageLoss(levels.mean(), levels)
 
+    def shares(self) -> Tensor:
+        return (self.counts + 1.0).log().log_softmax(1)
+
     def score(self, batch: StageBatch) -> Tensor:
-        shares = (self.counts + 1.0).log_softmax(1)
-        levels = [row[batch.target.ids[:, level]] for level, row in enumerate(shares)]
+        levels = [row[batch.target.ids[:, level]] for level, row in enumerate(self.shares())]
         return torch.stack(levels, dim=1) * batch.target.mask[:, None]
 
     def generate(
@@ -66,9 +72,12 @@ class Counts(StageLM):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> Tokens:
-        shares = self.counts + 1e-3
-        rows = [shares.multinomial(num_frames, True, generator=draw) for draw in generators]
-        return Tokens.full(torch.stack(rows))
+        levels = [row.expand(len(generators), -1) for row in self.shares()]
+        frames = [
+            torch.stack([sample(row, sampling, generators) for row in levels], dim=1)
+            for _ in range(num_frames)
+        ]
+        return Tokens.full(torch.stack(frames, dim=2))
 
 
 class FittedCounts(Counts):
@@ -95,6 +104,15 @@ def host() -> PluginHost:
     found = PluginHost.discover(entry_points=False)
     found.register(Plugin())
     return found
+
+
+@pytest.mark.parametrize("model", [Counts, FittedCounts])
+def test_a_model_without_parameters_conforms(model: type[StageLM]) -> None:
+    subject = Subject("stage_lm", model, CountOptions(), TINY_STAGES["first"])
+    checks = [c for c in checks_for("stage_lm") if c.name != "options_import_no_torch"]
+    results = [run_check(check, subject) for check in checks]
+    assert [str(result) for result in results if not result.ok] == []
+    assert subject.create().get_buffer("counts").any()  # checked as it is once it has learnt
 
 
 def workspace(
