@@ -112,8 +112,9 @@ class Page:
     def _connect(self) -> None:
         listen: Any = partial(dict, api_visibility="private")
         self.domain.change(
-            self.choose_domain, self.domain, [self.variant, *self._of_model()], **listen()
-        )
+            self.choose_domain, [self.domain, self.prompt],
+            [self.variant, self.prompt, *self._of_model()], **listen(),
+        )  # fmt: skip
         self.variant.change(
             self.choose_variant, [self.domain, self.variant], self._of_model(), **listen()
         )
@@ -157,11 +158,13 @@ class Page:
 
     # --- small answers --------------------------------------------------------------------------
 
-    def choose_domain(self, domain: str) -> Update:
-        """Offer the domain's models."""
+    def choose_domain(self, domain: str, prompt: str | None) -> Update:
+        """Offer the domain's models, and its own example in place of another's."""
         variants = list(self.studio.models[domain])
-        shown = gr.update(choices=variants, value=variants[0])
-        return {self.variant: shown, **self.choose_variant(domain, variants[0])}
+        shown = {self.variant: gr.update(choices=variants, value=variants[0])}
+        if prompt is not None and self.studio.is_example(Path(prompt)):
+            shown[self.prompt] = self.use_example(domain, variants[0])
+        return {**shown, **self.choose_variant(domain, variants[0])}
 
     def choose_variant(self, domain: str, variant: str) -> Update:
         """Show what a model is, and its temperatures."""
@@ -296,17 +299,14 @@ def address(path: Path) -> str:
 
 
 def launch(
-    studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, browser: bool = False,
-    wait: bool = True,
-) -> gr.Blocks:  # fmt: skip
-    """Serve the page.
+    studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, browser: bool = False
+) -> gr.Blocks:
+    """Serve the page from now on, in a thread.
 
     Args:
         browser: open it in the default browser.
-        wait: return only when the server is stopped.
     """
     blocks = Page(studio).blocks
-    examples = {m.example for v in studio.models.values() for m in v.values() if m.example}
     theme = gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -315,9 +315,9 @@ def launch(
     )
     blocks.queue(max_size=MOST_WAITING)
     blocks.launch(
-        server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=not wait,
+        server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=True,
         share=False, quiet=True, ssr_mode=False, footer_links=[], max_file_size=MOST_BYTES,
-        allowed_paths=[str(studio.folder), *map(str, examples)],
+        allowed_paths=[str(studio.folder), *map(str, studio.examples)],
         theme=theme, css_paths=[HERE / "page.css"],
     )  # fmt: skip
     return blocks

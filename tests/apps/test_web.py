@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -65,6 +66,8 @@ def test_shipped_variants_are_offered() -> None:
     models = studio.offered_models()
     assert [model.source for model in models["speech"].values()][:1] == ["speech"]
     assert models["speech"]["three stage"].source == "speech/three_stage"
+    words = models["speech"]["standard"].description
+    assert words[0].isupper() and words.endswith(".")
 
 
 def test_variants_have_their_own_sounds_and_one_config(
@@ -275,8 +278,15 @@ def test_a_seed_is_drawn_and_shown(page: Any) -> None:
     assert next(page.generate(chosen(page)))[page.seed] == 4
 
 
-def test_a_domain_brings_its_models_and_temperatures(page: Any) -> None:
-    update = page.choose_domain("piano")
+def test_a_domain_brings_its_models_and_temperatures(
+    page: Any, prompt_file: Path, tmp_path: Path
+) -> None:
+    update = page.choose_domain("piano", str(prompt_file))
+    assert page.prompt not in update  # the visitor's own stays
+    example = page.use_example("speech", "standard")
+    uploaded = shutil.copy(example, tmp_path / "upload.flac")
+    update = page.choose_domain("piano", str(uploaded))
+    assert update[page.prompt] == page.use_example("piano", "standard") != example
     assert update[page.variant]["choices"] == ["standard"]
     assert update[page.temperatures[0]]["label"] == "semantic stage"
     assert page.choose_variant("piano", "three stage") == {}  # of the domain before
