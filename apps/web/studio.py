@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -371,7 +371,9 @@ class Stopped(Exception):  # noqa: N818  # a request, not an error
 Steps = dict[str, tuple[int, int, float]]
 
 
-def followed(work: Callable[[Progress], list[Result]]) -> Iterator[Steps | list[Result]]:
+def followed(
+    work: Callable[[Progress], list[Result]],
+) -> Generator[Steps | list[Result], None, None]:
     """Run work in a thread; yield its progress now and then, and at last its results.
 
     Work ends at its next step when the iterator is closed.

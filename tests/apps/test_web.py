@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -270,6 +271,19 @@ def test_problems_are_shown_on_the_page(page: Any, values: dict[str, Any], words
     shown = last[page.status]["value"]
     assert words in shown and 'role="alert"' in shown and str(Path(__file__).parent) not in shown
     assert last[page.go]["interactive"] is True
+
+
+def test_a_stop_is_the_last_word_on_the_visitors_own_work(page: Any) -> None:
+    """Progress that is still on its way cannot come after it."""
+    mine, other = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
+    work = page.generate(chosen(page, seconds=30.0, count=4), mine)
+    assert next(work)[page.stop]["visible"] is True
+    page.ask_to_stop(other)
+    assert "Stopped" not in next(work)[page.status]["value"]
+    page.ask_to_stop(mine)
+    *_, last = work
+    assert "Stopped" in last[page.status]["value"] and last[page.stop]["visible"] is False
+    page.ask_to_stop(mine)  # nothing runs any more
 
 
 def test_a_seed_is_drawn_and_shown(page: Any) -> None:
