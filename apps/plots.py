@@ -15,6 +15,7 @@ from segue.training.guard import LOG
 if TYPE_CHECKING:
     from segue.core.spec import TokenSpec
 
+MOST_TICKS = 16
 PANEL, TOKEN_PANEL = (4.6, 3.8), (11, 2.6)  # inches
 COLUMNS = 3
 SMOOTHING = 0.1  # weight of each new value in a running mean
@@ -215,7 +216,7 @@ def draw_tokens(streams: Mapping[str, tuple[Any, TokenSpec]], output: Path) -> N
             rate = float(spec.frame_rate)
             panel.set_title(f"{name}: {spec.codebook_size} codes, {rate:g} frames a second")
             panel.set_ylabel("level")
-            panel.yaxis.get_major_locator().set_params(integer=True)
+            panel.set_yticks(range(1, levels + 1, -(-levels // MOST_TICKS)))
         panels[-1].set_xlabel("seconds")
 
 

@@ -75,7 +75,7 @@ def publish(
     """
     if not _NAME.fullmatch(name):
         raise CheckpointError(name, "is not the name of a repository", "write org/name")
-    with tempfile.TemporaryDirectory() as folder, _clear_errors(name, revision):
+    with tempfile.TemporaryDirectory() as folder, _clear_errors(name, revision, push=True):
         api = _hub(name).HfApi(token=token, library_name="segue")
         api.create_repo(name, private=private, exist_ok=True)
         if revision is not None:
@@ -134,6 +134,9 @@ def model_card(assembly: Assembly, licence: str | None) -> str:
 
 def _facts(trained: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in trained.items() if isinstance(value, (str, int, float))}
+    for key, value in plain.items():
+        if isinstance(value, float):
+            plain[key] = int(value) if value.is_integer() else round(value, 4)
     return ", ".join(f"{key} {value}" for key, value in plain.items()).replace("|", "/")
 
 
@@ -148,7 +151,7 @@ def _hub(name: str) -> Any:
 
 
 @contextmanager
-def _clear_errors(name: str, revision: str | None) -> Iterator[None]:
+def _clear_errors(name: str, revision: str | None, push: bool = False) -> Iterator[None]:
     """Turn the Hub's errors into one sentence with a fix."""
     errors = _hub(name).errors
     try:
@@ -170,13 +173,22 @@ def _clear_errors(name: str, revision: str | None) -> Iterator[None]:
         fix = fix if status in (401, 403) else "try again later, or name a directory"
         raise CheckpointError(name, f"the Hub refused with status {status}", fix) from error
     except Exception as error:
-        library = type(error).__module__.partition(".")[0]
-        unreachable = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-        if not isinstance(error, unreachable) and library not in ("httpx", "httpx2", "requests"):
+        cause = error.__cause__  # an upload wraps what failed
+        if not _is_unreachable(error) and not (cause and _is_unreachable(cause)):
             raise
+        fix = "connect to the internet (with HF_HUB_OFFLINE=0)"
+        if push:
+            raise CheckpointError(name, "the Hub cannot be reached", fix) from error
         problem = "is not a directory here; the Hub cannot be reached, and the cache has no copy"
-        fix = "name a directory, or connect to the internet (with HF_HUB_OFFLINE=0)"
-        raise CheckpointError(name, problem, fix) from error
+        raise CheckpointError(name, problem, f"name a directory, or {fix}") from error
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    library = type(error).__module__.partition(".")[0]
+    known = (LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    return isinstance(error, known) or library in ("httpx", "httpx2", "requests")
 
 
 def _check_paths(path: Path, place: str) -> None:

@@ -62,9 +62,11 @@ def with_rate(wave: object, sample_rate: object) -> Prompt:
     """Return what a method's two first arguments mean."""
     known = sample_rate is None or whole_number(sample_rate) == 0
     is_array = hasattr(wave, "__array__") or isinstance(wave, list)
-    if known and not (is_array and not isinstance(wave, (Audio, GeneratedAudio))):
-        return wave
-    return (wave, sample_rate)
+    if not known:
+        return (wave, sample_rate)
+    if is_array and not isinstance(wave, (Audio, GeneratedAudio)):
+        raise AudioError("prompt", "comes without its sample rate", "give (wave, sample_rate)")
+    return wave
 
 
 def _name(value: object, place: str) -> str:

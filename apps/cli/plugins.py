@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from json import loads as parse
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -69,6 +70,8 @@ def install(
     """
     before = _installed()
     for source in sources:
+        if (Path(source) / "pyproject.toml").is_file():
+            source = str(Path(source).resolve())  # to pip, a bare name is one of PyPI
         _pip("install", *(["--upgrade"] if upgrade else []), *(["-e"] if editable else []), source)
     after = _installed()
     changed = [status for status in after["plugins"] if status not in before["plugins"]]

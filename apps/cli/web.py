@@ -35,11 +35,12 @@ def command(
     signer = chosen_signer(sign)
     with tempfile.TemporaryDirectory(prefix="segue-web-") as folder:
         studio = Studio(Path(folder), device, pipelines or (), signer)
-        note(f"open http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}")
         try:
-            launch(studio, host=host, port=port, browser=browser)
+            blocks = launch(studio, host=host, port=port, browser=browser)
         except OSError as error:
             if "port" not in str(error):
                 raise
             fix = "choose another with --port"
             raise ConfigError(f"--port {port}", "cannot be listened on", fix) from error
+        note(f"open http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}")
+        blocks.block_thread()

@@ -54,7 +54,7 @@ def _card(result: Result, link: Link) -> str:
   {sounds}
   {f"<ul>{notes}</ul>" if notes else ""}
   <footer>
-    <button type="button">Go on from here</button>
+    <button type="button">Go on from its end</button>
     <a download href="{link(result.whole)}">Download WAV</a>
     <a download href="{link(result.config)}">Config</a>
   </footer>

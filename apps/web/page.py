@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import quote
 
@@ -40,6 +42,7 @@ class Page:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
+        self._stops: dict[str | None, Event] = {}  # of work that runs, by the visitor's session
         self.num_stages = max(
             len(model.temperatures)
             for variants in studio.models.values()
@@ -112,8 +115,9 @@ class Page:
     def _connect(self) -> None:
         listen: Any = partial(dict, api_visibility="private")
         self.domain.change(
-            self.choose_domain, self.domain, [self.variant, *self._of_model()], **listen()
-        )
+            self.choose_domain, [self.domain, self.prompt],
+            [self.variant, self.prompt, *self._of_model()], **listen(),
+        )  # fmt: skip
         self.variant.change(
             self.choose_variant, [self.domain, self.variant], self._of_model(), **listen()
         )
@@ -126,7 +130,13 @@ class Page:
                 None, [self.which, self.start, self.end], js="(...c) => window.segueShow(...c)"
             )
         chosen = [self.domain, self.variant, self.seconds, self.count, self.seed, self.fresh]
-        working = [
+        work: list[tuple[Any, Any, set[Any]]] = [
+            (self.go, self.continue_, {self.prompt}),
+            (self.nothing, self.generate, set()),
+            (self.extend, self.extend_, {self.which, self.start}),
+            (self.fill, self.fill_, {self.which, self.start, self.end}),
+        ]
+        for button, function, others in work:
             button.click(
                 function,
                 {self.results, *others, *chosen, *self.temperatures},
@@ -135,18 +145,8 @@ class Page:
                 show_progress="hidden",
                 concurrency_id="model",  # one at a time: they share the machine
                 **listen(),
-            )
-            for button, function, others in (
-                (self.go, self.continue_, {self.prompt}),
-                (self.nothing, self.generate, set()),
-                (self.extend, self.extend_, {self.which, self.start}),
-                (self.fill, self.fill_, {self.which, self.start, self.end}),
-            )
-        ]  # fmt: skip
-        self.stop.click(
-            self.stopped, None, [self.status, *self._buttons()], cancels=working, queue=False,
-            **listen(),
-        )  # fmt: skip
+            )  # fmt: skip
+        self.stop.click(self.ask_to_stop, None, None, queue=False, **listen())
 
     def _of_model(self) -> list[Any]:
         """Return the components that depend on the model."""
@@ -157,11 +157,13 @@ class Page:
 
     # --- small answers --------------------------------------------------------------------------
 
-    def choose_domain(self, domain: str) -> Update:
-        """Offer the domain's models."""
+    def choose_domain(self, domain: str, prompt: str | None) -> Update:
+        """Offer the domain's models, and its own example in place of another's."""
         variants = list(self.studio.models[domain])
-        shown = gr.update(choices=variants, value=variants[0])
-        return {self.variant: shown, **self.choose_variant(domain, variants[0])}
+        shown = {self.variant: gr.update(choices=variants, value=variants[0])}
+        if prompt is not None and self.studio.is_example(Path(prompt)):
+            shown[self.prompt] = self.use_example(domain, variants[0])
+        return {**shown, **self.choose_variant(domain, variants[0])}
 
     def choose_variant(self, domain: str, variant: str) -> Update:
         """Show what a model is, and its temperatures."""
@@ -189,12 +191,14 @@ class Page:
             self.end: round(event.end, 2),
         }
 
-    def stopped(self) -> Update:
-        return {self.status: _shown_html("<p>Stopped.</p>"), **self._busy(False)}
+    def ask_to_stop(self, visitor: gr.Request) -> None:
+        """Let the visitor's own work end; it shows that it did, after all of its progress."""
+        if (stop := self._stops.get(visitor.session_hash)) is not None:
+            stop.set()
 
     # --- work -----------------------------------------------------------------------------------
 
-    def continue_(self, chosen: Update) -> Iterator[Update]:
+    def continue_(self, chosen: Update, visitor: gr.Request | None = None) -> Iterator[Update]:
         """Continue the prompt."""
         prompt = chosen[self.prompt]
 
@@ -202,29 +206,29 @@ class Page:
             path = None if prompt is None else Path(prompt)
             return self.studio.continue_(model, path, settings, progress)
 
-        yield from self._run(chosen, work)
+        yield from self._run(chosen, visitor, work)
 
-    def generate(self, chosen: Update) -> Iterator[Update]:
+    def generate(self, chosen: Update, visitor: gr.Request | None = None) -> Iterator[Update]:
         """Start from nothing."""
-        yield from self._run(chosen, self.studio.generate)
+        yield from self._run(chosen, visitor, self.studio.generate)
 
-    def extend_(self, chosen: Update) -> Iterator[Update]:
+    def extend_(self, chosen: Update, visitor: gr.Request | None = None) -> Iterator[Update]:
         """Continue a result from a point in it."""
 
         def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
             result, point = self._result(chosen), chosen[self.start] or 0.0
             return self.studio.extend(model, result, point, settings, progress)
 
-        yield from self._run(chosen, work)
+        yield from self._run(chosen, visitor, work)
 
-    def fill_(self, chosen: Update) -> Iterator[Update]:
+    def fill_(self, chosen: Update, visitor: gr.Request | None = None) -> Iterator[Update]:
         """Draw a stretch of a result anew."""
 
         def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
             stretch = chosen[self.start] or 0.0, chosen[self.end] or 0.0
             return self.studio.fill(model, self._result(chosen), stretch, settings, progress)
 
-        yield from self._run(chosen, work)
+        yield from self._run(chosen, visitor, work)
 
     def _result(self, chosen: Update) -> Result:
         for result in chosen[self.results]:
@@ -232,8 +236,10 @@ class Page:
                 return result  # type: ignore[no-any-return]
         raise ProblemError("Choose a result first.")
 
-    def _run(self, chosen: Update, work: Any) -> Iterator[Update]:
-        """Do the work and show how it goes; the outcome is results or a problem."""
+    def _run(self, chosen: Update, visitor: gr.Request | None, work: Any) -> Iterator[Update]:
+        """Do the work and show how it goes; the outcome is results, a problem, or a stop."""
+        name = visitor.session_hash if visitor is not None else None
+        stop = self._stops[name] = Event()
         model = self.studio.model(chosen[self.domain], chosen[self.variant])
         stages = list(model.temperatures)
         seed = random.randrange(10**6) if chosen[self.fresh] else int(chosen[self.seed] or 0)
@@ -247,13 +253,19 @@ class Page:
             **self._busy(True),
         }
         try:
-            for update in followed(lambda progress: work(model, settings, progress)):
-                if isinstance(update, list):
-                    yield {**self._shown(update, chosen[self.results]), **self._busy(False)}
-                else:
-                    yield {self.status: _shown_html(progress_html(stages, update))}
+            with closing(followed(partial(work, model, settings))) as updates:
+                for update in updates:
+                    if isinstance(update, list):
+                        yield {**self._shown(update, chosen[self.results]), **self._busy(False)}
+                    elif stop.is_set():
+                        yield {self.status: _shown_html("<p>Stopped.</p>"), **self._busy(False)}
+                        return
+                    else:
+                        yield {self.status: _shown_html(progress_html(stages, update))}
         except Exception as error:
             yield {self.status: _shown_html(problem_html(plain_words(error))), **self._busy(False)}
+        finally:
+            self._stops.pop(name, None)
 
     def _shown(self, new: Sequence[Result], before: Sequence[Result]) -> Update:
         """Show new results above earlier ones; the oldest are forgotten."""
@@ -296,17 +308,14 @@ def address(path: Path) -> str:
 
 
 def launch(
-    studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, browser: bool = False,
-    wait: bool = True,
-) -> gr.Blocks:  # fmt: skip
-    """Serve the page.
+    studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, browser: bool = False
+) -> gr.Blocks:
+    """Serve the page from now on, in a thread.
 
     Args:
         browser: open it in the default browser.
-        wait: return only when the server is stopped.
     """
     blocks = Page(studio).blocks
-    examples = {m.example for v in studio.models.values() for m in v.values() if m.example}
     theme = gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -315,9 +324,9 @@ def launch(
     )
     blocks.queue(max_size=MOST_WAITING)
     blocks.launch(
-        server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=not wait,
+        server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=True,
         share=False, quiet=True, ssr_mode=False, footer_links=[], max_file_size=MOST_BYTES,
-        allowed_paths=[str(studio.folder), *map(str, examples)],
+        allowed_paths=[str(studio.folder), *map(str, studio.examples)],
         theme=theme, css_paths=[HERE / "page.css"],
     )  # fmt: skip
     return blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 import secrets
@@ -9,7 +10,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -136,7 +137,8 @@ def _model(source: str, example: Path | None) -> Model:
     host = default_host()
     config = load_config(source, host).config
     temperatures = {stage.name: stage.sampling.temperature for stage in config.stages}
-    return Model(source, config.description or "", temperatures, config.prompt.max_seconds, example)
+    about = config.description and f"{config.description[:1].upper()}{config.description[1:]}."
+    return Model(source, about, temperatures, config.prompt.max_seconds, example)
 
 
 class Studio:
@@ -164,6 +166,16 @@ class Studio:
     def model(self, domain: str, variant: str) -> Model:
         """Return a model by its names on the page."""
         return self.models[domain][variant]
+
+    @property
+    def examples(self) -> set[Path]:
+        """The prompts to try."""
+        models = (model for variants in self.models.values() for model in variants.values())
+        return {model.example for model in models if model.example is not None}
+
+    def is_example(self, prompt: Path) -> bool:
+        """Return whether a file, maybe a copy, is one of the prompts to try."""
+        return any(filecmp.cmp(prompt, example, shallow=False) for example in self.examples)
 
     def continue_(
         self, model: Model, prompt: Path | None, settings: Settings, progress: Progress
@@ -359,7 +371,9 @@ class Stopped(Exception):  # noqa: N818  # a request, not an error
 Steps = dict[str, tuple[int, int, float]]
 
 
-def followed(work: Callable[[Progress], list[Result]]) -> Iterator[Steps | list[Result]]:
+def followed(
+    work: Callable[[Progress], list[Result]],
+) -> Generator[Steps | list[Result], None, None]:
     """Run work in a thread; yield its progress now and then, and at last its results.
 
     Work ends at its next step when the iterator is closed.

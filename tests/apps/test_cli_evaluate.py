@@ -252,11 +252,16 @@ def test_a_picture_of_tokens_has_a_row_for_each_level(
 
     drawn: list[Any] = []
     monkeypatch.setattr(Axes, "imshow", lambda self, codes, **how: drawn.append((codes, how)))
+    ticks: list[list[int]] = []
+    set_ticks = Axes.set_yticks
+    monkeypatch.setattr(
+        Axes, "set_yticks", lambda self, at: (ticks.append([*at]), set_ticks(self, at))
+    )
     done = segue("plot", "tokens", prompt_file, "-o", "t.png", "--pipeline", tiny)
     assert (done.code, done.out, done.new) == (0, "t.png\n", ["t.png"])
     (semantic, _), (acoustic, how) = drawn
     assert (semantic.shape, acoustic.shape) == ((1, 32), (3, 64))  # 1.28 s at 25 and 50 Hz
-    assert how["extent"] == (0, 1.28, 3.5, 0.5)
+    assert how["extent"] == (0, 1.28, 3.5, 0.5) and ticks == [[1], [1, 2, 3]]
     assert (how["vmax"], int(acoustic.min()) >= 0, int(acoustic.max()) < 32) == (31, True, True)
     assert segue("plot", "tokens", "none.wav", "--pipeline", tiny).refused("none.wav:")
 

@@ -60,6 +60,17 @@ def test_what_cannot_be_made_is_refused(segue: Segue, place: Path) -> None:
     assert segue("new-plugin", "mine-x").refused("mine-x: exists already", "--output")
 
 
+def test_the_next_step_of_a_new_plugin_installs_its_folder_and_nothing_of_that_name_from_afar(
+    segue: Segue, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(plugins, "_installed", lambda: {"components": [], "plugins": []})
+    monkeypatch.setattr(plugins, "_pip", lambda *arguments: asked.append(arguments))
+    step = segue("new-plugin", "my-thing").out.partition("next: segue ")[2].partition(";")[0]
+    segue(*step.split())
+    assert asked == [("install", str(place.resolve() / "my-thing"))]
+
+
 def test_an_installation_shows_what_it_added(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"kind": "codec", "name": "x.v1", "source": "x", "summary": "new"}
     ok: dict[str, Any] = {"source": "x", "state": "ok", "error": ""}

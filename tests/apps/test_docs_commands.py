@@ -36,6 +36,8 @@ ELSEWHERE = {
     ),
     "segue detect": f"{CLI}detect.py",
     "segue serve": "tests/apps/server",
+    "segue --install-completion": f"{CLI}commands.py",
+    "curl": "tests/apps/server",
     "pip install 'ray[serve]'": "tests/apps/server/test_ray_serve.py",
     "serve run": "tests/apps/server/test_ray_serve.py",
     "segue fill": f"{CLI}generation.py",

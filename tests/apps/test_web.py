@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -65,6 +67,8 @@ def test_shipped_variants_are_offered() -> None:
     models = studio.offered_models()
     assert [model.source for model in models["speech"].values()][:1] == ["speech"]
     assert models["speech"]["three stage"].source == "speech/three_stage"
+    words = models["speech"]["standard"].description
+    assert words[0].isupper() and words.endswith(".")
 
 
 def test_variants_have_their_own_sounds_and_one_config(
@@ -269,14 +273,34 @@ def test_problems_are_shown_on_the_page(page: Any, values: dict[str, Any], words
     assert last[page.go]["interactive"] is True
 
 
+def test_a_stop_is_the_last_word_on_the_visitors_own_work(page: Any) -> None:
+    """Progress that is still on its way cannot come after it."""
+    mine, other = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
+    work = page.generate(chosen(page, seconds=30.0, count=4), mine)
+    assert next(work)[page.stop]["visible"] is True
+    page.ask_to_stop(other)
+    assert "Stopped" not in next(work)[page.status]["value"]
+    page.ask_to_stop(mine)
+    *_, last = work
+    assert "Stopped" in last[page.status]["value"] and last[page.stop]["visible"] is False
+    page.ask_to_stop(mine)  # nothing runs any more
+
+
 def test_a_seed_is_drawn_and_shown(page: Any) -> None:
     seeds = {next(page.generate(chosen(page, fresh=True)))[page.seed] for _ in range(4)}
     assert len(seeds) > 1
     assert next(page.generate(chosen(page)))[page.seed] == 4
 
 
-def test_a_domain_brings_its_models_and_temperatures(page: Any) -> None:
-    update = page.choose_domain("piano")
+def test_a_domain_brings_its_models_and_temperatures(
+    page: Any, prompt_file: Path, tmp_path: Path
+) -> None:
+    update = page.choose_domain("piano", str(prompt_file))
+    assert page.prompt not in update  # the visitor's own stays
+    example = page.use_example("speech", "standard")
+    uploaded = shutil.copy(example, tmp_path / "upload.flac")
+    update = page.choose_domain("piano", str(uploaded))
+    assert update[page.prompt] == page.use_example("piano", "standard") != example
     assert update[page.variant]["choices"] == ["standard"]
     assert update[page.temperatures[0]]["label"] == "semantic stage"
     assert page.choose_variant("piano", "three stage") == {}  # of the domain before

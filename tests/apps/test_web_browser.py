@@ -61,7 +61,7 @@ def address(
         patch.setattr(Studio, "generate", generate_watched)
         patch.setattr(Domain, "pretrained", property(lambda self: tiny_pipelines[self.name]))
         studio = Studio(tmp_path_factory.mktemp("studio"))
-        blocks = launch(studio, port=PORT, wait=False)
+        blocks = launch(studio, port=PORT)
         yield f"http://127.0.0.1:{PORT}"
         blocks.close()
 

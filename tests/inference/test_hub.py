@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from segue import Pipeline
 from segue.core.config import PipelineConfig
 from segue.core.errors import CheckpointError, PluginError
 from segue.core.plugins import default_host
-from segue.inference.hub import is_hub_name
+from segue.inference.hub import _facts, is_hub_name
 
 hub_library = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -108,6 +109,11 @@ def test_a_model_card_says_what_the_pipeline_is_and_how_it_is_used(
     assert hub_library.ModelCard(card).data.library_name == "segue"
 
 
+def test_figures_of_a_model_card_are_short() -> None:
+    trained = {"frames": 91640.0, "inertia": 0.8203266773704383, "steps": 3, "nested": {}}
+    assert _facts(trained) == "frames 91640, inertia 0.8203, steps 3"
+
+
 def test_only_files_of_a_pipeline_are_fetched_and_none_outside_it(
     hub: Hub, pipeline: Pipeline, tmp_path: Path
 ) -> None:
@@ -160,11 +166,23 @@ def test_offline_errors_say_what_to_do(
     refused("me/voice", wanted)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("me/voice", wanted)
-    with pytest.raises(CheckpointError, match="the Hub cannot be reached"):
+    alone = "me/voice: the Hub cannot be reached; connect"  # no word of directories and copies
+    with pytest.raises(CheckpointError, match=alone):
         pipeline.push_to_hub("me/voice", token=Hub.token)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(PluginError, match=r"pip install 'segue\[hub\]'"):
         Pipeline.from_pretrained("me/voice")
+
+
+def test_an_upload_that_breaks_off_is_one_sentence(
+    hub: Hub, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("Error while uploading") from ConnectionError("refused")
+
+    monkeypatch.setattr(hub_library.HfApi, "upload_folder", upload)
+    with pytest.raises(CheckpointError, match="the Hub cannot be reached; connect"):
+        pipeline.push_to_hub("me/voice", token=Hub.token)
 
 
 def test_directories_and_domains_are_not_looked_up(

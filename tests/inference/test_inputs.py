@@ -85,7 +85,8 @@ def test_a_rate_goes_with_arrays_only() -> None:
     assert with_rate("a.wav", RATE) == ("a.wav", RATE)
     assert with_rate((ARRAY, RATE), 0) == (ARRAY, RATE)
     for array in (ARRAY, WAVE, [0.0, 0.5]):
-        assert with_rate(array, 0) == (array, 0)
+        with pytest.raises(AudioError, match=r"comes without its sample rate; give \(wave, sample"):
+            with_rate(array, 0)
 
 
 @pytest.mark.parametrize(
