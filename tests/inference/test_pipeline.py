@@ -434,8 +434,8 @@ def test_a_continuation_makes_up_for_the_level_that_the_codec_loses(
         (torch.zeros(100), RATE, "prompt"),
         ("prompt.wav", RATE, "prompt"),
         ("missing.wav", 0, "missing.wav"),
-        (torch.zeros(RATE), None, "prompt.sample_rate"),
-        (torch.zeros(RATE), 0, "prompt.sample_rate"),
+        (torch.zeros(RATE), None, "prompt"),
+        (torch.zeros(RATE), 0, "prompt"),
     ],
 )
 def test_prompts_that_cannot_be_used(
