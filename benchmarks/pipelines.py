@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -104,15 +105,10 @@ class Recorder(Drawer):
         self.drawn: list[Tensor] = []
         self._led_by = led_by
 
-    def _next(self, best: Tensor) -> Tensor:
+    def draw_levels(self, logits: Tensor, levels: Sequence[int]) -> Tensor:
+        best = logits.argmax(dim=-1)
         self.drawn.append(best)
         return best if self._led_by is None else self._led_by[len(self.drawn) - 1].clone()
-
-    def draw(self, logits: Tensor) -> Tensor:
-        return self._next(logits.argmax(dim=-1))
-
-    def draw_levels(self, logits: Tensor) -> Tensor:
-        return self._next(logits.argmax(dim=-1))
 
 
 def greedy(
