@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +66,9 @@ def serving(
     finally:
         server.should_exit = True
         thread.join(timeout=30)
-        assert not thread.is_alive(), "the server did not end"
+        frames = sys._current_frames().values()
+        stacks = "\n".join("".join(traceback.format_stack(frame)) for frame in frames)
+        assert not thread.is_alive(), f"the server did not end; all threads:\n{stacks}"
 
 
 @pytest.fixture(scope="session")
