@@ -189,7 +189,7 @@ def whole_recordings(
         DataError: if many recordings cannot be read, one after the other, or none can.
     """
     failed, size = 0, round(max_seconds * sample_rate)
-    unreadable: dict[str, str] = {}
+    first: tuple[str, str] | None = None  # that cannot be read, and why
     for recording in recordings:
         try:
             for piece in in_pieces(decoded_blocks(recording, sample_rate), size):
@@ -198,12 +198,12 @@ def whole_recordings(
                 yield WaveBatch(wave[None], torch.tensor([wave.shape[0]]))
         except AudioError as error:
             failed += 1
-            unreadable[recording.place] = error.problem
+            first = first or (recording.place, error.problem)
             if failed == min(MOST_TRIES, len(recordings)):
                 advice = f"check {error.place}: {error.problem}"
                 raise DataError("recordings", "cannot be read", advice) from error
-    if unreadable:
-        warn_of(*next(iter(unreadable.items())), len(unreadable))
+    if first is not None:
+        warn_of(*first, failed)
 
 
 def warn_of(place: str, problem: str, count: int = 1) -> None:

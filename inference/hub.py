@@ -150,6 +150,9 @@ def _hub(name: str) -> Any:
     return huggingface_hub
 
 
+_HTTP = {"httpx", "httpx2", "requests"}  # libraries that the Hub's own is built on
+
+
 @contextmanager
 def _clear_errors(name: str, revision: str | None, push: bool = False) -> Iterator[None]:
     """Turn the Hub's errors into one sentence with a fix."""
@@ -173,22 +176,16 @@ def _clear_errors(name: str, revision: str | None, push: bool = False) -> Iterat
         fix = fix if status in (401, 403) else "try again later, or name a directory"
         raise CheckpointError(name, f"the Hub refused with status {status}", fix) from error
     except Exception as error:
-        cause = error.__cause__  # an upload wraps what failed
-        if not _is_unreachable(error) and not (cause and _is_unreachable(cause)):
+        known = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+        causes = (error, error.__cause__)  # an upload wraps what failed
+        libraries = {type(cause).__module__.partition(".")[0] for cause in causes}
+        if not any(isinstance(cause, known) for cause in causes) and not libraries & _HTTP:
             raise
         fix = "connect to the internet (with HF_HUB_OFFLINE=0)"
         if push:
             raise CheckpointError(name, "the Hub cannot be reached", fix) from error
         problem = "is not a directory here; the Hub cannot be reached, and the cache has no copy"
         raise CheckpointError(name, problem, f"name a directory, or {fix}") from error
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    library = type(error).__module__.partition(".")[0]
-    known = (LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    return isinstance(error, known) or library in ("httpx", "httpx2", "requests")
 
 
 def _check_paths(path: Path, place: str) -> None:
