@@ -14,7 +14,7 @@ F mel bands.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -110,6 +110,7 @@ class MelDistance(nn.Module):
 
 Conv = nn.Conv1d | nn.ConvTranspose1d
 Samples = Float[Tensor, "B C T"]
+Activation = Callable[[Tensor], Tensor]
 
 LAST_KERNEL = 3  # of the encoder
 FIRST_SHARE = 0.3  # of a residual unit's contribution when training starts
@@ -137,18 +138,24 @@ class CausalLayer(nn.Module):
     Args:
         conv: the convolution, without padding.
         context: samples.
-        activate: put the input through an ELU first.
+        activate: what to put the input through first.
         normalise: parametrise the weight by length and direction.
         share: of the input's amplitude that the output has at the start.
     """
 
     def __init__(
-        self, conv: Conv, context: int, activate: bool, normalise: bool, share: float = 1.0
+        self,
+        conv: Conv,
+        context: int,
+        activate: Activation | None,
+        normalise: bool,
+        share: float = 1.0,
     ) -> None:
         super().__init__()
         # PyTorch's default loses two thirds of the energy in each layer; biases then drown the
         # signal and the quantizer finds only a few codes.
-        fan_in = conv.in_channels * (context + 1 if conv.transposed else conv.kernel_size[0])
+        reach = context + 1 if conv.transposed else conv.kernel_size[0]
+        fan_in = conv.in_channels // conv.groups * reach
         nn.init.normal_(conv.weight, std=share / fan_in**0.5)
         assert conv.bias is not None
         nn.init.zeros_(conv.bias)
@@ -156,8 +163,8 @@ class CausalLayer(nn.Module):
         self.context, self.activate = context, activate
 
     def forward(self, x: Samples, past: Past | None = None) -> Samples:
-        if self.activate:
-            x = elu(x)
+        if self.activate is not None:
+            x = self.activate(x)
         x = pad(x, (self.context, 0)) if past is None else past.extend(self, x, self.context)
         return cast(Tensor, self.conv(x))
 
@@ -172,27 +179,41 @@ class CausalConv(CausalLayer):
         kernel: int,
         stride: int = 1,
         dilation: int = 1,
-        activate: bool = True,
+        groups: int = 1,
+        activate: Activation | None = elu,
         normalise: bool = False,
         share: float = 1.0,
     ) -> None:
-        conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation)
+        conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups)
         context = (kernel - 1) * dilation + 1 - stride
         super().__init__(conv, context, activate, normalise, share)
 
 
 class CausalUpsampling(CausalLayer):
-    """Return ``T * stride`` outputs of T inputs, each made of its input and the one before."""
+    """Return ``T * stride`` outputs of T inputs, each made of its input and those before it.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, normalise: bool = False) -> None:
-        conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride)
-        super().__init__(conv, 1, True, normalise)
-        self.stride = stride
+    Args:
+        reach: inputs that an output is made of.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        reach: int = 2,
+        groups: int = 1,
+        activate: Activation | None = elu,
+        normalise: bool = False,
+    ) -> None:
+        conv = nn.ConvTranspose1d(inputs, outputs, reach * stride, stride, groups=groups)
+        super().__init__(conv, reach - 1, activate, normalise)
+        self.margin = (reach - 1) * stride
 
     def forward(self, x: Samples, past: Past | None = None) -> Samples:
-        # The first and the last outputs lack one of their two inputs: the former were emitted with
+        # The first and the last outputs lack some of their inputs: the former were emitted with
         # the chunk before, the latter will be with the next.
-        return super().forward(x, past)[:, :, self.stride : -self.stride]
+        return super().forward(x, past)[:, :, self.margin : -self.margin]
 
 
 class ResidualUnit(nn.Module):
@@ -223,7 +244,7 @@ class CausalStack(nn.Module):
 def make_encoder(options: SoundStreamOptions) -> CausalStack:
     """Build the network from ``[B, 1, N * hop]`` samples to ``[B, D, N]`` latent frames."""
     norm, width = options.weight_norm, options.channels
-    layers: list[nn.Module] = [CausalConv(1, width, options.kernel, activate=False, normalise=norm)]
+    layers: list[nn.Module] = [CausalConv(1, width, options.kernel, activate=None, normalise=norm)]
     for stride in options.strides:
         layers += _residual_units(options, width)
         layers.append(CausalConv(width, 2 * width, 2 * stride, stride, normalise=norm))
@@ -236,7 +257,7 @@ def make_decoder(options: SoundStreamOptions) -> CausalStack:
     """Build the network from ``[B, D, N]`` latent frames to ``[B, 1, N * hop]`` samples."""
     norm, width = options.weight_norm, options.channels * 2 ** len(options.strides)
     layers: list[nn.Module] = [
-        CausalConv(options.latent_dim, width, options.kernel, activate=False, normalise=norm)
+        CausalConv(options.latent_dim, width, options.kernel, activate=None, normalise=norm)
     ]
     for stride in reversed(options.strides):
         layers.append(CausalUpsampling(width, width // 2, stride, normalise=norm))
@@ -260,13 +281,16 @@ class SoundStream(TrainedCodec):
 
     def __init__(self, config: SoundStreamOptions) -> None:
         super().__init__(config)
-        self.encoder = make_encoder(config)
+        self.encoder, self.decoder = self.networks()
         self.quantizer = ResidualQuantizer(
             config.num_levels, config.codebook_size, config.latent_dim, config.codebook_decay,
             config.revive_below, config.quantizer_dropout, kmeans_vectors=config.kmeans_frames,
         )  # fmt: skip
-        self.decoder = make_decoder(config)
         self.spectral_loss = SpectralLoss(config.sample_rate)
+
+    def networks(self) -> tuple[CausalStack, CausalStack]:
+        """Return a new encoder and decoder."""
+        return make_encoder(self.config), make_decoder(self.config)
 
     @property
     def dtype(self) -> torch.dtype:
