@@ -1,6 +1,6 @@
 """Take over the weights of Lyra V2 as a codec of Segue's own network.
 
-    python tools/import_lyra.py MODELS TARGET [KEY=VALUE ...]   (lyra/lyra/model_coeffs lyra/ num_levels=8)
+    python tools/import_lyra.py MODELS TARGET [KEY=VALUE ...]   (model_coeffs/ lyra/ num_levels=8)
 
 MODELS is a directory with soundstream_encoder.tflite, quantizer.tflite and lyragan.tflite of
 github.com/google/lyra; KEY=VALUE are options of lyra.v2. Needs ai-edge-litert. Lyra computes some

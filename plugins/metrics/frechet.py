@@ -59,7 +59,7 @@ class Yamnet:
             runtime = import_module("ai_edge_litert.interpreter")
         except ImportError as error:
             raise PluginError(
-                "frechet.v1", "embedding=yamnet needs LiteRT", "pip install 'segue[lyra]'"
+                "frechet.v1", "embedding=yamnet needs LiteRT", "pip install 'segue[yamnet]'"
             ) from error
         if not weights.is_file():
             raise ConfigError(FILE_PLACE, f"{weights} does not exist", "name YAMNet's tflite")

@@ -15,7 +15,7 @@ class FrechetOptions(Options):
     Attributes:
         embedding: ``mel`` takes mean and deviation of 32 log-mel bands, which needs no model and
             says what sound is like on the whole; ``yamnet`` the 1024 numbers of YAMNet, a
-            classifier of sounds, which needs ``segue[lyra]`` for LiteRT.
+            classifier of sounds, which needs ``segue[yamnet]`` for LiteRT.
         weights: of YAMNet, a tflite file.
     """
 

@@ -64,9 +64,9 @@ class LyraCodec(SoundStream):
     config: LyraOptions
 
     def networks(self) -> tuple[CausalStack, CausalStack]:
-        width, latents, first = self.config.channels, self.config.latent_dim, self.config.strides[0]
-        span = ENDS * first
-        down: list[nn.Module] = [CausalConv(1, width, span, first, activate=None)]
+        width: int = self.config.channels
+        latents, first = self.config.latent_dim, self.config.strides[0]
+        down: list[nn.Module] = [CausalConv(1, width, ENDS * first, first, activate=None)]
         up: list[nn.Module] = [CausalUpsampling(width, 1, first, ENDS, activate=activate)]
         # The decoder mirrors the encoder: its layers are listed from the wave inwards too.
         for stride in self.config.strides[1:]:
@@ -74,14 +74,10 @@ class LyraCodec(SoundStream):
             up += reversed(self._units(width))
             groups = width // GROUP
             down.append(
-                CausalConv(
-                    width, 2 * width, 2 * stride, stride, groups=groups, activate=activate
-                )
+                CausalConv(width, 2 * width, 2 * stride, stride, groups=groups, activate=activate)
             )
             # The first of the decoder's upsampling layers has as many groups as it has outputs.
-            up.append(
-                CausalUpsampling(2 * width, width, stride, groups=groups, activate=activate)
-            )
+            up.append(CausalUpsampling(2 * width, width, stride, groups=groups, activate=activate))
             width *= 2
         groups = width // 2 // GROUP
         down.append(CausalConv(width, latents, 3, groups=groups, activate=activate))
