@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -30,11 +31,11 @@ UNREADABLE = {
 #: Columns of a manifest beside ``path``; each may be absent or empty.
 COLUMNS = ("split", "group", "duration_s", "offset", "size", "member", "start_s", "channel")
 
-#: Columns that others use for parts of files, in units that their names leave open.
-UNREAD = {
-    "start", "start_time", "begin", "end", "end_s", "end_time", "stop", "duration", "seconds",
-    "length", "offset_s",
-}  # fmt: skip
+#: Largest numbers that some of them may hold.
+MOST = {"offset": 1 << 62, "size": 1 << 62, "channel": 1 << 14}
+
+#: Columns that others use for parts of files; their names leave the unit open.
+UNREAD = re.compile("(start|begin|end|stop|duration|length|seconds|offset)(_s|_sec|_time)?")
 
 
 def is_audio(name: str) -> bool:
@@ -100,13 +101,12 @@ def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording
     columns = manifest_columns(manifest)
     if group is not None and group not in columns:
         raise DataError(manifest, f"has no column {group!r}", f"use one of {', '.join(columns)}")
-    unread = [name for name in columns if name.lower() in UNREAD]
+    known = ("path", "speaker", *COLUMNS)
+    others = {name: name.strip().lower() for name in columns if name not in (*known, group)}
+    unread = [n for n, meant in others.items() if meant in known or UNREAD.fullmatch(meant)]
     if unread:
-        warnings.warn(
-            f"{manifest}: ignored the columns {', '.join(unread)}; a part of a file is given in"
-            " seconds as start_s and duration_s",
-            stacklevel=2,
-        )
+        text = f"{manifest}: ignored the columns {unread}; those that count are {', '.join(known)}"
+        warnings.warn(text, stacklevel=2)
     with _reader(manifest) as reader:
         for row in reader:
             yield _from_row(manifest, reader.line_num, row, group)
@@ -189,7 +189,9 @@ def _number(place: str, row: Mapping[str, str | None], column: str, default: int
     text = row.get(column)
     if not text:
         return default
-    if not (text.isascii() and text.isdigit()):
-        fix = "write a count from 0 on" + "; seconds go into start_s" * (column == "offset")
-        raise DataError(place, f"{column} {text!r} is not a whole number", fix)
+    if not (text.isascii() and text.isdigit() and int(text[:20]) <= MOST[column]):
+        fix = f"write a count from 0 to {MOST[column]}"
+        if column == "offset":
+            fix += "; seconds go into start_s"
+        raise DataError(place, f"{column} {text[:40]!r} is out of range", fix)
     return int(text)

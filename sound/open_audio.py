@@ -79,7 +79,7 @@ class OpenAudio:
             data = self._sound.read(self._first + first, count)
         if not numpy.isfinite(data).all():
             raise AudioError(self._place, "holds NaN or infinite samples", "repair the file")
-        if self._channel is not None and data.shape[1] > 1:
+        if self._channel is not None:
             data = data[:, self._channel : self._channel + 1]
             if not data.shape[1]:
                 problem = f"has no channel {self._channel}"
