@@ -62,7 +62,9 @@ class Component(nn.Module, ABC):
     """Anything a config can name: built from its options, saved as a state dict.
 
     Everything a component learns lies in its parameters and buffers, so that ``state_dict`` holds
-    all of it. A component that needs both kinds of learning is trained first, then fitted.
+    all of it. Ranks that train together average gradients; what ``training_step`` counts in buffers
+    it adds up over them with ``segue.core.collectives.summed``. A component that needs both kinds
+    of learning is trained first, then fitted.
     """
 
     #: Whether the component learns by gradient before it can be used.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, StrictInt
 from pydantic.dataclasses import dataclass
@@ -23,7 +23,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 #: The plugin API that this host speaks, and the oldest one that it still accepts.
 API_VERSION = 1
 OLDEST_API_VERSION = 1
-_UNSTATED = -1
+_UNSTATED: Any = None  # pydantic does not check defaults, so a plugin cannot give it
 
 
 def form(pattern: str, what: str) -> AfterValidator:
@@ -73,7 +73,7 @@ class PluginRecord:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.api_version == _UNSTATED:
+        if self.api_version is _UNSTATED:
             text = f"PluginRecord {self.name!r} states no api_version; add api_version=1"
             warnings.warn(text, DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "api_version", 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 
@@ -28,6 +30,12 @@ UNREADABLE = {
 
 #: Columns of a manifest beside ``path``; each may be absent or empty.
 COLUMNS = ("split", "group", "duration_s", "offset", "size", "member", "start_s", "channel")
+
+#: Largest numbers that some of them may hold.
+MOST = {"offset": 1 << 62, "size": 1 << 62, "channel": 1 << 14}
+
+#: Columns that others use for parts of files; their names leave the unit open.
+UNREAD = re.compile("(start|begin|end|stop|duration|length|seconds|offset)(_s|_sec|_time)?")
 
 
 def is_audio(name: str) -> bool:
@@ -93,6 +101,12 @@ def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording
     columns = manifest_columns(manifest)
     if group is not None and group not in columns:
         raise DataError(manifest, f"has no column {group!r}", f"use one of {', '.join(columns)}")
+    known = ("path", "speaker", *COLUMNS)
+    others = {name: name.strip().lower() for name in columns if name not in (*known, group)}
+    unread = [n for n, meant in others.items() if meant in known or UNREAD.fullmatch(meant)]
+    if unread:
+        text = f"{manifest}: ignored the columns {unread}; those that count are {', '.join(known)}"
+        warnings.warn(text, stacklevel=2)
     with _reader(manifest) as reader:
         for row in reader:
             yield _from_row(manifest, reader.line_num, row, group)
@@ -134,6 +148,10 @@ def _from_row(
     size = _number(place, row, "size", WHOLE_FILE)
     if member and size == WHOLE_FILE:
         raise DataError(place, "names a member but no size", "fill the column 'size'")
+    offset = _number(place, row, "offset", 0)
+    if offset and size == WHOLE_FILE:
+        fix = "fill the column 'size', or give seconds as start_s"
+        raise DataError(place, "has an offset in bytes but no size", fix)
     start = row.get("start_s")
     channel = row.get("channel")
     return Recording(
@@ -141,7 +159,7 @@ def _from_row(
         _seconds(place, "duration_s", row.get("duration_s")),
         group or PurePosixPath(member or where).stem,
         _split(place, row.get("split")),
-        _number(place, row, "offset", 0),
+        offset,
         size,
         _seconds(place, "start_s", start) if start else None,
         _number(place, row, "channel", 0) if channel else None,
@@ -171,8 +189,9 @@ def _number(place: str, row: Mapping[str, str | None], column: str, default: int
     text = row.get(column)
     if not text:
         return default
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(
-            place, f"{column} {text!r} is not a whole number", "write a count from 0 on"
-        )
+    if not (text.isascii() and text.isdigit() and int(text[:20]) <= MOST[column]):
+        fix = f"write a count from 0 to {MOST[column]}"
+        if column == "offset":
+            fix += "; seconds go into start_s"
+        raise DataError(place, f"{column} {text[:40]!r} is out of range", fix)
     return int(text)

@@ -28,7 +28,7 @@ class OpenAudio:
         sound: the file.
         place: its name in errors.
         start: seconds into the file; None for all of it.
-        seconds: length of the stretch, where ``start`` is given.
+        seconds: length of the stretch, where ``start`` is given; below 0 it ends with the file.
         channel: the one to take; None mixes all.
 
     Attributes:
@@ -48,7 +48,7 @@ class OpenAudio:
         self.rate, self.length, self._first = sound.rate, sound.length, 0
         if start is not None:
             self._first = min(round(start * self.rate), sound.length)
-            wanted = round(seconds * self.rate)
+            wanted = round(seconds * self.rate) if seconds >= 0 else sound.length
             self.length = max(0, min(sound.length - self._first, wanted))
 
     @property
@@ -79,7 +79,7 @@ class OpenAudio:
             data = self._sound.read(self._first + first, count)
         if not numpy.isfinite(data).all():
             raise AudioError(self._place, "holds NaN or infinite samples", "repair the file")
-        if self._channel is not None and data.shape[1] > 1:
+        if self._channel is not None:
             data = data[:, self._channel : self._channel + 1]
             if not data.shape[1]:
                 problem = f"has no channel {self._channel}"

@@ -20,6 +20,7 @@ from segue.core.memory import shortage
 from segue.core.spec import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from segue.sound.headers import Corrected, corrected
 from segue.sound.mpeg import MpegFrames, find_frames
+from segue.sound.quiet import quiet
 
 UNKNOWN_LENGTH = 1 << 62  # as many frames or more: the header states no length
 BLOCK = 1 << 14  # frames decoded at once
@@ -37,6 +38,15 @@ Samples = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
     """Read on where the last read ended: soundfile would seek there, and lossy formats would not
     find the place exactly."""
+
+    def __init__(self, source: str | bytes | IO[bytes]) -> None:
+        with quiet():
+            super().__init__(source)
+
+    def read(self, *arguments: Any, **options: Any) -> Samples:
+        with quiet():
+            found: Samples = super().read(*arguments, **options)
+        return found
 
     def seekable(self) -> bool:
         return False

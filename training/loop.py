@@ -26,6 +26,7 @@ from segue.core.interfaces import AcousticCodec, Component
 from segue.core.records import Kind
 from segue.data.epochs import SEED_STRIDE, WHOLE, Share
 from segue.training.adaptation import restore_frozen_buffers
+from segue.training.counts import check_added_up
 from segue.training.engine import Batch, Engine
 from segue.training.guard import Guard, add_log_entry, note_rollback, rollbacks
 from segue.training.learner import Learner, learning_rate, make_adversary, make_learner
@@ -114,6 +115,7 @@ def train(run: TrainingRun) -> Path:
     if step:
         _say(run, f"{run.part}: resumed at step {step} of {config.steps}")
     component.train()
+    check_added_up(engine, component, run.part, run.train_batches, config.batch_size)
     batches = Prefetcher(run.train_batches, engine.shares, config.workers)
     with closing(batches), StopSignals() as signals:
         offset = _start_drawing(run, batches, step)

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, distributed, nn
+from torch import Tensor
 
 from segue.core.checkpoint import load_state, save_component, save_tensors
 from segue.core.checkpoint_files import (
@@ -23,10 +22,11 @@ from segue.core.checkpoint_files import (
     checkpoints,
     read_manifest,
 )
-from segue.core.errors import CheckpointError, TrainingError
+from segue.core.errors import CheckpointError
 from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
 from segue.training.adaptation import load_plain, plain_state
+from segue.training.counts import check_equal
 from segue.training.guard import cut_log
 from segue.training.learner import Learner
 from segue.training.ranks import on_each, on_first, ranks, whole
@@ -45,7 +45,7 @@ def save_checkpoint(
 
     Every rank must call this; the first one writes.
     """
-    _check_buffers(run.component, run.part)
+    check_equal(run.component, run.part)
     # Gathering sharded tensors needs every rank; only the first one keeps and writes them.
     first = ranks().first
     tensors = learner.tensors(keep=first)
@@ -80,28 +80,6 @@ def _write(
     sweep(run.directory)
     run.host.call_hook("segue_checkpoint_saved", part=run.part, directory=directory, step=step)
     return directory
-
-
-def _check_buffers(component: nn.Module, part: str) -> None:
-    """Refuse counts that differ between ranks: only those of the first rank would be saved."""
-    counts = {
-        name: value
-        for name, value in component.named_buffers()
-        if not value.is_floating_point() and not value.is_complex() and value.numel()
-    }
-    if ranks().size == 1 or not counts:
-        return
-    own = torch.stack([value.double().sum().cpu() for value in counts.values()])
-    least, most = own.clone(), own.clone()
-    distributed.all_reduce(least, distributed.ReduceOp.MIN)
-    distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    for name, differs in zip(counts, (least != most).tolist(), strict=True):
-        if differs:
-            raise TrainingError(
-                part,
-                f"buffer {name} differs between ranks: training_step adds up its own rows only",
-                "add them up with segue.core.collectives.summed, or train in one process",
-            )
 
 
 def sweep(directory: Path) -> None:

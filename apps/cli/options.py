@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from segue.apps.cli.output import note
 from segue.apps.cli.progress import loading_bar
 from segue.core.errors import ConfigError
 
@@ -39,6 +40,17 @@ def complete_component(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def _note_replaced(assignments: list[str] | None) -> list[str] | None:
+    """Say which value of a key counts: scripts may put further values behind their usual ones."""
+    values: dict[str, str] = {}
+    for text in assignments or ():
+        key, _, value = text.partition("=")
+        if values.get(key, value) != value:
+            note(f"--set {key}: {value} replaces {values[key]}")
+        values[key] = value
+    return assignments
+
+
 DomainOption = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +68,11 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override one value: path.to.key=value. May be repeated."),
+    typer.Option(
+        "--set",
+        help="Override one value: path.to.key=value. May be repeated.",
+        callback=_note_replaced,
+    ),
 ]
 SecondsOption = Annotated[float, typer.Option("--seconds", help="Audio to make.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same audio.")]

@@ -47,6 +47,13 @@ def test_a_config_is_shown_resolved(segue: Segue) -> None:
     )
 
 
+def test_a_later_value_of_a_key_counts_and_says_so(segue: Segue) -> None:
+    values = [f"codec.training.steps={steps}" for steps in (7, 7, 8)]
+    shown = segue("config", "show", "speech", *(part for v in values for part in ("--set", v)))
+    assert yaml.safe_load(shown.out)["codec"]["training"]["steps"] == 8
+    assert shown.err == "note: --set codec.training.steps: 8 replaces 7\n"
+
+
 def test_what_is_shown_can_be_used(segue: Segue) -> None:
     shown = segue("config", "show", "piano/cascade")
     Path("mine.yaml").write_text(shown.out)

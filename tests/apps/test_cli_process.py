@@ -181,10 +181,22 @@ def test_audio_travels_through_pipes(
 
 
 def test_a_traceback_is_shown_if_asked_for(tmp_path: Path) -> None:
-    for arguments, changes in ((["--traceback"], {}), ([], {"SEGUE_DEBUG": "1"})):
-        done = run([*COMMAND, *arguments, "config", "show", "nothing"], tmp_path, **changes)
-        assert done.returncode == 2 and "Traceback" in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("error: nothing: ")
+    done = run([*COMMAND, "config", "show", "nothing"], tmp_path, SEGUE_DEBUG="1")
+    assert done.returncode == 2 and "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: nothing: ")
+
+
+@pytest.mark.parametrize("command", [("config", "show", "nothing"), ("continue", "nothing")])
+def test_a_traceback_may_be_asked_for_before_and_behind_a_command(
+    segue: Segue, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("SEGUE_DEBUG", "0")
+    assert "Traceback" not in segue(*command).err
+    for arguments in (("--traceback", *command), (*command, "--traceback")):
+        monkeypatch.setenv("SEGUE_DEBUG", "0")  # the option changes it
+        done = segue(*arguments)
+        assert done.code == 2 and "Traceback" in done.err
+        assert done.err.splitlines()[-1].startswith("error: nothing: ")
 
 
 THREADS = """

@@ -157,6 +157,9 @@ def metric(name: str = "a.v1", **fields: object) -> PluginRecord:
         (lambda: [metric(config="m.A")], "'m.A' is not a target"),
         (lambda: [metric(summary=3)], "summary: "),
         (lambda: [metric(api_version="1")], "api_version: "),
+        (lambda: [metric(api_version=True)], "api_version: "),
+        (lambda: [metric(api_version=1.0)], "api_version: "),
+        (lambda: [metric(api_version=None)], "api_version: "),
         (lambda: [metric(), metric(target="m:B")], "registers metric/a.v1 twice"),
         (lambda: {}["weights"], "KeyError: 'weights'"),
     ],
@@ -170,6 +173,14 @@ def test_a_wrong_answer_breaks_its_plugin(
     assert word in caught.value.problem
     assert plugin_host.records() == before
     assert plugin_host.statuses() == ()
+
+
+@pytest.mark.parametrize("version", [-1, 0])
+def test_an_api_version_below_1_is_refused(plugin_host: PluginHost, version: int) -> None:
+    stated = metric(api_version=version)
+    plugin_host.register(SimpleNamespace(segue_register=hookimpl(lambda: [stated])), source="mine")
+    with pytest.raises(PluginError, match=f"needs plugin API {version}, this host speaks 1"):
+        plugin_host.find("metric", "a.v1", "x")
 
 
 def test_a_class_is_not_a_plugin(plugin_host: PluginHost) -> None:

@@ -241,6 +241,9 @@ def test_a_stretch_and_a_channel_of_a_file(tmp_path: Path) -> None:
     assert item.place.endswith("a.wav@0.5s")
     with pytest.raises(AudioError, match="has no channel 2"):
         decode_recording(replace(item, channel=2), RATE)
+    soundfile.write(tmp_path / "mono.wav", both[:, 0], RATE)
+    with pytest.raises(AudioError, match="has no channel 1"):
+        decode_recording(replace(item, where=tmp_path / "mono.wav"), RATE)
     late = replace(item, start=2.0)
     with pytest.raises(AudioError, match="holds no sample"):
         decode_recording(late, RATE)

@@ -136,6 +136,10 @@ def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_first_column(tmp_path
         (["path,duration_s", "a.wav,inf"], "line 2: duration_s inf"),
         (["path,duration_s", ",1"], "line 2: names no path; fill the column"),
         (["split,path", "train"], "line 2: names no path; fill the column"),
+        (["path,offset", "a.wav,3"], "line 2: has an offset in bytes but no size; fill the column"),
+        (["path,offset", "a.wav,1.5"], "line 2: offset '1.5' is out of range; write a count"),
+        (["path,channel", "a.wav,99999"], "line 2: channel '99999' is out of range; write a count"),
+        (["path,size", f"a.wav,{10**30}"], "line 2: size '1000000000000000000000000000000' is out"),
         (["path,x,split", '"a\n.wav",1,train', "b,1,c"], "line 4: split 'c' is unknown"),
     ],
 )
@@ -144,6 +148,20 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, lines: list[str], messag
     with pytest.raises(DataError) as caught:
         load_recordings(path, "train")
     assert str(caught.value).startswith(f"{path}, {message}")
+
+
+def test_columns_that_others_use_for_parts_are_said_to_be_ignored(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", 1.0)
+    path = manifest(
+        tmp_path, "path,start,END,text,start_s, group", "a.wav,0,1,hello,", "a.wav,1,2,,0.25"
+    )
+    columns = (
+        r"ignored the columns \['start', 'END', ' group'\]; those that count are path, speaker,"
+    )
+    with pytest.warns(UserWarning, match=columns):
+        whole, rest = list_recordings(path, lambda *_: None)
+    assert whole.start is None
+    assert len(read_recording(rest).wave) == 12_000  # no length: to the end of the file
 
 
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:

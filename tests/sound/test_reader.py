@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -18,6 +21,7 @@ from segue.data.recordings import Recording
 from segue.data.sources import read_recordings
 from segue.sound.mpeg import MpegFrames, find_frames, frame_of
 from segue.sound.open_audio import open_audio
+from segue.sound.quiet import quiet
 from segue.sound.reader import SoundReader
 from segue.sound.reading import read_audio
 
@@ -155,3 +159,27 @@ def test_reading_hours_takes_the_memory_of_a_block(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert samples == length * RATE
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_what_decoders_print_of_damage_is_kept_from_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.mp3"
+    data = bytearray(write(path))
+    for place in range(3000, len(data), 500):
+        data[place : place + 4] = b"abcd"
+    path.write_bytes(data)
+    soundfile.read(path)
+    assert "error" in capfd.readouterr().err  # else this file tests nothing
+    with quiet():
+        read_audio(path)
+        sys.stderr.write("python\n")
+        ctypes.CDLL(None).perror(b"hidden")
+        if not (child := os.fork()):
+            ctypes.CDLL(None).perror(b"child")
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert "hidden" not in (err := capfd.readouterr().err)
+    assert err.startswith("python\nchild: ") and err.count("\n") == 2
+    ctypes.CDLL(None).perror(b"shown")
+    assert capfd.readouterr().err.startswith("shown: ")
