@@ -180,11 +180,12 @@ def test_audio_travels_through_pipes(
     numpy.testing.assert_array_equal(piped, written)
 
 
-def test_a_traceback_is_shown_if_asked_for(tmp_path: Path) -> None:
-    for arguments, changes in ((["--traceback"], {}), ([], {"SEGUE_DEBUG": "1"})):
-        done = run([*COMMAND, *arguments, "config", "show", "nothing"], tmp_path, **changes)
-        assert done.returncode == 2 and "Traceback" in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("error: nothing: ")
+def test_a_traceback_is_shown_if_asked_for(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, debug in ((["--traceback"], ""), ([], "1")):
+        monkeypatch.setenv("SEGUE_DEBUG", debug)
+        done = segue(*arguments, "config", "show", "nothing")
+        assert done.code == 2 and "Traceback" in done.err
+        assert done.err.splitlines()[-1].startswith("error: nothing: ")
 
 
 THREADS = """
@@ -196,11 +197,13 @@ print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
 """
 
 
-def test_threads_are_those_asked_for_and_wait_without_spinning(tmp_path: Path) -> None:
+def test_threads_are_those_asked_for_and_wait_without_spinning(
+    tmp_path: Path, segue: Segue
+) -> None:
     changes = {"SEGUE_THREADS": "1", "OMP_NUM_THREADS": "2"}
     assert run([sys.executable, "-c", THREADS], tmp_path, **changes).stdout == "1 PASSIVE\n"
-    done = run([*COMMAND, "--threads", "0", "doctor"], tmp_path)
-    assert done.returncode == 2 and "--threads: '0'" in done.stderr
+    done = segue("--threads", "0", "doctor")
+    assert done.code == 2 and "--threads: '0'" in done.err
 
 
 def test_threads_stay_within_the_cores_of_a_container(
