@@ -69,7 +69,8 @@ def transcript_error(
     wanted = recognise(reference, sample_rate)
     if not wanted:
         return math.nan
-    return edit_distance(recognise(audio, sample_rate), wanted) / len(wanted)
+    edits: int = edit_distance(recognise(audio, sample_rate), wanted)
+    return edits / len(wanted)
 
 
 def of_each(
