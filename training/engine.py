@@ -179,7 +179,7 @@ def _check(
         refuse("precision", "16-mixed does not work with fsdp", "use bf16-mixed, or ddp")
     if not isinstance(component, StageLM):
         refuse("strategy", f"fsdp {stages_only}", "use ddp")
-    if adapters(component):
+    if config.lora is not None or adapters(component):
         refuse("strategy", "fsdp cannot shard adapted matrices", "use ddp: adapters need little")
 
 
