@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -130,6 +131,7 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
     return Registry(path, source, records, content.hooks, content.pins, content.blocked)
 
 
+@cache  # each new host asks for it, and tests make thousands
 def first_party_registry() -> Registry:
     """Read Segue's own file: at the root of a checkout, or beside the installed ``segue.core``."""
     return read_registry(Path(__file__).resolve().parent.parent / "registry.yaml", FIRST_PARTY)

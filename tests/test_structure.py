@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def modules() -> dict[str, Path]:
 
 def imported(path: Path, names: set[str]) -> Iterator[str]:
     """Yield the first-party modules that a file imports anywhere but for type checkers only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     unused = {
         node
         for block in ast.walk(tree)
@@ -63,6 +64,13 @@ def imported(path: Path, names: set[str]) -> Iterator[str]:
                     yield alias.name.removeprefix("segue.")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Parse a file, once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def graph() -> dict[str, set[str]]:
     """Return the first-party modules that each first-party module imports."""
     found = modules()
@@ -116,7 +124,7 @@ def test_docstrings_open_with_a_sentence() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}: {found.splitlines()[0]}"
         for path in modules().values()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, kinds) and (found := ast.get_docstring(node))
         if found.split()[0] in ("What", "Of", "Those", "Which", "Whether")
     ]

@@ -186,6 +186,7 @@ def families() -> Json:
     some = {"freeze": ["*norm*"], "ema": 0.9, "accumulate": 2, "precision": "bf16-mixed"}
     start = {"start_from": f"{done}/stages/acoustic"}
     lora = {"lora": {"rank": 4, "also_train": ["heads.*"]}}
+    text = {"lora": {"rank": 2, "also_train": ["tokens.*", "heads.*"]}}
     few = {"sampling": {"iterations": [4, 2]}}
     kinds: dict[str, list[Json]] = {
         "cascade": [
@@ -207,7 +208,7 @@ def families() -> Json:
                          level_shares=[4, 1], longest_prompt=0.6, training=start, **few)],
         "llama": [stage("acoustic", "acoustic", ("semantic",), "hf_causal.v1", architecture=LLAMA)],
         "adapted": [stage("acoustic", "acoustic", ("semantic",), "hf_causal.v1",
-                          pretrained=tiny_model("Llama"), lora={"rank": 2})],
+                          pretrained=tiny_model("Llama"), training=text)],
     }  # fmt: skip
     for name, stages in kinds.items():
         whole = name in ("cascade", "alone")

@@ -1,8 +1,9 @@
 """Train only some tensors of a component: freeze others by name, or adapt matrices (LoRA).
 
 LoRA is built on ``torch.nn.utils.parametrize`` rather than ``peft``: the adapter belongs to the
-weight, so everything that reads ``layer.weight`` (the C kernel, fused attention) sees the sum,
-module names stay, and a component can be saved as if it had no adapter. Hu et al., arXiv
+weight, so everything that reads ``layer.weight`` sees the sum. ``nn.MultiheadAttention``, the fast
+path of ``nn.TransformerEncoderLayer`` and the C kernel would leave out a peft adapter in silence.
+Names of modules stay, too, and a component can be saved as if it had no adapter. Hu et al., arXiv
 2106.09685: a trained matrix W is kept, and W + (alpha / rank) B A is computed in its place.
 
 Shape legend: O rows and I columns of a matrix, R rank.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -123,11 +125,11 @@ def load_plain(component: nn.Module, plain: Mapping[str, Tensor]) -> None:
     """
     state = dict(plain)
     for name, update in adapters(component).items():
-        if f"{name}.weight" in state:
-            weight, up, down = (f"{name}{_WEIGHT}{part}" for part in _PARTS)
+        weight, up, down = (f"{name}{_WEIGHT}{part}" for part in _PARTS)
+        if f"{name}.weight" in state:  # else the component brings an older name up to date
             state[weight] = state.pop(f"{name}.weight")
-            # B is zero: the layer computes exactly the loaded weight until it is trained.
-            state[up], state[down] = torch.zeros_like(update.up), update.down.detach()
+        # B is zero: the layer computes exactly the loaded weight until it is trained.
+        state[up], state[down] = torch.zeros_like(update.up), update.down.detach()
     component.load_state_dict(state, strict=True)
 
 
@@ -141,7 +143,7 @@ def adapter_tensors(component: nn.Module, state: Mapping[str, Tensor]) -> dict[s
 
 
 def load_adapters(component: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load what ``adapter_tensors`` returned; other tensors are left alone.
+    """Load what ``adapter_tensors`` returned; leave other tensors alone.
 
     Raises:
         KeyError, RuntimeError: if a tensor is missing or does not fit.
@@ -174,8 +176,8 @@ def adapt(component: Component, config: TrainingConfig, place: str, base: bool) 
     """
     names = list(component.state_dict())
     frozen = _matched(names, config.freeze, f"{place}.freeze", "tensor")
-    if config.lora is not None:
-        _add_lora(component, config.lora, frozen, f"{place}.lora", base)
+    if (lora := _asked_adapters(component, config, f"{place}.lora")) is not None:
+        _add_lora(component, lora, frozen, f"{place}.lora", base)
     _freeze(component, frozen)
     parameters = list(component.parameters())
     # A component without any parameters learns in its buffers.
@@ -261,15 +263,19 @@ def _freeze(component: nn.Module, frozen: Iterable[str]) -> None:
         object.__setattr__(component, _FROZEN_BUFFERS, kept)
 
 
+def _asked_adapters(component: Component, config: TrainingConfig, place: str) -> LoraConfig | None:
+    older: LoraConfig | None = getattr(component.config, "older_lora", None)
+    if config.lora is None and older is not None:
+        warnings.warn(f"{place} replaces options.lora, which is deprecated", FutureWarning, 2)
+    return config.lora or older
+
+
 def _add_lora(
     component: Component, config: LoraConfig, frozen: Iterable[str], place: str, base: bool
 ) -> None:
     if not isinstance(component, StageLM):
         problem = f"is for stage language models, not for {type(component).__name__}"
         raise TrainingError(place, problem, "leave it out, or use training.freeze")
-    if getattr(component.config, "lora", None) is not None:
-        problem = "is set, and so is options.lora, which adapts the same layers"
-        raise TrainingError(place, problem, "leave one of the two out")
     if not (base or config.also_train):
         raise TrainingError(
             place,

@@ -23,7 +23,7 @@ from segue.data.places import exists
 from segue.data.sources import load_recordings
 from segue.data.store_plan import HEADER
 from segue.data.token_store import TokenStore
-from segue.training.adaptation import adapt
+from segue.training.adaptation import adapt, adapters
 from segue.training.shape_trace import count_step, weightless
 from segue.training.telemetry import PEAK_TFLOPS, flops_per_token
 
@@ -220,7 +220,7 @@ def _memory(
     }
     # DDP copies gradients into buckets; FSDP gathers a block's weights when they are needed.
     memory = {"ddp": {**plain, "buckets": (own + opposed) * gib if ranks > 1 else 0.0}}
-    if isinstance(component, StageLM) and config.lora is None:
+    if isinstance(component, StageLM) and not adapters(component):
         sizes = [sum(p.numel() for p in block.parameters()) for block in component.blocks()]
         gathered = 2 * max(sizes, default=every) * gib if ranks > 1 else 0.0
         memory["fsdp"] = {k: v / ranks for k, v in plain.items()} | {"buckets": gathered}

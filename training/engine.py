@@ -18,6 +18,7 @@ from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, StageLM, WaveBatch
 from segue.data.epochs import Share
+from segue.training.adaptation import adapters
 from segue.training.ranks import PATIENCE, Ranks, accept_whole_tensors, connect
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _check(
         refuse("precision", "16-mixed does not work with fsdp", "use bf16-mixed, or ddp")
     if not isinstance(component, StageLM):
         refuse("strategy", f"fsdp {stages_only}", "use ddp")
-    if config.lora is not None:
+    if config.lora is not None or adapters(component):
         refuse("strategy", "fsdp cannot shard adapted matrices", "use ddp: adapters need little")
 
 

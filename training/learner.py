@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segue.core.config import TrainingConfig
 from segue.core.interfaces import Adversary, Component
-from segue.training.adaptation import ADAPTER, adapter_tensors, load_adapters
+from segue.training.adaptation import ADAPTER, adapter_tensors, adapters, load_adapters
 from segue.training.engine import Engine
 from segue.training.ranks import as_sharded, local, whole
 
@@ -167,10 +167,13 @@ class Learner:
         Raises:
             ValueError, KeyError, RuntimeError: if it does not fit.
         """
-        # The component's file holds weights with adapters added in: take both apart again.
-        load_adapters(self.component, tensors)
         others = ("adversary.", ADAPTER, LAST, MEAN)
         own = {name: value for name, value in tensors.items() if not name.startswith(others)}
+        if any(name.startswith(ADAPTER) for name in tensors):
+            # The component's file holds weights with adapters added in: take both apart again.
+            load_adapters(self.component, tensors)
+        elif adapters(self.component):
+            own = {}  # moments of peft's adapters, of Segue 0.1: these are merged, new ones begin
         _load_optimizer(self.optimizer, own)
         if self.adversary is not None and self.adversary_optimizer is not None:
             self.adversary.load_state_dict(_with_prefix(ADVERSARY, tensors))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchaudio.functional import edit_distance
 
 from segue.core.audio import SILENCE, resample
 from segue.core.errors import PluginError
@@ -60,14 +61,16 @@ def for_speech(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "N"]
 
 def transcript_error(
     recognise: Callable[[Tensor, int], Sequence[str]],
-    edits: Callable[[Sequence[str], Sequence[str]], float],
     reference: Float[Tensor, "T"],
     audio: Float[Tensor, "T"],
     sample_rate: int,
 ) -> float:
     """Return edits over the length of what is heard in the reference; NaN if that is nothing."""
     wanted = recognise(reference, sample_rate)
-    return edits(recognise(audio, sample_rate), wanted) / len(wanted) if wanted else math.nan
+    if not wanted:
+        return math.nan
+    edits: int = edit_distance(recognise(audio, sample_rate), wanted)
+    return edits / len(wanted)
 
 
 def of_each(

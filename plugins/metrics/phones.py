@@ -80,17 +80,6 @@ class PhoneRecogniser:
         return self._model(wave.numpy(), SPEECH_RATE) if enough else None
 
 
-def edits(heard: Sequence[str], wanted: Sequence[str]) -> int:
-    """Return the least number of insertions, deletions and substitutions (Levenshtein)."""
-    row = list(range(len(wanted) + 1))
-    for count, phone in enumerate(heard, start=1):
-        last, row[0] = row[0], count
-        for place, other in enumerate(wanted, start=1):
-            best = min(row[place] + 1, row[place - 1] + 1, last + (phone != other))
-            last, row[place] = row[place], best
-    return row[-1]
-
-
 class PhoneError(Metric):
     """Count edits per phone that the recogniser hears in the reference.
 
@@ -108,7 +97,7 @@ class PhoneError(Metric):
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
-        return transcript_error(self._recogniser, edits, reference, audio, sample_rate)
+        return transcript_error(self._recogniser, reference, audio, sample_rate)
 
 
 Phones = Sequence[Sequence[str]]

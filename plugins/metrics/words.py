@@ -13,8 +13,8 @@ import torch
 from english_words import get_english_words_set
 from faster_whisper import WhisperModel
 from jaxtyping import Float
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor
+from torchaudio.functional import edit_distance
 
 from segue.core.errors import ConfigError
 from segue.core.files import atomic_directory, cache_directory
@@ -109,8 +109,7 @@ class WordError(Metric):
     def __call__(
         self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
     ) -> float:
-        distance = Levenshtein.distance
-        return transcript_error(self._recogniser, distance, reference, audio, sample_rate)
+        return transcript_error(self._recogniser, reference, audio, sample_rate)
 
 
 PHRASE = 3  # words; what is said twice is counted in phrases of so many
@@ -162,7 +161,7 @@ def figures(first: Sequence[str], second: Sequence[str], seconds: float) -> dict
         return dict.fromkeys(("word_error", "english", "words_per_second", "repeated"), math.nan)
     phrases = [tuple(first[i : i + PHRASE]) for i in range(len(first) - PHRASE + 1)]
     return {
-        "word_error": Levenshtein.distance(first, second) / len(first) if first else 1.0,
+        "word_error": edit_distance(first, second) / len(first) if first else 1.0,
         "english": sum(map(is_english, first)) / len(first) if first else math.nan,
         "words_per_second": len(first) / seconds,
         "repeated": 1 - len(set(phrases)) / len(phrases) if phrases else math.nan,
@@ -188,7 +187,7 @@ class _Pooled:
     """All edits over all words of a set of files."""
 
     def __init__(self, heard: Sequence[tuple[list[str], list[str]]]) -> None:
-        edits = [Levenshtein.distance(a, b) if a else 1 for a, b in heard]
+        edits = [edit_distance(a, b) if a else 1 for a, b in heard]
         self._edits = torch.tensor(edits, dtype=torch.float64)
         self._words = torch.tensor([max(1, len(a)) for a, _ in heard], dtype=torch.float64)
 

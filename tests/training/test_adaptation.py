@@ -27,7 +27,15 @@ from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.model import MaskedTransformer
-from segue.training.adaptation import adapt, adapters, load_plain, matches, plain_state, start_from
+from segue.training.adaptation import (
+    adapt,
+    adapters,
+    add_adapters,
+    load_plain,
+    matches,
+    plain_state,
+    start_from,
+)
 from segue.training.loop import TrainingRun, train
 from segue.training.saving import STATE
 
@@ -149,6 +157,20 @@ def test_an_adapter_changes_nothing_at_first_and_little_is_trained() -> None:
     trainable = [name for name, p in component.named_parameters() if p.requires_grad]
     assert trainable and all(name.endswith((".0.up", ".0.down")) for name in trainable)
     assert len(adapters(component)) * 2 == len(trainable)
+
+
+def test_layers_of_pytorch_that_read_weights_of_others_see_the_adapters() -> None:
+    """In eval mode the whole layer is one fused kernel, and attention never calls ``out_proj``."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    add_adapters(layer, ["linear1", "self_attn.out_proj"], rank=2, alpha=4.0, dropout=0.0)
+    x, found = torch.randn(2, 3, 8), {}
+    for name, update in adapters(layer).items():
+        with torch.no_grad():
+            before = layer.eval()(x)
+            nn.init.normal_(update.up)
+            found[name] = layer(x)
+        torch.testing.assert_close(layer.train()(x).detach(), found[name])
+        assert not torch.allclose(found[name], before)
 
 
 def test_a_checkpoint_holds_the_sum_of_weights_and_adapters(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from segue.core.errors import ConfigError
-from segue.plugins.models.hf_causal.config import LoraOptions
 
 #: Arguments that a backbone's ``forward`` must take: embeddings, and a cache of keys and values.
 _NEEDED = ("inputs_embeds", "attention_mask", "past_key_values")
@@ -30,13 +31,15 @@ class Backbone(nn.Module):
     Args:
         causal: a ``...ForCausalLM`` of transformers; it is taken apart.
         place: of the option that names it, for messages.
+        alpha: scale of the adapters that checkpoints of Segue 0.1 keep beside the weights.
 
     Raises:
         ConfigError: if its layers look ahead or take other arguments.
     """
 
-    def __init__(self, causal: PreTrainedModel, place: str) -> None:
+    def __init__(self, causal: PreTrainedModel, place: str, alpha: float = 0.0) -> None:
         super().__init__()
+        self._alpha = alpha
         head, model = causal.get_output_embeddings(), causal.base_model
         takes = inspect.signature(model.forward).parameters
         for name in _NEEDED:
@@ -91,37 +94,22 @@ class Backbone(nn.Module):
         arguments.setdefault("use_cache", False)
         return self.model(inputs_embeds=x, **arguments).last_hidden_state  # type: ignore[no-any-return]
 
-    def adapt(self, lora: LoraOptions, place: str) -> None:
-        """Add low-rank adapters and freeze everything else.
-
-        Raises:
-            ConfigError: if no layer of the backbone has one of the names to adapt.
-        """
-        from peft import LoraConfig, inject_adapter_in_model
-        from transformers.pytorch_utils import Conv1D
-
-        targets = None if lora.target_modules is None else list(lora.target_modules)
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            fan_in_fan_out=any(isinstance(part, Conv1D) for part in self.model.modules()),
-        )
-        self.requires_grad_(False)
-        try:
-            inject_adapter_in_model(config, self.model)
-        except ValueError as error:
-            matrices = {
-                name.rpartition(".")[2]
-                for name, part in self.model.named_modules()
-                if isinstance(getattr(part, "weight", None), Tensor) and part.weight.ndim == 2
-            }
-            raise ConfigError(
-                f"{place}.target_modules",
-                f"is {targets}, which cannot be adapted ({' '.join(str(error).split())})",
-                f"choose from {', '.join(sorted(matrices))}",
-            ) from error
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        """Merge the adapters of a checkpoint of Segue 0.1, which peft had put around layers."""
+        for key in [key for key in state_dict if ".base_layer." in key]:
+            value = state_dict.pop(key)
+            name, _, kind = key.rpartition(".base_layer.")
+            if kind == "weight":
+                up, down = (state_dict.pop(f"{name}.lora_{side}.default.weight") for side in "BA")
+                update = self._alpha / len(down) * up @ down
+                layer = self.get_submodule(name.removeprefix(prefix))
+                value = value + (update.T if isinstance(layer, Conv1D) else update)
+                if parametrize.is_parametrized(layer, "weight"):
+                    kind = "parametrizations.weight.original"
+            state_dict[f"{name}.{kind}"] = value
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class CachedSequence:

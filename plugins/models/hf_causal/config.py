@@ -6,19 +6,17 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from segue.core.config import LoraConfig
 from segue.core.options import Options
 from segue.plugins.layers.config import SequenceOptions
 
 
 class LoraOptions(Options):
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) on a frozen backbone.
+    """Ask for ``training.lora`` as configs and checkpoints of Segue 0.1 do.
 
     Attributes:
-        rank: of the update of each adapted matrix.
-        alpha: the update is scaled by ``alpha / rank``.
-        dropout: on the input of each adapter, in training.
-        target_modules: names of the layers to adapt; None takes peft's default for the
-            architecture.
+        rank, alpha, dropout: those of ``training.lora``.
+        target_modules: its ``targets``.
     """
 
     rank: int = Field(default=8, ge=1)
@@ -39,7 +37,7 @@ class HfCausalOptions(SequenceOptions):
         pretrained_architecture: the config found at ``pretrained``, written by the component
             itself, not by users. With it the backbone is built without reading ``pretrained``,
             because its weights come from the checkpoint.
-        lora: train low-rank adapters, audio tokens and heads only; None trains everything.
+        lora: deprecated; set ``lora`` in ``training``, with ``also_train: [tokens.*, heads.*]``.
     """
 
     filled_in = frozenset({"pretrained_architecture"})
@@ -71,3 +69,12 @@ class HfCausalOptions(SequenceOptions):
                 "lora would adapt a backbone of random weights; set pretrained, or leave lora out"
             )
         return self
+
+    @property
+    def older_lora(self) -> LoraConfig | None:
+        """Return what ``lora`` asks for as a setting of training."""
+        if self.lora is None:
+            return None
+        new = ("tokens.*", "heads.*", *(["end_head.*"] if self.end_of_audio else []))
+        values = self.lora.model_dump(exclude={"target_modules"})
+        return LoraConfig(**values, targets=self.lora.target_modules, also_train=new)

@@ -57,10 +57,8 @@ def open_backbone(
         with torch.no_grad():  # called, not read: some architectures scale what their table holds
             rows = table(torch.arange(table.weight.shape[0], device=table.weight.device))
     source = "pretrained" if options.architecture is None else "architecture"
-    backbone = Backbone(causal, f"{place}.{source}")
-    if options.lora is not None:
-        backbone.adapt(options.lora, f"{place}.lora")
-    return backbone, options, rows
+    alpha = 0.0 if options.lora is None else options.lora.alpha
+    return Backbone(causal, f"{place}.{source}", alpha), options, rows
 
 
 def _from_architecture(values: dict[str, Any], place: str, check: bool) -> PreTrainedModel:

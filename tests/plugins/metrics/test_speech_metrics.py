@@ -81,12 +81,14 @@ def test_weights_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 # --- phones -----------------------------------------------------------------------------------
 
 
-def test_phones_that_are_edited() -> None:
-    pytest.importorskip("hama")
-    from segue.plugins.metrics.phones import edits
+def test_edits_are_counted_per_phone_of_the_reference() -> None:
+    def error(*words: str) -> float:
+        heard = iter(words)
+        return common.transcript_error(lambda *_: next(heard), noise(1), noise(1), RATE)
 
-    assert edits("kitten", "sitting") == 3 and edits("abc", "abc") == 0
-    assert edits("", "abc") == edits("abc", "") == 3 and edits("ab", "ba") == 2
+    assert error("sitting", "kitten") == 3 / 7 and error("kitten", "sitting") == 3 / 6
+    assert error("ab", "ba") == 1 and error("abc", "abc") == 0 and error("abc", "") == 1
+    assert math.isnan(error("", "abc"))
 
 
 def speech() -> list[torch.Tensor]:

@@ -74,7 +74,9 @@ def drawn(model: CausalLM, frames: int = 12, sampling: Sampling = GREEDY) -> tor
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", WINDOWED)
-@pytest.mark.parametrize("prompt_frames", [(0,), (9, 0, 30, 2)])
+@pytest.mark.parametrize(
+    "prompt_frames", [(9, 0, 30, 2), pytest.param((0,), marks=pytest.mark.slow)]
+)
 def test_a_sliding_window_over_a_ring_equals_the_uncached_model(
     kind: str,
     backend: str,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("peft")
 
 from segue.core.assembly import Part, resolve_part
-from segue.core.checkpoint import load_component, save_component
-from segue.core.config import ComponentConfig, Slot
+from segue.core.checkpoint import load_component, load_state, save_component
+from segue.core.config import ComponentConfig, Slot, TrainingConfig
 from segue.core.errors import AssemblyError, ConfigError, SegueError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
@@ -30,6 +31,8 @@ from segue.plugins.models.hf_causal import source
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.model import HfCausalLM
 from segue.testing import TINY_STAGES, Check, Subject, parametrize_with_checks
+from segue.training.adaptation import adapt, adapters, load_plain, plain_state
+from segue.training.learner import Learner, make_optimizer
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -71,7 +74,6 @@ ARCHITECTURES = {
     "gpt_neox": NEOX,
 }
 LORA = {"rank": 2, "alpha": 8.0}
-ADAPTED = {"pretrained": "gone", "pretrained_architecture": LLAMA, "lora": LORA}
 FIRST, SECOND, THIRD = TINY_STAGES.values()
 GREEDY = Sampling(temperature=0)
 
@@ -82,10 +84,9 @@ SUBJECTS = [
 ]
 for subject, kind in zip(SUBJECTS, ["llama"] * 3 + ["gpt2"] * 3, strict=True):
     subject.label = f"{kind}-{subject.stage.name}"
-#: Llama's layers turn positions, GPT-2's add them; adapters change both alike.
+#: Llama's layers turn positions, GPT-2's add them.
 FAST = [subject for subject in SUBJECTS if subject.label in ("llama-second", "gpt2-first")]
 SLOW = [subject for subject in SUBJECTS if subject not in FAST]
-SLOW.append(Subject("stage_lm", "hf_causal.v1", ADAPTED, SECOND, label="adapted"))
 
 
 @parametrize_with_checks(FAST)
@@ -243,22 +244,74 @@ def test_a_checkpoint_needs_the_text_model_no_more(text_model: Path, tmp_path: P
     torch.testing.assert_close(loaded(directory).score(batch), model.score(batch))
 
 
-def test_adapters_leave_the_text_model_as_it_is(text_model: Path, tmp_path: Path) -> None:
-    model = build(pretrained=str(text_model), lora=LORA)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    free = {name for name, p in model.named_parameters() if p.requires_grad}
-    layers = {name for name in free if name.startswith("backbone.")}
-    assert layers and all("lora_" in name for name in layers)
-    assert {name.split(".")[0] for name in free} == {"backbone", "tokens", "heads"}
-    batch = batch_for(SECOND, 6, 4)
-    trained(model, batch, 3)
-    changed = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
-    assert changed == free
-    directory = saved(model, tmp_path / "stage")
-    shutil.rmtree(text_model)
+def older(directory: Path, layer: str, rows_in: int, rows_out: int) -> torch.Tensor:
+    """Rewrite a checkpoint as Segue 0.1 saved adapters of a layer; return their update."""
+    weights = load_file(directory / "model.safetensors")
+    for end in ("weight", "bias"):
+        if (value := weights.pop(f"{layer}.{end}", None)) is not None:
+            weights[f"{layer}.base_layer.{end}"] = value
+    down = weights[f"{layer}.lora_A.default.weight"] = torch.randn(2, rows_in)
+    up = weights[f"{layer}.lora_B.default.weight"] = torch.randn(rows_out, 2)
+    save_file(weights, directory / "model.safetensors")
+    manifest = json.loads((directory / "component.json").read_text())
+    manifest["options"]["lora"] = LORA | {"dropout": 0.0, "target_modules": None}
+    manifest["weights_digest"] = ""
+    (directory / "component.json").write_text(json.dumps(manifest))
+    return 4.0 * up @ down  # alpha / rank
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "turned"),
+    [(LLAMA, "layers.1.self_attn.v_proj", False), (GPT2, "h.0.attn.c_attn", True)],
+    ids=["llama", "gpt2"],
+)
+def test_adapters_of_older_checkpoints_are_merged(
+    architecture: dict[str, Any], layer: str, turned: bool, tmp_path: Path
+) -> None:
+    options = {"pretrained": "gone", "pretrained_architecture": architecture}
+    name = f"backbone.model.{layer}"
+    model = build(**options)
+    weight = model.get_parameter(f"{name}.weight")
+    directory = saved(model, tmp_path / "older")
+    update = older(directory, name, 32, weight.numel() // 32)
+    with torch.no_grad():
+        weight += update.T if turned else update
     back = loaded(directory)
-    torch.testing.assert_close(back.score(batch), model.score(batch))
-    assert {name for name, p in back.named_parameters() if p.requires_grad} == free
+    assert back.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(back.get_parameter(f"{name}.weight"), weight)
+
+
+def test_adapters_leave_the_text_model_as_it_is(text_model: Path, tmp_path: Path) -> None:
+    """The option of Segue 0.1 asks for what ``training.lora`` does."""
+    model = build(pretrained=str(text_model), lora=LORA | {"target_modules": ["q_proj"]})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.warns(FutureWarning, match="training.lora replaces options.lora"):
+        adapt(model, TrainingConfig(), "training", base=False)
+    assert {name.rpartition(".")[2] for name in adapters(model)} == {"q_proj"}
+    trained(model, batch_for(SECOND, 6, 4), 3)
+    after = plain_state(model, model.state_dict())
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    layers = {f"{name}.weight" for name in adapters(model)}
+    assert changed == layers | {n for n in before if n.split(".")[0] in ("tokens", "heads")}
+    model = build(pretrained=str(text_model), lora=LORA)
+    adapt(model, TrainingConfig(lora={"also_train": ["heads.*"]}), "training", base=False)
+    assert any("mlp" in name for name in adapters(model)), "older options won over training.lora"
+
+
+def test_a_run_with_older_adapters_goes_on_with_new_ones(text_model: Path, tmp_path: Path) -> None:
+    directory = saved(build(pretrained=str(text_model)), tmp_path / "older")
+    name = "backbone.model.layers.0.self_attn.q_proj"
+    update = older(directory, name, 32, 32)
+    model = build(pretrained=str(text_model), lora=LORA)
+    wanted = model.get_parameter(f"{name}.weight") + update
+    with pytest.warns(FutureWarning):
+        adapt(model, TrainingConfig(), "training", base=False)
+    load_state(model, directory, "hf_causal.v1", load_plain)
+    torch.testing.assert_close(plain_state(model, model.state_dict())[f"{name}.weight"], wanted)
+    optimizer = make_optimizer(model, TrainingConfig())
+    # Moments of adapters that are merged now fit no others.
+    Learner(model, optimizer).load({"0.step": torch.tensor(3.0), "0.exp_avg": torch.ones(9)}, {})
+    assert not optimizer.state
 
 
 def test_it_learns_a_toy_set_and_generates_it_again() -> None:
@@ -377,8 +430,6 @@ def test_unfit_text_models_are_refused(
         build(pretrained=str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"options.pretrained: .*no/such.* cannot be loaded .*"):
         build(pretrained="no/such")
-    with pytest.raises(ConfigError, match=r"target_modules: is .*q_prj.*choose from .*q_proj"):
-        build(pretrained=str(text_model), lora=LORA | {"target_modules": ["q_prj"]})
     config = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     config.save_pretrained(tmp_path / "t5")
     with pytest.raises(ConfigError, match="'t5', which is not a causal"):
@@ -391,8 +442,6 @@ def test_unfit_text_models_are_refused(
 
 
 def test_incomplete_text_models_are_refused(text_model: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(text_model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, text_model / "model.safetensors", {"format": "pt"})

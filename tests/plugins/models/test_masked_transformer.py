@@ -29,13 +29,13 @@ from segue.testing import TINY_STAGES, Check, Subject, parametrize_with_checks
 GREEDY = Sampling(temperature=0)
 SMALL = {"width": 16, "depth": 1, "heads": 2}
 RELATIVE = {"blocks": "transformer", "position_encoding": "relative"}
-SUBJECTS = [
-    Subject("stage_lm", "masked_transformer.v1", SMALL),
+SUBJECTS = [Subject("stage_lm", "masked_transformer.v1", SMALL)]
+OTHERS = [
     Subject("stage_lm", "masked_transformer.v1", SMALL | RELATIVE, label="plain-relative"),
-]
-OTHER_STAGES = [
-    Subject("stage_lm", "masked_transformer.v1", SMALL, TINY_STAGES[name])
-    for name in ("first", "third")
+    *(
+        Subject("stage_lm", "masked_transformer.v1", SMALL, TINY_STAGES[name])
+        for name in ("first", "third")
+    ),
 ]
 BLOCKS = pytest.mark.parametrize("blocks", ["conformer", "transformer"])
 
@@ -46,8 +46,8 @@ def test_conformance(subject: Subject, check: Check) -> None:
 
 
 @pytest.mark.slow
-@parametrize_with_checks(OTHER_STAGES)
-def test_conformance_of_other_stages(subject: Subject, check: Check) -> None:
+@parametrize_with_checks(OTHERS)
+def test_conformance_of_others(subject: Subject, check: Check) -> None:
     check(subject)
 
 
@@ -336,9 +336,16 @@ def test_a_row_scores_and_learns_the_same_alone_and_in_a_ragged_batch(blocks: st
     assert min(losses) <= float(model.loss(batch).total.detach()) <= max(losses)
 
 
-@BLOCKS
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("sampling", [{}, {"top_k": 4, "top_p": 0.9}, {"temperature": 0.0}])
+SAMPLINGS: list[dict[str, Any]] = [{}, {"top_k": 4, "top_p": 0.9}, {"temperature": 0.0}]
+#: Each block, guidance and sampling once; all of them together are slow.
+ALONE = [("transformer", 1.0, SAMPLINGS[0]), *(("conformer", 3.0, one) for one in SAMPLINGS)]
+ALL = [(b, g, one) for b in ("conformer", "transformer") for g in (1.0, 3.0) for one in SAMPLINGS]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "guidance", "sampling"),
+    [*ALONE, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in ALONE)],
+)
 def test_a_row_generates_the_same_alone_and_in_a_ragged_batch(
     blocks: str, guidance: float, sampling: dict[str, Any]
 ) -> None:
@@ -485,10 +492,13 @@ def repeated(batch: Tokens) -> Tokens:
     ("stage", "known"),
     [
         (StageSpec("acoustic", acoustic(3), (semantic(25),)), (4, 0, 2)),
-        (StageSpec("fine", acoustic(2, start=3), (acoustic(3),)), (0, 3, 5)),
+        pytest.param(
+            StageSpec("fine", acoustic(2, start=3), (acoustic(3),)), (0, 3, 5),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["soundstorm", "fine"],
-)
+)  # fmt: skip
 def test_overfits_and_regenerates_exactly(stage: StageSpec, known: tuple[int, ...]) -> None:
     """With the training masks of another scheme, a toy set cannot be learnt."""
     model = build(stage, spread=0.0).train()
