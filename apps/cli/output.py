@@ -22,7 +22,8 @@ from rich.text import Text
 from segue.core.errors import PluginError, SegueError
 
 DEBUG = "SEGUE_DEBUG"  # set to 1, it shows tracebacks
-OURS = {"segue", "typer", "click", "__main__"}  # packages that end a command on purpose
+#: Packages that end a command on purpose, rich where nobody reads the output any more.
+OURS = {"segue", "typer", "click", "rich", "__main__"}
 
 # No markup: the name of a file may hold brackets.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -180,6 +180,14 @@ def test_audio_travels_through_pipes(
     numpy.testing.assert_array_equal(piped, written)
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""
+
+
 @pytest.mark.parametrize("command", [("config", "show", "nothing"), ("continue", "nothing")])
 def test_a_traceback_may_be_asked_for_before_and_behind_a_command(
     segue: Segue, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]

@@ -249,13 +249,14 @@ class ResidualQuantizer(nn.Module):
         """Return how codes are used, for the log of a training.
 
         Returns:
-            ``use_0`` and so on, the share of each level's codes that this batch chose, with the
-            mean ``codebook_use``; ``perplexity_0`` and so on, of recent use, with the mean
+            ``use_0`` and so on, the share of each level's codes that the batch of all ranks chose,
+            with the mean ``codebook_use``; ``perplexity_0`` and so on, of recent use, with the mean
             ``codebook_perplexity``; ``codebook_worst``, the lowest level's perplexity, scaled to 0
             for a single code and 1 for even use.
         """
         valid, size = mask > 0, self.levels()[0].codes.shape[0]
-        used = torch.tensor([level[valid].unique().numel() / size for level in ids.unbind(1)])
+        uses = [torch.bincount(level[valid], minlength=size) for level in ids.unbind(1)]
+        used = (summed(torch.stack(uses)) > 0).float().mean(dim=1)
         recent = self.perplexity()
         figures = {
             "codebook_use": used.mean(),

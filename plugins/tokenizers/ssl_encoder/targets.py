@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segue.core.collectives import from_first, places_among_ranks, summed
 from segue.plugins.tokenizers.common.spectra import PITCH_CLASSES, mean_and_slope
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.encoder import (
@@ -64,7 +65,7 @@ class OnlineClusters(nn.Module):
     """Run mini-batch k-means (Sculley, WWW 2010), one step for each training batch.
 
     The first batch sets the scale and the first centroids. Each centroid then is the mean of the
-    frames that came to it.
+    frames that came to it, on all ranks.
     """
 
     mean: Tensor
@@ -83,27 +84,36 @@ class OnlineClusters(nn.Module):
     def forward(self, x: Float[Tensor, "B N E"], valid: Mask) -> Int64[Tensor, "B N 1"]:
         """Return the ids of all frames; in training the centroids first learn from valid ones."""
         if self.training:
-            self._learn(x[valid])
+            self._learn(x[valid], valid.sum(1))
         points = (x - self.mean) / self.deviation
         return self._nearest(points.flatten(0, 1)).view(*x.shape[:2], 1)
 
-    def _learn(self, rows: Float[Tensor, "M E"]) -> None:
+    def _learn(self, rows: Float[Tensor, "M E"], counts: Int64[Tensor, "B"]) -> None:
+        """Learn from the valid frames of all ranks, ``counts`` of each row of this one's batch."""
         if self.counts.any():
             self._move((rows - self.mean) / self.deviation)
             return
-        self.mean.copy_(rows.mean(0))
-        self.deviation.copy_(rows.std(0, unbiased=False).clamp(min=1e-3))
+        places, total = places_among_ranks(counts)
+        self.mean.copy_(summed(rows.sum(0)) / total)
+        spread = summed((rows - self.mean).square().sum(0)) / total
+        self.deviation.copy_(spread.sqrt().clamp(min=1e-3))
         points = (rows - self.mean) / self.deviation
-        chosen = torch.randint(len(points), (len(self.centroids),)).to(points.device)
-        self.centroids.copy_(points[chosen])
+        chosen = from_first(torch.randint(total, (len(self.centroids),)).to(points.device))
+        # Each rank adds the frames that it has.
+        own = torch.full((total,), -1, device=points.device)
+        own[places] = torch.arange(len(points), device=points.device)
+        own = own[chosen]
+        centroids = torch.zeros_like(self.centroids)
+        centroids[own >= 0] = points[own[own >= 0]]
+        self.centroids.copy_(summed(centroids))
         for _ in range(ROUNDS):
             self.counts.zero_()
             self._move(points)
 
     def _move(self, points: Float[Tensor, "M E"]) -> None:
         ids = self._nearest(points)
-        new = torch.bincount(ids, minlength=len(self.counts)).to(points)
-        sums = torch.zeros_like(self.centroids).index_add_(0, ids, points)
+        new = summed(torch.bincount(ids, minlength=len(self.counts)).to(points))
+        sums = summed(torch.zeros_like(self.centroids).index_add_(0, ids, points))
         total = (self.counts + new).clamp(min=1)[:, None]
         moved = (self.centroids * self.counts[:, None] + sums) / total
         self.centroids.copy_(torch.where(new[:, None] > 0, moved, self.centroids))

@@ -11,6 +11,7 @@ from torch import multiprocessing
 
 from segue.plugins.tokenizers.common import quantizer as module
 from segue.plugins.tokenizers.common.quantizer import Codebook, ResidualQuantizer
+from segue.plugins.tokenizers.ssl_encoder.targets import OnlineClusters
 
 
 def stream(batches: int, seed: int = 0, scale: float = 1.0, rows: int = 4) -> list[torch.Tensor]:
@@ -151,7 +152,8 @@ def learn_on_a_rank(rank: int, world: int, folder: str) -> None:
         options = {"revive_below": 0.5, "dropout": 0.5, "bypass": 0.2, "kmeans_vectors": kmeans}
         torch.manual_seed(0)
         quantizer = ResidualQuantizer(2, 32, 6, 0.9, **options).train()  # type: ignore[arg-type]
-        latents = []
+        clusters = OnlineClusters(6, 32).train()
+        latents, used = [], []
         for index, batch in enumerate(stream(9, rows=6)):
             torch.manual_seed(1000 * index + rank)
             lengths = torch.tensor([25, 3, 0, 25, 11, 20]) if index % 5 else torch.full((6,), 25)
@@ -162,7 +164,10 @@ def learn_on_a_rank(rank: int, world: int, folder: str) -> None:
                 batch[1] *= torch.nan
             own = slice(rank, None, world)
             latents.append(quantizer(batch[own], mask[own]).latents)
-        torch.save((quantizer.state_dict(), latents), f"{folder}/{world}-{rank}-{kmeans}.pt")
+            used.append(quantizer.use(quantizer.encode(batch[own]), mask[own])["codebook_use"])
+            clusters(batch[own].nan_to_num(), mask[own] > 0)
+        state = quantizer.state_dict() | clusters.state_dict() | {"used": torch.stack(used)}
+        torch.save((state, latents), f"{folder}/{world}-{rank}-{kmeans}.pt")
     if world > 1:
         dist.destroy_process_group()
 
