@@ -29,7 +29,8 @@ from segue.plugins.tokenizers.soundstream.model import (
 )
 
 GROUP = 64  # channels
-ENDS = 4  # strides that the first and the last layer span
+ENDS = 4  # strides that the layers next to the wave span
+ENTRY = 3  # frames that the layers next to the latents span
 
 activate = partial(leaky_relu, negative_slope=0.3)
 
@@ -63,26 +64,39 @@ class LyraCodec(SoundStream):
 
     config: LyraOptions
 
-    def networks(self) -> tuple[CausalStack, CausalStack]:
+    def new_encoder(self) -> CausalStack:
         width: int = self.config.channels
-        latents, first = self.config.latent_dim, self.config.strides[0]
-        down: list[nn.Module] = [CausalConv(1, width, ENDS * first, first, activate=None)]
-        up: list[nn.Module] = [CausalUpsampling(width, 1, first, ENDS, activate=activate)]
-        # The decoder mirrors the encoder: its layers are listed from the wave inwards too.
-        for stride in self.config.strides[1:]:
-            down += self._units(width)
-            up += reversed(self._units(width))
-            groups = width // GROUP
-            down.append(
-                CausalConv(width, 2 * width, 2 * stride, stride, groups=groups, activate=activate)
+        first, *others = self.config.strides
+        layers: list[nn.Module] = [CausalConv(1, width, ENDS * first, first, activate=None)]
+        for stride in others:
+            layers += self._units(width)
+            layers.append(
+                CausalConv(
+                    width, 2 * width, 2 * stride, stride, groups=width // GROUP, activate=activate
+                )
             )
-            # The first of the decoder's upsampling layers has as many groups as it has outputs.
-            up.append(CausalUpsampling(2 * width, width, stride, groups=groups, activate=activate))
             width *= 2
         groups = width // 2 // GROUP
-        down.append(CausalConv(width, latents, 3, groups=groups, activate=activate))
-        up.append(CausalConv(latents, width, 3, groups=groups, activate=None))
-        return CausalStack(down), CausalStack(up[::-1])
+        layers.append(
+            CausalConv(width, self.config.latent_dim, ENTRY, groups=groups, activate=activate)
+        )
+        return CausalStack(layers)
+
+    def new_decoder(self) -> CausalStack:
+        first, *others = self.config.strides
+        width = self.config.channels * 2 ** len(others)
+        groups = width // 2 // GROUP
+        layers: list[nn.Module] = [
+            CausalConv(self.config.latent_dim, width, ENTRY, groups=groups, activate=None)
+        ]
+        for stride in reversed(others):
+            width //= 2
+            layers.append(
+                CausalUpsampling(2 * width, width, stride, groups=width // GROUP, activate=activate)
+            )
+            layers += self._units(width)
+        layers.append(CausalUpsampling(width, 1, first, ENDS, activate=activate))
+        return CausalStack(layers)
 
     def _units(self, channels: int) -> list[nn.Module]:
         return [

@@ -281,16 +281,21 @@ class SoundStream(TrainedCodec):
 
     def __init__(self, config: SoundStreamOptions) -> None:
         super().__init__(config)
-        self.encoder, self.decoder = self.networks()
+        self.encoder = self.new_encoder()
         self.quantizer = ResidualQuantizer(
             config.num_levels, config.codebook_size, config.latent_dim, config.codebook_decay,
             config.revive_below, config.quantizer_dropout, kmeans_vectors=config.kmeans_frames,
         )  # fmt: skip
+        self.decoder = self.new_decoder()
         self.spectral_loss = SpectralLoss(config.sample_rate)
 
-    def networks(self) -> tuple[CausalStack, CausalStack]:
-        """Return a new encoder and decoder."""
-        return make_encoder(self.config), make_decoder(self.config)
+    def new_encoder(self) -> CausalStack:
+        """Build the network from ``[B, 1, N * hop]`` samples to ``[B, D, N]`` latent frames."""
+        return make_encoder(self.config)
+
+    def new_decoder(self) -> CausalStack:
+        """Build the network from ``[B, D, N]`` latent frames to ``[B, 1, N * hop]`` samples."""
+        return make_decoder(self.config)
 
     @property
     def dtype(self) -> torch.dtype:
