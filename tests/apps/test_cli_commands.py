@@ -116,7 +116,7 @@ def test_components_are_listed(segue: Segue) -> None:
         assert name in done.out
     listed = segue("plugins", "list", "--json").json
     codecs = {e["name"]: e["source"] for e in listed["components"] if e["kind"] == "codec"}
-    assert codecs["spectral_codec.v1"] == codecs["lyra.v1"] == "segue"
+    assert codecs["spectral_codec.v1"] == codecs["lyra.v2"] == "segue"
     assert listed["plugins"] == []
 
 

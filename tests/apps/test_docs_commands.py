@@ -57,6 +57,7 @@ CANNOT = {
     "kubectl": "no cluster here",
     "torchrun": "several machines or GPUs; tests/training/test_ranks.py starts ranks itself",
     "python tools/import_whisper.py": "Whisper's weights are not here",
+    "python tools/import_lyra.py": "Lyra's .tflite files are not here",
     "python tools/render_piano.py": "no soundfonts here; tests/test_sound_data.py tests its parts",
     "python tools/train_notes.py": "minutes of training; tests/test_sound_data.py tests its parts",
 }

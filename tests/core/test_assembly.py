@@ -217,7 +217,7 @@ def test_a_codec_can_be_trained_further_in_another_way(host: PluginHost) -> None
     shipped = read_manifest(source / "codec").options
     assert shipped["loss"]["mel"] != 7.0 and shipped["quantizer_dropout"] != 0.125
     further = ("codec.options={loss: {mel: 7.0}, quantizer_dropout: 0.125}",)
-    part = assemble(config(host, *further, source=source / "pipeline.yaml"), host).parts["codec"]
+    part = assemble(config(host, *further, source=source / "textless.yaml"), host).parts["codec"]
     assert isinstance(part.options, SpectralCodecOptions)
     assert part.options.loss.mel == 7.0 and part.options.quantizer_dropout == 0.125
     # What is not said is the checkpoint's.

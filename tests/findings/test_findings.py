@@ -347,9 +347,9 @@ def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) 
     plans = {
         variant.name: assemble(shop.config(variant.overrides), given.host) for variant in every
     }
-    assert {"hybrid", "masked", "levels-2", "levels-4"} <= set(plans)
+    assert {"hybrid", "masked", "levels-2", "levels-6"} <= set(plans)
     for name, found in plans.items():
-        assert found.streams["acoustic"].num_levels == 4, name
+        assert found.streams["acoustic"].num_levels == 6, name
 
 
 def test_parts_of_a_cut_stage_have_no_more_passes_than_levels(study: Make) -> None:

@@ -277,7 +277,8 @@ def test_training_starts_from_the_tensors_of_another_component(
         f"{place}.training.start_from={source}", f"{place}.training.learning_rate=1e-12",
         f"{place}.training.weight_decay=0",
     )  # fmt: skip
-    pipeline = train_all(workspace(tmp_path / "b", recordings_folder, host, *masked, *TINY[-6:]))
+    tiny = [value for value in TINY if value.startswith("stages.acoustic")]
+    pipeline = train_all(workspace(tmp_path / "b", recordings_folder, host, *masked, *tiny))
     a = load_file(source / "model.safetensors")
     b = load_file(pipeline / "stages" / "acoustic" / "model.safetensors")
     assert a.keys() == b.keys()
