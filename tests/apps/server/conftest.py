@@ -49,11 +49,7 @@ class Live:
 
 @contextmanager
 def serving(
-    pipelines: dict[str, Pipeline],
-    limits: Limits,
-    key: str | None,
-    signer: Any = None,
-    must_end: bool = True,
+    pipelines: dict[str, Pipeline], limits: Limits, key: str | None, signer: Any = None
 ) -> Iterator[Live]:
     app = create_app(pipelines, limits, key, signer)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=10)
@@ -69,11 +65,10 @@ def serving(
             yield Live(app, server, client, port)
     finally:
         server.should_exit = True
-        thread.join(timeout=30 if must_end else 5)
+        thread.join(timeout=30)
         frames = sys._current_frames().values()
         stacks = "\n".join("".join(traceback.format_stack(frame)) for frame in frames)
-        ended = not thread.is_alive() or not must_end
-        assert ended, f"the server did not end; all threads:\n{stacks}"
+        assert not thread.is_alive(), f"the server did not end; all threads:\n{stacks}"
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +94,5 @@ def serve(served_pipeline: Pipeline) -> Iterator[Callable[..., Live]]:
 @pytest.fixture(scope="session")
 def live(served_pipeline: Pipeline) -> Iterator[Live]:
     """A server with its usual limits, which the tests of a run share."""
-    both = {"speech": served_pipeline, "second": served_pipeline}
-    # Ends with this process at the latest; tests before this point left it in any state.
-    with serving(both, Limits(), None, must_end=False) as live:
+    with serving({"speech": served_pipeline, "second": served_pipeline}, Limits(), None) as live:
         yield live
