@@ -6,6 +6,7 @@ import copy
 import datetime
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -119,12 +120,18 @@ class _LaterDate(datetime.datetime):
 
 @contextmanager
 def a_day_later(component: object) -> Iterator[None]:
-    """Let the clocks that a component's modules can read be a day ahead."""
+    """Let the clocks that a component's modules can read be a day ahead.
+
+    For this thread alone: event loops that run beside would wait for tomorrow.
+    """
+    own = threading.get_ident()
     modules = {sys.modules.get(kind.__module__) for kind in type(component).__mro__}
     later: dict[int, object] = {id(datetime.datetime): _LaterDate}
     for name in _CLOCKS:
         clock, step = getattr(time, name), _LATER * (1e9 if name.endswith("ns") else 1)
-        later[id(clock)] = lambda clock=clock, step=step: clock() + type(clock())(step)
+        later[id(clock)] = lambda clock=clock, step=step: (
+            clock() + type(clock())(step if threading.get_ident() == own else 0)
+        )
     with ExitStack() as stack:
         for module in (time, datetime, *filter(None, modules)):
             for name, value in list(vars(module).items()):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import re
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from segue.core.plugins import PluginHost
 from segue.core.records import Kind
 from segue.plugins.domains.speech import DOMAIN
 from segue.testing import Check, Subject, checks_for, parametrize_with_checks, run_check
+from segue.testing.compare import a_day_later
 
 
 class Distance(Metric):
@@ -319,3 +322,14 @@ def test_one_kind_is_not_taken_for_another(kind: Kind) -> None:
     wrong = Subject(kind, lambda *_: Levels() if kind == "metric" else Distance(), label="x")
     check = next(c for c in checks_for(kind) if c.name == "leaves_the_process_alone")
     assert "is not a" in run_check(check, wrong).message
+
+
+def test_only_the_thread_that_checks_has_later_clocks() -> None:
+    """An event loop in another thread would otherwise sleep until tomorrow."""
+    began, seen = time.monotonic(), []
+    with a_day_later(object()):
+        thread = threading.Thread(target=lambda: seen.append(time.monotonic()))
+        thread.start()
+        thread.join()
+        assert time.monotonic() - began > 80_000
+    assert 0 <= seen[0] - began < 60
