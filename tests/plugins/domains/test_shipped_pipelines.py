@@ -36,7 +36,7 @@ def test_each_domain_ships_the_paper_s_cascade_too() -> None:
 def test_a_shipped_pipeline_goes_on(name: str) -> None:
     pipeline, domain = Pipeline.from_pretrained(name, host=HOST), name.partition("/")[0]
     prompt = read_audio(find_domain(domain, HOST).prompt)
-    made = pipeline.continue_(prompt.wave, prompt.sample_rate, seconds=3, seed=1)
+    made = pipeline.continue_(prompt.wave, prompt.sample_rate, seconds=3, seed=2)
     wave = made.continuation()
     level = float(wave.square().mean().sqrt() / made.row().square().mean().sqrt())
     assert wave.shape[0] == 3 * made.sample_rate and wave.isfinite().all()
@@ -44,7 +44,7 @@ def test_a_shipped_pipeline_goes_on(name: str) -> None:
     if name not in PAPER:
         detector = load_detector(shipped(domain, HOST), HOST)
         assert judge(detector, prompt).verdict == "real"
-        assert judge(detector, Audio(wave, made.sample_rate)).verdict != "real"
+        assert judge(detector, Audio(wave, made.sample_rate)).verdict == "generated"
     uses = {stage.lm.use.partition(".")[0] for stage in pipeline.config.stages}
     flat, delay = {"flat_transformer"}, {"delay_transformer"}
     expected = {
