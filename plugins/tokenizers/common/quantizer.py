@@ -8,7 +8,7 @@ vector-quantize-pytorch, which leaves up to three times the error at twice the t
 Residual quantization: Zeghidour et al., SoundStream, arXiv 2107.03312; running-mean codebooks: van
 den Oord et al., arXiv 1711.00937, appendix A.1.
 
-Shape legend: B batch, N frames, Q levels, V codes, D channels, M vectors.
+Shape legend: B batch, N frames, Q levels, V codes, D channels, M vectors, K chosen vectors.
 """
 
 from __future__ import annotations
@@ -131,16 +131,11 @@ class Codebook(nn.Module):
             chosen = torch.randperm(total, device=x.device)[:count]
         else:
             chosen = torch.randint(total, (count,), device=x.device)
-        # Each rank adds the vectors that it has.
         chosen, aside = from_first(chosen), from_first(x.new_empty(count, x.shape[1]).normal_())
-        own = torch.full((total,), -1, device=x.device)
-        own[places] = torch.arange(len(x), device=x.device)
-        own = own[chosen]
-        vectors = x.new_zeros(count, x.shape[1])
-        vectors[own >= 0] = x[own[own >= 0]]
+        vectors = chosen_among_ranks(x, places, total, chosen)
         mean = summed(x.sum(dim=0)) / total
         deviation = (summed((x - mean).square().sum(dim=0)) / total).sqrt()
-        fresh = summed(vectors) + aside * (0.1 * deviation + 1e-4)
+        fresh = vectors + aside * (0.1 * deviation + 1e-4)
         # Begin with so few uses that a code nobody chooses is moved again at once, and that a
         # chosen one follows its vectors quickly. With half an equal share, 80 % of the codes were
         # in use after 120 steps instead of 98 %, and 12 levels left 1.4 times the error.
@@ -281,6 +276,19 @@ class ResidualQuantizer(nn.Module):
         fewer = of_own_rows(lambda rows: torch.randint(1, most, (rows,), device=device), batch)
         drawn = of_own_rows(lambda rows: torch.rand(rows, device=device), batch)
         return torch.where(drawn < self.dropout, fewer, kept)
+
+
+def chosen_among_ranks(
+    x: Float[Tensor, "M D"], places: Int64[Tensor, "M"], total: int, chosen: Int64[Tensor, " K"]
+) -> Float[Tensor, "K D"]:
+    """Return the chosen ones of all ranks' vectors, of which ``places_among_ranks`` knows x's."""
+    own = torch.full((total,), -1, device=x.device)
+    own[places] = torch.arange(len(x), device=x.device)
+    own = own[chosen]
+    # Each rank adds the vectors that it has.
+    vectors = x.new_zeros(len(chosen), x.shape[1])
+    vectors[own >= 0] = x[own[own >= 0]]
+    return summed(vectors)
 
 
 def _nearest(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Int64[Tensor, "M"]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.collectives import from_first, places_among_ranks, summed
+from segue.plugins.tokenizers.common.quantizer import chosen_among_ranks
 from segue.plugins.tokenizers.common.spectra import PITCH_CLASSES, mean_and_slope
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.encoder import (
@@ -99,13 +100,7 @@ class OnlineClusters(nn.Module):
         self.deviation.copy_(spread.sqrt().clamp(min=1e-3))
         points = (rows - self.mean) / self.deviation
         chosen = from_first(torch.randint(total, (len(self.centroids),)).to(points.device))
-        # Each rank adds the frames that it has.
-        own = torch.full((total,), -1, device=points.device)
-        own[places] = torch.arange(len(points), device=points.device)
-        own = own[chosen]
-        centroids = torch.zeros_like(self.centroids)
-        centroids[own >= 0] = points[own[own >= 0]]
-        self.centroids.copy_(summed(centroids))
+        self.centroids.copy_(chosen_among_ranks(points, places, total, chosen))
         for _ in range(ROUNDS):
             self.counts.zero_()
             self._move(points)
