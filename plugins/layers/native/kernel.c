@@ -147,9 +147,10 @@ static inline Floats widened(const uint16_t *halves) {
 #endif
 
 /* A block of products is VECTORS registers of rows times up to TOGETHER inputs, whose sums stay in
- * registers. One input alone takes as many rows as hide the latency of adding. */
+ * registers. One or two inputs take as many rows as hide the latency of adding. */
 #define TOGETHER 6
 #define VECTORS (LANES == 16 ? 4 : 2)
+#define VECTORS_PAIR 4
 #define VECTORS_ALONE (LANES == 16 ? 4 : 8)
 #define MIXED (LANES == 16 ? 4 : 8) /* registers of channels whose values are mixed together */
 #if defined(__GNUC__)
@@ -232,7 +233,7 @@ static void multiply(const Matrix *m, const float *x, int64_t stride, float *y, 
             many = left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
             if (many == 6) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 6);
             else if (many == 4) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 4);
-            else if (many == 2) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 2);
+            else if (many == 2) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS_PAIR, 2);
             else panel_products(m, panel, from, stride, to, y_stride, add, VECTORS_ALONE, 1);
         }
 }
