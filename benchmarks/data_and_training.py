@@ -49,7 +49,7 @@ TORCHRUN = (
 
 
 def make_recordings(folder: Path, minutes: float) -> None:
-    """Files of ten seconds, no two the same."""
+    """Write files of ten seconds, no two the same."""
     prompt = find_domain("speech", default_host()).prompt
     assert prompt is not None
     wave, rate = soundfile.read(prompt, dtype="float32")
@@ -64,7 +64,7 @@ def make_recordings(folder: Path, minutes: float) -> None:
 
 
 def run(command: Sequence[str], threads: int) -> None:
-    """A command with so many threads in each process.
+    """Return a command with so many threads in each process.
 
     Raises:
         RuntimeError: it failed; the message ends with what it wrote.
@@ -76,7 +76,7 @@ def run(command: Sequence[str], threads: int) -> None:
 
 
 def tokenizing(report: Report, folder: Path, minutes: float) -> None:
-    """Audio seconds per second of the whole command, start of Python and loading included."""
+    """Measure audio seconds per second of the whole command, start and loading included."""
     audio = minutes * 60
     took = {}
     for workers in (1, 2):
@@ -110,7 +110,7 @@ def step_seconds(lines: Sequence[dict[str, float]]) -> float:
 
 
 def waiting(report: Report, folder: Path, steps: int) -> None:
-    """The share of a step that a training waits for its batch, on tokens and on audio."""
+    """Measure the share of a step that a training waits for its batch, on tokens and audio."""
     parts = (
         ("tokens", "stages.acoustic", "stages.acoustic.lm.training", TOKENIZERS),
         ("audio", "codec", "codec.training", "speech/baseline"),
@@ -124,12 +124,12 @@ def waiting(report: Report, folder: Path, steps: int) -> None:
 
 
 def quiet(place: str, steps: int) -> dict[str, object]:
-    """So many steps, without validation and checkpoints in between."""
+    """Return settings of so many steps, without validation and checkpoints in between."""
     return {f"{place}.{key}": steps for key in ("steps", "save_every", "validate_every")}
 
 
 def ranks(report: Report, folder: Path, steps: int) -> None:
-    """The same global batch in one process and in two ranks, one thread each."""
+    """Compare the same global batch in one process and in two ranks, one thread each."""
     options = quiet("stages.acoustic.lm.training", steps)
     programs = {"one_process": SEGUE, "two_ranks": TORCHRUN}
     took = {
@@ -144,7 +144,7 @@ def ranks(report: Report, folder: Path, steps: int) -> None:
 
 
 def against_audiolm_pytorch(report: Report, folder: Path, steps: int, repeats: int) -> None:
-    """All stages of equal width, depth, heads, crops and tokens; all threads to both."""
+    """Compare stages of equal width, depth, heads, crops and tokens; all threads to both."""
     from benchmarks.peers.audiolm_pytorch import Sizes
     from benchmarks.peers.audiolm_pytorch_online import training_steps
 
@@ -174,14 +174,14 @@ def against_audiolm_pytorch(report: Report, folder: Path, steps: int, repeats: i
 
 
 def delay_step(folder: Path, size: str, steps: int) -> float:
-    """Of one stage that learns all levels with a delay between them."""
+    """Measure a step of one stage that learns all levels with a delay between them."""
     options = {"stages.acoustic.predicts": "acoustic"}
     options |= {f"stages.acoustic.lm.options.{key}": v for key, v in SIZES[size].items()}
     return crop_step(folder, f"delay-{size}", "acoustic", steps, options, TOKENIZERS)
 
 
 def segue_step(folder: Path, name: str, size: str, steps: int) -> float:
-    """Of one of the paper's stages, on the same tokens."""
+    """Measure a step of one of the paper's stages, on the same tokens."""
     trained = find_domain("speech", default_host()).pretrained
     options = {
         f"stages.{name}.lm.options.size": size,
@@ -197,7 +197,7 @@ def segue_step(folder: Path, name: str, size: str, steps: int) -> float:
 def crop_step(
     folder: Path, run_name: str, stage: str, steps: int, options: dict[str, object], config: str
 ) -> float:
-    """Seconds of a step of `segue train` on the peer's crops, waiting included."""
+    """Measure a step of `segue train` on the peer's crops, waiting included."""
     place = f"stages.{stage}"
     asked = quiet(f"{place}.lm.training", steps) | options
     asked |= {f"{place}.crop_seconds": CROP_SECONDS, f"{place}.lm.training.batch_size": BATCH}

@@ -37,13 +37,13 @@ CODEC_SECONDS = 5.0
 
 
 def rate(lm: StageLM, seconds: float, repeats: int, decoding: Decoding | None = None) -> float:
-    """Tokens per second, batch 1."""
+    """Measure tokens per second, batch 1."""
     took = median_seconds(lambda: stages.generate(lm, seconds, decoding), repeats)
     return stages.num_tokens(lm.stage, seconds) / took
 
 
 def families(report: Report, repeats: int) -> None:
-    """Every family on the stages that it is meant for: tokens/s and audio seconds per second."""
+    """Measure every family on its own stages: tokens/s and audio seconds per second."""
     print(f"Families, {stages.SIZE}, {SECONDS:g} s of audio")
     cases = [("flat", "semantic"), ("flat", "coarse"), ("flat", "fine")]
     cases += [(family, "all") for family in ("delay", "depth", "masked")] + [("masked", "fine")]
@@ -61,7 +61,7 @@ def families(report: Report, repeats: int) -> None:
 
 
 def limits(report: Report, repeats: int) -> None:
-    """The flat coarse stage against memory bandwidth, and eight-bit weights against fp32."""
+    """Compare the flat coarse stage with memory bandwidth, and eight-bit weights with fp32."""
     print("Limits")
     lm = stages.build("flat", "coarse")
     assert isinstance(lm, FlatTransformer)
@@ -95,7 +95,7 @@ def limits(report: Report, repeats: int) -> None:
 
 
 def against_transformers(report: Report, repeats: int) -> None:
-    """A decoder of one level against GPT-2 and Llama with as many weights in their layers."""
+    """Compare a decoder of one level with GPT-2 and Llama of as many weights in their layers."""
     print("transformers")
     if not use_packages("transformers"):
         return
@@ -114,7 +114,7 @@ def against_transformers(report: Report, repeats: int) -> None:
 
 
 def against_audio_decoders(report: Report, repeats: int) -> None:
-    """Delay and depth stage against MusicGen's and CSM's decoders of as many levels."""
+    """Compare delay and depth stage with MusicGen's and CSM's decoders of as many levels."""
     print("transformers' audio decoders")
     if not use_packages("transformers"):
         return
@@ -158,7 +158,7 @@ def against_codecs(report: Report, repeats: int) -> None:
 
 
 def against_audiolm_pytorch(report: Report, repeats: int) -> None:
-    """Coarse and fine stage; and masked decoding of 30 s of both."""
+    """Compare coarse and fine stage, and masked decoding of 30 s of both."""
     print("audiolm-pytorch")
     if not use_packages("audiolm_pytorch"):
         return

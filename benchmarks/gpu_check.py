@@ -111,7 +111,7 @@ def greedy(lm: StageLM, given: tuple[Tokens, ...], frames: int) -> torch.Tensor:
 
 
 def stage_parity(report: Report, machine: Machine) -> None:
-    """Log-likelihoods and greedy tokens of every family against the CPU's."""
+    """Compare log-likelihoods and greedy tokens of every family with the CPU's."""
     seconds = 0.2 if machine.small else 2.0
     for family, name in CASES:
         lm = stages.build(family, name, **machine.size("base"))
@@ -135,7 +135,7 @@ def stage_parity(report: Report, machine: Machine) -> None:
 
 
 def tokenizer_parity(report: Report, machine: Machine) -> None:
-    """Codes and audio of every tokenizer and codec that builds here against the CPU's."""
+    """Compare codes and audio of every tokenizer and codec that builds here with the CPU's."""
     host = default_host()
     kinds = {"semantic_tokenizer", "codec"}
     records = [record for record in host.records() if record.kind in kinds]
@@ -164,7 +164,7 @@ def tokenizer_parity(report: Report, machine: Machine) -> None:
 
 
 def decoding(report: Report, machine: Machine) -> None:
-    """Tokens a second of the flat coarse stage at the paper's size, and the memory it reads."""
+    """Measure tokens a second of the flat coarse stage at the paper's size, and memory read."""
     copied = torch.empty(2**20 if machine.small else GIB, dtype=torch.uint8, device=machine.device)
     taken = machine.seconds(copied.clone)
     bandwidth = report.note("bandwidth", 2 * copied.numel() / taken / 1e9, "GB/s, read and written")
@@ -191,7 +191,7 @@ def generate(lm: StageLM, seconds: float, rows: int) -> Tokens:
 
 
 def masked(report: Report, machine: Machine) -> None:
-    """All levels of 30 s in passes of masked decoding (SoundStorm: 0.5 s on a TPU-v4)."""
+    """Decode all levels of 30 s in masked passes (SoundStorm: 0.5 s on a TPU-v4)."""
     seconds = 1.0 if machine.small else 30.0
     lm = stages.build("masked", "all", **machine.size("medium") | {"position_encoding": "rotary"})
     report.note("masked_parameters", stages.parameters(lm) / 1e6, "M")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,19 +30,21 @@ from segue.sound.reading import read_audio
 DOMAINS = ("speech", "piano")
 STEPWISE = ("speech/three_stage", "piano/two_stage")  # whose stages all draw from left to right
 AUDIO_SECONDS = 10.0
+STREAM_SECONDS = 20.0
+BATCH = 16
 LENGTHS = (10, 30, 60, 300)
 GREEDY_SECONDS = 4.0
 
 
 def command(domain: str, audio_seconds: float, output: Path) -> list[str]:
-    """What a user types to continue the domain's own prompt."""
+    """Return what a user types to continue the domain's own prompt."""
     prompt = find_domain(domain, default_host()).prompt
     program = [sys.executable, "-m", "segue.apps.cli.main", "continue", str(prompt)]
     return [*program, "-d", domain, "-o", str(output), "--seconds", str(audio_seconds), "--json"]
 
 
 def real_time(report: Report, repeats: int) -> None:
-    """Audio seconds per second of the whole command: starting Python, loading, writing the file."""
+    """Measure the whole command (starting Python, loading, writing) and calls once loaded."""
     print(f"Shipped pipelines, {AUDIO_SECONDS:g} s of audio, prompt file to WAV")
     for domain in DOMAINS:
         with tempfile.TemporaryDirectory() as folder:
@@ -61,22 +63,27 @@ def real_time(report: Report, repeats: int) -> None:
 
         inside = median_seconds(generated, repeats)
         report.note(f"{domain}_once_loaded", AUDIO_SECONDS / inside, "x real time")
-        first = median_seconds(lambda p=pipeline, a=audio: first_second(p, a), repeats)  # type: ignore[misc]
-        report.note(f"{domain}_first_second", first, "s until a stream has given a second")
+        first = median_seconds(lambda p=pipeline, a=audio: next(chunks(p, a)), repeats)  # type: ignore[misc]
+        report.note(f"{domain}_first_chunk", first, "s until a stream has given its first chunk")
+        streamed = median_seconds(lambda p=pipeline, a=audio: list(chunks(p, a)), repeats)  # type: ignore[misc]
+        whole = median_seconds(
+            lambda p=pipeline, a=audio: p.continue_batch([a], seconds=STREAM_SECONDS),  # type: ignore[misc]
+            repeats,
+        )
+        report.ratio(f"{domain}_stream_vs_continue", streamed / whole, "time of 20 s of audio")
+        batch = seconds(
+            lambda p=pipeline, a=audio: p.continue_batch([a] * BATCH, seconds=AUDIO_SECONDS)  # type: ignore[misc]
+        )
+        report.ratio(f"{domain}_batch_of_16", BATCH * inside / batch, "times one by one")
 
 
-def first_second(pipeline: Pipeline, audio: Any) -> None:
-    """Stream until a second of audio is there."""
-    samples = 0
-    chunks = pipeline.stream(
-        audio.wave, audio.sample_rate, seconds=AUDIO_SECONDS, chunk_seconds=1.0
-    )
-    while samples < pipeline.sample_rate:
-        samples += next(chunks).row().shape[0]
+def chunks(pipeline: Pipeline, audio: Any) -> Iterator[Any]:
+    """Stream a continuation in chunks of the default length."""
+    return pipeline.stream(audio.wave, audio.sample_rate, seconds=STREAM_SECONDS)
 
 
 def long_audio(report: Report, repeats: int) -> None:
-    """Time and peak memory of one continuation against its length."""
+    """Measure time and peak memory of one continuation against its length."""
     print("Length")
     took: dict[int, float] = {}
     memory: dict[int, float] = {}
@@ -118,7 +125,7 @@ def greedy(
     weights: str,
     led_by: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """The likeliest token at every place of a continuation of ``GREEDY_SECONDS``."""
+    """Return the likeliest token at every place of a continuation of ``GREEDY_SECONDS``."""
     lm.decode_with(Decoding.model_validate({"weights": weights}))
     recorder = Recorder(led_by)
     frames = round(GREEDY_SECONDS * lm.stage.target.frame_rate)
@@ -129,7 +136,7 @@ def greedy(
 
 
 def same_greedy_tokens(report: Report) -> None:
-    """Eight-bit weights on the shipped, trained stages: how often the greedy token is that of fp32.
+    """Count how often shipped stages draw the greedy token of fp32 with eight-bit weights.
 
     After the same history, and running free, where one other token changes all that follow; with
     the number of different tokens, since the agreement of a model that repeats one says little.
@@ -159,5 +166,5 @@ def same_greedy_tokens(report: Report) -> None:
 
 
 def nats_lost(lm: StageLM, batch: StageBatch) -> float:
-    """Likelihood that real tokens lose where all weights are rounded to eight bits."""
+    """Return the nats that real tokens lose where all weights are rounded to eight bits."""
     return float((lm.score(batch) - rounded(lm).score(batch)).mean())

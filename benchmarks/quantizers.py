@@ -3,7 +3,7 @@
     python benchmarks/quantizers.py [--steps 120] [--size 1024] [--levels 12] [--latents FOLDER]
 
 Each learns from the same stream of batches of 800 vectors of 32 channels, fewer than a level has
-codes, and is then held against vectors that it has not seen. Printed for each: the share of codes
+codes, and is then compared with vectors that it has not seen. Printed for each: the share of codes
 that the held-out vectors use and its perplexity (over the codebook's size), mean over levels and
 worst level; the error after 1, 4 and all levels, relative to the vectors' variance; and CPU
 seconds per step. The stream is a mixture whose components are visited with unequal frequency, for
@@ -90,7 +90,7 @@ class Library:
 
 
 def contenders(dim: int, levels: int, size: int) -> dict[str, Callable[[], Learner]]:
-    """What is compared, by name."""
+    """Return the quantizers to compare, by name."""
     fair = REVIVE * ROWS * FRAMES / size  # uses per batch that are as rare as ours must be
 
     def library(**options: Any) -> Callable[[], Learner]:
@@ -117,7 +117,7 @@ def contenders(dim: int, levels: int, size: int) -> dict[str, Callable[[], Learn
 
 
 class Mixture:
-    """Batches of frames that dwell on one of many components for a while.
+    """Yield batches of frames that dwell on one of many components for a while.
 
     Args:
         components: of the mixture; the k-th is visited with a frequency of about 1 / k.
@@ -145,7 +145,7 @@ class Mixture:
 
 
 class Latents:
-    """Batches of latent frames that the shipped speech codec makes of a folder of recordings."""
+    """Yield batches of latent frames of the shipped speech codec from a folder of recordings."""
 
     def __init__(self, folder: Path) -> None:
         from segue import Pipeline

@@ -23,13 +23,13 @@ class Report:
     raw: dict[str, Any] = field(default_factory=dict)
 
     def note(self, key: str, value: float, unit: str) -> float:
-        """A raw figure."""
+        """Keep and print a raw figure."""
         self.raw[key] = {"value": value, "unit": unit}
         print(f"  {key}: {value:.4g} {unit}", flush=True)
         return value
 
     def ratio(self, key: str, value: float, meaning: str) -> None:
-        """A quotient, and what it is of."""
+        """Keep and print a quotient, and say what it compares."""
         self.ratios[key] = value
         print(f"* {key}: {value:.3g} ({meaning})", flush=True)
 

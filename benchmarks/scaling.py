@@ -100,7 +100,7 @@ def child_store(folder: Path, _: float) -> None:
 
 
 def long_file(path: Path, minutes: float) -> None:
-    """Noise that swells: stereo at 44.1 kHz, in the format of the suffix."""
+    """Write noise that swells: stereo at 44.1 kHz, in the format of the suffix."""
     draws = np.random.default_rng(0)
     second = 0.1 * draws.standard_normal((RATE, CHANNELS), dtype=np.float32)
     with soundfile.SoundFile(path, "w", RATE, CHANNELS) as file:
@@ -109,7 +109,7 @@ def long_file(path: Path, minutes: float) -> None:
 
 
 def long_mp3(path: Path, minutes: float) -> None:
-    """The same minute again and again, without a table of contents."""
+    """Yield the same minute again and again, without a table of contents."""
     long_file(path, 1)
     with path.open("rb") as file:
         found = find_frames(file)
@@ -122,7 +122,7 @@ def long_mp3(path: Path, minutes: float) -> None:
 
 
 def long_store(folder: Path, hours: float) -> None:
-    """Random tokens in recordings of ten seconds, as `segue tokenize` stores them."""
+    """Write random tokens in recordings of ten seconds, as `segue tokenize` stores them."""
     from fractions import Fraction
 
     from segue.core.interfaces import Tokenizer, Tokens
@@ -176,7 +176,7 @@ def growth(
 
 
 def tokenizing(report: Report, minutes: float) -> None:
-    """Audio seconds per second of the whole command with one process and with two."""
+    """Measure audio seconds per second of the whole command with one process and with two."""
     took = {}
     with tempfile.TemporaryDirectory() as folder:
         make_recordings(Path(folder) / "audio", minutes)

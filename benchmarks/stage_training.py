@@ -30,7 +30,7 @@ SECONDS, BATCH = 3.0, 2
 
 
 def training_step(lm: StageLM, batch: StageBatch) -> Callable[[], None]:
-    """One step of the kind that ``segue train`` takes."""
+    """Take one step of the kind that ``segue train`` takes."""
     lm.train()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4)
 
@@ -44,7 +44,7 @@ def training_step(lm: StageLM, batch: StageBatch) -> Callable[[], None]:
 
 
 def step_flops(lm: FlatTransformer, batch: StageBatch) -> float:
-    """Floating-point operations of the matrix products of one step.
+    """Count floating-point operations of the matrix products of one step.
 
     Six for each weight and position (two forward, four backward), those of causal attention (half
     of a full one), and one head per target token.

@@ -53,7 +53,7 @@ _FAMILIES: dict[str, tuple[type[Options], Callable[..., StageLM]]] = {
 
 
 def build(family: str, stage: str, **options: object) -> StageLM:
-    """An untrained model at ``SIZE``, in eval mode: what its weights are changes no time."""
+    """Return an untrained model at ``SIZE``, in eval mode: its weights do not change the time."""
     torch.manual_seed(0)
     if family == "hf_causal":
         return _llama(stage).eval()
@@ -62,7 +62,7 @@ def build(family: str, stage: str, **options: object) -> StageLM:
 
 
 def _llama(stage: str) -> StageLM:
-    """Llama of transformers at ``SIZE``, with as many weights in its layers.
+    """Return Llama of transformers at ``SIZE``, with as many weights in its layers.
 
     Raises:
         ImportError: if transformers is not installed.
@@ -82,12 +82,12 @@ def _llama(stage: str) -> StageLM:
 
 
 def given(stage: StageSpec, seconds: float, batch: int = 1) -> tuple[Tokens, ...]:
-    """Random given slices of so many seconds."""
+    """Return random given slices of so many seconds."""
     return tuple(_random(part, seconds, batch) for part in stage.given)
 
 
 def batch_of(stage: StageSpec, seconds: float, batch: int) -> StageBatch:
-    """Random crops to train on."""
+    """Return random crops to train on."""
     return StageBatch(_random(stage.target, seconds, batch), given(stage, seconds, batch))
 
 

@@ -36,21 +36,21 @@ print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss]))
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return how long one call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 5, warmup: int = 1) -> float:
-    """Median duration of ``repeats`` calls, after ``warmup`` calls that are not counted."""
+    """Return the median duration of ``repeats`` calls, after ``warmup`` uncounted ones."""
     for _ in range(warmup):
         call()
     return median(seconds(call) for _ in range(repeats))
 
 
 def measured_gemm_rate(repeats: int = 5) -> float:
-    """fp32 matrix multiplication in GFLOP/s with PyTorch's current number of threads.
+    """Measure fp32 matrix products in GFLOP/s with PyTorch's current number of threads.
 
     The best of several square sizes and ``repeats`` runs of each: a ceiling, not an average.
     """
@@ -70,7 +70,7 @@ def measured_gemm_rate(repeats: int = 5) -> float:
 
 
 def measured_bandwidth(repeats: int = 5) -> float:
-    """Bytes per second read from memory, not from caches, with the current number of threads.
+    """Measure bytes per second read from memory, not from caches, with all current threads.
 
     The best of summing an fp32 matrix and of multiplying it by a vector, which is what a
     transformer does with its weights when it generates one token at a time.
@@ -92,7 +92,7 @@ def measured_bandwidth(repeats: int = 5) -> float:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
+    """Describe the machine that figures are measured on."""
     return {
         "cpu": _cpu_model(),
         "cores": _cores(),
@@ -103,14 +103,14 @@ def machine() -> dict[str, str | int]:
 
 
 def _cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _cpu_model() -> str:
-    """The model's name, with what tells apart machines that hide it."""
+    """Return the processor's name, with family and model where machines hide the rest."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
@@ -125,7 +125,7 @@ def _cpu_model() -> str:
 
 
 def peak_memory_mib(command: Sequence[str]) -> float:
-    """Peak resident memory of ``command``, a program and its arguments, in MiB.
+    """Run ``command``, a program and its arguments; return its peak memory in MiB.
 
     Counts its main process alone. What it prints is dropped.
 

@@ -38,7 +38,7 @@ PHRASE = [
 def midi_file(
     notes: list[tuple[float, float, tuple[int, ...], int]], tempo: int = 600_000
 ) -> bytes:
-    """A one-track MIDI file."""
+    """Return a one-track MIDI file."""
     events = []
     for beat, length, pitches, velocity in notes:
         for pitch in pitches:
@@ -55,7 +55,7 @@ def midi_file(
 
 
 def _variable(value: int) -> bytes:
-    """A MIDI variable-length number."""
+    """Return a number as MIDI writes it, in as many bytes as it needs."""
     digits = [value & 0x7F]
     while value := value >> 7:
         digits.append(value & 0x7F | 0x80)

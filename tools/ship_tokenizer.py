@@ -47,7 +47,7 @@ def main(part: str, source: str, target: str, levels: str = "") -> None:
 
 
 def with_levels(codec: Component, use: str, levels: int) -> Component:
-    """The codec with its first levels only."""
+    """Return the codec with its first levels only."""
     options = codec.config.model_dump(mode="json") | {"num_levels": levels}
     smaller = default_host().create("codec", use, options, place="codec")
     kept = smaller.state_dict()

@@ -53,7 +53,7 @@ SHIP = Path(__file__).with_name("ship_tokenizer.py")
 
 
 def run(*command: str | Path) -> None:
-    """Tell a command and run it by this Python; what it fails with ends this program, too."""
+    """Print a command and run it by this Python; end with its exit code if it fails."""
     print("$ python", *command, flush=True)
     if code := subprocess.run([sys.executable, *command], check=False).returncode:
         sys.exit(code)
@@ -77,7 +77,7 @@ def taken(values: list[str], key: str, default: str) -> str:
 
 
 def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str]) -> list[str]:
-    """Both tokenizers, rounded as what ships; returns what makes a pipeline use them."""
+    """Train both tokenizers and round them; return the settings that use them."""
     chosen = []
     for part, manifest in MANIFESTS[domain].items():
         rounded = output / "rounded" / part
@@ -91,7 +91,7 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
 
 
 def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
-    """KEY=VALUE of each tokenizer and each stage; what is for none of them ends this program."""
+    """Sort KEY=VALUE by tokenizer and stage; end this program at one that is for none."""
     stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
     found: dict[str, list[str]] = {part: [] for part in (*MANIFESTS[domain], *stages)}
     for value in values:

@@ -46,7 +46,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Stage:
-    """One of its transformers in its wrapper."""
+    """Return one of its transformers in its wrapper."""
 
     name: Name
     wrapper: nn.Module
@@ -54,7 +54,7 @@ class Stage:
 
     @property
     def parameters(self) -> int:
-        """All parameters of the transformer, embeddings included."""
+        """Count all parameters of the transformer, embeddings included."""
         return sum(parameter.numel() for parameter in self.wrapper.parameters())
 
     def frames(self, seconds: float, limit: int | None = None) -> int:
@@ -119,7 +119,7 @@ def _codec(package: Any, quantizers: int) -> nn.Module:
 
 
 def build(name: Name, sizes: Sizes | None = None) -> Stage:
-    """One stage in fp32 and for evaluation, with the package's defaults and no text conditioning.
+    """Return one stage in fp32 and eval mode, with the package's defaults and no text.
 
     Flash attention is off, as by default: it would drop the relative positions.
     """
@@ -194,7 +194,7 @@ def generate(stage: Stage, seconds: float, max_frames: int | None = None) -> Ten
 def generation_rate(
     stage: Stage, seconds: float, max_frames: int | None = None, repeats: int = 3
 ) -> float:
-    """Median tokens per second of ``generate``, after two frames that are not counted."""
+    """Return the median tokens per second of ``generate``, after two uncounted frames."""
     generate(stage, seconds, max_frames=2)
     taken = median_seconds(lambda: generate(stage, seconds, max_frames), repeats, warmup=0)
     return stage.tokens(seconds, max_frames) / taken
@@ -203,7 +203,7 @@ def generation_rate(
 def training_step(
     stage: Stage, batch: int, seconds: float, wave: Tensor | None = None
 ) -> Callable[[], float]:
-    """A step of training on random tokens: its wrapper's loss, backward and AdamW.
+    """Return a training step on random tokens: its wrapper's loss, backward and AdamW.
 
     Args:
         wave: ``[B, T]`` that the wrapper makes its tokens of anew in each step.

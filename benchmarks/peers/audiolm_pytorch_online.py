@@ -22,7 +22,7 @@ LAYER = 9  # whose features are clustered
 
 
 def hubert_with_kmeans(package: Any, sizes: Sizes) -> nn.Module:
-    """Its tokenizer by its own steps, on HuBERT of transformers.
+    """Return its tokenizer by its own steps, on HuBERT of transformers.
 
     Of 50 units a second as many stay as Segue's stage is given.
     """

@@ -51,7 +51,7 @@ class Rate:
 
 
 def feed_forward_width(width: int) -> int:
-    """Hidden width of the SwiGLU: 8/3 of ``width``, rounded up to a multiple of 32."""
+    """Return the width of the SwiGLU: 8/3 of ``width``, rounded up to a multiple of 32."""
     return -(-8 * width // 96) * 32
 
 
@@ -63,7 +63,7 @@ def build(
     vocabulary: int = 1024,
     positions: int = 4096,
 ) -> nn.Module:
-    """A decoder in fp32, ready to generate. ``use_packages("transformers")`` must have succeeded.
+    """Return a decoder in fp32; call ``use_packages("transformers")`` first.
 
     Args:
         positions: the longest sequence; GPT-2 learns an embedding of each.
@@ -95,12 +95,12 @@ def build(
 
 
 def parameters(model: nn.Module) -> int:
-    """All parameters of the model, embeddings included; tied ones count once."""
+    """Count all parameters, embeddings included; tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def layer_parameters(model: nn.Module) -> int:
-    """Parameters of the transformer layers alone."""
+    """Count the parameters of the transformer layers alone."""
     inner: Any = model
     layers = inner.transformer.h if hasattr(inner, "transformer") else inner.model.layers
     return parameters(layers)
@@ -132,7 +132,7 @@ def generate(model: nn.Module, tokens: int, setting: Setting) -> torch.Tensor:
 def generation_rate(
     model: nn.Module, tokens: int, repeats: int = 3, setting: Setting | None = None
 ) -> Rate:
-    """Median tokens per second of ``generate``.
+    """Return the median tokens per second of ``generate``.
 
     Args:
         setting: None tries every one with as many tokens and takes the fastest.
