@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import stages
 from benchmarks.peers import hugging_face
 from benchmarks.peers.packages import use_packages
-from benchmarks.pipelines import long_audio, real_time, same_greedy_tokens
+from benchmarks.pipelines import long_audio, real_time, rows, same_greedy_tokens
 from benchmarks.report import Report
 from benchmarks.timing import machine, measured_bandwidth, median_seconds
 from segue.core.interfaces import AcousticCodec, StageLM
@@ -201,6 +201,7 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
     "limits": limits,
     "transformers": against_transformers,
     "pipelines": real_time,
+    "rows": rows,
     "length": long_audio,
     "audio-decoders": against_audio_decoders,
     "codecs": against_codecs,

@@ -23,8 +23,10 @@ from segue.core.plugins import default_host
 from segue.core.sampling import row_generators
 from segue.inference.pipeline import Pipeline
 from segue.plugins.layers import drawing
+from segue.plugins.layers.decoding import Decoder
 from segue.plugins.layers.drawing import Drawer
 from segue.plugins.layers.quantize import rounded
+from segue.plugins.layers.transformer import Transformer
 from segue.sound.reading import read_audio
 
 DOMAINS = ("speech", "piano")
@@ -33,6 +35,8 @@ AUDIO_SECONDS = 10.0
 STREAM_SECONDS = 20.0
 BATCH = 16
 LENGTHS = (10, 30, 60, 300)
+ROWS = (2, 6, 32)
+KNOWN, STEPS = 300, 20  # positions
 GREEDY_SECONDS = 4.0
 
 
@@ -80,6 +84,32 @@ def real_time(report: Report, repeats: int) -> None:
 def chunks(pipeline: Pipeline, audio: Any) -> Iterator[Any]:
     """Stream a continuation in chunks of the default length."""
     return pipeline.stream(audio.wave, audio.sample_rate, seconds=STREAM_SECONDS)
+
+
+def rows(report: Report, repeats: int) -> None:
+    """Compare a decoding step of many rows with one of a guided row, which is two."""
+    print(f"Rows of a step of the acoustic stage of speech, {KNOWN} positions known")
+    lm = Pipeline.from_pretrained("speech").stage_lm("acoustic")
+    transformer = lm.transformer
+    assert isinstance(transformer, Transformer)
+    width = transformer.norm.weight.shape[0]
+    took = {}
+    for count in ROWS:
+        known, new = torch.randn(count, KNOWN, width), torch.randn(count, width)
+        positions = torch.arange(KNOWN).float().expand(count, -1)
+        decoder = Decoder(
+            transformer, known, positions, positions >= 0, STEPS * (repeats + 1), lm.decoding
+        )
+
+        def some(decoder: Decoder = decoder, new: Tensor = new) -> None:
+            for _ in range(STEPS):
+                decoder.step(new)
+
+        milliseconds = median_seconds(some, repeats) / STEPS * 1e3
+        took[count] = report.note(f"step_of_{count}_rows", milliseconds, "ms")
+    least, most = ROWS[0], ROWS[-1]
+    ratio = took[least] * most / took[most] / least
+    report.ratio("rows_32_vs_2", ratio, "rows a second: what a batch can gain")
 
 
 def long_audio(report: Report, repeats: int) -> None:
