@@ -20,14 +20,13 @@ from segue.core.discovery import distribution_of
 from segue.core.errors import PluginError
 from segue.core.files import as_json
 from segue.core.metrics import Measured
-from segue.core.spec import TokenSpec
+from segue.core.spec import LOUDEST, TokenSpec
 from segue.core.tokens import Tokens
 
 if TYPE_CHECKING:
     from segue.inference.request import GeneratedAudio
 
 FEW = 64  # codes
-LOUDEST = 10.0  # peak, of full scale 1: a hook that leaves a higher one is not in order
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:

@@ -57,6 +57,9 @@ def read_audio(
             data = sound.read(start, wanted)
         total, promised = sound.length, sound.promised
     if not data.size:
+        if promised and math.isfinite(promised):
+            problem = f"is damaged: none of its {promised / rate:.1f} s can be read"
+            raise AudioError(place, problem, "restore it from its source")
         raise AudioError(place, "holds no sample", "name a file that holds audio")
     if not numpy.isfinite(data).all():
         raise AudioError(place, "holds NaN or infinite samples", "repair the file")
