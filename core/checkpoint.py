@@ -251,14 +251,14 @@ def _check_numbers(stored: Mapping[str, Tensor], component: Component, directory
     """Check that weights are numbers to compute with: drawing from NaN would raise no error."""
     own, parameters = component.state_dict(), dict(component.named_parameters())
     for name, value in stored.items():
+        problem = ""
         if not value.is_floating_point():
-            problem = f"holds {value.dtype}" if name in own and own[name].is_floating_point() else ""
+            if name in own and own[name].is_floating_point():
+                problem = f"holds {value.dtype}"
         elif value.numel():
             low, high = torch.aminmax(value.float() if value.itemsize == 1 else value)
             infinite = name in parameters and bool(low.isinf() or high.isinf())
             problem = "holds NaN" if low.isnan() else "holds infinite numbers" if infinite else ""
-        else:
-            problem = ""
         if problem:
             fix = "restore the file, or train again"
             raise CheckpointError(str(directory / WEIGHTS), f"{name} {problem}", fix)
