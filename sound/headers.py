@@ -185,6 +185,8 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
     while (chunk := kind.at(file, at)) and chunk[0] != kind.samples:
         if chunk[0] == b"ds64":  # of RF64: the size of the samples comes second
             wide = at + kind.head + 8
+        if chunk[0] == b"fmt ":
+            _check_blocks(file.read(16))
         at += kind.head + chunk[1] + -chunk[1] % kind.unit
     if chunk is None:
         return Header()
@@ -212,6 +214,17 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
         problem = "holds more samples than the sizes in its header can state"
         raise AudioError("file", problem, "write it as W64")
     return Header(Correction(place, struct.pack(form, left)))
+
+
+def _check_blocks(form: bytes) -> None:
+    """Refuse a WAV header whose numbers contradict each other: samples would become noise."""
+    code, channels, _, _, block, bits = struct.unpack("<HHIIHH", form.ljust(16, b"\0"))
+    # Of PCM, floats and WAVEX; a block of 0 bytes is unstated, and 24 bits may stand in 32.
+    if code not in (1, 3, 0xFFFE) or not (channels and block):
+        return
+    if block != channels * -(-bits // 8) and (block, bits) != (4 * channels, 24):
+        problem = f"has a header that states {channels} channels of {bits} bits in {block} bytes"
+        raise AudioError("file", problem, "correct the header, or write the file anew")
 
 
 def near(file: IO[bytes]) -> bool:
