@@ -43,6 +43,7 @@ MARKS = {
 LONGEST_MARK = max(MARKS.values())
 UNKNOWN = 0x7FFF_F000  # bytes and more: what writers state who do not know
 BLOCK = 1 << 20  # bytes that are looked through at once
+MOST_PROMISED = 10  # times what a cut FLAC file holds, for which its header is believed
 LEAST_UNREAD = 4096  # bytes after all that a header states: fewer are padding, or a tag
 
 
@@ -177,7 +178,7 @@ def _header(file: IO[bytes]) -> Header:
         if begin.startswith(mark):
             _check_single(file, begin[:length])
     start = after_tag(file) if magic[:3] == b"ID3" else 0
-    return Header(_in_flac(file, start, size) if is_flac(file, start) else None)
+    return _in_flac(file, start, size) if is_flac(file, start) else Header()
 
 
 def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
@@ -291,14 +292,17 @@ def _in_au(file: IO[bytes], size: int) -> Header:
     return Header(Correction(8, b"\xff" * 4))  # to the end
 
 
-def _in_flac(file: IO[bytes], start: int, size: int) -> Correction | None:
+def _in_flac(file: IO[bytes], start: int, size: int) -> Header:
     stream = FlacStream(file, start)
     last = stream.last_sample(file, size)
     if (near(file) or stream.samples != last) and begins_in(file, start + 4):
         raise _streams("FLAC")
+    place = start + stream.TOTAL
+    if last and stream.samples > MOST_PROMISED * last:  # most of it would be sought in vain
+        return Header(Correction(place, stream.stating(last)), stream.samples / last)
     if stream.samples == 0 or stream.samples >= last:
-        return None
-    return Correction(start + stream.TOTAL, stream.unknown)
+        return Header()
+    return Header(Correction(place, stream.stating(0)))
 
 
 def _in_ogg(file: IO[bytes], size: int) -> Header:

@@ -107,6 +107,12 @@ def test_unreadable_recordings_are_listed_and_skipped(tmp_path: Path) -> None:
     assert len(crops.unreadable) == 5
 
 
+def test_a_length_that_a_list_states_wrongly_is_noticed(tmp_path: Path) -> None:
+    items = [ramp(tmp_path / "a.wav", 1.0), replace(ramp(tmp_path / "b.wav", 1.0), seconds=9.0)]
+    with pytest.warns(UserWarning, match=r"b.wav lasts 1.0 s, but is drawn as if it were 9.0 s"):
+        assert AudioCrops(items, RATE, 0.1, 32, 0).batch(0).wave.shape == (32, 1600)
+
+
 def test_unreadable_recordings_do_not_make_crops_depend_on_earlier_ones(tmp_path: Path) -> None:
     """A run that is resumed, or another rank, has not met the same damage before."""
     for name in ("a", "b"):

@@ -63,6 +63,7 @@ LIES = {
     "fewer.caf": changed("CAF", b"data", 4, struct.pack(">q", 1004)),
     "unknown.flac": changed("FLAC", b"fLaC", 21, bytes((coded("FLAC")[21] & 0xF0, 0, 0, 0, 0))),
     "fewer.flac": changed("FLAC", b"fLaC", 22, struct.pack(">I", 1000)),
+    "days.flac": changed("FLAC", b"fLaC", 22, b"\xff\xff\xff\xff"),
     "one fewer.flac": changed("FLAC", b"fLaC", 22, struct.pack(">I", RATE - 1)),
     "tagged.flac": b"ID3\4"
     + bytes(5)
