@@ -18,9 +18,10 @@ import torch
 from pluggy import HookCaller
 from torch import Tensor
 
-from segue.core.discovery import PROJECT, described, distribution_of
+from segue.core.discovery import described, distribution_of
 from segue.core.errors import PluginError, SegueError
 from segue.core.files import as_json
+from segue.core.hookspecs import PROJECT
 from segue.core.memory import out_of_memory
 from segue.core.metrics import Measured
 from segue.core.spec import LOUDEST, TokenSpec
