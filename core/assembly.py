@@ -250,7 +250,8 @@ def _token_spec(part: Part) -> TokenSpec:
 
 
 def _shape(spec: TokenSpec) -> str:
-    return f"{spec.num_levels} x {spec.codebook_size} codes at {spec.frame_rate} Hz"
+    codes = f"{spec.num_levels} x {spec.codebook_size} codes at {spec.frame_rate} Hz"
+    return f"{codes} for audio of {spec.sample_rate} Hz"
 
 
 def _check_streams(streams: Mapping[str, TokenSpec]) -> None:

@@ -201,6 +201,7 @@ def load_state(
             fingerprinted.
     """
     stored = load_tensors(directory)
+    _check_numbers(stored, component, directory)
     optional = component.training_state() if isinstance(component, Tokenizer) else {}
     try:
         # Stored halves and codes become the component's own floating-point type.
@@ -244,6 +245,23 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
         return unpack(stored)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
+
+
+def _check_numbers(stored: Mapping[str, Tensor], component: Component, directory: Path) -> None:
+    """Check that weights are numbers to compute with: drawing from NaN would raise no error."""
+    own, parameters = component.state_dict(), dict(component.named_parameters())
+    for name, value in stored.items():
+        problem = ""
+        if not value.is_floating_point():
+            if name in own and own[name].is_floating_point():
+                problem = f"holds {value.dtype}"
+        elif value.numel():
+            low, high = torch.aminmax(value.float() if value.itemsize == 1 else value)
+            infinite = name in parameters and bool(low.isinf() or high.isinf())
+            problem = "holds NaN" if low.isnan() else "holds infinite numbers" if infinite else ""
+        if problem:
+            fix = "restore the file, or train again"
+            raise CheckpointError(str(directory / WEIGHTS), f"{name} {problem}", fix)
 
 
 def _last_line(error: Exception) -> str:

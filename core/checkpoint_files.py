@@ -90,12 +90,27 @@ def read_manifest(directory: Path) -> ComponentManifest:
                 "install the Segue that wrote it, or train again",
             )
         manifest = ComponentManifest(**data)
-        _ = manifest.token_spec, manifest.stage_spec  # malformed ones are refused here
+        _check_form(manifest)
         return manifest
     except MALFORMED as error:
         raise CheckpointError(
             str(path), f"cannot be read ({error!r})", "restore the file or train again"
         ) from error
+
+
+def _check_form(manifest: ComponentManifest) -> None:
+    """Raise one of ``MALFORMED`` if a value has another form than the class says."""
+    for name in ("kind", "use", "distribution", "version", "token_digest", "weights_digest"):
+        if not isinstance(value := getattr(manifest, name), str):
+            raise TypeError(f"{name} is {value!r}")
+    for name in ("options", "trained"):
+        if not isinstance(value := getattr(manifest, name), dict):
+            raise TypeError(f"{name} is {value!r}")
+    # Without them it would stay unnoticed that parts do not fit.
+    if manifest.stage_spec is None and manifest.kind == "stage_lm":
+        raise ValueError("stage is missing")
+    if manifest.token_spec is None and manifest.kind in ("codec", "semantic_tokenizer"):
+        raise ValueError("spec is missing")
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -192,7 +192,7 @@ class PromptConfig(Options):
 
     min_seconds: float = Field(default=0.5, ge=0.01)
     max_seconds: float = Field(default=10.0, ge=0.01)
-    level: float | None = Field(default=None, gt=0, le=1)
+    level: float | None = Field(default=None, ge=1e-4, le=1)
     match_codec: bool = False
     make_up_db: float = Field(default=0.0, ge=-12, le=12)
 

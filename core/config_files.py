@@ -227,10 +227,21 @@ def _anchor_checkpoints(tree: Any, directory: Path) -> None:
     if isinstance(tree, dict):
         for key in ("checkpoint", "start_from"):
             if isinstance(tree.get(key), str):
-                tree[key] = str((directory / tree[key]).resolve())
+                tree[key] = _anchored(tree[key], directory, key)
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     for child in children:
         _anchor_checkpoints(child, directory)
+
+
+def _anchored(name: str, directory: Path, key: str) -> str:
+    try:
+        path = (directory / name).resolve()
+        path.exists()  # it raises what every later call would
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
+        problem = f"{key} {shown} cannot be a path ({getattr(error, 'strerror', None) or error})"
+        raise ConfigError(str(directory), problem, "name a directory of weights") from error
+    return str(path)
 
 
 # --- layers -----------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ class AudioCrops:
             with reader:
                 if not self._lengths[row.unit]:
                     self._lengths[row.unit] = reader.opened.length_at(self._rate)
+                    warn_if_shorter(recording, reader.opened)
                 length = int(self._lengths[row.unit])
                 slots = math.ceil(recording.seconds * self._rate / self._crop)
                 places = max(0, length - self._crop) + 1
@@ -204,6 +205,14 @@ def whole_recordings(
                 raise DataError("recordings", "cannot be read", advice) from error
     if first is not None:
         warn_of(*first, failed)
+
+
+def warn_if_shorter(recording: Recording, opened: OpenAudio) -> None:
+    """Warn of a recording that is drawn too often, as a list states a wrong length."""
+    there, stated = opened.length / opened.rate, recording.seconds
+    if recording.start is None and stated > 2 * there + 1:
+        text = f"{recording.place} lasts {there:.1f} s, but is drawn as if it were {stated:.1f} s"
+        warnings.warn(f"{text}; `segue prepare files` writes a list of true lengths", stacklevel=2)
 
 
 def warn_of(place: str, problem: str, count: int = 1) -> None:

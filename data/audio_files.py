@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segue.core.audio import Audio
 from segue.core.errors import AudioError
+from segue.core.spec import LOUDEST
 from segue.data.places import Section, is_url, open_bytes, read_range
 from segue.data.recordings import WHOLE_FILE, Recording
 from segue.sound.open_audio import OpenAudio
@@ -38,7 +39,7 @@ def open_recording(recording: Recording) -> Iterator[OpenAudio]:
                 raw = stack.enter_context(_bytes_of(recording))
                 sound = stack.enter_context(SoundReader(raw))
             stretch = recording.start, recording.seconds, recording.channel
-            opened = OpenAudio(sound, place, *stretch)
+            opened = OpenAudio(sound, place, *stretch, LOUDEST)
             if not opened.length:
                 raise AudioError(place, "holds no sample", "name a file that holds audio")
             yield opened

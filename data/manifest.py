@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,8 @@ COLUMNS = ("split", "group", "duration_s", "offset", "size", "member", "start_s"
 
 #: Largest numbers that some of them may hold.
 MOST = {"offset": 1 << 62, "size": 1 << 62, "channel": 1 << 14}
+
+LONGEST = 1e7  # seconds: no recording lasts for months
 
 #: Columns that others use for parts of files; their names leave the unit open.
 UNREAD = re.compile("(start|begin|end|stop|duration|length|seconds|offset)(_s|_sec|_time)?")
@@ -180,7 +181,7 @@ def _seconds(place: str, column: str, text: str | None) -> float:
         seconds = float(text)
     except ValueError as error:
         raise DataError(place, f"{column} {text!r} is not a number", "give seconds") from error
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds < LONGEST:
         raise DataError(place, f"{column} {seconds:g} is not a length", "give seconds")
     return seconds
 

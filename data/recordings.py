@@ -59,7 +59,8 @@ class Recording:
     def place(self) -> str:
         """Return the name for errors and lists of problems."""
         inside = f"{self.where}!{self.member}" if self.member else self.where
-        return inside if self.start is None else f"{inside}@{self.start:g}s"
+        inside = inside if self.start is None else f"{inside}@{self.start:g}s"
+        return inside if self.channel is None else f"{inside} (channel {self.channel})"
 
     @property
     def name(self) -> str:

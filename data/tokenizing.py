@@ -22,7 +22,7 @@ from segue.data.audio_crops import whole_recordings
 from segue.data.audio_files import decoded_blocks, in_pieces
 from segue.data.recordings import Recording
 from segue.data.workers import end_with, process_killed
-from segue.inference.promises import check_tokens
+from segue.inference.promises import calling, check_tokens
 from segue.inference.threads import survive_forks
 
 MAX_PIECE_SECONDS = 30.0
@@ -122,7 +122,8 @@ def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
     own_rate = tokenizer.spec.sample_rate
     own = wave if own_rate == rate else resample(wave, rate, own_rate)
     lengths = torch.tensor([own.shape[0]], device=tokenizer.device)
-    tokens = tokenizer.encode(own[None].to(tokenizer.device), lengths)
+    with calling(tokenizer, "encode"):
+        tokens = tokenizer.encode(own[None].to(tokenizer.device), lengths)
     check_tokens(tokenizer, tokens, tokenizer.spec, lengths)
     frames = round(wave.shape[0] / rate * tokenizer.spec.frame_rate)
     return tokens.ids[0, :, :frames].cpu()

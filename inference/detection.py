@@ -22,6 +22,7 @@ from segue.core.interfaces import ORIGINS, Detector
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.records import PluginRecord
+from segue.inference.promises import calling, check_scores
 from segue.sound.open_audio import open_audio
 
 Verdict = Literal["real", "coded", "generated", "partly generated"]
@@ -132,8 +133,9 @@ def _by_second(
             continue
         batch = torch.stack([rows[i] for i in audible])
         lengths = torch.full((len(audible),), window)
-        with torch.inference_mode():
+        with torch.inference_mode(), calling(detector, "score"):
             scores = detector.score(batch.to(detector.device), lengths.to(detector.device))
+        check_scores(detector, scores, (len(audible), len(ORIGINS)))
         found[[first + i for i in audible]] = scores.float().cpu()
     return found
 

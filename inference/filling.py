@@ -30,7 +30,7 @@ from segue.core.spec import SliceSpec
 from segue.core.two_sided import TwoSided
 from segue.core.validation import real_number
 from segue.inference.generation import StageRun, window_frames
-from segue.inference.promises import check_frames
+from segue.inference.promises import calling, check_frames, check_scores
 from segue.inference.request import Request
 
 BOTH_SIDES = "drawn from both sides"
@@ -251,7 +251,9 @@ class _StageGap:
         target = self._slice(self.stage.target, 0, start + after).repeat(candidates, 1, 1)
         target[:, :, self._before : start] = drawn
         given = self._given(first, start + after, candidates)
-        scores = self.lm.score(StageBatch(Tokens.full(target[:, :, first:]), given))
+        with calling(self.lm, "score"):
+            scores = self.lm.score(StageBatch(Tokens.full(target[:, :, first:]), given))
+        check_scores(self.lm, scores, target[:, :, first:].shape)
         likely = scores[:, :, -after:].float().sum(dim=(1, 2))
         # One that ended leaves the rest of the gap without sound: only if there is no other.
         likely[torch.tensor(ended, device=likely.device)] -= 1e9
@@ -274,14 +276,15 @@ class _StageGap:
         spare = max(2 * self._least, self._window - left)
         after = min(self._after, max(self._least, spare - start))
         first = start - min(start, spare - after)
-        piece = lm.fill(
-            self._given(first, stop + after),
-            Tokens.full(torch.cat(parts, dim=1)[None, :, first:]),
-            left,
-            Tokens.full(self._slice(self.stage.target, stop, stop + after)[None]),
-            self._sampling,
-            row_generators(seed + ahead, 1),
-        )
+        with calling(lm, "fill"):
+            piece = lm.fill(
+                self._given(first, stop + after),
+                Tokens.full(torch.cat(parts, dim=1)[None, :, first:]),
+                left,
+                Tokens.full(self._slice(self.stage.target, stop, stop + after)[None]),
+                self._sampling,
+                row_generators(seed + ahead, 1),
+            )
         target = self.stage.target
         check_frames(self.lm, piece, 1, target.num_levels, target.codebook_size, left)
         if self._progress is not None:

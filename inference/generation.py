@@ -23,7 +23,7 @@ from segue.core.options import Sampling
 from segue.core.progress import Progress
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
-from segue.inference.promises import check_frames, check_pieces
+from segue.inference.promises import calling, check_frames, check_pieces
 from segue.inference.request import Request
 
 
@@ -123,13 +123,14 @@ class StageRun:
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
         spans = list(zip(self._active, starts, lengths, strict=True))
-        pieces = self.lm.stream(
-            tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given)),
-            Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans]),
-            count,
-            self._sampling,
-            [self._generators[row] for row in self._active],
-        )
+        with calling(self.lm, "stream"):
+            pieces = self.lm.stream(
+                tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given)),
+                Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans]),
+                count,
+                self._sampling,
+                [self._generators[row] for row in self._active],
+            )
         self.pieces = check_pieces(self.lm, pieces)
 
     def take(self, piece: Tokens | None) -> None:

@@ -7,7 +7,9 @@ raises one sentence that names the component and the distribution that it comes 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,18 +18,41 @@ import torch
 from pluggy import HookCaller
 from torch import Tensor
 
-from segue.core.discovery import distribution_of
-from segue.core.errors import PluginError
+from segue.core.discovery import described, distribution_of
+from segue.core.errors import PluginError, SegueError
 from segue.core.files import as_json
+from segue.core.hookspecs import PROJECT
+from segue.core.memory import out_of_memory
 from segue.core.metrics import Measured
-from segue.core.spec import TokenSpec
+from segue.core.spec import LOUDEST, TokenSpec
 from segue.core.tokens import Tokens
 
 if TYPE_CHECKING:
     from segue.inference.request import GeneratedAudio
 
 FEW = 64  # codes
-LOUDEST = 10.0  # peak, of full scale 1: a hook that leaves a higher one is not in order
+MOST_DECODED = 1e4  # peak, of full scale 1, that a codec may reach while it is hardly trained
+
+
+@contextmanager
+def calling(component: object, call: str) -> Iterator[None]:
+    """Name a component of another package that fails in the block; Segue's own mistakes pass.
+
+    Raises:
+        PluginError: also where it would have ended the process.
+    """
+    try:
+        yield
+    except SegueError:
+        raise
+    except (Exception, SystemExit) as error:
+        kind = type(component)
+        owner, _ = distribution_of(kind)
+        if isinstance(error, Exception) and (owner == PROJECT or out_of_memory(error)):
+            raise
+        place, fix = f"{kind.__name__} of {owner}", f"report it to {owner}"
+        problem = f"{call} failed: {described(error, kind.__module__)}"
+        raise PluginError(place, problem, fix) from error
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
@@ -64,27 +89,71 @@ def check_wave(component: object, wave: object, rows: int, samples: int | None) 
     Raises:
         PluginError: if it breaks the contract of ``AcousticCodec.decode``.
     """
-    if not isinstance(wave, Tensor) or not wave.is_floating_point():
+    if not isinstance(wave, Tensor) or not wave.is_floating_point() or wave.itemsize < 2:
         kind = wave.dtype if isinstance(wave, Tensor) else type(wave).__name__
         _refuse(component, f"decode returned {kind}, not floating-point samples")
+    _check_dense(component, "decode", wave)
     right = wave.ndim == 2 and wave.shape[0] == rows and samples in (None, wave.shape[-1])
     if not right:
         wanted = f"[{rows}, {'T' if samples is None else samples}]"
         _refuse(component, f"decode returned shape {list(wave.shape)}, not {wanted}")
-    if not torch.isfinite(wave).all():
+    low, high = map(float, torch.aminmax(wave.detach())) if wave.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
         _refuse(component, "decode returned NaN or infinite samples")
+    if (peak := max(high, -low)) > MOST_DECODED:
+        _refuse(component, f"decode returned a peak of {peak:.2g}, where full scale is 1")
     return wave
+
+
+def check_codes(component: object, codes: object, levels: int, codebook_size: int) -> Tensor:
+    """Check the codes ``[1, Q, n]`` that a streaming encoder returned.
+
+    Raises:
+        PluginError: if it breaks the contract of ``StreamingEncoder``.
+    """
+    if not isinstance(codes, Tensor):
+        _refuse(component, f"a streaming encoder returned a {type(codes).__name__}, not codes")
+    lengths = torch.zeros(1, dtype=torch.long)
+    tokens = Tokens(codes, lengths)
+    _check_tokens(component, "a streaming encoder", tokens, 1, levels, codebook_size)
+    return codes
+
+
+def check_scores(component: object, scores: object, shape: tuple[int, ...]) -> Tensor:
+    """Check the scores of a detector, or the log-likelihoods of a stage model.
+
+    Raises:
+        PluginError: if they have another shape, are no numbers or NaN.
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        _refuse(component, f"score returned {kind}, not floating-point numbers")
+    _check_dense(component, "score", scores)
+    if scores.shape != shape:
+        _refuse(component, f"score returned shape {list(scores.shape)}, not {list(shape)}")
+    if scores.isnan().any():
+        _refuse(component, "score returned NaN")
+    return scores
 
 
 def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
     """Check that a stage model streams at all.
 
     Raises:
-        PluginError: if ``stream`` did not return something to iterate over.
+        PluginError: here if ``stream`` did not return something to iterate over, later if a piece
+            is None or cannot be drawn.
     """
     if not isinstance(pieces, Iterable):
         _refuse(component, f"stream returned a {type(pieces).__name__}, not an iterator")
-    return iter(pieces)
+
+    def checked() -> Iterator[Tokens]:
+        with calling(component, "stream"):
+            for piece in pieces:
+                if piece is None:
+                    _refuse(component, "stream yielded a NoneType, not Tokens")
+                yield piece
+
+    return checked()
 
 
 def check_frames(
@@ -202,6 +271,7 @@ def _check_tokens(
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         if kind != torch.long:
             _refuse(component, f"{call} returned {name} of {kind}, not int64")
+        _check_dense(component, call, value)
     if ids.ndim != 3 or ids.shape[:2] != (rows, levels):
         _refuse(component, f"{call} returned ids {list(ids.shape)}, not [{rows}, {levels}, N]")
     if lengths.shape != (rows,):
@@ -218,6 +288,11 @@ def _check_tokens(
             worst = low if low < 0 else high
             legal = f"legal are 0 to {codebook_size - 1}"
             _refuse(component, f"{call} returned the code {worst}, {legal}")
+
+
+def _check_dense(component: object, call: str, value: Tensor) -> None:
+    if value.is_meta or value.layout is not torch.strided or value.is_nested:
+        _refuse(component, f"{call} returned a tensor that is {value.layout} on {value.device}")
 
 
 def _refuse(component: object, problem: str) -> NoReturn:

@@ -19,7 +19,7 @@ from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDec
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Ids, Tokens, WaveBatch
 from segue.inference.inputs import Prompt, as_prompt, prepare
-from segue.inference.promises import check_tokens, check_wave
+from segue.inference.promises import calling, check_codes, check_tokens, check_wave
 from segue.inference.recoding import windows
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
@@ -157,12 +157,9 @@ class Transcoder:
         if spec.sample_rate != self.sample_rate:
             waves = [resample(wave, self.sample_rate, spec.sample_rate) for wave in waves]
         batch = WaveBatch.pad(waves)
-        tokens = check_tokens(
-            tokenizer,
-            tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device)),
-            spec,
-            batch.lengths,
-        )
+        with calling(tokenizer, "encode"):
+            tokens = tokenizer.encode(batch.wave.to(self.device), batch.lengths.to(self.device))
+        check_tokens(tokenizer, tokens, spec, batch.lengths)
         # Resampling may round a length up to one more frame than the prompt has.
         frames = [
             math.ceil(audio.wave.shape[0] * spec.frame_rate / self.sample_rate) for audio in audios
@@ -189,9 +186,12 @@ class Transcoder:
         piece = int(PIECE_SECONDS * rate) // size * size
         encoder = self.codec.streaming_encoder() if length > piece else None
         if encoder is not None:
-            for _, part in windows(blocks, piece, 0):
-                yield encoder.push((part[None] * gain).to(self.device))
-            yield encoder.finish()
+            for part in itertools.chain((wave for _, wave in windows(blocks, piece, 0)), [None]):
+                with calling(self.codec, "encode"):
+                    wave = None if part is None else (part[None] * gain).to(self.device)
+                    codes = encoder.finish() if wave is None else encoder.push(wave)
+                spec = self.codec.spec
+                yield check_codes(self.codec, codes, spec.num_levels, spec.codebook_size)
             return
         margin = int(MARGIN_SECONDS * rate) // size * size
         for before, part in windows(blocks, piece, margin if length > piece else 0):
@@ -207,16 +207,17 @@ class Transcoder:
             ).wave
         piece = int(PIECE_SECONDS * self.codec.spec.frame_rate)
         if not self.codec.can_stream or codes.ids.shape[2] <= piece:
-            wave = self.codec.decode(codes.ids, codes.lengths)
+            with calling(self.codec, "decode"):
+                wave = self.codec.decode(codes.ids, codes.lengths)
             rows, samples = len(codes.lengths), codes.ids.shape[2] * self.codec.spec.frame_size
             return check_wave(self.codec, wave, rows, samples).float().cpu()
         waves = []
         for row in codes.rows():  # one by one: a stream's last piece ends where the row ends
             decoder = self.codec.streaming_decoder()  # each holds the state of one stream
-            parts = [decoder.push(part) for part in row[None].split(piece, dim=2)]
-            wave = torch.cat([*parts, decoder.finish()], dim=1)
+            pieces = [*map(Tokens.full, row[None].split(piece, dim=2)), None]
+            wave = torch.cat([self._next(decoder, part) for part in pieces], dim=1)
             samples = row.shape[1] * self.codec.spec.frame_size
-            waves.append(check_wave(self.codec, wave, 1, samples)[0].float().cpu())
+            waves.append(check_wave(self.codec, wave, 1, samples)[0])
         return WaveBatch.pad(waves).wave
 
     def codec_gains(
@@ -243,7 +244,8 @@ class Transcoder:
 
     @torch.inference_mode()
     def _next(self, decoder: StreamingDecoder, codes: Tokens | None) -> Float[Tensor, "1 T"]:
-        wave = decoder.finish() if codes is None else decoder.push(codes.ids)
+        with calling(self.codec, "decode"):
+            wave = decoder.finish() if codes is None else decoder.push(codes.ids)
         return check_wave(self.codec, wave, 1, None).float().cpu()
 
     def decode_pieces(

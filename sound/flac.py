@@ -16,7 +16,6 @@ class FlacStream:
 
     Attributes:
         samples: in all; 0 if unknown.
-        unknown: the bytes at ``TOTAL`` that would state none.
     """
 
     TOTAL = 21  # place of the five bytes that end with the number of samples
@@ -29,7 +28,11 @@ class FlacStream:
         self._channels = (head[20] >> 1 & 7) + 1
         total = int.from_bytes(head[self.TOTAL :], "big")
         self.samples = total & (1 << 36) - 1
-        self.unknown = (total - self.samples).to_bytes(5, "big")
+        self._others = total - self.samples  # bits of those bytes
+
+    def stating(self, samples: int) -> bytes:
+        """Return the bytes at ``TOTAL`` that would state another number; 0 for unknown."""
+        return (self._others + samples).to_bytes(5, "big")
 
     def last_sample(self, file: IO[bytes], size: int) -> int:
         """Return up to where the frames at the end of the file count, or 0."""

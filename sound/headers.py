@@ -43,6 +43,7 @@ MARKS = {
 LONGEST_MARK = max(MARKS.values())
 UNKNOWN = 0x7FFF_F000  # bytes and more: what writers state who do not know
 BLOCK = 1 << 20  # bytes that are looked through at once
+MOST_PROMISED = 10  # times what a cut FLAC file holds, for which its header is believed
 LEAST_UNREAD = 4096  # bytes after all that a header states: fewer are padding, or a tag
 
 
@@ -177,7 +178,7 @@ def _header(file: IO[bytes]) -> Header:
         if begin.startswith(mark):
             _check_single(file, begin[:length])
     start = after_tag(file) if magic[:3] == b"ID3" else 0
-    return Header(_in_flac(file, start, size) if is_flac(file, start) else None)
+    return _in_flac(file, start, size) if is_flac(file, start) else Header()
 
 
 def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
@@ -185,6 +186,8 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
     while (chunk := kind.at(file, at)) and chunk[0] != kind.samples:
         if chunk[0] == b"ds64":  # of RF64: the size of the samples comes second
             wide = at + kind.head + 8
+        if chunk[0] == b"fmt ":
+            _check_blocks(file.read(16))
         at += kind.head + chunk[1] + -chunk[1] % kind.unit
     if chunk is None:
         return Header()
@@ -212,6 +215,17 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
         problem = "holds more samples than the sizes in its header can state"
         raise AudioError("file", problem, "write it as W64")
     return Header(Correction(place, struct.pack(form, left)))
+
+
+def _check_blocks(form: bytes) -> None:
+    """Refuse a WAV header whose numbers contradict each other: samples would become noise."""
+    code, channels, _, _, block, bits = struct.unpack("<HHIIHH", form.ljust(16, b"\0"))
+    # Of PCM, floats and WAVEX; a block of 0 bytes is unstated, and 24 bits may stand in 32.
+    if code not in (1, 3, 0xFFFE) or not (channels and block):
+        return
+    if block != channels * -(-bits // 8) and (block, bits) != (4 * channels, 24):
+        problem = f"has a header that states {channels} channels of {bits} bits in {block} bytes"
+        raise AudioError("file", problem, "correct the header, or write the file anew")
 
 
 def near(file: IO[bytes]) -> bool:
@@ -278,14 +292,17 @@ def _in_au(file: IO[bytes], size: int) -> Header:
     return Header(Correction(8, b"\xff" * 4))  # to the end
 
 
-def _in_flac(file: IO[bytes], start: int, size: int) -> Correction | None:
+def _in_flac(file: IO[bytes], start: int, size: int) -> Header:
     stream = FlacStream(file, start)
     last = stream.last_sample(file, size)
     if (near(file) or stream.samples != last) and begins_in(file, start + 4):
         raise _streams("FLAC")
+    place = start + stream.TOTAL
+    if last and stream.samples > MOST_PROMISED * last:  # most of it would be sought in vain
+        return Header(Correction(place, stream.stating(last)), stream.samples / last)
     if stream.samples == 0 or stream.samples >= last:
-        return None
-    return Correction(start + stream.TOTAL, stream.unknown)
+        return Header()
+    return Header(Correction(place, stream.stating(0)))
 
 
 def _in_ogg(file: IO[bytes], size: int) -> Header:

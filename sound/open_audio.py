@@ -30,6 +30,7 @@ class OpenAudio:
         start: seconds into the file; None for all of it.
         seconds: length of the stretch, where ``start`` is given; below 0 it ends with the file.
         channel: the one to take; None mixes all.
+        loudest: refuse samples beyond it, of full scale 1.
 
     Attributes:
         rate: samples per second of the file.
@@ -43,8 +44,10 @@ class OpenAudio:
         start: float | None = None,
         seconds: float = 0.0,
         channel: int | None = None,
+        loudest: float = math.inf,
     ) -> None:
         self._sound, self._place, self._channel = sound, place, channel
+        self._loudest = loudest
         self.rate, self.length, self._first = sound.rate, sound.length, 0
         if start is not None:
             self._first = min(round(start * self.rate), sound.length)
@@ -72,13 +75,17 @@ class OpenAudio:
         """Return samples ``first .. first + count - 1`` as mono audio, as far as there are any.
 
         Raises:
-            AudioError: if they hold NaN.
+            AudioError: if they hold NaN, or are too loud.
         """
         count = max(0, min(count, self.length - first))
         with decoding(self._place):
             data = self._sound.read(self._first + first, count)
         if not numpy.isfinite(data).all():
             raise AudioError(self._place, "holds NaN or infinite samples", "repair the file")
+        peak = max(float(data.max()), -float(data.min())) if data.size else 0.0
+        if peak > self._loudest:
+            problem = f"has samples up to {peak:.3g}, where full scale is 1"
+            raise AudioError(self._place, problem, "scale it down, or repair the file")
         if self._channel is not None:
             data = data[:, self._channel : self._channel + 1]
             if not data.shape[1]:

@@ -17,7 +17,7 @@ import soundfile
 
 from segue.core.errors import AudioError
 from segue.core.memory import shortage
-from segue.core.spec import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
+from segue.core.spec import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from segue.sound.headers import Corrected, corrected
 from segue.sound.mpeg import MpegFrames, find_frames
 from segue.sound.quiet import quiet
@@ -129,6 +129,18 @@ class SoundReader:
 
     def read(self, first: int, count: int) -> Samples:
         """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
+        data = self._read(first, count)
+        # Integers and codes stand for sound within full scale; damaged codes may not.
+        if data.size and self._file.subtype not in ("FLOAT", "DOUBLE"):
+            peak = max(float(data.max()), -float(data.min()))
+            if peak > LOUDEST:
+                self._refuse(
+                    f"is damaged: it decodes to samples of {peak:.2g}, where full scale is 1",
+                    "restore it from its source",
+                )
+        return data
+
+    def _read(self, first: int, count: int) -> Samples:
         self._check_memory(min(first + count, self.length) - first)
         stop = min(first + count, self.length)
         if self._mpeg is not None and (first or stop > self._file.frames):

@@ -57,6 +57,10 @@ def read_audio(
             data = sound.read(start, wanted)
         total, promised = sound.length, sound.promised
     if not data.size:
+        if promised:  # NaN if a part of unknown length is missing
+            what = f"none of its {promised / rate:.1f} s" if math.isfinite(promised) else "no part"
+            problem = f"is damaged: {what} can be read"
+            raise AudioError(place, problem, "restore it from its source")
         raise AudioError(place, "holds no sample", "name a file that holds audio")
     if not numpy.isfinite(data).all():
         raise AudioError(place, "holds NaN or infinite samples", "repair the file")
@@ -134,6 +138,8 @@ def _reason(error: Exception) -> str:
     it may be another name of the file."""
     text = str(getattr(error, "error_string", error))
     lines = text.splitlines() or [type(error).__name__]
+    if "(possibly a pipe?)" in lines[-1]:  # libsndfile's words for an MP3 file that it gives up on
+        return "no sound can be decoded"
     return lines[-1].rstrip(".")
 
 

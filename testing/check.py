@@ -89,7 +89,7 @@ def run_check(
         check(subject)
     except NotApplicable as skip:
         return CheckResult(check, "skipped", str(skip))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if reason is not None:
             return CheckResult(check, "failed as expected", reason)
         kind = "" if isinstance(error, ConformanceError) else f"{type(error).__name__}: "

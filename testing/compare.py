@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import random
+import signal
 import sys
 import threading
 import time
@@ -104,6 +105,10 @@ def _shared() -> dict[str, Any]:
         "the default dtype": torch.get_default_dtype(),
         "the number of threads": torch.get_num_threads(),
         "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "the default device": torch.get_default_device(),
+        "the precision of matrix products": torch.get_float32_matmul_precision(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "the handler of Ctrl-C": signal.getsignal(signal.SIGINT),
         "the working directory": Path.cwd(),
     }
 

@@ -68,6 +68,9 @@ def check_distribution(source: str, timeout: float) -> list[ComponentResult]:
         else "",
         "registers_quickly": f"takes {found['seconds']:.1f} s, on every command" if slow else "",
         "stays_in_its_folder": f"changes the working directory to {moved}" if moved else "",
+        "leaves_the_process_as_it_is": f"changes {', '.join(found['changed'])}"
+        if found["changed"]
+        else "",
         "claims_names_of_its_own": _claims(source, names, timeout),
         "versions_its_names": _unversioned(names),
         "uses_nothing_deprecated": "; ".join(dict.fromkeys(found["deprecated"])),

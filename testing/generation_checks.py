@@ -157,10 +157,12 @@ def check_generates_many_frames(subject: Subject) -> None:
     nothing = StageBatch(Tokens.empty(1, stage.target.num_levels), given_for(stage, [_MANY]))
     try:
         new = continued(lm, nothing, _MANY)
+        after = continued(lm, prompts_for(stage, [_MANY]))
         score = lm.score(batch_for(stage, [2 * _MANY]))
     except SegueError as refusal:  # options may set a limit, as gpt2's positions do
         raise NotApplicable(f"it refuses {_MANY} frames: {refusal.problem}") from refusal
     _require_frames(new, subject, 1, _MANY, f"{_MANY} frames")
+    _require_frames(after, subject, 1, NEW_FRAMES, f"frames after {_MANY}")
     require_finite(score, f"scores of {2 * _MANY} frames")
 
 

@@ -7,8 +7,13 @@ distribution in ``SEGUE_PLUGINS``. Imports no torch.
 from __future__ import annotations
 
 import json
+import locale
 import os
+import random
+import signal
+import socket
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -16,17 +21,38 @@ from pathlib import Path
 from segue.core.discovery import activate, find_plugins
 
 
+def process_state() -> dict[str, object]:
+    """Return what every part of a process shares, by a name that a message can hold."""
+    os.umask(mask := os.umask(0))  # it can only be read by setting it
+    handled = (signal.SIGINT, signal.SIGTERM)
+    return {
+        **{f"the handler of {each.name}": signal.getsignal(each) for each in handled},
+        "environment variables": dict(os.environ),
+        "the umask": mask,
+        "the locale": locale.setlocale(locale.LC_ALL),
+        "random numbers of Python": random.getstate(),
+        "sys.stdout or sys.stderr": (sys.stdout, sys.stderr),
+        "sys.excepthook": sys.excepthook,
+        "the recursion limit": sys.getrecursionlimit(),
+        "the time-out of sockets": socket.getdefaulttimeout(),
+        # Segue times each import: its timer may end a little later.
+        "threads": {t for t in threading.enumerate() if not isinstance(t, threading.Timer)},
+    }
+
+
 def main(report: Path) -> None:
     """Activate every plugin that may be used; write what happened as JSON."""
-    found, folder, began = find_plugins(), Path.cwd(), time.perf_counter()
+    before, found, folder = process_state(), find_plugins(), Path.cwd()
+    began = time.perf_counter()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", DeprecationWarning)
         statuses = [activate(status, quiet=False) for status in found]
-    seconds = time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, process_state()
     known = {
         "seconds": seconds,
         "torch": "torch" in sys.modules,
         "moved_to": "" if Path.cwd() == folder else str(Path.cwd()),
+        "changed": [name for name in before if before[name] != after[name]],
         "broken": {s.entry_point: s.error for s in statuses if s.state != "ok"},
         "deprecated": [
             str(each.message) for each in warned if issubclass(each.category, DeprecationWarning)

@@ -5,10 +5,12 @@ Gradients of ranks are averaged, buffers are not: only those of the first rank w
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import NoReturn
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, distributed
 
 from segue.core.collectives import by_itself
@@ -21,17 +23,23 @@ from segue.training.ranks import on_each, ranks
 
 
 def check_equal(component: Component, part: str) -> None:
-    """Refuse counts that differ between ranks; every rank must call this."""
-    counts = _counts(component)
-    if ranks().size == 1 or not counts:
+    """Refuse counts that differ between ranks, and warn of other such buffers.
+
+    Every rank must call this.
+    """
+    saved = _saved_buffers(component)
+    if ranks().size == 1 or not saved:
         return
-    own = torch.stack([_fingerprint(value) for value in counts.values()])
-    least, most = own.clone(), own.clone()
+    least = torch.stack([_fingerprint(value) for value in saved.values()])
+    most = least.clone()
     distributed.all_reduce(least, distributed.ReduceOp.MIN)
     distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    for name, differs in zip(counts, (least != most).tolist(), strict=True):
-        if differs:
+    for name, low, high in zip(saved, least, most, strict=True):
+        if low[0] != high[0] and low[1]:
             _refuse(part, f"buffer {name} differs between ranks")
+        if low[0] != high[0] and ranks().first:
+            text = f"{part}: buffer {name} differs between ranks, the first rank's is saved"
+            warnings.warn(text, stacklevel=2)
 
 
 def check_added_up(
@@ -68,15 +76,21 @@ def check_added_up(
 
 
 def _counts(component: Component) -> dict[str, Tensor]:
-    saved, kinds = component.state_dict().keys(), (torch.int64, torch.int32)
-    buffers = component.named_buffers()
-    return {n: b for n, b in buffers if n in saved and b.numel() and b.dtype in kinds}
+    kinds = (torch.int64, torch.int32)
+    return {n: b for n, b in _saved_buffers(component).items() if b.dtype in kinds}
 
 
-def _fingerprint(value: Tensor) -> Tensor:
-    """Return a number in which each place weighs differently: sums may be equal by chance."""
+def _saved_buffers(component: Component) -> dict[str, Tensor]:
+    saved = component.state_dict().keys()
+    return {n: b for n, b in component.named_buffers() if n in saved and b.numel()}
+
+
+def _fingerprint(value: Tensor) -> Float[Tensor, "2"]:
+    """Return a number in which each place weighs differently, as sums may be equal by chance, and
+    whether all are whole: counts, in whichever type they are held."""
     flat = value.detach().double().flatten().cpu()
-    return flat @ torch.arange(1.0, len(flat) + 1, dtype=torch.float64).sqrt()
+    number = flat @ torch.arange(1.0, len(flat) + 1, dtype=torch.float64).sqrt()
+    return torch.stack([number, flat.equal(flat.round()) * torch.ones_like(number)])
 
 
 def _refuse(part: str, problem: str) -> NoReturn:

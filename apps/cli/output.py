@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from segue.core.errors import PluginError, SegueError
+from segue.core.memory import out_of_memory
 
 DEBUG = "SEGUE_DEBUG"  # set to 1, it shows tracebacks
 #: Packages that end a command on purpose, rich where nobody reads the output any more.
@@ -67,11 +68,6 @@ def clear_errors() -> Iterator[None]:
             raise
         fix = "ask for fewer --seconds, a lower --count or smaller parts"
         fail(f"memory: there is not enough; {fix}", error)
-
-
-def out_of_memory(error: Exception) -> bool:
-    signs = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:

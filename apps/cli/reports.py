@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from segue.apps.cli.options import HeldOut, listed
 from segue.apps.cli.output import note, print_json, print_table, warn
-from segue.core.errors import ConfigError, PluginError
+from segue.core.errors import ConfigError, DataError, PluginError
 
 if TYPE_CHECKING:
     from segue.core.plugins import PluginHost
@@ -35,7 +35,12 @@ def held_out(
     """Return recordings spread evenly over a split, without those known to be too short."""
     from segue.evaluation.subjects import spread_evenly
 
-    return spread_evenly(data, items, checked_split(split), least_seconds)
+    try:
+        return spread_evenly(data, items, checked_split(split), least_seconds)
+    except DataError as error:
+        if "of the split" in error.problem:
+            error.fix += ", or take those of all splits: --split all"
+        raise
 
 
 def note_if_few(recordings: Sequence[Recording], asked: HeldOut) -> None:

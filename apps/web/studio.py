@@ -19,10 +19,10 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from segue.apps.cli.options import DEFAULT_DOMAIN
-from segue.apps.cli.output import out_of_memory
 from segue.apps.cli.saving import described, metadata_path, save_audio
 from segue.core.config_files import domain_names, find_domain, load_config
 from segue.core.errors import SegueError
+from segue.core.memory import out_of_memory
 from segue.core.plugins import default_host
 from segue.core.progress import Progress
 

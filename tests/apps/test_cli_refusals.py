@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -330,6 +331,58 @@ def _weights_of_another(folder: Path) -> None:
     save_file(state, path)
 
 
+def _nan_weights(folder: Path) -> None:
+    _change_weights(folder, lambda value: value * numpy.nan)
+
+
+def _infinite_weights(folder: Path) -> None:
+    _change_weights(folder, lambda value: value * 1e39)
+
+
+def _whole_numbers_for_weights(folder: Path) -> None:
+    _change_weights(folder, torch.Tensor.long)
+
+
+def _change_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    path = folder / "stages" / "semantic" / "model.safetensors"
+    save_file({name: change(value) for name, value in load_file(path).items()}, path)
+
+
+def _no_stage(folder: Path) -> None:
+    _change_manifest(folder / "stages" / "semantic", stage=None)
+
+
+def _no_spec(folder: Path) -> None:
+    _change_manifest(folder / "codec", spec=None)
+
+
+def _number_for_a_name(folder: Path) -> None:
+    _change_manifest(folder / "codec", distribution=5, version=[1])
+
+
+def _change_manifest(folder: Path, **values: object) -> None:
+    path = folder / "component.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _links_in_a_circle(folder: Path) -> None:
+    shutil.rmtree(folder / "codec")
+    (folder / "codec").symlink_to(folder / "codec")
+
+
+def _long_name(folder: Path) -> None:
+    _change_config(folder, "checkpoint: codec", f"checkpoint: {'x' * 5000}")
+
+
+def _zero_in_a_name(folder: Path) -> None:
+    _change_config(folder, "checkpoint: codec", 'checkpoint: "a\\0b"')
+
+
+def _change_config(folder: Path, old: str, new: str) -> None:
+    path = folder / "pipeline.yaml"
+    path.write_text(path.read_text().replace(old, new))
+
+
 BROKEN: dict[Callable[[Path], None], str] = {
     _no_pipeline_file: "holds no pipeline.yaml; name a saved pipeline",
     _bad_yaml: "pipeline.yaml, line 1:",
@@ -338,6 +391,15 @@ BROKEN: dict[Callable[[Path], None], str] = {
     _cut_weights: "stages/acoustic/model.safetensors: cannot be read",
     _bad_manifest: "codec/component.json: cannot be read",
     _weights_of_another: "codec: weights have fingerprint",
+    _nan_weights: "stages/semantic/model.safetensors: heads.weight holds NaN",
+    _infinite_weights: "stages/semantic/model.safetensors: heads.weight holds infinite numbers",
+    _whole_numbers_for_weights: "stages/semantic/model.safetensors: heads.weight holds torch.int64",
+    _no_stage: "stages/semantic/component.json: cannot be read (ValueError('stage is missing')",
+    _no_spec: "codec/component.json: cannot be read (ValueError('spec is missing'))",
+    _number_for_a_name: "codec/component.json: cannot be read (TypeError('distribution is 5'))",
+    _links_in_a_circle: "checkpoint 'codec' cannot be a path (Symlink loop",
+    _long_name: "...' cannot be a path (File name too long)",
+    _zero_in_a_name: "checkpoint 'a\\x00b' cannot be a path (",
 }
 
 

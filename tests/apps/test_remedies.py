@@ -129,6 +129,9 @@ ANEW = "train .*anew: --set "
 
 #: A wrong command, what its error must say, and how the user follows it.
 CASES: dict[str, tuple[Arguments, str, Follow]] = {
+    "a single recording, which is for training": (
+        ("evaluate", "codec", "-p", "TINY", "--data", "ALONE", "--metrics", "si_sdr.v1"),
+        "of all splits: --split all", lambda _, wrong: [*wrong, "--split", "all"]),
     "another plugin's checkpoint": (
         (*VALID, "TINY", "--set", "codec.use=soundstream.v1", "--set", "codec.checkpoint=CODEC"),
         "use it: --set codec.use=", settings),
@@ -202,7 +205,7 @@ def shown(command: Arguments, names: dict[str, object]) -> list[object]:
 def names(tiny: Path, prompt_file: Path, recordings_folder: Path) -> dict[str, object]:
     return {
         "TINY": tiny, "PROMPT": prompt_file, "DATA": recordings_folder, "CODEC": tiny / "codec",
-        "CONFIG": tiny / "pipeline.yaml",
+        "CONFIG": tiny / "pipeline.yaml", "ALONE": prompt_file.parent,
     }  # fmt: skip
 
 

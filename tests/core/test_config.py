@@ -108,6 +108,7 @@ def test_a_new_plugin_drops_the_options_and_checkpoint_of_the_old_one() -> None:
         ("stages.semantic.predicts=melody", "stages.semantic.predicts", "melody"),
         ("stages.acoustic.predicts=acoustic[4:4]", "stages.acoustic.predicts", "no level"),
         ("prompt.min_seconds=.nan", "prompt.min_seconds", "nan"),
+        ("prompt.level=1.0e-9", "prompt.level", "out of range"),
         ("stages.semantic.sampling.top_k=true", "stages.semantic.sampling.top_k", "is true"),
         ("codec.training.workers=100000", "codec.training.workers", "out of range"),
         ("codec.training.batch_size=1000000000", "codec.training.batch_size", "out of range"),

@@ -82,11 +82,14 @@ def test_unreadable_recordings_are_listed_and_skipped(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no audio")
     broken = numpy.full(RATE, numpy.nan, numpy.float32)
     soundfile.write(tmp_path / "nan.wav", broken, RATE, subtype="FLOAT")
+    unscaled = numpy.full(RATE, -3e4, numpy.float32)  # meant for 16 bits
+    soundfile.write(tmp_path / "loud.wav", unscaled, RATE, subtype="FLOAT")
     recordings = [
         ramp(tmp_path / "good.wav", 1.0),
         recording(tmp_path / "missing.wav", 1.0),
         recording(tmp_path / "text.wav", 1.0),
         recording(tmp_path / "nan.wav", 1.0),
+        recording(tmp_path / "loud.wav", 1.0),
         recording(tmp_path / "of unknown length.wav", 0.0),
     ]
     with pytest.warns(UserWarning, match=r"of unknown length\.wav left out: is missing, empty or"):
@@ -99,8 +102,15 @@ def test_unreadable_recordings_are_listed_and_skipped(tmp_path: Path) -> None:
     assert crops.unreadable[str(tmp_path / "missing.wav")] == "does not exist"
     assert "cannot be read as audio" in crops.unreadable[str(tmp_path / "text.wav")]
     assert "NaN" in crops.unreadable[str(tmp_path / "nan.wav")]
+    assert "samples up to 3e+04" in crops.unreadable[str(tmp_path / "loud.wav")]
     assert "missing" in crops.unreadable[str(tmp_path / "of unknown length.wav")]
-    assert len(crops.unreadable) == 4
+    assert len(crops.unreadable) == 5
+
+
+def test_a_length_that_a_list_states_wrongly_is_noticed(tmp_path: Path) -> None:
+    items = [ramp(tmp_path / "a.wav", 1.0), replace(ramp(tmp_path / "b.wav", 1.0), seconds=9.0)]
+    with pytest.warns(UserWarning, match=r"b.wav lasts 1.0 s, but is drawn as if it were 9.0 s"):
+        assert AudioCrops(items, RATE, 0.1, 32, 0).batch(0).wave.shape == (32, 1600)
 
 
 def test_unreadable_recordings_do_not_make_crops_depend_on_earlier_ones(tmp_path: Path) -> None:
@@ -238,7 +248,7 @@ def test_a_stretch_and_a_channel_of_a_file(tmp_path: Path) -> None:
     item = Recording(tmp_path / "a.wav", 0.25, "g", "train", start=0.5, channel=1)
     wave = decode_recording(item, RATE)
     assert torch.equal(wave, -torch.arange(RATE // 2, RATE * 3 // 4).short())
-    assert item.place.endswith("a.wav@0.5s")
+    assert item.place.endswith("a.wav@0.5s (channel 1)")
     with pytest.raises(AudioError, match="has no channel 2"):
         decode_recording(replace(item, channel=2), RATE)
     soundfile.write(tmp_path / "mono.wav", both[:, 0], RATE)

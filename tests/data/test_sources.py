@@ -134,6 +134,7 @@ def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_first_column(tmp_path
         (["path,duration_s", "a.wav,-1"], "line 2: duration_s -1"),
         (["path,duration_s", "a.wav,nan"], "line 2: duration_s nan"),
         (["path,duration_s", "a.wav,inf"], "line 2: duration_s inf"),
+        (["path,duration_s", "a.wav,1e9"], "line 2: duration_s 1e+09 is not a length"),
         (["path,duration_s", ",1"], "line 2: names no path; fill the column"),
         (["split,path", "train"], "line 2: names no path; fill the column"),
         (["path,offset", "a.wav,3"], "line 2: has an offset in bytes but no size; fill the column"),

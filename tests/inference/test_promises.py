@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from segue.core.audio import Audio
 from segue.core.errors import PluginError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
 from segue.data.recordings import Recording
 from segue.data.tokenizing import tokenize_recording
+from segue.inference.detection import judge
 from segue.inference.pipeline import Pipeline
+from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
+from segue.plugins.detectors.spectral.model import SpectralDetector
 
 RATE = 16_000
 WAVE = torch.sin(torch.arange(RATE) / 20) * 0.3
@@ -53,10 +57,14 @@ def doubled(tokens: Tokens) -> Tokens:
         lambda t: Tokens(t.ids, t.lengths.float()),
         lambda t: Tokens(t.ids, t.lengths.tolist()),
         lambda t: Tokens(None, t.lengths),  # type: ignore[arg-type]
+        lambda t: Tokens(t.ids.to("meta"), t.lengths),
+        lambda t: Tokens(t.ids, t.lengths.to("meta")),
+        lambda t: Tokens(t.ids.to_sparse(), t.lengths),
     ],
     ids=[
         *("illegal codes", "twice the rate", "a tensor", "float ids", "a frame less"),
         *("float lengths", "a list of lengths", "no ids"),
+        *("ids without data", "lengths without data", "sparse ids"),
     ],
 )
 @pytest.mark.parametrize("part", ["semantic_tokenizer", "codec"])
@@ -88,8 +96,12 @@ def test_tokens_that_break_the_contract_are_refused(
         lambda wave: wave[:, :10],
         lambda wave: (wave * 100).long(),
         lambda wave: None,
+        lambda wave: wave.to("meta"),
+        lambda wave: wave.to_sparse(),
+        lambda wave: wave.to(torch.float8_e4m3fn),
+        lambda wave: wave * 1e30,
     ],
-    ids=["nan", "short", "integers", "nothing"],
+    ids=["nan", "short", "integers", "nothing", "no data", "sparse", "eight bits", "too loud"],
 )
 def test_audio_that_breaks_the_contract_is_refused(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object]
@@ -125,6 +137,68 @@ def test_a_model_that_streams_nothing_is_refused(
     replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: None)
     with pytest.raises(PluginError, match="stream returned a NoneType"):
         pipeline.continue_(WAVE, RATE, seconds=0.2)
+
+
+def test_a_model_that_streams_none_among_its_pieces_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: [None])
+    with pytest.raises(PluginError, match="stream yielded a NoneType"):
+        pipeline.continue_(WAVE, RATE, seconds=0.2)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(5), StopIteration()], ids=repr)
+@pytest.mark.parametrize(
+    ("part", "call"),
+    [("codec", "encode"), ("codec", "decode"), ("stages.semantic", "stream")],
+)
+def test_a_component_of_others_that_fails_is_named(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, part: str, call: str, error: BaseException
+) -> None:
+    def fails(*arguments: object) -> object:
+        raise error
+
+    component = pipeline.parts[part]
+    members = {call: fails, "__module__": "others.parts"}
+    monkeypatch.setattr(component, "__class__", type("Theirs", (type(component),), members))
+    with pytest.raises(PluginError, match=f"{call} failed: {type(error).__name__}") as caught:
+        pipeline.continue_(WAVE, RATE, seconds=0.2)
+    assert caught.value.place == "Theirs of others"
+
+
+def test_a_mistake_of_segue_s_own_keeps_its_traceback(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, pipeline.codec, "decode", lambda wave: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.resynthesize(WAVE, RATE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: s * float("nan"), lambda s: s[:, :2], lambda s: s.tolist(), lambda s: s.long()],
+    ids=["nan", "two columns", "a list", "integers"],
+)
+def test_scores_that_break_the_contract_are_refused(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object]
+) -> None:
+    detector = SpectralDetector(SpectralDetectorOptions()).eval()
+    replaced(monkeypatch, detector, "score", change)
+    with pytest.raises(PluginError, match="score returned"):
+        judge(detector, Audio(WAVE, RATE))
+
+
+def test_codes_of_a_streaming_encoder_are_checked(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Encoder:
+        def push(self, wave: Any) -> Any:
+            return torch.full((1, 3, 2), 10_000)
+
+    monkeypatch.setattr("segue.inference.transcoder.PIECE_SECONDS", 0.5)
+    monkeypatch.setattr(pipeline.codec, "streaming_encoder", Encoder)
+    with pytest.raises(PluginError, match="streaming encoder returned the code 10000"):
+        pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
 
 
 class Marker:

@@ -63,6 +63,7 @@ LIES = {
     "fewer.caf": changed("CAF", b"data", 4, struct.pack(">q", 1004)),
     "unknown.flac": changed("FLAC", b"fLaC", 21, bytes((coded("FLAC")[21] & 0xF0, 0, 0, 0, 0))),
     "fewer.flac": changed("FLAC", b"fLaC", 22, struct.pack(">I", 1000)),
+    "days.flac": changed("FLAC", b"fLaC", 22, b"\xff\xff\xff\xff"),
     "one fewer.flac": changed("FLAC", b"fLaC", 22, struct.pack(">I", RATE - 1)),
     "tagged.flac": b"ID3\4"
     + bytes(5)
@@ -90,7 +91,13 @@ def test_a_lie_about_the_length_changes_nothing(name: str, tmp_path: Path) -> No
         (changed("WAV", b"fmt ", 12, struct.pack("<I", 7)), "sample rate of 7 Hz"),
         (changed("WAV", b"fmt ", 12, struct.pack("<I", 10**9)), "sample rate of 1000000000 Hz"),
         (changed("WAV", b"fmt ", 10, struct.pack("<H", 0)), "cannot be read as audio"),
-        (changed("WAV", b"fmt ", 22, struct.pack("<H", 0)), "cannot be read as audio"),
+        (changed("WAV", b"fmt ", 22, struct.pack("<H", 0)), "states 1 channels of 0 bits"),
+        (changed("WAV", b"fmt ", 22, struct.pack("<H", 8)), "1 channels of 8 bits in 2 bytes"),
+        (changed("WAV", b"fmt ", 22, struct.pack("<H", 32)), "1 channels of 32 bits in 2 bytes"),
+        (changed("WAV", b"fmt ", 10, struct.pack("<H", 2)), "2 channels of 16 bits in 2 bytes"),
+        (changed("WAVEX", b"fmt ", 22, struct.pack("<H", 24)), "1 channels of 24 bits in 2 bytes"),
+        (coded("OGG", "VORBIS")[:-1], "is damaged: no part can be read"),
+        (coded("MP3")[:200], "cannot be read as audio .no sound can be decoded"),
         (coded("WAV")[:44], "holds no sample"),
         (coded("WAV") * 2, "several files .* head -c 32044 FILE"),
         (coded("RF64") * 2, "several files"),
@@ -143,6 +150,14 @@ def test_of_a_cut_file_without_compression_is_said_that_it_is_cut(
         assert opened.notes == read_audio(path).notes == (note,)
     heard = listen(Recording(path, 4.0, "group", "train"), 0.1)
     assert (heard.kind, heard.problem[:16]) == ("corrupt", "is cut off after")
+
+
+def test_24_bits_in_blocks_of_32_are_read(tmp_path: Path) -> None:
+    data = bytearray(coded("WAV", "PCM_32"))
+    data[34:36] = struct.pack("<H", 24)  # bits
+    (tmp_path / "a.wav").write_bytes(data)
+    audio = read_audio(tmp_path / "a.wav")
+    torch.testing.assert_close(audio.wave, torch.from_numpy(WAVE), atol=1e-4, rtol=0)
 
 
 def test_layer_2_is_read_as_well(tmp_path: Path) -> None:

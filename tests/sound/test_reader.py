@@ -15,9 +15,11 @@ import pytest
 import soundfile
 import torch
 
+from segue.core.errors import AudioError
 from segue.data.audio_files import read_recording
 from segue.data.prepare import prepare_files
 from segue.data.recordings import Recording
+from segue.data.scan import listen
 from segue.data.sources import read_recordings
 from segue.sound.mpeg import MpegFrames, find_frames, frame_of
 from segue.sound.open_audio import open_audio
@@ -159,6 +161,30 @@ def test_reading_hours_takes_the_memory_of_a_block(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert samples == length * RATE
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_damage_that_decodes_to_far_beyond_full_scale_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.mp3"
+    data = bytearray(write(path))
+    start = frames_in(bytes(data)).offsets[40] + 4 + 3  # in the side information
+    data[start] |= 3  # the largest gain: eight bits from the 31st on
+    data[start + 1] |= 0xFC
+    path.write_bytes(data)
+    assert read_audio(path, first_seconds=1).wave.abs().max() < 0.4
+    with pytest.raises(AudioError, match=r"is damaged: it decodes to samples of [0-9.e+]+, where"):
+        read_audio(path)
+    heard = listen(recording(path), 0.1)
+    assert (heard.kind, heard.problem[:14]) == ("corrupt", "is damaged: it")
+
+
+def test_a_file_of_which_damage_leaves_nothing_is_no_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.flac"
+    data = bytearray(write(path))
+    first = data.index(b"\xff\xf8")  # of the first frame
+    data[first : first + 40] = bytes(40)
+    path.write_bytes(data[: first + 2000])
+    with pytest.raises(AudioError, match=r"is damaged: none of its 6.0 s can be read; restore it"):
+        read_audio(path)
 
 
 def test_what_decoders_print_of_damage_is_kept_from_the_terminal(

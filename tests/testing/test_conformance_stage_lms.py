@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -396,6 +397,30 @@ class SwitchesGradOff(TinyLM):
         return score
 
 
+class TakesShortPromptsOnly(TinyLM):
+    def generate(self, given: tuple[Tokens, ...], prompt: Tokens, *rest: Any) -> Tokens:  # type: ignore[override]
+        if prompt.ids.shape[2] > 40:
+            raise ValueError("the prompt is too long")
+        return super().generate(given, prompt, *rest)
+
+
+class RoundsProducts(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        torch.set_float32_matmul_precision("medium")
+        return super().score(batch)
+
+
+class HoldsOnAtCtrlC(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return super().score(batch)
+
+
+class EndsTheProcess(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        raise SystemExit(3)
+
+
 class FillsMasks(TinyLM):
     """Promises of models that draw each token from its score are none of its."""
 
@@ -480,6 +505,10 @@ BROKEN = [
     ("is_deterministic", CountsCalls, "third time"),
     ("leaves_the_process_alone", ReseedsTorch, "torch's random state changed"),
     ("leaves_the_process_alone", SwitchesGradOff, "grad mode changed"),
+    ("leaves_the_process_alone", RoundsProducts, "precision of matrix products changed"),
+    ("leaves_the_process_alone", HoldsOnAtCtrlC, "handler of Ctrl-C changed"),
+    ("generates_many_frames", TakesShortPromptsOnly, "the prompt is too long"),
+    ("score_agrees_with_loss", EndsTheProcess, "SystemExit: 3"),
 ]
 CHECKS = {check.name: check for check in checks_for("stage_lm")}
 
@@ -498,7 +527,12 @@ def test_a_good_one_passes(subject: Subject, check: Check) -> None:
 
 @pytest.mark.parametrize(("name", "broken", "problem"), BROKEN)
 def test_a_broken_one_is_caught(name: str, broken: type[TinyLM], problem: str) -> None:
-    result = run_check(CHECKS[name], subject_of(broken))
+    precision, handler = torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGINT)
+    try:
+        result = run_check(CHECKS[name], subject_of(broken))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        signal.signal(signal.SIGINT, handler)
     assert result.outcome == "failed"
     assert re.search(problem, result.message), result.message
 

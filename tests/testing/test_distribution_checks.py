@@ -36,11 +36,14 @@ def test_everything_that_a_package_should_not_do_is_named(
     install: Install, write_distribution: WriteDistribution
 ) -> None:
     source = (
-        "import os, sys, time\n"
+        "import os, signal, sys, threading, time\n"
         "sys.modules['torch'] = sys\n"  # as if it were imported, which takes long
         "os.write(1, b'hello')\n"
         "print(' world')\n"
         "os.chdir('/')\n"
+        "os.environ['ODD'] = '1'\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
         "time.sleep(1.05)\n" + REGISTER
     )
     install(write_distribution("segue_odd", source, ENTRY_POINTS), "good")
@@ -51,6 +54,7 @@ def test_everything_that_a_package_should_not_do_is_named(
         "imports_no_torch": "imports torch",
         "registers_quickly": "takes 1.",
         "stays_in_its_folder": "working directory to /",
+        "leaves_the_process_as_it_is": "the handler of SIGINT, environment variables, threads",
         "claims_names_of_its_own": "codec/spectral_codec.v1 is Segue's own, "
         "metric/loudness.v1 is also claimed by segue-good",
         "versions_its_names": "metric/plain: end names in .v1",
@@ -86,6 +90,6 @@ def test_a_package_in_order_passes_even_in_safe_mode(
     install("good")
     monkeypatch.setenv("SEGUE_PLUGINS", "off")
     results = check_named(PluginHost(), "segue-good", {}, 30)
-    assert len(results) == 8 and not any(result.problem for result in results)
+    assert len(results) == 9 and not any(result.problem for result in results)
     with pytest.raises(ConfigError, match="is a distribution"):
         check_named(PluginHost(), "segue-good", {"width": 3}, 30)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, distributed
 
 from segue.core.config_files import load_config
+from segue.core.errors import TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBatch
 from segue.core.options import Options, Sampling
@@ -24,6 +25,8 @@ from segue.data.token_store import TokenStore
 from segue.inference.pipeline import Pipeline
 from segue.testing import TINY_STAGES, Subject, checks_for
 from segue.testing.check import run_check
+from segue.training.counts import check_equal
+from segue.training.ranks import Ranks
 from segue.training.workspace import Workspace, train_part
 
 
@@ -165,3 +168,28 @@ def test_a_model_that_is_only_fitted_gets_every_crop_once(
     assert int(counts(last).sum()) == frames >= int(store.frames_of("semantic").sum())
     assert told[-1] == ("stages.semantic", crops.epochs.size, crops.epochs.size)
     assert train_part(space, "stages.semantic") == last
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_counts_that_differ_between_ranks_are_refused_in_any_type(
+    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype
+) -> None:
+    def holding(number: float) -> StageLM:
+        model = Counts(CountOptions(), TINY_STAGES["first"])
+        model.counts = torch.full_like(model.counts, number, dtype=kind)
+        return model
+
+    def reduce(own: Tensor, how: Any) -> None:  # with the one other rank
+        least = how == distributed.ReduceOp.MIN
+        sent.append(own.clone())
+        own.copy_((torch.minimum if least else torch.maximum)(own, sent[0]))
+
+    sent: list[Tensor] = []  # first by the other rank
+    monkeypatch.setattr("segue.training.counts.ranks", lambda: Ranks(0, 2))
+    monkeypatch.setattr(distributed, "all_reduce", reduce)
+    check_equal(holding(3), "part")
+    with pytest.raises(TrainingError, match="part: buffer counts differs between ranks: training_"):
+        check_equal(holding(4), "part")
+    if kind.is_floating_point:
+        with pytest.warns(UserWarning, match="counts differs between ranks, the first rank's is"):
+            check_equal(holding(3.5), "part")
