@@ -96,7 +96,7 @@ def test_the_registry_file_of_the_working_directory_is_not_seen(
     good_is_installed.makepyfile(
         ASK + "\n    def test_isolated():\n        assert sources() == []\n"
     )
-    good_is_installed.runpytest_subprocess().assert_outcomes(passed=1)
+    good_is_installed.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 @pytest.mark.slow
