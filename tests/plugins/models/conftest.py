@@ -12,15 +12,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers_stage import MODELS, STAGES
 
 #: Every family with every stage, and every variant with the stage that has most to go wrong. The
-#: stages that only repeat what another family shows are slow.
+#: stages and variants that only repeat what another family shows are slow.
 FAMILIES = ("flat", "delay", "depth")
 PAIRS = [(kind, "two") for kind in MODELS if kind not in FAMILIES]
 PAIRS += [(kind, name) for kind in FAMILIES for name in STAGES]
 FAST_STAGES = ("levels", "two")
+BOTH_SHOWN = ("flat_runs_sequence", "depth_relative")  # by variants that have one of their options
 
 
 def _is_slow(kind: str, stage: str) -> bool:
-    return kind in ("delay", "depth") and stage not in FAST_STAGES
+    return kind in BOTH_SHOWN or (kind in ("delay", "depth") and stage not in FAST_STAGES)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
