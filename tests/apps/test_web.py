@@ -231,7 +231,7 @@ def test_each_stage_has_a_bar() -> None:
 # --- the page -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(tiny_studio: Studio) -> Any:
     pytest.importorskip("gradio", reason="the page itself needs gradio: pip install 'segue[web]'")
     from segue.apps.web.page import Page
