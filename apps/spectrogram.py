@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS, OVERLAP, FLOOR_DB = 0.032, 0.75, -90
 ROW_INCHES, MOST_FILES = 1.7, 100  # height of each row, and most rows
+DOTS_PER_INCH = 110
 COLUMNS = 2000  # of a waveform; more cannot be seen
 
 
@@ -51,7 +52,7 @@ def new_picture(
         yield list(grid.flat)
         with atomic_path(output) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a title in any script
-            figure.savefig(temporary, dpi=110, format="png")
+            figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
     finally:
         pyplot.close(figure)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -56,10 +57,14 @@ def ragged_audio(lengths: Sequence[int], sample_rate: int, seed: int = 0) -> Wav
     """Return rows of these lengths in samples, speech and notes in turn; zero beyond their ends."""
     wave = torch.zeros(len(lengths), max(lengths))
     for row, length in enumerate(lengths):
-        generator = torch.Generator().manual_seed(1000 * seed + row)
-        make = tonal if row % 2 else speech_like
-        wave[row, :length] = make(length, sample_rate, generator)
+        wave[row, :length] = _row(row, length, sample_rate, seed)
     return WaveBatch(wave, torch.tensor(lengths))
+
+
+@lru_cache(maxsize=128)  # most checks ask for the same few rows
+def _row(row: int, length: int, sample_rate: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * seed + row)
+    return (tonal if row % 2 else speech_like)(length, sample_rate, generator)
 
 
 def fit_on_synthetic(tokenizer: Tokenizer) -> Mapping[str, float]:

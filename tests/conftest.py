@@ -1,4 +1,8 @@
-"""Fixtures that several tests share: synthetic recordings and a tiny pipeline trained on them."""
+"""Fixtures that several tests share: synthetic recordings and a tiny pipeline trained on them.
+
+Importing this imports no torch: the process that hands tests out to others has no use for it, and
+would keep them waiting.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import soundfile
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 TINY = [
     "codec.options.width=16",
@@ -41,6 +47,8 @@ TINY = [
 
 def melody(seconds: float, seed: int, rate: int = 16_000) -> torch.Tensor:
     """Notes with overtones and pauses: ``[T]``, tonal, not silent, below full scale."""
+    import torch
+
     random = torch.Generator().manual_seed(seed)
     time = torch.arange(round(0.2 * rate)) / rate
     notes = []
@@ -61,6 +69,8 @@ def pytest_collection_finish() -> None:
 def one_thread() -> Iterator[None]:
     """Tiny models are faster on one thread, sums are the same on every machine, and test processes
     that run side by side do not compete for cores."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -70,6 +80,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def recordings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four groups of synthetic recordings."""
+    import soundfile
+
     folder = tmp_path_factory.mktemp("recordings")
     for group in range(4):
         (folder / f"group{group}").mkdir()
@@ -101,6 +113,8 @@ def tiny_pipelines(
 @pytest.fixture
 def prompt_file(tmp_path: Path) -> Path:
     """A prompt of 1.3 s."""
+    import soundfile
+
     path = tmp_path / "prompt.wav"
     soundfile.write(path, melody(1.3, seed=99).numpy(), 16_000)
     return path

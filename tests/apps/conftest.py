@@ -16,6 +16,7 @@ import soundfile
 import typer.main
 from tests.plugins.provenance.conftest import credentials
 
+from segue.apps import spectrogram
 from segue.apps.cli import main as cli
 from segue.apps.cli import output
 from segue.core.domain import Domain
@@ -55,9 +56,10 @@ Segue = Callable[..., Finished]
 
 @pytest.fixture(scope="session", autouse=True)
 def one_program() -> Iterator[None]:
-    """Make the tree of commands once, not anew for each command that a test runs."""
+    """Make the tree of commands once, not anew for each command that a test runs; draw coarsely."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        patch.setattr(spectrogram, "DOTS_PER_INCH", 30)
         yield
 
 

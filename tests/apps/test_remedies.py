@@ -28,14 +28,17 @@ Follow = Callable[[str, Arguments], Arguments]
 # --- every command, option and package that any error names -----------------------------------
 
 
-def errors() -> Iterator[tuple[str, str]]:
-    """Yield the place and the text of each error's fix, with ``{}`` for what is filled in."""
+@pytest.fixture(scope="module")
+def all_fixes() -> list[tuple[str, str]]:
+    """The place and the text of each error's fix, with ``{}`` for what is filled in."""
+    found = []
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 for value in fixes(node):
                     text = "".join(literals(value))
-                    yield f"{path.relative_to(ROOT)}:{value.lineno}", text
+                    found.append((f"{path.relative_to(ROOT)}:{value.lineno}", text))
+    return found
 
 
 def fixes(node: ast.AST) -> list[ast.expr]:
@@ -52,9 +55,6 @@ def literals(value: ast.expr) -> Iterator[str]:
             yield f"{node.value} "
 
 
-FIXES = list(errors())
-
-
 def commands() -> dict[str, click.Command]:
     found: dict[str, Any] = {}
 
@@ -67,11 +67,13 @@ def commands() -> dict[str, click.Command]:
     return found
 
 
-def test_every_command_and_option_that_an_error_names_exists() -> None:
+def test_every_command_and_option_that_an_error_names_exists(
+    all_fixes: list[tuple[str, str]],
+) -> None:
     known = commands()
     options = {text for command in known.values() for one in command.params for text in one.opts}
     named = 0
-    for place, text in FIXES:
+    for place, text in all_fixes:
         for words in re.findall(r"segue ([a-z-]+(?: [a-z_]+)?)", text.replace("`", "` ")):
             first, _, second = words.partition(" ")
             named += 1
@@ -84,11 +86,11 @@ def test_every_command_and_option_that_an_error_names_exists() -> None:
     assert named > 30
 
 
-def test_every_extra_that_an_error_names_exists() -> None:
+def test_every_extra_that_an_error_names_exists(all_fixes: list[tuple[str, str]]) -> None:
     listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     _, _, listed = listed.partition("[project.optional-dependencies]")
     extras = re.findall(r"^([a-z]+) = \[", listed.partition("\n[")[0], re.MULTILINE)
-    named = [extra for _, text in FIXES for extra in re.findall(r"segue\[([a-z]+)\]", text)]
+    named = [extra for _, text in all_fixes for extra in re.findall(r"segue\[([a-z]+)\]", text)]
     records = [r for kind in ("metric", "codec") for r in PluginHost.discover().records(kind)]  # type: ignore[arg-type]
     named += [record.extra for record in records if record.extra and "segue" in record.source]
     assert len(set(named)) > 3 and set(named) <= set(extras)

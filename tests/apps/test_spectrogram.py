@@ -54,8 +54,8 @@ def test_short_and_silent_audio_is_drawn_without_a_word(
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("title", [r"$\frac{", "中文 \x1b \udcff.wav", "_^{x}$"])
-def test_any_file_name_can_be_the_title(tmp_path: Path, title: str) -> None:
+def test_any_file_name_can_be_the_title(tmp_path: Path) -> None:
+    title = "$\\frac{ 中文 \x1b \udcff _^{x}$.wav"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # what Matplotlib warns with
         draw_spectrogram(generated(200, 0), tmp_path / "a.png", title)

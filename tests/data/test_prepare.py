@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import resource
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from tests.data_helpers import (
 )
 
 from segue.core.errors import DataError, OutputError, SegueError
+from segue.data import workers
 from segue.data.prepare import prepare_files
 from segue.data.sources import Grouping, read_recordings
 
@@ -90,10 +92,16 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     ]
 
 
-def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_the_same_source_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """Forked processes need not import PyTorch, which takes seconds; users have spawned ones."""
+    context = multiprocessing.get_context(start)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: context)
     source = collection(tmp_path / "in")
-    for out, workers in (("one", 1), ("two", 2)):
-        summary = prepare_files(source, tmp_path / out, workers=workers)
+    for out, count in (("one", 1), ("two", 2)):
+        summary = prepare_files(source, tmp_path / out, workers=count)
         assert summary["recordings"] == 8
     prepare_files(source, tmp_path / "two")  # again, over it
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -25,7 +25,7 @@ RATE = 16_000
 WAVE = torch.sin(torch.arange(RATE) / 20) * 0.3
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipeline(tiny_pipelines: dict[str, Path]) -> Pipeline:
     return Pipeline.from_pretrained(tiny_pipelines["speech"])
 

@@ -16,6 +16,7 @@ from segue.core.plugins import PluginHost, default_host
 pytest_plugins = ["pytester"]
 
 FIXTURES = Path(__file__).parent.parent / "plugin_fixtures"
+LEFT_OUT = "-p no:schemathesis -p no:hypothesispytest"  # they take long to import
 
 
 def sources(host: PluginHost) -> list[str]:
@@ -32,8 +33,7 @@ def good_is_installed(
     monkeypatch.delenv("SEGUE_PLUGINS")
     inherited = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES / "good"), inherited]))
-    # Left out, as they take long to import.
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:schemathesis -p no:hypothesispytest")
+    monkeypatch.setenv("PYTEST_ADDOPTS", LEFT_OUT)
     return pytester
 
 
@@ -96,7 +96,7 @@ def test_the_registry_file_of_the_working_directory_is_not_seen(
     good_is_installed.makepyfile(
         ASK + "\n    def test_isolated():\n        assert sources() == []\n"
     )
-    good_is_installed.runpytest_subprocess().assert_outcomes(passed=1)
+    good_is_installed.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 @pytest.mark.slow
@@ -130,6 +130,7 @@ def test_what_the_run_found_is_put_back(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEGUE_REGISTRY", "mine.yaml")
+    monkeypatch.setenv("PYTEST_ADDOPTS", LEFT_OUT)
     pytester.makepyfile("import os\ndef test_it():\n    assert not os.environ['SEGUE_REGISTRY']")
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
     assert os.environ["SEGUE_REGISTRY"] == "mine.yaml"

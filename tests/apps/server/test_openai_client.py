@@ -11,13 +11,12 @@ import pytest
 import soundfile
 from tests.apps.server.conftest import Live
 
-pytestmark = pytest.mark.slow
-openai = pytest.importorskip("openai", reason="pip install openai")
 
-
+@pytest.mark.slow
 def test_the_openai_client_lists_models_asks_for_audio_and_knows_the_errors(
     serve: Callable[..., Live], prompt_file: Path
 ) -> None:
+    openai = pytest.importorskip("openai", reason="pip install openai")
     live = serve(key="sesame", seconds=2.0)
     url = f"http://127.0.0.1:{live.port}/v1"
     client = openai.OpenAI(base_url=url, api_key="sesame", max_retries=0)

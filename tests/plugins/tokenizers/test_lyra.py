@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,21 @@ needs_models = pytest.mark.skipif(
 )
 
 
-def shipped() -> LyraCodec:
+@cache
+def loaded() -> LyraCodec:
     directory = find_config("speech", default_host()).parent / "lyra"
     codec = load_component(directory, default_host(), "codec")
     assert isinstance(codec, LyraCodec)
     return codec.eval()
 
 
+def shipped() -> LyraCodec:
+    return copy.deepcopy(loaded())
+
+
 def factory(_: object) -> Component:
     codec = LyraCodec(LyraOptions())
-    codec.load_state_dict(shipped().state_dict())
+    codec.load_state_dict(loaded().state_dict())
     return codec.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -27,14 +28,20 @@ def options(**others: object) -> SoundStreamOptions:
     return SoundStreamOptions.model_validate(SMALL | others)
 
 
-@pytest.fixture
-def stream(audio: WaveBatch) -> SoundStream:
-    """A codec whose codebooks were moved onto audio, in eval mode."""
+@pytest.fixture(scope="module")
+def moved(audio: WaveBatch) -> SoundStream:
     torch.manual_seed(0)
     codec = SoundStream(options()).train()
     for _ in range(2):
         codec.training_step(audio)
     return codec.eval()
+
+
+@pytest.fixture
+def stream(moved: SoundStream) -> SoundStream:
+    """A codec whose codebooks were moved onto audio, in eval mode; the random state is 0."""
+    torch.manual_seed(0)
+    return copy.deepcopy(moved)
 
 
 def random_codes(codec: SoundStream, rows: int, frames: int) -> torch.Tensor:

@@ -41,7 +41,6 @@ from segue.plugins.tokenizers.ssl_encoder.targets import (
     share_out,
 )
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
-from segue.testing.synthetic import fit_on_synthetic
 from segue.training.adaptation import start_from
 from segue.training.workspace import Workspace, train_part
 
@@ -161,7 +160,7 @@ def test_what_lies_beyond_a_row_is_not_learnt_from(options: dict[str, Any]) -> N
 
 def test_training_forgets_the_clusters() -> None:
     model = build().eval()
-    fit_on_synthetic(model)
+    model.fit([recordings()])
     assert model.is_fitted
     model.training_step(recordings())
     assert model.is_fitted  # in eval mode: a validation
@@ -280,7 +279,7 @@ def test_the_slow_copy_follows() -> None:
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
 def test_what_only_training_needs_may_be_left_out(options: dict[str, Any], tmp_path: Path) -> None:
     first, second = build(**options), build(seed=1, **options)
-    fit_on_synthetic(first)
+    first.fit([recordings()])
     save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {}, state=first.token_state())
     load_state(second, tmp_path, "x.v1")
     wave = recordings().wave[:1], torch.tensor([32_000])
@@ -297,7 +296,7 @@ def test_swapping_begins_where_another_objective_ended(tmp_path: Path) -> None:
     first = build(depth=3, layer=2)
     for _ in range(2):
         first.train().training_step(recordings())
-    fit_on_synthetic(first.eval())
+    first.eval().fit([recordings()])
     first.seal("x.v1")
     save_component(first, tmp_path, "semantic_tokenizer", "x.v1", {})
     second = build(seed=1, **SWAP)
@@ -462,7 +461,7 @@ def test_training_goes_on_under_the_name_of_the_checkpoint(
 
 def test_the_fingerprint_is_of_what_determines_tokens() -> None:
     first = build(seed=0)
-    fit_on_synthetic(first)
+    first.fit([recordings()])
     sealed = first.seal("x.v1")
 
     def changed(key: str) -> bool:

@@ -32,7 +32,6 @@ from segue.core.plugins import PluginHost
 from segue.plugins.tokenizers.ssl_kmeans.config import SslKMeansOptions
 from segue.plugins.tokenizers.ssl_kmeans.model import SslKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
-from segue.testing.synthetic import fit_on_synthetic
 from segue.training.workspace import Workspace, train_part
 
 SIZE = {
@@ -97,7 +96,7 @@ def build(source: Path | str, **options: Any) -> SslKMeansTokenizer:
 
 def fitted(source: Path | str, **options: Any) -> SslKMeansTokenizer:
     tokenizer = build(source, **options)
-    fit_on_synthetic(tokenizer)
+    tokenizer.fit([ragged_audio([48_000, 32_000], 16_000)])
     return tokenizer
 
 

@@ -21,7 +21,7 @@ from segue.plugins.tokenizers.whisper_kmeans.model import (
     read_variables,
     sinusoids,
 )
-from segue.testing import Check, Subject, parametrize_with_checks
+from segue.testing import Check, Subject, checks_for, parametrize_with_checks
 
 TINY: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "num_clusters": 16}
 SUBJECTS = [
@@ -30,8 +30,20 @@ SUBJECTS = [
 ]
 
 
-@parametrize_with_checks(SUBJECTS)
+@parametrize_with_checks(SUBJECTS[:1])
 def test_conformance(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+@pytest.mark.parametrize("name", ["emits_what_its_spec_declares", "batch_equals_rows"])
+def test_tokens_at_another_rate(name: str) -> None:
+    (check,) = (check for check in checks_for("semantic_tokenizer") if check.name == name)
+    check(SUBJECTS[1])
+
+
+@pytest.mark.slow
+@parametrize_with_checks(SUBJECTS[1:])
+def test_conformance_at_another_rate(subject: Subject, check: Check) -> None:
     check(subject)
 
 
