@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     fonts = taken(values, "render.fonts", FONTS).split(",")
     steps = taken(values, "notes.steps", "400")
     rendered = output / "rendered"
-    run(TOOLS / "render_piano.py", source, rendered, "--fonts", *fonts)
+    # As written, and once more in another key and tempo.
+    run(TOOLS / "render_piano.py", source, rendered, "--copies", "2", "--fonts", *fonts)
     tokenizer = fitted(rendered, output, steps, values)
     starts = output / "starts"
     for name, stage in (

@@ -42,6 +42,12 @@ FITTED = {
 FITTED_STORIES = 80  # recordings
 #: Seconds of the corpus that would outweigh the others in the training of stages.
 MOST = {"speechocean762": 2 * 3600.0}
+#: Copies at other speeds, whose pitch and timbre are those of other speakers.
+SPEEDS = {
+    "librispeech-train-clean-100": (0.85, 0.9, 0.95, 1.06, 1.12, 1.18),
+    "speechocean762": (0.87, 1.13),
+    "picovoice-s2i": (0.9, 1.12),
+}
 SINGLE_WORDS = ("fsdd", "speech-commands-v0.02-test")
 COLUMNS = ("path", "split", "group", "duration_s")
 TOOLS = Path(__file__).parent
@@ -119,18 +125,27 @@ def levelled(rows: list[Row], source: Path, stories: Path, output: Path) -> Path
         if row["corpus"] in SINGLE_WORDS or seconds.get(corpus, 0.0) + length > limit:
             continue
         seconds[corpus] = seconds.get(corpus, 0.0) + length
-        path = output / Path(row["path"]).with_suffix(".flac")
-        if not path.exists():
-            audio = read_audio(source / row["path"])
-            wave = resample(audio.wave, audio.sample_rate, RATE)
-            wave = wave * min(LEVEL / float(wave.square().mean().sqrt().clamp_min(1e-6)), 32.0)
-            wave = wave * min(1.0, LOUDEST / float(wave.abs().max().clamp_min(1e-6)))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                soundfile.write(temporary, wave.numpy(), RATE, format="FLAC")
-        found.append((path.resolve(), row["split"], f"{row['corpus']}/{row['speaker']}", length))
+        others = SPEEDS.get(corpus, ()) if row["split"] == "train" else ()
+        for speed in (1.0, *others):
+            folder = output if speed == 1.0 else output / f"{speed:g}"
+            path = folder / Path(row["path"]).with_suffix(".flac")
+            if not path.exists():
+                copy(source / row["path"], path, speed)
+            speaker = f"{row['corpus']}/{row['speaker']}/{speed:g}"
+            found.append((path.resolve(), row["split"], speaker, length / speed))
     write(output / "manifest.csv", [*found, *story_rows(stories)])
     return output / "manifest.csv"
+
+
+def copy(source: Path, target: Path, speed: float) -> None:
+    """Write a recording at ``RATE`` and ``LEVEL``, so many times as fast and as high."""
+    audio = read_audio(source)
+    wave = resample(audio.wave, round(audio.sample_rate * speed), RATE)
+    wave = wave * min(LEVEL / float(wave.square().mean().sqrt().clamp_min(1e-6)), 32.0)
+    wave = wave * min(1.0, LOUDEST / float(wave.abs().max().clamp_min(1e-6)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        soundfile.write(temporary, wave.numpy(), RATE, format="FLAC")
 
 
 def write(path: Path, rows: Sequence[Sequence[object]]) -> None:
