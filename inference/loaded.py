@@ -38,6 +38,7 @@ from segue.core.plugins import PluginHost, default_host
 from segue.core.progress import Progress, ProgressChoice
 from segue.core.spec import SEMANTIC
 from segue.core.tokens import Tokens
+from segue.core.validation import suggestion
 from segue.inference.bars import shown
 from segue.inference.filling import Gap
 from segue.inference.generation import Generation
@@ -186,6 +187,10 @@ class LoadedPipeline:
         Raises:
             ConfigError: if this machine has no such device, or a stage cannot be decoded there.
         """
+        if isinstance(device, torch.dtype):  # as PyTorch's modules take it
+            raise ConfigError(
+                "to", f"takes a device, not {device}", "give dtype to from_pretrained"
+            )
         target = checked_device(device)
         for part in self.parts.values():
             part.to(target)
@@ -238,7 +243,7 @@ class LoadedPipeline:
                 raise OutputError(
                     f"stages.{stage.name}.decoding.weights",
                     f"is {stage.decoding.weights}: the weights in memory are rounded",
-                    "load the pipeline with decoding.weights=stored to save it",
+                    "load the pipeline with dtype='float32' to save it",
                 )
         with atomic_directory(directory) as temporary:
             saved = {}
@@ -332,6 +337,10 @@ class LoadedPipeline:
             AudioError: if a recording cannot be used.
             GenerationError: if a value is out of range.
         """
+        settings: dict[str, Any] = dict(drawing or {})
+        known = {*Drawing.__annotations__, *([] if seconds is RECORDED else ["seconds"])}
+        for name in settings.keys() - known:
+            raise GenerationError(name, "is not an argument", suggestion(name, known))
         if prompt_audio not in get_args(PromptAudio):
             fix = "use original, codec or none"
             raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
@@ -348,9 +357,8 @@ class LoadedPipeline:
             gap, seconds = (found.start / rate, found.end / rate), found.frames / rate
         rows = len(recordings) or batch
         work = work or ("continue" if rows == 1 else "batch")
-        settings: dict[str, Any] = dict(drawing or {})
         seed = settings.pop("seed", 0)
-        chosen = self._sampling(**settings)  # which refuses unknown names
+        chosen = self._sampling(**settings)
         running = self.config.running(self.device.type, work)
         request = Request.checked(
             task,

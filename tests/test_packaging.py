@@ -116,6 +116,7 @@ def test_wheel_carries_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"segue"}
+    assert wheel.stat().st_size < 100_000_000  # PyPI takes no more
 
 
 def test_metadata(wheel: Path) -> None:

@@ -302,7 +302,7 @@ class Service:
         form = "wav" if kind == "json" else kind
         data = await asyncio.to_thread(encoded, part, form, order.seed, self._signer)
         if kind == "json":
-            return _as_json(part, order, data)
+            return _as_json(part, order, data, headers)
         return Response(data, headers=headers, media_type=FORMATS[kind][0])
 
     async def _uploaded(self, reading: Coroutine[Any, Any, T]) -> T:
@@ -346,10 +346,10 @@ class Service:
         try:
             scheme, _, key = socket.headers.get("authorization", "").partition(" ")
             self._check(key if scheme.lower() == "bearer" else "")
-            message = await self._uploaded(socket.receive())
-            if message["type"] == "websocket.disconnect":
-                return
-            with self.gate.enter():
+            with self.gate.enter():  # before the message, which may be large
+                message = await self._uploaded(socket.receive())
+                if message["type"] == "websocket.disconnect":
+                    return
                 await self._send_stream(socket, message.get("text") or "")
             await socket.close()
         except WebSocketDisconnect:
@@ -393,6 +393,10 @@ class PartStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except RefusedError as refusal:
+            # The status is sent already. An answer without an end breaks the connection, so that
+            # the client sees that audio is missing.
+            log.warning("a stream was cut: %s", refusal)
         finally:
             await self._parts.aclose()
 
@@ -429,7 +433,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _as_json(part: Part, order: Order, data: bytes) -> Response:
+def _as_json(part: Part, order: Order, data: bytes, headers: dict[str, str]) -> Response:
     audio, row = part.audio, part.row
     prompt = int(audio.prompt_samples[row])
     return JSONResponse(
@@ -441,5 +445,6 @@ def _as_json(part: Part, order: Order, data: bytes) -> Response:
             "prompt_seconds": prompt / audio.sample_rate,
             "seed": order.seed,
             "notes": list(audio.notes[row]),
-        }
+        },
+        headers=headers,
     )

@@ -185,7 +185,8 @@ def from_text(text: bytes | str, model: type[Body]) -> Body:
         raise RefusedError(422, f"the body is not JSON: {error}") from error
     if isinstance(values, dict) and isinstance(values.get("audio"), str):
         try:
-            values["audio"] = base64.b64decode(values["audio"], validate=True)
+            text = "".join(values["audio"].split())  # `base64` and others break lines
+            values["audio"] = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RefusedError(
                 422, f"audio: is not base64 ({error}); encode it", "audio"

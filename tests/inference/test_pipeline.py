@@ -271,6 +271,8 @@ def test_device_and_number_format_are_chosen_while_loading(
     assert loaded.to("cpu") is loaded
     with pytest.raises(ConfigError, match="use cpu"):
         loaded.to("cuda:7")
+    with pytest.raises(ConfigError, match="give dtype to from_pretrained"):
+        loaded.to(torch.bfloat16)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="float64"):
         Pipeline.from_pretrained(tiny_pipelines["speech"], dtype=torch.float64)
 
@@ -723,6 +725,24 @@ def test_wrong_types_end_in_one_sentence(
     call: Callable[[Pipeline], object], pipeline: Pipeline
 ) -> None:
     with pytest.raises(SegueError):
+        call(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("call", "fix"),
+    [
+        (lambda p: p.generate(0.4, temprature=1), "did you mean 'temperature'"),
+        (lambda p: p.continue_(torch.zeros(RATE), RATE, secods=1), "did you mean 'seconds'"),
+        (
+            lambda p: p.fill(torch.zeros(RATE), RATE, 0.1, 0.2, seconds=1),
+            "use one of sampling, seed",
+        ),
+    ],
+)
+def test_unknown_arguments_are_named(
+    call: Callable[[Pipeline], object], fix: str, pipeline: Pipeline
+) -> None:
+    with pytest.raises(GenerationError, match=f"is not an argument; {fix}"):
         call(pipeline)
 
 

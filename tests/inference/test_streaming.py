@@ -328,6 +328,6 @@ def test_rounded_weights_are_not_saved(tiny_pipelines: dict[str, Path], tmp_path
         tiny_pipelines["speech"], overrides=["stages.acoustic.decoding.weights=bfloat16"]
     )
     assert halved.generate(0.4).row().shape[0] == 0.4 * RATE
-    with pytest.raises(OutputError, match=r"stages\.acoustic\.decoding\.weights"):
+    with pytest.raises(OutputError, match=r"stages\.acoustic\.decoding\.weights.*dtype='float32'"):
         halved.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()

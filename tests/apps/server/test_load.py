@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from tests.apps.server.conftest import Live
 from tests.apps.server.test_requests import PROMPT, as_json, post, wav_of
 from tests.conftest import melody
 from websockets.sync.client import connect
 
 from segue import Pipeline
-from segue.inference.request import Request
+from segue.apps.server.app import PartStream
+from segue.apps.server.bodies import RefusedError
+from segue.apps.server.engine import Part
+from segue.inference.request import GeneratedAudio, Request
 
 Serve = Callable[..., Live]
 LONG = 30.0  # seconds of audio that a tiny pipeline needs long for
@@ -113,6 +118,35 @@ def test_late_answers_and_bodies_are_given_up(serve: Serve) -> None:
         head = b"POST /v1/generations HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
         slow.sendall(head + b"content-length: 9\r\n\r\n{")
         assert slow.recv(64).startswith(b"HTTP/1.1 408")
+
+
+def test_a_late_stream_is_left_without_an_end(caplog: pytest.LogCaptureFixture) -> None:
+    wave, none = torch.zeros(1, 9), torch.zeros(1, dtype=torch.long)
+    first = Part(GeneratedAudio(wave, none + 9, 16_000, none, {}, [()]), 0)
+    sent: list[Any] = []
+
+    async def late() -> AsyncGenerator[Part, None]:
+        raise RefusedError(504, "too late")
+        yield first
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    answer = PartStream(first, late(), "pcm", {})
+    asyncio.run(answer({"type": "http", "method": "POST"}, asyncio.Event().wait, send))
+    assert sent[0]["status"] == 200 and len(sent[1]["body"]) == 18
+    assert all(message.get("more_body", True) for message in sent)  # it does not look whole
+    assert [record.getMessage() for record in caplog.records] == ["a stream was cut: too late"]
+
+
+def test_a_websocket_holds_a_place_before_its_first_message(serve: Serve) -> None:
+    server = serve(requests=1)
+    with connect(f"ws://127.0.0.1:{server.port}/v1/stream"):
+        server.wait_for(lambda: server.figure("segue_requests_inside") == 1)
+        assert post(server).status_code == 429
+        with connect(f"ws://127.0.0.1:{server.port}/v1/stream") as second:
+            assert json.loads(second.recv())["error"]["type"] == "rate_limit_error"
+    server.wait_for(lambda: server.figure("segue_requests_inside") == 0)
 
 
 def test_large_bodies_are_refused_before_they_are_read(serve: Serve) -> None:
