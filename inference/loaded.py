@@ -188,9 +188,8 @@ class LoadedPipeline:
             ConfigError: if this machine has no such device, or a stage cannot be decoded there.
         """
         if isinstance(device, torch.dtype):  # as PyTorch's modules take it
-            raise ConfigError(
-                "to", f"takes a device, not {device}", "give dtype to from_pretrained"
-            )
+            fix = "give dtype to from_pretrained"
+            raise ConfigError("to", f"takes a device, not {device}", fix)
         target = checked_device(device)
         for part in self.parts.values():
             part.to(target)
@@ -437,10 +436,9 @@ def with_dtype(config: PipelineConfig, dtype: torch.dtype | str | None) -> Pipel
     if name not in formats:
         fix = f"use auto, {', '.join(formats)}"
         raise ConfigError("dtype", f"{dtype!r} is not a number format of stages", fix)
+    weights = {"weights": formats[name]}
     stages = tuple(
-        stage.model_copy(
-            update={"decoding": stage.decoding.model_copy(update={"weights": formats[name]})}
-        )
+        stage.model_copy(update={"decoding": stage.decoding.model_copy(update=weights)})
         for stage in config.stages
     )
     return config.model_copy(update={"stages": stages})
