@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from segue.core.checkpoint_files import ComponentManifest, holding_weights, read_manifest
 from segue.core.config import PipelineConfig, Slot, StageConfig
-from segue.core.errors import AssemblyError
+from segue.core.errors import AssemblyError, CheckpointError
 from segue.core.options import FINGERPRINT_DIGITS, Options, TokenizerOptions, options_digest
 from segue.core.plugins import PluginHost
 from segue.core.records import Kind
@@ -158,6 +158,10 @@ def resolve_part(slot: Slot, host: PluginHost) -> Part:
     directory = holding_weights(Path(chosen.checkpoint))
     manifest = read_manifest(directory)
     use = manifest.use
+    if manifest.spec is None and manifest.stage is None:
+        # It would stay unnoticed that parts do not fit.
+        problem = "names neither the tokens of a tokenizer nor the slices of a stage"
+        raise CheckpointError(f"{directory}/component.json", problem, "restore the file")
     if not is_of(manifest, slot, host):
         raise AssemblyError(
             f"{place}.use",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -25,6 +26,9 @@ from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
 from segue.inference.promises import calling, check_frames, check_pieces
 from segue.inference.request import Request
+
+#: What stands for a piece after a window's last one; a model that yields None is refused.
+CLOSED: Any = object()
 
 
 def window_frames(stage: StageSpec, crop_seconds: float) -> int:
@@ -133,9 +137,9 @@ class StageRun:
             )
         self.pieces = check_pieces(self.lm, pieces)
 
-    def take(self, piece: Tokens | None) -> None:
-        """Store a piece of the current window; None closes the window."""
-        if piece is None:
+    def take(self, piece: Tokens) -> None:
+        """Store a piece of the current window; ``CLOSED`` closes the window."""
+        if piece is CLOSED:
             self.pieces = None
             if self.done < self._until:  # the window stayed short: all of its rows ended
                 for row in self._active:
@@ -161,8 +165,8 @@ class StageRun:
             if self.pieces is None:
                 self.open_window(given)
             assert self.pieces is not None
-            with torch.inference_mode():
-                piece = next(self.pieces, None)
+            with torch.inference_mode(), calling(self.lm, "stream"):
+                piece = next(self.pieces, CLOSED)
             self.take(piece)
         if self.done < self.num_frames:
             self.fill_up()
@@ -318,8 +322,8 @@ class Generation:
                 run.open_window([self._gather(g.stream, g.start, g.stop) for g in slices])
             assert run.pieces is not None
             # Left between pieces: who consumes a stream is not in this mode.
-            with torch.inference_mode():
-                piece = next(run.pieces, None)
+            with torch.inference_mode(), calling(run.lm, "stream"):
+                piece = next(run.pieces, CLOSED)
             run.take(piece)
 
     def _gather(self, stream: str, start: int = 0, stop: int | None = None) -> Tokens:
