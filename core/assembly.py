@@ -158,10 +158,6 @@ def resolve_part(slot: Slot, host: PluginHost) -> Part:
     directory = holding_weights(Path(chosen.checkpoint))
     manifest = read_manifest(directory)
     use = manifest.use
-    if manifest.spec is None and manifest.stage is None:
-        # It would stay unnoticed that parts do not fit.
-        problem = "names neither the tokens of a tokenizer nor the slices of a stage"
-        raise CheckpointError(f"{directory}/component.json", problem, "restore the file")
     if not is_of(manifest, slot, host):
         raise AssemblyError(
             f"{place}.use",
@@ -169,6 +165,10 @@ def resolve_part(slot: Slot, host: PluginHost) -> Part:
             f"{manifest.use}",
             f"use it: --set {place}.use={manifest.use}, or name another checkpoint",
         )
+    if (manifest.stage if slot.kind == "stage_lm" else manifest.spec) is None:
+        # It would stay unnoticed that parts do not fit.
+        problem = "names neither the tokens of a tokenizer nor the slices of a stage"
+        raise CheckpointError(f"{directory}/component.json", problem, "restore the file")
     options = host.options(slot.kind, use, manifest.options, f"{directory}/component.json")
     if chosen.options:
         asked = host.options(slot.kind, use, chosen.options, f"{place}.options")
