@@ -31,7 +31,7 @@ from segue.evaluation.statistics import grouped_summary, summarise
 from segue.inference.bars import tracked
 from segue.inference.inputs import prepare
 from segue.inference.pipeline import Pipeline
-from segue.inference.promises import calling, check_scores
+from segue.inference.promises import scores_of
 from segue.sound.reading import read_audio
 
 LEAST_SECONDS = 0.1
@@ -59,10 +59,7 @@ def evaluate_likelihood(
         for index in range(batches):
             batch = crops.batch(index).to(pipeline.device)
             mask = batch.target.mask
-            with calling(lm, "score"):
-                scores = lm.score(batch)
-            check_scores(lm, scores, batch.target.ids.shape)
-            per_level = -(scores * mask[:, None]).sum((0, 2)) / mask.sum()
+            per_level = -(scores_of(lm, batch) * mask[:, None]).sum((0, 2)) / mask.sum()
             row = {f"level_{q}": float(value) for q, value in enumerate(per_level)}
             bits = float(per_level.sum()) / math.log(2)
             row["bits_per_second"] = bits * float(lm.stage.target.frame_rate)
@@ -104,9 +101,7 @@ class FirstStage:
     def score(self, ids: Int64[Tensor, "Q N"]) -> Float[Tensor, "N"]:
         """Return the log-likelihood of each frame in nats, given those before it."""
         batch = StageBatch(Tokens.full(ids[None])).to(self._pipeline.device)
-        with calling(self.lm, "score"):
-            scores = self.lm.score(batch)
-        return check_scores(self.lm, scores, batch.target.ids.shape)[0].sum(0).double().cpu()
+        return scores_of(self.lm, batch)[0].sum(0).double().cpu()
 
 
 def preferred(right: float, wrong: float) -> float:

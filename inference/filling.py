@@ -30,7 +30,7 @@ from segue.core.spec import SliceSpec
 from segue.core.two_sided import TwoSided
 from segue.core.validation import real_number
 from segue.inference.generation import StageRun, window_frames
-from segue.inference.promises import calling, check_frames, check_scores
+from segue.inference.promises import calling, check_frames, scores_of
 from segue.inference.request import Request
 
 BOTH_SIDES = "drawn from both sides"
@@ -251,9 +251,7 @@ class _StageGap:
         target = self._slice(self.stage.target, 0, start + after).repeat(candidates, 1, 1)
         target[:, :, self._before : start] = drawn
         given = self._given(first, start + after, candidates)
-        with calling(self.lm, "score"):
-            scores = self.lm.score(StageBatch(Tokens.full(target[:, :, first:]), given))
-        check_scores(self.lm, scores, target[:, :, first:].shape)
+        scores = scores_of(self.lm, StageBatch(Tokens.full(target[:, :, first:]), given))
         likely = scores[:, :, -after:].float().sum(dim=(1, 2))
         # One that ended leaves the rest of the gap without sound: only if there is no other.
         likely[torch.tensor(ended, device=likely.device)] -= 1e9

@@ -15,6 +15,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from jaxtyping import Float
 from pluggy import HookCaller
 from torch import Tensor
 
@@ -25,9 +26,10 @@ from segue.core.hookspecs import PROJECT
 from segue.core.memory import out_of_memory
 from segue.core.metrics import Measured
 from segue.core.spec import LOUDEST, TokenSpec
-from segue.core.tokens import Tokens
+from segue.core.tokens import StageBatch, Tokens
 
 if TYPE_CHECKING:
+    from segue.core.interfaces import StageLM
     from segue.inference.request import GeneratedAudio
 
 FEW = 64  # codes
@@ -134,6 +136,17 @@ def check_scores(component: object, scores: object, shape: tuple[int, ...]) -> T
     if scores.isnan().any():
         _refuse(component, "score returned NaN")
     return scores
+
+
+def scores_of(lm: StageLM, batch: StageBatch) -> Float[Tensor, "B Q N"]:
+    """Return the log-likelihoods ``lm.score`` gives a batch, checked.
+
+    Raises:
+        PluginError: if the model fails, or breaks the contract of ``StageLM.score``.
+    """
+    with calling(lm, "score"):
+        scores = lm.score(batch)
+    return check_scores(lm, scores, batch.target.ids.shape)
 
 
 def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
