@@ -95,7 +95,8 @@ class Sampling(Options):
             Holtzman et al., arXiv 1904.09751).
         guidance: classifier-free guidance (Ho and Salimans, arXiv 2207.12598): logits are moved
             away from those without the given slices, by this factor; 1 turns it off. Only for a
-            model trained with ``condition_dropout``.
+            model trained with ``condition_dropout``. A stage that is given nothing is guided by
+            its prompt instead: away from what the last second alone leads to.
         iterations: forward passes of each level, for a model that fills masks; further levels
             take one.
         repeats: a token that stands at so many of the last 16 frames is drawn anew from the model's

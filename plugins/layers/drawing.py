@@ -5,6 +5,7 @@ Shape legend: B rows asked for, R rows computed (with guidance 2 B), q levels, V
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,8 @@ from segue.plugins.layers.stage import evaluating, given_in_time
 FRAMES_PER_PIECE = 8
 #: Frames among which ``Sampling.repeats`` counts.
 RECENT_FRAMES = 16
+#: Of a prompt that rows without it know, with guidance in a stage that is given nothing.
+LAST_SECONDS = 1.0
 #: The model's own distribution.
 PLAIN = Sampling()
 
@@ -53,8 +56,9 @@ def last_frames(tokens: Tokens, count: int) -> Int64[Tensor, "B Q F"]:
 class Drawer:
     """Draw tokens, with classifier-free guidance where it is asked for.
 
-    With guidance each row is computed a second time without its given slices, and its logits are
-    moved away from those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1).
+    With guidance each row is computed a second time, knowing less, and its logits are moved away
+    from those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1). See
+    ``Continuation`` for what the second rows know.
 
     Args:
         prompt: the frames of the B rows before the first that is drawn; counted by
@@ -136,7 +140,9 @@ class Continuation:
     Attributes:
         given: the given slices of the R rows, cut to the frames that pass during the target; with
             guidance, those of the second half have no frames.
-        prompt: the prompts of the R rows.
+        prompt: the prompts of the R rows; with guidance in a stage that is given nothing, those of
+            the second half have their last second only (Sanchez et al., arXiv 2306.17806: the
+            prompt guides).
         drawer: draws tokens for the rows.
         rows: B.
         empty: whether nothing is to be computed.
@@ -186,7 +192,11 @@ class Continuation:
                 Tokens(t.ids.repeat(2, 1, 1), torch.cat([t.lengths, torch.zeros_like(t.lengths)]))
                 for t in self.given
             )
-            self.prompt = Tokens(self.prompt.ids.repeat(2, 1, 1), self.prompt.lengths.repeat(2))
+            rows = list(self.prompt.rows())
+            kept = self.prompt.ids.shape[2]
+            if not self.given:
+                kept = math.ceil(LAST_SECONDS * lm.stage.target.frame_rate)
+            self.prompt = Tokens.stack([*rows, *(row[:, -kept:] for row in rows)])
 
     @contextmanager
     def computing(self) -> Iterator[None]:

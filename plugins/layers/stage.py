@@ -86,7 +86,7 @@ def end_odds(head: nn.Linear | None, hidden: Float[Tensor, "B N D"]) -> Float[Te
 
 
 def check_sampling(lm: StageLM, sampling: Sampling, iterations: bool = False) -> None:
-    """Refuse sampling values that a model with given slices has no use for.
+    """Refuse sampling values that a model has no use for.
 
     Args:
         iterations: whether the model fills masks in several passes.
@@ -104,9 +104,9 @@ def check_sampling(lm: StageLM, sampling: Sampling, iterations: bool = False) ->
     if sampling.guidance == 1.0:
         return
     place, value = f"{place}.guidance", f"is {sampling.guidance:g}"
-    if not stage.given:
+    if not stage.given and iterations:
         raise GenerationError(place, f"{value}, but the stage is given nothing", "leave it at 1")
-    if not _condition_dropout(lm):
+    if stage.given and not _condition_dropout(lm):
         raise GenerationError(
             place,
             f"{value}, but the model was trained without condition_dropout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -605,10 +606,27 @@ def test_guidance_needs_a_model_that_learnt_to_do_without(kind: str) -> None:
     model, given = build(kind, STAGES["slower"]), given_for(STAGES["slower"], 5)
     with pytest.raises(GenerationError, match="condition_dropout"):
         model.generate(given, prompt, 3, Sampling(guidance=2), row_generators(0, 1))
-    model = build(kind, STAGES["plain"], condition_dropout=0.5)
-    prompt = random_tokens(STAGES["plain"].target, 2)
-    with pytest.raises(GenerationError, match="given nothing"):
-        model.generate((), prompt, 3, Sampling(guidance=2), row_generators(0, 1))
+
+
+def test_what_is_given_nothing_is_guided_by_its_prompt(kind: str) -> None:
+    """Greedily, every token is the best under the logits after the prompt and after its last second
+    combined, redone uncached."""
+    stage = STAGES["levels"]
+    model, second = build(kind, stage), math.ceil(stage.target.frame_rate)
+    lengths = second + 6, second - 1
+    prompt = random_tokens(stage.target, *lengths)
+    new = model.generate((), prompt, 5, Sampling(temperature=0, guidance=2.5), row_generators(0, 2))
+    for row, known in enumerate(lengths):
+        whole, first = alone(prompt.append(new), row).ids, max(0, known - second)
+        for level in range(whole.shape[1]):
+            for frame in range(known, known + 5):
+                tried = whole.repeat(7, 1, 1)
+                tried[:, level, frame] = torch.arange(7)
+                seen = model.score(StageBatch(Tokens.full(tried), ()))[:, level, frame]
+                less = model.score(StageBatch(Tokens.full(tried[:, :, first:]), ()))
+                other = less[:, level, frame - first]
+                combined = other + 2.5 * (seen - other)
+                assert combined[whole[0, level, frame]] >= combined.max() - 1e-4
 
 
 def test_conditions_are_dropped_in_training_only(kind: str, monkeypatch: MonkeyPatch) -> None:
