@@ -9,6 +9,7 @@ from pytest import MonkeyPatch
 
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.spec import StageSpec
+from segue.plugins.layers.transformer import attend
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 
 
@@ -209,3 +210,17 @@ def test_repeats_are_frames_that_are_the_same_at_every_level() -> None:
     frames = Tokens(ids, torch.tensor([3, 5]))
     assert frames.repeats.int().tolist() == [[0, 1, 0, 0, 0], [0, 1, 1, 1, 0]]
     assert Tokens.empty(2, 1).repeats.shape == (2, 0)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_short_sequences_are_trained_by_plain_products_as_by_fused_attention(count: int) -> None:
+    queries, keys, values, change = torch.randn(4, 2, 3, count, 16).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = [x.detach().to(dtype, copy=True).requires_grad_() for x in (queries, keys, values)]
+        mixed = attend(*given, None, causal=True)
+        mixed.backward(change.to(dtype))
+        assert mixed.dtype == dtype
+        found.append([mixed.detach().float(), *(x.grad.float() for x in given)])
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(plain, fused, atol=0.05, rtol=0.03)
