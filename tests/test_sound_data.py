@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from segue.core.interfaces import StageBatch, Tokens
+from segue.core.spec import SliceSpec, StageSpec
+from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
+from segue.plugins.models.delay_transformer.model import DelayTransformer
 from tests.evaluation.test_pitches import midi
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -140,3 +145,13 @@ def test_similar_codes_of_a_seeded_stage_begin_alike() -> None:
     assert float(codes.std()) == pytest.approx(0.02)
     gaps = torch.cdist(codes, codes)
     assert (gaps[:, 1, 2] < 0.2 * gaps[:, 0, 1]).all() and (gaps[:, 0, 3] == 0).all()
+
+
+def test_new_blocks_of_a_deeper_start_change_nothing_at_first() -> None:
+    options = {"width": 16, "depth": 2, "heads": 2}
+    stage = StageSpec("semantic", SliceSpec("semantic", 0, 1, 8, Fraction(25)))
+    shallow = DelayTransformer(DelayTransformerOptions(**options), stage).eval()
+    deep = DelayTransformer(DelayTransformerOptions(**options | {"depth": 6}), stage).eval()
+    deep.load_state_dict(tool("seed_stage").deepened(shallow.state_dict(), 3))
+    batch = StageBatch(Tokens.full(torch.randint(8, (2, 1, 9))), ())
+    torch.testing.assert_close(deep.score(batch), shallow.score(batch))

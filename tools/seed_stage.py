@@ -1,10 +1,11 @@
 """Begin a stage on tokens of several clusterings where another stage ended.
 
-    python tools/seed_stage.py STAGE TOKENIZER TARGET      (stages/acoustic notes/ start/)
+    python tools/seed_stage.py STAGE TOKENIZER TARGET [TIMES]      (stages/acoustic notes/ start/)
 
 TARGET becomes a checkpoint for `training.start_from`: tensors of STAGE, and embeddings of what
 TOKENIZER emits that lie as its clusters do, by a fixed random projection. Codes for similar sounds
-then begin alike; from random embeddings, each code must be learnt on its own.
+then begin alike; from random embeddings, each code must be learnt on its own. With TIMES it gets so
+many times as many blocks, of which the new ones change nothing at first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ GIVEN, OWN, HEADS = (
     "embedding.table.weight",
     "heads.weight",
 )
+BLOCKS = "transformer.blocks."
 SPREAD = 0.02  # deviation of a stage's initial weights
 
 
@@ -45,7 +47,21 @@ def projected(tokenizer: torch.nn.Module, width: int) -> Tensor:
     return found / found.std() * SPREAD
 
 
-def main(stage: str, source: str, target: str) -> None:
+def deepened(state: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Put ``times - 1`` copies that add nothing to the residual stream behind each block."""
+    found = {}
+    for name, value in state.items():
+        if not name.startswith(BLOCKS):
+            found[name] = value
+            continue
+        number, rest = name.removeprefix(BLOCKS).split(".", 1)
+        for copy in range(times):
+            new = torch.zeros_like(value) if copy and rest.endswith("out.weight") else value.clone()
+            found[f"{BLOCKS}{int(number) * times + copy}.{rest}"] = new
+    return found
+
+
+def main(stage: str, source: str, target: str, times: str = "1") -> None:
     tokenizer = load_component(Path(source), default_host(), "semantic_tokenizer")
     state = {name: value.float() for name, value in load_tensors(Path(stage)).items()}
     codes = projected(tokenizer, state["transformer.norm.weight"].shape[0])
@@ -55,6 +71,7 @@ def main(stage: str, source: str, target: str) -> None:
         state[GIVEN] = rows * scale
     else:
         state |= {OWN: rows, HEADS: codes.transpose(1, 2).contiguous()}
+    state = deepened(state, int(times))
     with atomic_directory(Path(target)) as temporary:
         shutil.copy(Path(stage) / "component.json", temporary)
         save_file(state, temporary / WEIGHTS)
@@ -62,6 +79,6 @@ def main(stage: str, source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -34,12 +34,12 @@ def main(arguments: Sequence[str]) -> None:
     run(TOOLS / "render_piano.py", source, rendered, "--copies", "2", "--fonts", *fonts)
     tokenizer = fitted(rendered, output, steps, values)
     starts = output / "starts"
-    for name, stage in (
-        ("semantic", output / "scoreless/stages/semantic"),
-        ("acoustic", output / "stages/pipeline/stages/acoustic"),  # before it filled masks
+    for name, stage, times in (
+        ("semantic", output / "scoreless/stages/semantic", "2"),
+        ("acoustic", output / "stages/pipeline/stages/acoustic", "1"),  # before it filled masks
     ):
         if not (starts / name).exists():
-            run(TOOLS / "seed_stage.py", stage, tokenizer, starts / name)
+            run(TOOLS / "seed_stage.py", stage, tokenizer, starts / name, times)
     chosen = [
         f"semantic_tokenizer.checkpoint={tokenizer.resolve()}",
         f"codec.checkpoint={(output / 'tokenizers/rounded/codec').resolve()}",
