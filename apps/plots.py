@@ -127,7 +127,6 @@ def draw_training(paths: Sequence[Path], output: Path, figures: Sequence[str]) -
 
     Args:
         paths: a part's folders in training directories, or their ``log.jsonl``.
-        output: a .png file.
         figures: named as in the log.
 
     Raises:
@@ -200,7 +199,6 @@ def draw_tokens(streams: Mapping[str, tuple[Any, TokenSpec]], output: Path) -> N
 
     Args:
         streams: name → codes ``[Q, N]`` and what they are.
-        output: a .png file.
 
     Raises:
         OutputError: if the picture cannot be drawn there.

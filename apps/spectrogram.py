@@ -33,11 +33,7 @@ def check_picture(path: Path) -> None:
 def new_picture(
     output: Path, rows: int, columns: int, size: tuple[float, float], **layout: Any
 ) -> Iterator[list[Any]]:
-    """Yield empty panels; write the picture when they are drawn.
-
-    Args:
-        size: of the picture in inches.
-    """
+    """Yield empty panels; write the picture when they are drawn."""
     check_picture(output)
     check_writable(output)
     import matplotlib

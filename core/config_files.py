@@ -43,7 +43,6 @@ def load_config(
     Args:
         source: ``speech``, ``speech/three_stage``, a YAML file, or a directory that holds
             ``pipeline.yaml``.
-        host: knows the domains and the plugins' options.
         overrides: ``path.to.key=value``, applied in order.
         anew: for training. Parts of a pipeline that ships with its domain keep their options and
             lose their weights; descriptions of weights that others trained are left out.

@@ -80,7 +80,6 @@ def find_plugins(
     the first on the path and, in one folder, the newest, as in the import system.
 
     Args:
-        path: folders to look in; ``sys.path`` by default.
         everything: include plugins that ``SEGUE_PLUGINS`` leaves out.
     """
     chosen = None if everything else os.environ.get(PLUGINS_VARIABLE)
@@ -173,7 +172,6 @@ def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
     Its ``os._exit`` raises ``SystemExit``, and whoever waits for it learns whose it is.
 
     Args:
-        who: the plugin.
         quiet: let ``print`` go to standard error: standard output may carry JSON or samples.
     """
     leave, here = os._exit, (os.getpid(), threading.get_ident())

@@ -358,7 +358,6 @@ class StageLM(Component):
                 least ``prompt.lengths[i] + num_frames`` target frames in time.
             prompt: ``[B, Q, N]`` known target frames, ragged, possibly without frames.
             num_frames: frames to add to each row.
-            sampling: temperature, top-k, top-p.
             generators: one random generator per row, so that a row does not depend on its batch.
 
         Returns:

@@ -56,7 +56,6 @@ class PluginHost:
 
     Args:
         registries: Segue's own and possibly the user's; the pins of the last one win.
-        plugins: installed plugins, not imported yet.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class PluginHost:
         """Return a host of what this installation and the user's registry file offer.
 
         Args:
-            entry_points: look for installed distributions with plugins.
             registry: the user's file; by default the one that ``SEGUE_REGISTRY`` names, or
                 ``segue-registry.yaml`` or ``registry.yaml`` in the working directory.
 
@@ -162,7 +160,6 @@ class PluginHost:
         A pinned claimant wins, then Segue's own.
 
         Args:
-            place: what asks for it, for errors.
             made_by: the package that offered it when a checkpoint was saved, for errors.
 
         Raises:

@@ -100,7 +100,6 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
     """Read and check one file.
 
     Args:
-        path: of the file.
         source: of its records; by default the file's absolute path.
 
     Raises:

@@ -30,9 +30,7 @@ class TwoSided(ABC):
             given: one batch per given slice, aligned with frame 0 of ``left``; row i covers at
                 least ``left.lengths[i] + num_frames + right.lengths[i]`` target frames in time.
             left: ``[B, Q, N]`` frames before the gap, ragged, possibly none.
-            num_frames: frames of the gap.
             right: ``[B, Q, M]`` frames after the gap, ragged, possibly none.
-            sampling: temperature, top-k, top-p, passes.
             generators: one random generator per row, so that a row does not depend on its batch.
 
         Returns:

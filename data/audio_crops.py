@@ -68,12 +68,7 @@ class AudioCrops:
             raise DataError("recordings", "cannot be read", self._advice())
 
     def batch(self, step: int, share: Share = WHOLE) -> WaveBatch:
-        """Draw the crops of one step; longer recordings contribute in proportion.
-
-        Args:
-            step: of the training.
-            share: which rows of the batch are wanted.
-        """
+        """Draw the crops of one step; longer recordings contribute in proportion."""
         drawn = self.epochs.rows(step, share.rows(self._batch_size))
         return WaveBatch.pad([self._row(row) for row in drawn])
 

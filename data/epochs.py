@@ -129,7 +129,6 @@ class Epochs:
         lengths: ``[U]`` of its crops, in whatever unit of time.
         weights: ``[U]``: with 2, each crop is drawn twice an epoch; with 0.5, every other epoch.
         batch_size: rows of a step, over all ranks.
-        seed: of the order.
     """
 
     def __init__(

@@ -43,9 +43,6 @@ def prepare_files(
     NaN or the same sound as an earlier one are listed with the reason and left out.
 
     Args:
-        source: as ``read_recordings`` takes it.
-        grouping: what is a group, and how many are held out.
-        workers: processes that decode.
         progress: called with ``seconds``, seconds of audio scanned, and an estimate of all.
 
     Returns:

@@ -14,9 +14,6 @@ from segue.core.files import write_text
 def check_folder(source: Path, expected: str) -> None:
     """Refuse a source of a recipe that is not a folder.
 
-    Args:
-        expected: what the folder should hold, for the user.
-
     Raises:
         DataError: if it does not exist, or is a file.
     """

@@ -58,7 +58,6 @@ def scan(
 
     Args:
         directory: keeps what was heard; a run that was killed goes on from it.
-        min_seconds: shorter recordings are too short.
 
     Yields:
         Recordings and seconds of audio of each chunk, in the order they are ready.

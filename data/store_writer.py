@@ -50,7 +50,6 @@ def write_store(
     Args:
         directory: of the store; shards that are complete are kept.
         tokenizers: by stream (``semantic``, ``acoustic``), sealed.
-        recordings: by split.
         progress: called with ``tokens``, seconds of audio done and seconds in all, of this rank.
         rank: number of this process: it writes every ``world``-th shard.
         world: how many processes write, each with the same recordings.

@@ -63,7 +63,6 @@ def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
     key itself.
 
     Args:
-        tars: paths or URLs.
         note: called with members and tars that cannot be used.
     """
     with ThreadPoolExecutor(THREADS) as pool:
@@ -160,11 +159,7 @@ class _Member(tarfile.TarInfo):
 def _headers(
     file: IO[bytes], tar: str, note: Note
 ) -> tuple[list[tarfile.TarInfo], dict[str, dict[str, Any]], str | None]:
-    """Return the audio members of a tar, the descriptions by key, and the problem if it has one.
-
-    Args:
-        note: called with members that are links.
-    """
+    """Return the audio members of a tar, the descriptions by key, and the problem if it has one."""
     found: list[tarfile.TarInfo] = []
     described: dict[str, dict[str, Any]] = {}
     file.seek(0)

@@ -54,12 +54,7 @@ class TokenCrops:
         self._orders: OrderedDict[tuple[int, int], tuple[Array, Array]] = OrderedDict()
 
     def batch(self, step: int, share: Share = WHOLE) -> StageBatch:
-        """Draw the crops of one step.
-
-        Args:
-            step: of the training.
-            share: which rows of the batch are wanted.
-        """
+        """Draw the crops of one step."""
         drawn = self.epochs.rows(step, share.rows(self._batch_size))
         crops = [list(self._pieces(row)) for row in drawn]
         parts = (self._stage.target, *self._stage.given)

@@ -43,7 +43,6 @@ def in_processes(
     """Yield results in the order they are ready; few tasks exist at a time.
 
     Args:
-        work: a module's function.
         workers: processes; 1 works in this one.
 
     Raises:

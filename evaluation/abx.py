@@ -31,7 +31,6 @@ def abx_errors(
     """Compare all triples within and across speakers.
 
     Args:
-        items: what is compared.
         sequences: ``[N, D]`` frames of each item.
         distance: of frames; sequences are warped onto each other.
 
@@ -117,9 +116,6 @@ class Errors:
     Triples are averaged in each context and pair of speakers, then over contexts, speakers and
     pairs of labels, in that order, so that what is frequent does not count more (as in Libri-light,
     arXiv 1912.07875).
-
-    Args:
-        num_speakers: that items are of.
     """
 
     def __init__(self, num_speakers: int) -> None:
@@ -194,8 +190,6 @@ def frame_distances(a: Tensor, b: Tensor, distance: Distance) -> Float[Tensor, "
         a: ``[P, N, D]``: vectors for ``angular`` (the angle over pi, as in the ABX evaluation of
             Libri-light, arXiv 1912.07875), ids of D levels for ``hamming`` (the share of levels
             that differ).
-        b: ``[P, M, D]``.
-        distance: which.
     """
     if distance == "hamming":
         differ = [a[:, :, None, d] != b[:, None, :, d] for d in range(a.shape[2])]
@@ -252,8 +246,6 @@ def pair_distances(
 
     Args:
         sequences: ``[N, D]`` each, of at least one frame; see ``frame_distances``.
-        pairs: indices of sequences.
-        distance: of frames.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     first, second = lengths[pairs].unbind(1)

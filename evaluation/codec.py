@@ -37,11 +37,8 @@ def evaluate_codec(
     """Encode each recording once and decode it with each number of levels.
 
     Args:
-        codec: with its weights.
         limits: how much of a recording is used, and the level it is brought to.
         recordings: those that cannot be used are counted.
-        metrics: by the names that the figures get.
-        levels: numbers of levels.
         sample_rate: that metrics listen at, so that codecs of several rates can be compared; None:
             the codec's own.
 

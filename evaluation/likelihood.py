@@ -135,7 +135,6 @@ def read_pairs(table: Path, folder: Path | None = None) -> list[Pair]:
         table: columns ``id``, ``filename`` (or ``path``) and ``correct`` (1 or 0), optionally
             ``voice`` and ``type``. Rows of one id and voice belong together: one is correct, each
             other one makes a pair with it. Names without a suffix get ``.wav``.
-        folder: where the names start; by default the table's own.
 
     Raises:
         DataError: if a column is missing or rows make no pairs.

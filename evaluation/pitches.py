@@ -181,9 +181,7 @@ def evaluate_pitches(
     Counts start from the prior, at the one of ``STRENGTHS`` that reveals most.
 
     Args:
-        recordings: rendered scores.
         scores: MIDI files by the stem of the recording.
-        representations: of one level of tokens.
         seconds: of each recording, from its start.
 
     Returns:

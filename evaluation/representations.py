@@ -50,10 +50,7 @@ def of_tokenizer(
     """Return a tokenizer's tokens and, if it offers them, their vectors, for numbers of levels.
 
     Args:
-        name: what they are called.
-        tokenizer: with its weights.
         level: RMS that audio is brought to, as in a pipeline.
-        counts: numbers of levels.
     """
     rate, found = float(tokenizer.spec.frame_rate), []
     nothing = torch.zeros(1, 1, 1, dtype=torch.long, device=tokenizer.device)

@@ -31,7 +31,6 @@ def evaluate_semantic(
 
     Args:
         items: labelled pieces; those whose recordings cannot be read are counted and left out.
-        representations: all are measured on the same items.
 
     Returns:
         ``representations``: by name, ``within`` and ``across`` (see ``Errors``), each also less

@@ -102,8 +102,6 @@ def bootstrap_interval(
 
     Args:
         statistic: the figure, given how often each group was drawn; NaN if it cannot be had.
-        groups: their number G.
-        draws: figures that are computed.
 
     Returns:
         The 2.5th and the 97.5th percentile, with a fixed seed; NaN if no draw had a figure.
@@ -132,7 +130,6 @@ def jackknife_interval(
 
     Args:
         statistic: the figure, given how often each group counts; NaN if it cannot be had.
-        groups: their number G.
 
     Returns:
         The figure less and plus 1.96 standard errors; NaN for fewer than two groups, or where a

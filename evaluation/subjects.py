@@ -30,8 +30,6 @@ def spread_evenly(
     """Choose recordings evenly over a split, without those known to be too short.
 
     Args:
-        data: as ``read_recordings`` takes it.
-        items: most recordings.
         split: None takes all.
         least_seconds: shorter ones are left out.
 
@@ -153,9 +151,6 @@ def load_tokenizer(
     config: PipelineConfig, part: str, host: PluginHost, device: torch.device | str = "cpu"
 ) -> Tokenizer:
     """Load a single tokenizer; the stages and the other tokenizer are not touched.
-
-    Args:
-        part: ``codec`` or ``semantic_tokenizer``.
 
     Raises:
         ConfigError: if the config lacks this part.

@@ -72,9 +72,6 @@ class CodeShape:
         """Return the codec options that give its tokens this shape.
 
         The window is the codec's own, or two frames if that is longer.
-
-        Args:
-            codec: its options, with ``sample_rate`` and ``window``.
         """
         hop = codec["sample_rate"] / self.frame_rate
         if hop.denominator != 1 or hop.numerator % 2:

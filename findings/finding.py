@@ -77,7 +77,6 @@ def better(text: str, good: Figures | None, bad: Figures | None, direction: Dire
     """Return whether one estimate is better than another: their intervals do not overlap.
 
     Args:
-        text: the claim.
         good: said to be better; None or without an interval: not decided.
         bad: said to be worse.
         direction: which values are better, ``low`` or ``high``.

@@ -225,7 +225,6 @@ class Study:
         Args:
             name: of the row; each of a table has its own.
             settings: that they depend on, as JSON holds them.
-            make: computes them.
         """
         path = self.directory / "rows" / self.table / f"{re.sub(r'[^a-z0-9.]+', '_', name)}.json"
         kept = read_report(path, settings)

@@ -54,11 +54,7 @@ def one_acoustic_stage(config: PipelineConfig) -> list[str]:
 def swapped(
     host: PluginHost, stage: StageConfig, use: str, sampling: Mapping[str, Any]
 ) -> list[str]:
-    """Give the stage another model of the same size, with the options that both have.
-
-    Args:
-        sampling: of the other model.
-    """
+    """Give the stage another model of the same size, with the options that both have."""
     if stage.lm.use == use:
         return []
     place, options = f"stages.{stage.name}", stage.lm.options
@@ -120,11 +116,7 @@ class Variant:
 
 
 class Workshop:
-    """Train variants, each in a directory of its own where training can resume.
-
-    Args:
-        study: whose pipeline's tokenizers, options and settings of training are taken.
-    """
+    """Train variants, each in a directory of its own where training can resume."""
 
     def __init__(self, study: Study) -> None:
         self.study = study

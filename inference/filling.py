@@ -69,7 +69,6 @@ class Gap:
 
         Args:
             recording: at the pipeline's rate.
-            start, end: in seconds; ``end`` may be None for the end of the recording.
             unit: samples after which every stream has a whole number of frames. A side shorter
                 than this is drawn anew as well.
             least: seconds that must be kept.

@@ -41,14 +41,11 @@ class StageRun:
     """One stage that continues every row of a prompt, window by window and piece by piece.
 
     Args:
-        lm: the stage's model.
         prompt: ragged ``[B, Q, N]``, possibly without frames; every row a whole number of
             ``stage.alignment`` frames.
         num_frames: frames to add to each row.
         window: most frames that the model sees at once, known and new together.
         overlap: part of a window that is known frames once the audio exceeds one window.
-        sampling: how tokens are drawn.
-        generators: one per row.
         chunk: most new frames of the first window; each further one may hold twice as many. None
             for as many as fit.
         progress: called with the stage's name, frames done and frames in all.
@@ -218,9 +215,7 @@ class Generation:
     """All stages of one request.
 
     Args:
-        assembly: the pipeline's parts and streams.
         stage_lm: finds a stage's model by name.
-        request: what was asked for.
         added: seconds to add, a whole number of frames of every stream.
         prompt: the tokens of every stream of the prompt, ragged.
         known: streams that are not generated, as the prompt is all of them.

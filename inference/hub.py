@@ -66,7 +66,6 @@ def publish(
     """Upload a pipeline in one commit, and return the address of that commit.
 
     Args:
-        save: writes the pipeline into an empty directory.
         card: text of the model card, unless the repository has one already.
         name: ``org/name``; made if it does not exist.
 

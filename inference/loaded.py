@@ -325,7 +325,6 @@ class LoadedPipeline:
         Args:
             task: the method of ``Pipeline`` that makes such a request.
             prompts: one recording per row, in any form that ``Pipeline.continue_`` takes.
-            drawing: how tokens are drawn.
             gap: start and end of a stretch to draw anew, in seconds; an end of None is that of the
                 recording.
             whole: keep recordings of any length as they are; else their ends, cut to whole frames,

@@ -60,7 +60,6 @@ class Pipeline(LoadedPipeline):
             wave: a path, a file opened in binary mode, a tensor or array ``[T]``, ``[C, T]`` or
                 ``[T, C]`` (float, int16 or int32) at any rate, ``(wave, sample_rate)``, ``Audio``,
                 or an earlier result.
-            sample_rate: of an array.
             seconds: length of audio to add.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in its first window; each further
@@ -199,7 +198,6 @@ class Pipeline(LoadedPipeline):
 
         Args:
             wave: the recording, of any length; as for ``continue_``.
-            sample_rate: of an array.
             start: where the stretch begins, in seconds. It is widened to whole frames of every
                 stream; ``metadata["gap"]`` holds what was drawn.
             end: where it ends, in seconds; None for the end of the recording.
@@ -327,12 +325,7 @@ class Pipeline(LoadedPipeline):
         return self.run(self.request(task, [prompt], drawing), progress)
 
     def run(self, request: Request, progress: ProgressChoice = None) -> GeneratedAudio:
-        """Draw what a request asks for: run all stages to the end, and decode what they drew.
-
-        Args:
-            request: from ``request``, of a task that draws.
-            progress: as for ``Pipeline.continue_``.
-        """
+        """Draw what a request asks for: run all stages to the end, and decode what they drew."""
         if request.gap is not None:
             return self._fill(request, progress)
         with shown(progress) as report:

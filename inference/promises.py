@@ -61,9 +61,6 @@ def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Te
     """Check what a tokenizer made of audio.
 
     Args:
-        component: the tokenizer, for the message.
-        tokens: what ``encode`` returned.
-        spec: what the tokenizer declares.
         lengths: ``[B]`` samples of each row that was encoded.
 
     Raises:
@@ -83,8 +80,6 @@ def check_wave(component: object, wave: object, rows: int, samples: int | None) 
     """Check what a codec decoded.
 
     Args:
-        component: the codec, for the message.
-        wave: what ``decode``, ``push`` or ``finish`` returned.
         rows: B.
         samples: T, or None where any number is right.
 
@@ -166,8 +161,6 @@ def check_frames(
     """Check frames that a stage model drew.
 
     Args:
-        component: the stage model, for the message.
-        piece: what ``stream`` yielded.
         rows, levels, codebook_size: B, Q and V that were asked for.
         most: frames that were still to be drawn.
 

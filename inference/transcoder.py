@@ -177,11 +177,7 @@ class Transcoder:
     def encode_pieces(
         self, blocks: Iterable[Float[Tensor, "T"]], length: int, gain: Tensor
     ) -> Iterator[Ids]:
-        """Yield acoustic tokens ``[1, Q, n]``, all levels, of audio that is read block by block.
-
-        Args:
-            length: samples of all blocks.
-        """
+        """Yield acoustic tokens ``[1, Q, n]``, all levels, of audio that is read block by block."""
         size, rate = self.codec.spec.frame_size, self.sample_rate
         piece = int(PIECE_SECONDS * rate) // size * size
         encoder = self.codec.streaming_encoder() if length > piece else None

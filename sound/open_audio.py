@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segue.core.audio import resample, to_mono
 from segue.core.errors import AudioError
-from segue.sound.reader import LEAST_MISSING, SoundReader
+from segue.sound.reader import LEAST_MISSING, SoundReader, peak_of
 from segue.sound.reading import cut_off, decoding, open_sound
 
 MARGIN_SECONDS = 0.05  # of context on both sides where a part is resampled; the filter is shorter
@@ -25,7 +25,6 @@ class OpenAudio:
     """Read an open file's samples, or those of a stretch of it, from any place on.
 
     Args:
-        sound: the file.
         place: its name in errors.
         start: seconds into the file; None for all of it.
         seconds: length of the stretch, where ``start`` is given; below 0 it ends with the file.
@@ -82,8 +81,7 @@ class OpenAudio:
             data = self._sound.read(self._first + first, count)
         if not numpy.isfinite(data).all():
             raise AudioError(self._place, "holds NaN or infinite samples", "repair the file")
-        peak = max(float(data.max()), -float(data.min())) if data.size else 0.0
-        if peak > self._loudest:
+        if (peak := peak_of(data)) > self._loudest:
             problem = f"has samples up to {peak:.3g}, where full scale is 1"
             raise AudioError(self._place, problem, "scale it down, or repair the file")
         if self._channel is not None:

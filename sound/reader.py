@@ -131,13 +131,11 @@ class SoundReader:
         """Return frames ``[n, C]`` from ``first`` on: ``count``, or what is left."""
         data = self._read(first, count)
         # Integers and codes stand for sound within full scale; damaged codes may not.
-        if data.size and self._file.subtype not in ("FLOAT", "DOUBLE"):
-            peak = max(float(data.max()), -float(data.min()))
-            if peak > LOUDEST:
-                self._refuse(
-                    f"is damaged: it decodes to samples of {peak:.2g}, where full scale is 1",
-                    "restore it from its source",
-                )
+        if self._file.subtype not in ("FLOAT", "DOUBLE") and (peak := peak_of(data)) > LOUDEST:
+            self._refuse(
+                f"is damaged: it decodes to samples of {peak:.2g}, where full scale is 1",
+                "restore it from its source",
+            )
         return data
 
     def _read(self, first: int, count: int) -> Samples:
@@ -202,6 +200,11 @@ class SoundReader:
             excerpt, skipped = self._mpeg.excerpt(self._source, first, count)
         with _SoundFile(excerpt) as cut:
             return _decoded(cut, 0, skipped + count)[skipped:]
+
+
+def peak_of(data: Samples) -> float:
+    """Return the largest magnitude; 0 if there is no sample."""
+    return max(float(data.max()), -float(data.min())) if data.size else 0.0
 
 
 @lru_cache(maxsize=256)

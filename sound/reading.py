@@ -96,7 +96,6 @@ def open_sound(
 
     Args:
         place: its name in errors.
-        most_samples: as for ``SoundReader``.
 
     Raises:
         AudioError: if the file is missing, empty or not audio.

@@ -48,7 +48,6 @@ def check_distribution(source: str, timeout: float) -> list[ComponentResult]:
     """Register a distribution's plugins and report what they should not do.
 
     Args:
-        source: normalised name of the distribution.
         timeout: seconds after which its process is ended.
     """
     found, printed, problem = _registered(source, timeout)
@@ -142,7 +141,6 @@ def check_named(
 
     Args:
         host: knows the components; not asked for a distribution, whose import may never end.
-        options: of a component.
         timeout: seconds that a distribution may take to register.
         progress: called with ``checks``, how many of a component's are done and how many there are.
 

@@ -37,8 +37,6 @@ class LowRank(nn.Module):
     """The update of one matrix. It starts at nothing, as B is zero.
 
     Args:
-        like: the matrix.
-        rank: R.
         alpha: the update is scaled by ``alpha / rank``.
         dropout: share of input channels that the update leaves out in a training step. In the
             paper each position of a batch drops its own; here all positions drop the same.
@@ -106,7 +104,6 @@ def plain_state(component: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     """Merge adapters into their weights: return the state dict of a component without adapters.
 
     Args:
-        component: with or without adapters.
         state: ``component.state_dict()``, or the same gathered from several ranks.
     """
     found = dict(state)
@@ -166,8 +163,6 @@ def adapt(component: Component, config: TrainingConfig, place: str, base: bool) 
 
     Args:
         component: with the weights that it starts from.
-        config: settings of its training.
-        place: of these settings, for errors.
         base: whether the weights were trained before.
 
     Raises:
@@ -191,9 +186,7 @@ def start_from(component: Component, directory: Path, place: str) -> list[str]:
     """Load the tensors of any checkpoint that have the name and the shape of one here.
 
     Args:
-        component: with random weights.
         directory: a checkpoint of a component of any kind.
-        place: of the setting, for errors.
 
     Returns:
         Names of the tensors that stay random.

@@ -100,10 +100,6 @@ def training_cost(
     """Return the cost of one part, or of ``all`` parts that are trained by gradient.
 
     Args:
-        config: resolved config of the pipeline.
-        host: finds the plugins.
-        part: ``codec``, ``stages.<name>``, ... or ``all``.
-        hardware: to train on.
         hours: of audio in the data set, for ``per_epoch``.
 
     Raises:

@@ -49,12 +49,6 @@ def train_detector(
 
     Args:
         detector: on its device; gets the weights of the last checkpoint.
-        use: the detector's registered name.
-        clips: examples of each origin.
-        training: from ``detector_training``.
-        directory: for checkpoints and the log.
-        host: calls the plugins' hooks.
-        report: takes figures of the steps.
 
     Returns:
         The directory of the last checkpoint.

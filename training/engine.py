@@ -54,9 +54,6 @@ class Engine:
 
     Args:
         component: on its device; its blocks are compiled or checkpointed as ``config`` says.
-        config: settings of the training.
-        place: of these settings, for errors.
-        adversary: what the component is trained against, if anything.
 
     Raises:
         TrainingError: if lightning-fabric is missing, or the component cannot be trained that way.

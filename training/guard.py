@@ -18,11 +18,7 @@ SETTLING_STEPS = 100  # before the means are judged
 
 
 class Guard:
-    """Watch the figures of each step since training started, was resumed or rolled back.
-
-    Args:
-        component: judges the running means of the figures.
-    """
+    """Watch the figures of each step since training started, was resumed or rolled back."""
 
     def __init__(self, component: Component) -> None:
         self._component = component

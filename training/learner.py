@@ -58,10 +58,6 @@ class RunningMean:
 
     Buffers are left out: codebooks and statistics are running means already. A shard of a
     parameter has the shard of its mean.
-
-    Args:
-        module: the module whose parameters are averaged.
-        decay: of the mean, once there were many updates.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -184,9 +184,6 @@ def optimization_step(
     """Learn from one batch; a loss or gradient that is not finite changes no weight.
 
     Args:
-        engine: runs forward and backward passes.
-        learner: the component and its optimizers.
-        config: settings of the training.
         step: decides on the learning rate, and whether the adversary is at work.
         number: dropout and noise depend on it.
         pieces: this rank's rows of the batch, cut in ``config.accumulate`` pieces, on the CPU.

@@ -27,7 +27,6 @@ class Prefetcher:
     A batch depends on its number and share alone, so it does not matter who makes it, or when.
 
     Args:
-        batches: makes one piece.
         shares: the pieces of a batch that this rank learns from.
         workers: processes that make them; with 0, a thread of this process does.
     """

@@ -151,7 +151,6 @@ def whole(tensor: Tensor, keep: bool = True) -> Tensor:
     """Return a copy of a whole tensor on the CPU; every rank must call this.
 
     Args:
-        tensor: sharded or not.
         keep: False on ranks that do not need the copy; they get an empty tensor.
     """
     full = tensor.detach()

@@ -9,12 +9,7 @@ from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
-    """A training that ended because of a signal; its text says how to go on.
-
-    Args:
-        message: where it stopped and how to go on.
-        signal_number: the signal that ended it.
-    """
+    """A training that ended because of a signal; its text says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -55,9 +55,6 @@ class Telemetry:
     """Collect figures of the steps since ``figures`` was called last.
 
     Args:
-        component: that is trained.
-        device: of this rank.
-        num_ranks: that train together.
         peak: TFLOP/s of one rank's device; None leaves ``mfu`` out.
     """
 
@@ -82,7 +79,6 @@ class Telemetry:
         """Add one step.
 
         Args:
-            seconds: that it took.
             waited: seconds of these that it waited for its batch.
             weight: frames or samples that all ranks learnt from.
         """

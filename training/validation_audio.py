@@ -60,7 +60,6 @@ def validation_audio(
 
     Args:
         component: in eval mode.
-        batch: of validation.
         decoder: for a stage; without one there is no audio.
 
     Returns:

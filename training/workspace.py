@@ -152,10 +152,6 @@ class Workspace:
 def train_part(workspace: Workspace, part: str) -> Path:
     """Train one part, or go on training it, and return its newest checkpoint.
 
-    Args:
-        workspace: the training directory and the config.
-        part: ``semantic_tokenizer``, ``codec`` or ``stages.<name>``.
-
     Raises:
         TrainingError: if there is no such part or it learns nothing.
         SegueError: if data, checkpoints or options cannot be used.
@@ -220,9 +216,7 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int =
     """Write the tokens of every recording with the workspace's trained tokenizers.
 
     Args:
-        workspace: the training directory and the config.
         rank: writes every ``world``-th shard from this number on.
-        world: number of processes that share the shards.
         workers: processes that share the recordings of each shard, on the CPU.
 
     Returns:

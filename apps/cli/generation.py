@@ -84,7 +84,6 @@ def making(
 
     Args:
         paths: audio files to write, one for each row of the result.
-        source: the recording; None for none.
         whole: read all of it, not only its end as far as the pipeline uses it.
         picture: also draw the result there.
         sign: PEM files to sign the audio files with.

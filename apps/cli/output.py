@@ -71,12 +71,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """Print one sentence on standard error and exit with code 2.
-
-    Args:
-        message: place, problem and fix.
-        error: its traceback is shown first if the user asked for tracebacks.
-    """
+    """Print one sentence on standard error and exit with code 2."""
     if error is not None and os.environ.get(DEBUG, "0") not in ("", "0"):
         errors.print("".join(traceback.format_exception(error)), end="")
     warn("error:", message, "bold red")

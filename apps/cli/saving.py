@@ -65,9 +65,7 @@ def check_outputs(
     """Refuse places and suffixes that cannot be written, before any work is done.
 
     Args:
-        outputs: audio files.
         source: the recording that is read; it must not be overwritten.
-        picture: a PNG file, or None.
         sign: PEM files of a certificate and its private key, to sign audio files with.
 
     Returns:
@@ -180,7 +178,6 @@ def save_pieces(
 
     Args:
         printed: standard output, for the path ``-``.
-        signer: signs the file at the end.
         more: further entries of the description.
 
     Returns:
@@ -250,7 +247,6 @@ def report_on(
     """Print what was made: JSON for a machine, or notes and one line.
 
     Args:
-        paths: the files that were written.
         elapsed: seconds that it took.
         verb: what the line says was done with so many seconds of audio.
         seconds: of new audio; None to count them.

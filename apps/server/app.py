@@ -102,7 +102,6 @@ def create_app(
 
     Args:
         pipelines: by the name that clients use; the first is the default.
-        limits: what it takes on.
         api_key: asked of clients as ``Authorization: Bearer KEY``; None asks for none.
         signer: signs every answer; formats that hold no signature are refused.
     """

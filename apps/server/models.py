@@ -19,8 +19,6 @@ def load_models(
     """Return pipelines by name.
 
     Args:
-        sources: shipped weights or pipeline directories.
-        overrides: ``path.to.key=value``, for each of them.
         progress: as for ``Pipeline.from_pretrained``, of each in turn.
 
     Raises:

@@ -22,11 +22,7 @@ LABEL_SHARE = 0.15  # of a narrow picture: the width of "12.3 s"
 
 
 def results_html(results: Sequence[Result], link: Link) -> str:
-    """Return cards, the newest first, and variants of one request side by side.
-
-    Args:
-        link: returns the address of a file.
-    """
+    """Return cards, the newest first, and variants of one request side by side."""
     return f'<div class="cards">{"".join(_card(r, link) for r in results)}</div>'
 
 

@@ -310,11 +310,7 @@ def address(path: Path) -> str:
 def launch(
     studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, browser: bool = False
 ) -> gr.Blocks:
-    """Serve the page from now on, in a thread.
-
-    Args:
-        browser: open it in the default browser.
-    """
+    """Serve the page from now on, in a thread."""
     blocks = Page(studio).blocks
     theme = gr.themes.Default(
         primary_hue="indigo",

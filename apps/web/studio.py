@@ -116,9 +116,6 @@ class Result:
 def offered_models(pipelines: Sequence[Path] = ()) -> dict[str, dict[str, Model]]:
     """Return the models of each domain that ships weights, and the pipelines of the user.
 
-    Args:
-        pipelines: directories that ``segue train`` wrote.
-
     Raises:
         SegueError: if a pipeline cannot be used.
     """
@@ -145,8 +142,6 @@ class Studio:
     """Make results, one request at a time.
 
     Args:
-        folder: for the files of results.
-        device: where models run.
         pipelines: directories to offer beside the shipped weights.
         signer: signs the files of results; None leaves them as they are.
     """

@@ -22,8 +22,6 @@ class KeyValueCache:
     length needs constant memory. All layers write the same positions; ``advance`` follows.
 
     Args:
-        depth: number of layers.
-        capacity: number of slots.
         ring: whether new positions may overwrite old ones; otherwise a full cache raises.
     """
 

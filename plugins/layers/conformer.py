@@ -77,7 +77,6 @@ class Conformer(Transformer):
     """Conformer layers in place of transformer layers.
 
     Args:
-        options: size and position encoding.
         kernel: number of frames that each convolution spans; odd.
     """
 

@@ -40,11 +40,6 @@ KEPT_SHAPES = 4
 def chosen_backend(decoding: Decoding, like: Tensor, place: str) -> str:
     """Return the backend for tensors like this: ``torch``, ``native``, ``graph`` or ``compile``.
 
-    Args:
-        decoding: the user's choice.
-        like: a tensor of the model.
-        place: of the options, for messages.
-
     Raises:
         ConfigError: if the device cannot do what was asked for.
     """
@@ -83,10 +78,8 @@ class Decoder:
         transformer: in eval mode, causal.
         x: ``[B, N, D]`` embedded prefix, padded on the left. If N is 0, the first step is at
             position 0.
-        positions: ``[B, N]``.
         valid: ``[B, N]``, False at padding.
         steps: number of further positions to make room for; each is 1 after the one before.
-        decoding: backend and number format.
     """
 
     def __init__(
@@ -211,9 +204,7 @@ class FixedStep:
 
     Args:
         transformer: its weights' addresses are captured; it is not kept.
-        backend: ``graph`` or ``compile``.
         like: ``[B, D]``, for its shape, type and device.
-        capacity, ring: of the cache.
     """
 
     def __init__(
@@ -331,9 +322,7 @@ class HeadProducts:
     """Logits of one output head per level, by the backend that also computes the steps.
 
     Args:
-        owner: the module of ``weight``.
         weight: ``[Q, D, V]``.
-        decoding: backend and number format.
     """
 
     def __init__(

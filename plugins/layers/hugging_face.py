@@ -106,12 +106,9 @@ def load_model(
     """Return a model of transformers with its weights in float32, read from safetensors.
 
     Args:
-        model_class: its class, with ``from_pretrained``.
         where: a directory, or a name that transformers can look up.
         name: what to call the model in errors.
-        place: option that named it, for errors.
         headless: accept missing weights of the head, outside of the base model.
-        arguments: further arguments of ``from_pretrained``.
 
     Raises:
         ConfigError: if it cannot be loaded or some of its weights are missing.

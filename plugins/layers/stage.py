@@ -21,7 +21,7 @@ from segue.core.errors import ConfigError, GenerationError
 from segue.core.interfaces import Lengths, StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
-from segue.plugins.layers.config import ConditionOptions, SequenceOptions
+from segue.plugins.layers.config import CausalOptions, ConditionOptions, SequenceOptions
 from segue.plugins.layers.decoding import chosen_backend
 
 #: Negative log-likelihood ``[B, Q, N]`` of every token, anything at padding; and log-odds
@@ -119,6 +119,15 @@ def decode_with(lm: StageLM, decoding: Decoding) -> None:
     """Choose how a model computes while it generates, if its device can; see ``StageLM``."""
     chosen_backend(decoding, next(lm.parameters()), f"stages.{lm.stage.name}.decoding")
     StageLM.decode_with(lm, decoding)
+
+
+def has_ring(lm: StageLM) -> bool:
+    """Return whether a model continues any length in constant memory; see ``StageLM.unbounded``.
+
+    The keys and values of a sliding window lie in a ring.
+    """
+    assert isinstance(lm.config, CausalOptions)
+    return lm.config.attention_window is not None and not lm.stage.given
 
 
 def _likelihood(lm: StageLM, batch: StageBatch, condition_dropout: float) -> Likelihood:

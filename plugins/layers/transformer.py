@@ -137,7 +137,6 @@ class Transformer(nn.Module):
     """Layers of attention. Positions are passed explicitly and may be fractions.
 
     Args:
-        options: size and position encoding.
         causal: whether a position sees only itself and earlier ones.
         window: number of positions that one position sees, itself included; None sees all.
         block: makes one layer from the options and the layer's number.
@@ -179,7 +178,6 @@ class Transformer(nn.Module):
         """Return what whole sequences ``[B, N]`` see of themselves.
 
         Args:
-            positions: ``[B, N]``.
             valid: ``[B, N]``, False at padding, which is then hidden. Padding at the end of a
                 causal sequence needs no mask: no valid position looks ahead.
         """
@@ -233,8 +231,6 @@ class Transformer(nn.Module):
         """Return hidden states ``[B, N, D]`` of embedded inputs ``x`` ``[B, N, D]``.
 
         Args:
-            x: the N newest positions.
-            sight: what they see.
             cache: earlier positions; the new ones are added to it.
         """
         x = self.dropout(x)

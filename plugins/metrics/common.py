@@ -27,8 +27,6 @@ def packaged_file(package: str, inside: str, component: str, fix: str) -> Path:
     Args:
         package: its import name.
         inside: the file, relative to the package's folder.
-        component: who asks, for the message.
-        fix: how to install it.
 
     Raises:
         PluginError: if it is not installed, or lacks this file.

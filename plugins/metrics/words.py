@@ -35,7 +35,6 @@ class WordRecogniser:
 
     Args:
         folder: of a model in CTranslate2's format.
-        beam: hypotheses that it follows.
     """
 
     def __init__(self, folder: Path, beam: int) -> None:
@@ -92,9 +91,6 @@ class WordError(Metric):
 
     The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
     counts as kept. Silence has 1.
-
-    Args:
-        config: options.
     """
 
     domains = ("speech",)
@@ -123,9 +119,6 @@ class Agreement(ContinuationMetric):
     that a dictionary has; ``words_per_second``; ``repeated``, share of phrases of three words that
     were there before. ``pooled_word_error`` is that of the set: all edits over all words. A file in
     which nothing is heard has an error of 1.
-
-    Args:
-        config: options.
     """
 
     domains = ("speech",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,11 +22,13 @@ PROGRAM = Path(sys.executable).with_name("segue")
 COMMAND = [str(PROGRAM)] if PROGRAM.exists() else [sys.executable, "-m", "segue.apps.cli.main"]
 PLUGINS = Path(__file__).parent.parent / "plugin_fixtures"
 
-#: Run one command after the other in one process; write their exit codes and heavy modules.
+#: Run one command after the other in one process; write their exit codes and heavy modules, among
+#: them ``too many``: what takes long to import is made of hundreds of modules.
 COMMANDS = """
 import sys
 from segue.apps.cli.main import main
 heavy = {"torch", "torchaudio", "soundfile", "numpy", "sklearn", "matplotlib", "safetensors"}
+heavy |= {"scipy", "pandas", "transformers", "huggingface_hub", "gradio", "fastapi", "lhotse"}
 codes = []
 for command in sys.argv[1:]:
     sys.argv = ["segue", *command.split()]
@@ -36,7 +37,8 @@ for command in sys.argv[1:]:
         codes.append(0)
     except SystemExit as end:
         codes.append(end.code or 0)
-print(*codes, *sorted(heavy & set(sys.modules)), file=sys.stderr)
+found = sorted(heavy & set(sys.modules)) + ["too many"] * (len(sys.modules) > 800)
+print(*codes, *found, file=sys.stderr)
 """
 
 #: Says that generation begins, and by which threads, and lets it begin.
@@ -74,8 +76,7 @@ def run_in_turn(*commands: str, folder: Path, **changes: str) -> subprocess.Comp
     return run([sys.executable, "-c", COMMANDS, *commands], folder, **changes)
 
 
-def test_light_commands_import_nothing_heavy_and_answer_at_once(tmp_path: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     done = run_in_turn(
         "--help",
         "continue --help",
@@ -84,10 +85,7 @@ def test_light_commands_import_nothing_heavy_and_answer_at_once(tmp_path: Path) 
         "config explain piano --json",
         folder=tmp_path,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stderr.splitlines() == ["0 0 0 0 0"]
-    # Time of this process alone, so that a busy machine fails nobody; all five take it together.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
 def test_ctrl_c_leaves_nothing_of_a_process_with_the_threads_asked_for(

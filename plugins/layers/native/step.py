@@ -143,7 +143,6 @@ class NativeStep:
     many rows spends most of its time reading them.
 
     Args:
-        transformer: in eval mode.
         cache: filled by the prefix; further positions go into its tensors, which may become halves.
         first: ``[B]`` first column of each row that is not padding.
         key_positions: ``[B, C]`` by slot, written to; needed with a relative bias only.

@@ -14,11 +14,11 @@ D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from segue.core.interfaces import StageLM, Tokens
@@ -35,9 +35,10 @@ from segue.plugins.layers.stage import (
     check_sampling,
     decode_with,
     end_odds,
+    has_ring,
     make_end_head,
 )
-from segue.plugins.layers.transformer import Transformer
+from segue.plugins.layers.transformer import Transformer, transformer_blocks
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.pattern import Pattern
 
@@ -49,6 +50,7 @@ class DelayTransformer(StageLM):
     loss, score = causal_loss, causal_score
     generate, stream = generate_from_stream, stream_frames
     check_sampling, decode_with = check_sampling, decode_with
+    blocks, unbounded = transformer_blocks, property(has_ring)
 
     def __init__(self, config: DelayTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -61,13 +63,6 @@ class DelayTransformer(StageLM):
         self.given_encoder = GivenEncoder.of(stage, config, width)
         self.transformer = Transformer(config, window=config.attention_window)
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.transformer.blocks)
-
-    @property
-    def unbounded(self) -> bool:
-        return self.config.attention_window is not None and not self.stage.given
 
     def _embed(
         self, grid: Int64[Tensor, "B Q S"], context: Float[Tensor, "B S D"] | None

@@ -9,7 +9,7 @@ all rows, D width, d width of the transformer over levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,6 +30,7 @@ from segue.plugins.layers.stage import (
     check_sampling,
     decode_with,
     end_odds,
+    has_ring,
     make_end_head,
 )
 from segue.plugins.layers.transformer import INIT_STD, Transformer, transformer_blocks
@@ -43,6 +44,7 @@ class DepthTransformer(StageLM):
     loss, score = causal_loss, causal_score
     generate, stream = generate_from_stream, stream_frames
     check_sampling, decode_with = check_sampling, decode_with
+    blocks, unbounded = transformer_blocks, property(has_ring)
 
     def __init__(self, config: DepthTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -60,13 +62,6 @@ class DepthTransformer(StageLM):
             )
         self.level_transformer = Transformer(levels)
         self.heads = LevelHeads(target.num_levels, levels.width, target.codebook_size)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return transformer_blocks(self)
-
-    @property
-    def unbounded(self) -> bool:
-        return self.config.attention_window is not None and not self.stage.given
 
     def _inputs(self, codes: Int64[Tensor, "B Q N"]) -> Float[Tensor, "B N+1 D"]:
         """Embed temporal inputs: column t sees frame t - 1 and predicts frame t."""

@@ -16,7 +16,7 @@ of the sequence, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -38,9 +38,10 @@ from segue.plugins.layers.stage import (
     check_sampling,
     decode_with,
     end_odds,
+    has_ring,
     make_end_head,
 )
-from segue.plugins.layers.transformer import INIT_STD, Transformer
+from segue.plugins.layers.transformer import INIT_STD, Transformer, transformer_blocks
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
 #: Embedded columns ``[B, L, D]``, their positions ``[B, L]``, and which are valid ``[B, L]``.
@@ -54,6 +55,7 @@ class FlatTransformer(StageLM):
     loss, score = causal_loss, causal_score
     generate, stream = generate_from_stream, stream_frames
     check_sampling, decode_with = check_sampling, decode_with
+    blocks, unbounded = transformer_blocks, property(has_ring)
 
     def __init__(self, config: FlatTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -76,14 +78,6 @@ class FlatTransformer(StageLM):
             )
         self.transformer = Transformer(config, window=config.attention_window)
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.transformer.blocks)
-
-    @property
-    def unbounded(self) -> bool:
-        # The keys and values of a sliding window lie in a ring: any length in constant memory.
-        return self.config.attention_window is not None and not self.stage.given
 
     def _rows(self, given: tuple[Tokens, ...], target: Tokens) -> Rows:
         """Flatten and embed given slices and target. Padding lies wherever a slice ends.
@@ -208,8 +202,6 @@ def target_likelihood(
     Args:
         hidden: of the rows, padded on the right.
         start: ``[B]``, column of the learnt start, which predicts the first token.
-        target: the tokens.
-        heads: one per level.
         end_head: predicts whether the audio ends, or None.
     """
     _, levels, frames = target.ids.shape

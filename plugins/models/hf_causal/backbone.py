@@ -30,7 +30,6 @@ class Backbone(nn.Module):
 
     Args:
         causal: a ``...ForCausalLM`` of transformers; it is taken apart.
-        place: of the option that names it, for messages.
         alpha: scale of the adapters that checkpoints of Segue 0.1 keep beside the weights.
 
     Raises:
@@ -119,7 +118,6 @@ class CachedSequence:
         hidden: ``[B, D]``, hidden state of the last position of the prefix.
 
     Args:
-        backbone: in eval mode.
         x: ``[B, N, D]`` embedded prefix of at least one position; padding on the left.
         valid: ``[B, N]``, False at padding.
         steps: number of further positions.

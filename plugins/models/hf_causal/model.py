@@ -38,12 +38,7 @@ from segue.plugins.models.hf_causal.source import open_backbone
 
 
 class AudioTokens(nn.Module):
-    """Embeddings in place of text: a start, a separator per given slice, and all codes by level.
-
-    Args:
-        stage: names the slices.
-        width: D of the backbone's embeddings.
-    """
+    """Embeddings in place of text: a start, a separator per given slice, and all codes by level."""
 
     def __init__(self, stage: StageSpec, width: int) -> None:
         super().__init__()
@@ -70,9 +65,6 @@ class AudioTokens(nn.Module):
         self, given: tuple[Tokens, ...], target: Tokens, left: bool
     ) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
         """Embed given slices and target, padded on one side, as wide as the longest row.
-
-        Args:
-            left: pad on the left, else on the right.
 
         Returns:
             Embeddings and where they are valid.

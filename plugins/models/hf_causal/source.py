@@ -32,10 +32,6 @@ def open_backbone(
 ) -> tuple[Backbone, HfCausalOptions, Tensor | None]:
     """Return the backbone that ``options`` ask for.
 
-    Args:
-        options: name the source.
-        place: of the options, for messages.
-
     Returns:
         The backbone; the options to keep, which describe what was found at ``pretrained``; the
         text embeddings ``[V, D]`` if they were read.

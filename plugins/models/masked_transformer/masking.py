@@ -59,7 +59,6 @@ def passes_by_level(
     Args:
         iterations: passes of the first levels; all further levels take one. None takes 16 for the
             lowest level of all and one for each other level.
-        num_levels: number of levels of the stage.
         start: the stage's first level.
     """
     if iterations is None:
@@ -104,7 +103,6 @@ def draw_masking(
     The prompt's length is uniform, and the number of masked frames follows the cosine schedule.
 
     Args:
-        target: ids ``[B, Q, N]``.
         generators: one per row; None is the global random state of the CPU.
         shares: how often each level is learnt; the last one applies to all further levels.
         longest_prompt: share of a row.

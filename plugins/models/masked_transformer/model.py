@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from segue.core.errors import GenerationError
@@ -31,7 +31,7 @@ from segue.plugins.layers.heads import LevelEmbedding, LevelHeads, cross_entropy
 from segue.plugins.layers.lengths import length_mask
 from segue.plugins.layers.padding import take
 from segue.plugins.layers.stage import check_sampling, drop_given, evaluating, given_in_time
-from segue.plugins.layers.transformer import Transformer
+from segue.plugins.layers.transformer import Transformer, transformer_blocks
 from segue.plugins.models.masked_transformer.config import MaskedTransformerOptions
 from segue.plugins.models.masked_transformer.masking import (
     Masking,
@@ -53,7 +53,7 @@ class MaskedTransformer(StageLM, TwoSided):
 
     config: MaskedTransformerOptions
     autoregressive = False
-    generate = generate_from_stream
+    generate, blocks = generate_from_stream, transformer_blocks
 
     def __init__(self, config: MaskedTransformerOptions, stage: StageSpec) -> None:
         super().__init__(config, stage)
@@ -68,9 +68,6 @@ class MaskedTransformer(StageLM, TwoSided):
             else Transformer(config, causal=False)
         )
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.transformer.blocks)
 
     def check_sampling(self, sampling: Sampling) -> None:
         check_sampling(self, sampling, iterations=True)
@@ -275,7 +272,6 @@ class MaskedTransformer(StageLM, TwoSided):
         Args:
             logits: of masked frames only: a known frame has no confidence to be kept by.
             left: share of frames that stay masked after this pass.
-            drawer: draws the tokens.
         """
         batch, masked, _ = logits.shape
         sampling = drawer.sampling

@@ -259,11 +259,7 @@ class TrainedCodec(AcousticCodec):
 
 
 class CodecAdversary(Adversary):
-    """Judge recordings and decoded audio by several discriminators.
-
-    Args:
-        options: how many discriminators there are, and how large.
-    """
+    """Judge recordings and decoded audio by several discriminators."""
 
     def __init__(self, options: AdversaryOptions) -> None:
         super().__init__()

@@ -32,8 +32,6 @@ class KMeansTokenizer(SemanticTokenizer):
     """Give each frame the number of the centroid nearest to its normalised features.
 
     Args:
-        config: options.
-        num_features: D.
         parts: how many of the features each level clusters, one after the other; all by default.
     """
 
@@ -188,13 +186,7 @@ class KMeansTokenizer(SemanticTokenizer):
 
 
 class Reservoir:
-    """Keep an even sample of all rows that pass, in bounded memory (Vitter's algorithm R).
-
-    Args:
-        capacity: rows to keep.
-        width: numbers per row.
-        seed: of the choice.
-    """
+    """Keep an even sample of all rows that pass, in bounded memory (Vitter's algorithm R)."""
 
     def __init__(self, capacity: int, width: int, seed: int) -> None:
         self.seen = 0

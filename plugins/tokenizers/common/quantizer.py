@@ -42,9 +42,6 @@ class Codebook(nn.Module):
     every rank must then call ``learn`` equally often.
 
     Args:
-        size: number of codes V.
-        dim: channels D.
-        decay: of the running means.
         revive_below: share of an equal share of uses; a code used less moves to a vector of the
             batch.
         kmeans_vectors: vectors to collect before codes are placed by k-means; 0 places them on
@@ -149,11 +146,6 @@ class ResidualQuantizer(nn.Module):
     """Quantize by Q codebooks, each on what the levels before it left over.
 
     Args:
-        num_levels: Q.
-        size: codes per level V.
-        dim: channels D.
-        decay: see ``Codebook``.
-        revive_below: see ``Codebook``.
         dropout: share of training rows whose latents sum a random number of levels only.
         bypass: share of training rows whose latents stay unquantized.
         kmeans_vectors: see ``Codebook``; a level collects once the level before has codes.

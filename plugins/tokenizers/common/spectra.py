@@ -54,10 +54,6 @@ class Framing(nn.Module):
     def synthesise(self, spectra: Complex[Tensor, "B N F"], mask: Float[Tensor, "B N"]) -> Wave:
         """Return the wave whose spectra are closest, by windowed overlap-add.
 
-        Args:
-            spectra: one per frame.
-            mask: 1 at valid frames.
-
         Returns:
             ``[B, N * hop]``, zero beyond a row's last frame.
         """
@@ -84,8 +80,6 @@ def with_edges(
     Audio that was cut off then looks as if it went on.
 
     Args:
-        x: frames.
-        valid: number of valid frames of each row.
         size: frames to return for each row.
         reach: further frames on either side.
     """
@@ -105,10 +99,7 @@ def mean_and_slope(
     """Return mean and slope of each feature over a token's spectra, ``E = 2 D``.
 
     Args:
-        x: features of spectra.
         valid: number of valid spectra of each row.
-        num_tokens: N.
-        per_token: spectra per token.
         reach: spectra on either side of a token over which slopes are taken as well.
     """
     padded = with_edges(x, valid, num_tokens * per_token, reach)
@@ -127,7 +118,6 @@ def note_filters(
 
     Args:
         notes: MIDI numbers, whole or between two.
-        sample_rate: Hz.
         window: samples of the transform; ``F = window / 2 + 1``.
     """
     bin_width = sample_rate / window
@@ -158,9 +148,6 @@ def encode_rows(
     Args:
         encode: returns ``ceil(T / frame_size)`` frames of D = ``width`` features.
         wave: the rows; what lies beyond ``lengths`` is ignored.
-        lengths: samples.
-        frame_size: samples per frame.
-        width: D.
         window: most frames to encode at once.
         margin: frames to drop where windows meet.
     """
@@ -179,8 +166,6 @@ def in_windows(
 
     Args:
         encode: returns ``ceil(T / frame_size)`` frames.
-        wave: the recording.
-        frame_size: samples per frame.
         window: most frames to encode at once; more than two margins.
         margin: frames to drop at a side where another window continues.
     """

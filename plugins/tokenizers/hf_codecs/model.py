@@ -189,11 +189,7 @@ class MimiCodec(HfCodec):
 
 
 def dac_decode_context(ratios: Sequence[int]) -> tuple[int, int]:
-    """Return how many frames to the left and right of a frame its decoded samples depend on.
-
-    Args:
-        ratios: of the decoder's upsampling, first layer first.
-    """
+    """Return how many frames to the left and right of a frame its decoded samples depend on."""
     # Follow the samples of frame 0 from the last layer back to the first.
     low, high = -_EDGE_REACH, math.prod(ratios) - 1 + _EDGE_REACH
     for ratio in reversed(ratios):

@@ -82,9 +82,6 @@ class Layer(nn.Module):
     """A residual convolution over frames and keys.
 
     Args:
-        channels: C.
-        frames: odd number of frames it sees.
-        keys: odd number of keys it sees.
         step: keys from one that it sees to the next.
     """
 
@@ -101,11 +98,7 @@ class Layer(nn.Module):
 
 
 class NoteNetwork(nn.Module):
-    """Logits of what each key does in each frame.
-
-    Args:
-        config: options.
-    """
+    """Logits of what each key does in each frame."""
 
     def __init__(self, config: NoteKMeansOptions) -> None:
         super().__init__()
@@ -128,11 +121,7 @@ class NoteNetwork(nn.Module):
 
 
 class NoteKMeansTokenizer(KMeansTokenizer):
-    """The network is used as it was trained; only the clusters are fitted.
-
-    Args:
-        config: options.
-    """
+    """The network is used as it was trained; only the clusters are fitted."""
 
     config: NoteKMeansOptions
     order: Tensor

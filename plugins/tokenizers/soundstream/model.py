@@ -45,11 +45,7 @@ POWER_FLOOR = 1e-10  # keeps gradients of magnitudes finite at zero
 
 
 class SpectralLoss(nn.Module):
-    """Average ``MelDistance`` over all resolutions.
-
-    Args:
-        sample_rate: Hz.
-    """
+    """Average ``MelDistance`` over all resolutions."""
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
@@ -65,10 +61,6 @@ class MelDistance(nn.Module):
 
     The first norm is a mean over bins and frames. The second is one norm per frame, of which the
     mean is taken, divided by the number of bins too: the ratio of the two is the paper's.
-
-    Args:
-        sample_rate: Hz.
-        window: samples of the Hann window.
     """
 
     window: Tensor
@@ -136,9 +128,6 @@ class CausalLayer(nn.Module):
     """Convolve the input and the ``context`` samples before it.
 
     Args:
-        conv: the convolution, without padding.
-        context: samples.
-        activate: what to put the input through first.
         normalise: parametrise the weight by length and direction.
         share: of the input's amplitude that the output has at the start.
     """

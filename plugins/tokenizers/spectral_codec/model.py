@@ -86,9 +86,6 @@ class ConvNeXtBlock(nn.Module):
     arXiv 2306.00814). Normalisation is per frame, so that a row does not depend on its batch.
 
     Args:
-        width: channels D.
-        hidden: channels of the hidden layer.
-        kernel: frames the convolution spans.
         scale: initial size of the block's contribution.
     """
 
@@ -110,13 +107,6 @@ class FrameStack(nn.Module):
     """Stack an input convolution, blocks and an output layer per frame.
 
     Args:
-        inputs: channels of the input.
-        outputs: channels of the output.
-        width: channels in between.
-        hidden: channels of the blocks' hidden layers.
-        depth: number of blocks.
-        kernel: frames a block's convolution spans.
-        first_kernel: frames the input convolution spans.
         upsampling: output frames per input frame; the blocks work at the output's rate.
     """
 
@@ -165,12 +155,7 @@ SILENT_POWER = 1e-5  # of a wave at -50 dB
 
 
 class ReconstructionLoss(nn.Module):
-    """Compute the weighted sum of all reconstruction losses, and each by itself.
-
-    Args:
-        sample_rate: Hz.
-        weights: of the losses.
-    """
+    """Compute the weighted sum of all reconstruction losses, and each by itself."""
 
     def __init__(self, sample_rate: int, weights: SpectralLossWeights) -> None:
         super().__init__()
@@ -189,13 +174,7 @@ class ReconstructionLoss(nn.Module):
 
 
 class Resolution(nn.Module):
-    """Compute the losses at one window size.
-
-    Args:
-        sample_rate: Hz.
-        window: samples of the window.
-        num_mels: mel bands.
-    """
+    """Compute the losses at one window size."""
 
     window: Tensor
     filters: Tensor

@@ -56,12 +56,7 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, wave: Wave, lengths: Lengths) -> Mel:
-        """Return ``[B, N * subframes, F]``, 0 beyond each row's end.
-
-        Args:
-            wave: zero beyond each row's length.
-            lengths: samples.
-        """
+        """Return ``[B, N * subframes, F]``, 0 beyond each row's end."""
         return self.normalised(self.raw(wave), lengths)
 
     def raw(self, wave: Wave) -> Mel:
@@ -114,13 +109,7 @@ class Encoder(nn.Module):
         self.conformer = Conformer(size, config.kernel)
 
     def forward(self, mel: Mel, valid: Mask, layers: int) -> list[Frames]:
-        """Return the activations of the lowest layers, ``[B, N, D]`` each.
-
-        Args:
-            mel: spectra.
-            valid: False at padding.
-            layers: how many layers to run.
-        """
+        """Return the activations of the lowest layers, ``[B, N, D]`` each."""
         x = self.subsampling(mel, valid)
         places = torch.arange(x.shape[1], device=x.device, dtype=x.dtype).expand(x.shape[0], -1)
         sight = self.conformer.sight(places, valid)
@@ -159,8 +148,6 @@ def masked_figures(
     """Return the loss and the figures of a masked prediction.
 
     Args:
-        batch: the masked batch.
-        seen_weight: of the loss on frames that were not hidden.
         compare: returns mean loss and accuracy over chosen frames, 0 where none is chosen.
         used: perplexity of the targets.
 
@@ -237,8 +224,6 @@ def warped_bands(
     """Return where each mel band's sound is found when frequencies are multiplied by factors.
 
     Args:
-        factors: one per row.
-        count: F.
         lowest: Hz, lower end of the bands.
         highest: Hz, upper end of the bands.
 

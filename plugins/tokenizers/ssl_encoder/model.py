@@ -9,11 +9,11 @@ Shape legend: B batch, T samples, N frames, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.core.interfaces import Lengths, StageBatch, Wave, WaveBatch
 from segue.plugins.layers.lengths import length_mask, without_padding
@@ -41,15 +41,13 @@ class SslEncoderTokenizer(KMeansTokenizer):
 
     needs_training, needs_fitting = True, True
     config: SslEncoderOptions
+    blocks = transformer_blocks
 
     def __init__(self, config: SslEncoderOptions) -> None:
         super().__init__(config, config.width)
         self.mel = LogMel(config)
         self.encoder = Encoder(config)
         self.objective = make_objective(config, self.encoder)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return transformer_blocks(self)
 
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         """Return losses and, for the log, ``accuracy`` on hidden frames and ``perplexity``."""

@@ -95,7 +95,6 @@ class WaveBackbone(nn.Module):
 
     Args:
         model: of transformers, up to the clustered layer.
-        shape: of its frames.
         normalise: bring audio to zero mean and unit variance first.
     """
 

@@ -179,11 +179,7 @@ def sinusoids(count: int, width: int) -> Float[Tensor, "N D"]:
 
 
 class WhisperKMeansTokenizer(KMeansTokenizer):
-    """The encoder is used as it was trained; only the clusters are fitted.
-
-    Args:
-        config: options.
-    """
+    """The encoder is used as it was trained; only the clusters are fitted."""
 
     needs_weights = True
     config: WhisperKMeansOptions
