@@ -146,8 +146,7 @@ def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Ten
     # ratio is less than a cent off.
     limit = max(1, math.isqrt(RESAMPLE_TERMS * target // source))
     ratio = Fraction(source, target).limit_denominator(limit)
-    resampled: Tensor = torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
-    return resampled
+    return torchaudio.functional.resample(wave, ratio.numerator, ratio.denominator)
 
 
 def write_audio(path: Path | str, wave: Float[Tensor, "T"], sample_rate: int) -> None:

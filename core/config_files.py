@@ -217,8 +217,7 @@ def find_domain(name: str, host: PluginHost) -> Domain:
     Raises:
         PluginError: if there is none, or it cannot be used.
     """
-    domain: Domain = host.load(host.find("domain", name, "domain"), "domain")
-    return domain
+    return host.load(host.find("domain", name, "domain"), "domain")
 
 
 def _anchor_checkpoints(tree: Any, directory: Path) -> None:

@@ -32,7 +32,7 @@ class _Unique:
                         None, None, f"the key {key.value!r} is there twice", key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)  # type: ignore[misc,no-any-return]
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)  # type: ignore[misc]

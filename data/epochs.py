@@ -101,8 +101,7 @@ def _scrambled(values: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
     with numpy.errstate(over="ignore"):
         values = (values ^ values >> numpy.uint64(30)) * numpy.uint64(_MIX[0])
         values = (values ^ values >> numpy.uint64(27)) * numpy.uint64(_MIX[1])
-    mixed_bits: numpy.ndarray[Any, Any] = values ^ values >> numpy.uint64(31)
-    return mixed_bits
+    return values ^ values >> numpy.uint64(31)
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,7 @@ class Epochs:
         # Alike lengths in a batch waste less on padding; pools keep the order of batches random.
         table = numpy.stack([turns, crops])[:, numpy.argsort(lengths, kind="stable")]
         order = permuted(numpy.arange(batches), batches, mixed(self._seed, epoch, pool))
-        sorted_pool: Numbers = table.reshape(2, batches, -1)[:, order]
-        return sorted_pool
+        return table.reshape(2, batches, -1)[:, order]
 
     def _place(self, crops: Any, epoch: int) -> Any:
         """Return where crops lie on the line of all weights, from a start that each epoch draws."""

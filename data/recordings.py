@@ -134,12 +134,10 @@ class Recordings(Sequence[Recording]):
     @property
     def seconds(self) -> numpy.ndarray[Any, Any]:
         """Return the length of each recording in seconds."""
-        seconds: numpy.ndarray[Any, Any] = self.columns["seconds"]
-        return seconds
+        return self.columns["seconds"]
 
     def weight_of_each(self) -> numpy.ndarray[Any, Any]:
-        weights: numpy.ndarray[Any, Any] = numpy.asarray(self.weights)[self.columns["source"]]
-        return weights
+        return numpy.asarray(self.weights)[self.columns["source"]]
 
 
 class RecordingsBuilder:

@@ -152,8 +152,7 @@ class _Member(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _DESCRIBING and self.size > MOST_DESCRIPTION:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
-        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
-        return found
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _headers(

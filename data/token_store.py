@@ -247,8 +247,7 @@ class TokenStore:
     def frames_of(self, stream: str) -> Array:
         """Return ``[R]`` frames of each recording in a stream."""
         ratio = self.ratio(stream)
-        counts: Array = self.frames.astype(numpy.int64) * ratio.numerator // ratio.denominator
-        return counts
+        return self.frames.astype(numpy.int64) * ratio.numerator // ratio.denominator
 
     def read(
         self, recording: int, stream: str, levels: slice, first: int, last: int

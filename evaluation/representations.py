@@ -115,8 +115,7 @@ def log_mel(audio: Audio) -> Float[Tensor, "N 40"]:
     mel = torchaudio.transforms.MelSpectrogram(
         FEATURE_RATE, n_fft=512, win_length=WINDOW, hop_length=HOP, n_mels=NUM_BANDS, power=1
     )
-    bands: Tensor = mel(wave).clamp(min=FLOOR).log().T
-    return bands
+    return mel(wave).clamp(min=FLOOR).log().T
 
 
 def piece(frames: Tensor, frame_rate: float, start: float, end: float) -> Tensor:

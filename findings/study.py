@@ -216,8 +216,7 @@ class Study:
             progress=self.progress,
         )
         self.missing |= found["failed"]
-        figures: dict[str, Figures] = found["ways"]
-        return figures
+        return found["ways"]
 
     def row(self, name: str, settings: Mapping[str, Any], make: Callable[[], Figures]) -> Figures:
         """Keep figures that take long in a file, so that a killed run goes on after them.
@@ -232,8 +231,7 @@ class Study:
             kept = as_json({"settings": settings, "figures": make()})
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, kept)
-        figures: Figures = kept["figures"]
-        return figures
+        return kept["figures"]
 
     def command(self, words: str, source: Path | None = None, **options: Any) -> str:
         """Format a plain `segue` command on the pipeline, or on another one."""

@@ -126,7 +126,7 @@ class Subject:
                 plain = values.model_dump() if isinstance(values, Options) else values
                 return self.known.options(self.kind, self.factory, plain, self.label)
             return self.options if isinstance(self.options, Options) else None
-        return self.blank().config  # type: ignore[no-any-return]
+        return self.blank().config
 
     def create(self) -> Any:
         """Return an instance that is ready for use, in eval mode; none is shared but metrics."""

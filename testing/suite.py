@@ -75,5 +75,4 @@ def parametrize_with_checks(
         reason = expected.get(check.name)
         marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True)]
         parameters.append(pytest.param(subject, check, id=f"{subject}-{check}", marks=marks))
-    decorator: Callable[[F], F] = pytest.mark.parametrize(("subject", "check"), parameters)
-    return decorator
+    return pytest.mark.parametrize(("subject", "check"), parameters)

@@ -119,8 +119,7 @@ class Engine:
             return self._adversary_step(_Opaque(real, made))
 
         with nullcontext() if self.has_gradients else by_itself():
-            found: dict[str, Tensor] = self._step(_Opaque(batch, opponent if adversarial else None))
-            return found
+            return self._step(_Opaque(batch, opponent if adversarial else None))
 
     @contextmanager
     def gradients_kept_local(self, enabled: bool, adversarial: bool) -> Iterator[None]:
@@ -152,8 +151,7 @@ class Engine:
         if not self.has_gradients:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.fabric.device)
-        found: list[float] = summed(sums).tolist()
-        return found
+        return summed(sums).tolist()
 
 
 def _check(

@@ -423,8 +423,7 @@ async def _first_of(
 
 
 async def _coroutine(work: Any) -> Part:
-    part: Part = await work
-    return part
+    return await work
 
 
 async def _left(request: Request) -> None:

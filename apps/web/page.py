@@ -233,7 +233,7 @@ class Page:
     def _result(self, chosen: Update) -> Result:
         for result in chosen[self.results]:
             if result.number == chosen[self.which]:
-                return result  # type: ignore[no-any-return]
+                return result
         raise ProblemError("Choose a result first.")
 
     def _run(self, chosen: Update, visitor: gr.Request | None, work: Any) -> Iterator[Update]:
@@ -289,8 +289,7 @@ class Page:
 
 
 def _shown_html(html: str) -> Update:
-    shown: Update = gr.update(value=html, visible=True)
-    return shown
+    return gr.update(value=html, visible=True)
 
 
 def _temperatures(model: Model, count: int) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class ConvolutionModule(nn.Module):
         if sight.valid is not None:
             gated = gated * sight.valid
         mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
-        return self.out(functional.silu(self.norm(mixed)))  # type: ignore[no-any-return]
+        return self.out(functional.silu(self.norm(mixed)))
 
 
 class ConformerBlock(nn.Module):

@@ -163,7 +163,7 @@ class Decoder:
             slots = torch.arange(filled, device=x.device)
             visible = seen(self._padding, column, slots, capacity)
         sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
-        return self._transformer(x[:, None], sight, self._cache)[:, 0]  # type: ignore[no-any-return]
+        return self._transformer(x[:, None], sight, self._cache)[:, 0]
 
     def _native_step(self, int8: bool) -> Step:
         """Return steps by the C kernel."""
@@ -260,7 +260,7 @@ class FixedStep:
         hidden = self._embedded
         for block in transformer.blocks:
             hidden = block(hidden, Sight(rotary, mask), self.cache)
-        return transformer.norm(hidden)[:, 0]  # type: ignore[no-any-return]
+        return transformer.norm(hidden)[:, 0]
 
 
 #: Steps that no decoder uses at present, by transformer and shape.
@@ -314,7 +314,7 @@ def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def row_by_row(layer: nn.Module, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
     """Apply a layer; on a CPU to each row alone, as it sums in another order for other shapes."""
     if x.device.type != "cpu" or len(x) == 1:
-        return layer(x)  # type: ignore[no-any-return]
+        return layer(x)
     return torch.cat([layer(row) for row in x.split(1)])
 
 

@@ -37,7 +37,7 @@ class ConvolutionBlock(nn.Module):
 
     def forward(self, x: Frames, mask: Bool[Tensor, "B N 1"]) -> Frames:
         mixed = self.depthwise((self.norm(x) * mask).transpose(1, 2)).transpose(1, 2)
-        return x + self.out(functional.silu(mixed))  # type: ignore[no-any-return]
+        return x + self.out(functional.silu(mixed))
 
 
 class GivenEncoder(nn.Module):

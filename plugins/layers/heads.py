@@ -37,7 +37,7 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, ids: Int64[Tensor, "B N Q"]) -> Float[Tensor, "B N Q D"]:
         # Level q's codes lie in rows of their own: code 7 of two levels are two tokens.
-        return self.table(ids + self.offsets)  # type: ignore[no-any-return]
+        return self.table(ids + self.offsets)
 
     def summed(self, ids: Int64[Tensor, "B Q"]) -> Float[Tensor, "B D"]:
         """Return the sum over the levels of one frame, in few calls: each step makes them."""
@@ -47,7 +47,7 @@ class LevelEmbedding(nn.Module):
         """Return the embeddings of one level's ids; -1 is the last level."""
         levels = self.offsets.shape[0]
         rows = self.table.num_embeddings // levels
-        return self.table(ids + level % levels * rows)  # type: ignore[no-any-return]
+        return self.table(ids + level % levels * rows)
 
 
 class LevelHeads(nn.Module):

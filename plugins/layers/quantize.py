@@ -38,8 +38,7 @@ def made_from(module: nn.Module, weights: Sequence[Tensor], form: str, make: Cal
     if form not in kept or kept[form][0] != state:
         # Keeping the sources alive means that no new tensor can get their address.
         kept[form] = state, [weight.detach() for weight in weights], make()
-    made: T = kept[form][2]
-    return made
+    return kept[form][2]
 
 
 def eight_bits(weight: Float[Tensor, "R C"], lossy: bool) -> tuple[EightBitMatrix, bool] | None:

@@ -74,7 +74,7 @@ class Attention(nn.Module):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(queries.dtype)  # autocast may have changed the dtype of queries
         mixed = attend(queries, keys, values, mask, sight.causal)
-        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
 
 
 def attend(
@@ -108,7 +108,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Hidden) -> Hidden:
         gate, value = self.rise(x).chunk(2, dim=-1)
-        return self.out(functional.silu(gate) * value)  # type: ignore[no-any-return]
+        return self.out(functional.silu(gate) * value)
 
 
 def dropped(change: Hidden, dropout: float) -> Hidden:
@@ -238,7 +238,7 @@ class Transformer(nn.Module):
             x = block(x, sight, cache)
         if cache is not None:
             cache.advance(x.shape[1])
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:

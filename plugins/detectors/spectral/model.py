@@ -65,8 +65,7 @@ class SpectralDetector(Detector):
         known = length_mask(frames, found.shape[2])[:, None]
         spread = ((found - mean[:, :, None]).square() * known).sum(dim=2) / count
         pooled = torch.cat([mean, (spread + 1e-6).sqrt()], dim=1)
-        logits: Tensor = self.head(self.dropout(pooled))
-        return logits
+        return self.head(self.dropout(pooled))
 
     def features(
         self, wave: Wave, lengths: Lengths

@@ -94,7 +94,7 @@ class DepthTransformer(StageLM):
             x = x + functional.pad(lower, (0, 0, 1, 0))
         positions = torch.arange(levels, device=x.device)[None].float()
         transformer = self.level_transformer
-        return transformer(x, transformer.sight(positions))  # type: ignore[no-any-return]
+        return transformer(x, transformer.sight(positions))
 
     def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         rows, known = len(call.prompt.lengths), call.prompt.ids.shape[2]

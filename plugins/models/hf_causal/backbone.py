@@ -91,7 +91,7 @@ class Backbone(nn.Module):
                 positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
             arguments["position_ids"] = positions
         arguments.setdefault("use_cache", False)
-        return self.model(inputs_embeds=x, **arguments).last_hidden_state  # type: ignore[no-any-return]
+        return self.model(inputs_embeds=x, **arguments).last_hidden_state
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any

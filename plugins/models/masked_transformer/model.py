@@ -94,7 +94,7 @@ class MaskedTransformer(StageLM, TwoSided):
             x = functional.embedding_bag(rows, self.embedding.table.weight, mode="sum")
             x = x.view(len(ids), frames, -1)
             x = x if context is None else x + context
-            return self.transformer(x, sight)  # type: ignore[no-any-return]
+            return self.transformer(x, sight)
 
         return compute
 

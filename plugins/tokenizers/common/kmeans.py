@@ -240,4 +240,4 @@ def _cluster(points: Rows, config: ClusterOptions) -> Rows:
         n_init=1,
         random_state=config.seed,
     )
-    return kmeans.fit(points).cluster_centers_.astype(np.float32)  # type: ignore[no-any-return]
+    return kmeans.fit(points).cluster_centers_.astype(np.float32)

@@ -149,12 +149,10 @@ class DacCodec(HfCodec):
     def _encode(self, wave: Float[Tensor, "1 1 T"]) -> Int64[Tensor, "1 Q N"]:
         # It was trained on audio whose last frame is filled with zeros.
         whole = nn.functional.pad(wave, (0, -wave.shape[2] % self.frame_size))
-        codes: Tensor = self.model.encode(whole, n_quantizers=self.spec.num_levels).audio_codes
-        return codes
+        return self.model.encode(whole, n_quantizers=self.spec.num_levels).audio_codes
 
     def _decode(self, codes: Int64[Tensor, "1 q N"]) -> Float[Tensor, "1 T"]:
-        wave: Tensor = self.model.decode(audio_codes=codes).audio_values
-        return wave
+        return self.model.decode(audio_codes=codes).audio_values
 
 
 class MimiCodec(HfCodec):

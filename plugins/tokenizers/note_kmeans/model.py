@@ -149,8 +149,7 @@ class NoteKMeansTokenizer(KMeansTokenizer):
     def keys(self, ids: Ids) -> Float[Tensor, "B N R K"]:
         """Return what tokens say of each key: chances that it is struck, by frame, and sounds."""
         points = self.vectors(ids) / self.weighting + self.mean
-        found: Tensor = points[..., self.order.argsort()].unflatten(2, (-1, KEYS))
-        return found
+        return points[..., self.order.argsort()].unflatten(2, (-1, KEYS))
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         """Return probabilities, each row on its own."""

@@ -300,8 +300,7 @@ class SpectralCodec(TrainedCodec):
     def _latents(self, wave: Wave, mask: Float[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         with torch.no_grad():
             inputs = features(self.analysis.analyse(wave)) * mask[..., None]
-        latents: Tensor = self.encoder(inputs, mask)
-        return latents
+        return self.encoder(inputs, mask)
 
     def _wave(self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> Wave:
         fine = mask.repeat_interleave(self.config.subframes, dim=1)

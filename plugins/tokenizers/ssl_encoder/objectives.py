@@ -77,7 +77,7 @@ class BestRq(nn.Module):
         self.prediction = Prediction(config)
 
     def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
-        return self.prediction(batch, self.quantizer(batch.mel, batch.valid))  # type: ignore[no-any-return]
+        return self.prediction(batch, self.quantizer(batch.mel, batch.valid))
 
 
 class Hubert(nn.Module):
@@ -121,8 +121,7 @@ class Hubert(nn.Module):
     @torch.no_grad()
     def _teacher_ids(self, batch: Masked) -> Int64[Tensor, "B N 1"]:
         states = self.teacher.eval()(batch.mel, batch.valid, self.layer)
-        ids: Tensor = self.refined(states[-1], batch.valid)
-        return ids
+        return self.refined(states[-1], batch.valid)
 
 
 class GumbelQuantizer(nn.Module):

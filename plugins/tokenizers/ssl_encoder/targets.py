@@ -135,8 +135,7 @@ class CepstralClusters(nn.Module):
         features = mean_and_slope(
             mel @ self.cosines, num_spectra, valid.shape[1], self.subframes, SLOPE_REACH
         )
-        ids: Tensor = self.clusters(features, valid)
-        return ids
+        return self.clusters(features, valid)
 
 
 class ChromaClusters(nn.Module):
@@ -159,8 +158,7 @@ class ChromaClusters(nn.Module):
         self.clusters = OnlineClusters(3 * PITCH_CLASSES, config.target_codes)
 
     def forward(self, mel: Mel, valid: Mask) -> Int64[Tensor, "B N 1"]:
-        ids: Tensor = self.clusters(self.features(mel), valid)
-        return ids
+        return self.clusters(self.features(mel), valid)
 
     def features(self, mel: Mel) -> Float[Tensor, "B N E"]:
         """Return each class's mean strength in both halves, and its growth from frame to frame."""

@@ -86,8 +86,7 @@ class SslKMeansTokenizer(KMeansTokenizer):
         groups = functional.pad(frames, (0, 0, 0, missing)).unflatten(0, (-1, self.config.pool))
         counts = torch.full((groups.shape[0], 1), self.config.pool).to(frames)
         counts[-1] -= missing
-        means: Tensor = groups.sum(1) / counts
-        return means
+        return groups.sum(1) / counts
 
 
 class WaveBackbone(nn.Module):

@@ -149,7 +149,7 @@ class Block(nn.Module):
         query, key, value = inner.permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(query, key, value)
         x = x + self.outer(seen.transpose(1, 2).flatten(2))
-        return x + self.feed(self.feed_norm(x))  # type: ignore[no-any-return]
+        return x + self.feed(self.feed_norm(x))
 
 
 class Encoder(nn.Module):
@@ -200,5 +200,4 @@ class WhisperKMeansTokenizer(KMeansTokenizer):
         """Return the mean of each token's frames."""
         whole = functional.pad(wave, (0, -wave.shape[0] % self.spec.frame_size))
         frames: Tensor = self.encoder(self.mel(whole[None]).to(self.centroids.dtype))[0]
-        means: Tensor = frames.unflatten(0, (-1, self.config.pool)).mean(1)
-        return means
+        return frames.unflatten(0, (-1, self.config.pool)).mean(1)
