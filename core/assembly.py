@@ -75,10 +75,7 @@ class Part:
     def build(self, host: PluginHost) -> Component:
         """Build the component with new weights; ``segue.core.checkpoint.build_part`` loads them."""
         arguments = () if self.stage is None else (self.stage,)
-        component: Component = host.create(
-            self.kind, self.use, self.options, *arguments, place=self.name
-        )
-        return component
+        return host.create(self.kind, self.use, self.options, *arguments, place=self.name)
 
     @property
     def must_be_refitted(self) -> bool:

@@ -6,6 +6,8 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 
 import numpy
 import torch
@@ -94,7 +96,7 @@ class AudioCrops:
         recording = self._recordings[row.unit]
         if row.unit in self._closed:
             return None
-        reader = _Reader(recording, self._rate)
+        reader = _Reader(recording)
         try:
             with reader:
                 if not self._lengths[row.unit]:
@@ -131,29 +133,18 @@ class AudioCrops:
         return torch.cat(pieces)
 
 
-class _Reader:
+class _Reader(ExitStack):
     """Open a recording only when samples are needed that the cache lacks."""
 
-    def __init__(self, recording: Recording, rate: int) -> None:
-        self._context = open_recording(recording)
-        self._opened: OpenAudio | None = None
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording, self.is_open = recording, False
 
-    @property
+    @cached_property
     def opened(self) -> OpenAudio:
-        if self._opened is None:
-            self._opened = self._context.__enter__()
-        return self._opened
-
-    @property
-    def is_open(self) -> bool:
-        return self._opened is not None
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._opened is not None:
-            self._context.__exit__(*error)  # type: ignore[arg-type]  # as it was given
+        found = self.enter_context(open_recording(self._recording))
+        self.is_open = True
+        return found
 
 
 class PartCache:

@@ -64,14 +64,18 @@ def list_shar(folder: str, note: Note) -> Iterator[Recording]:
         if tar is None:
             note(by_name[name], "has no tar of recordings beside it")
             continue
-        members = by_cut(tar, tar_index(tar, note), note)
+        found, problems = tar_index(tar)
+        for problem_of_tar in problems:
+            note(*problem_of_tar)
+        members = by_cut(tar, found, note)
         for cut in _cuts(by_name[name]):
             member = members.get(str(cut.id))
-            problem = _problem(cut) or (None if member else f"is not in {tar}")
-            if problem or member is None:
-                note(f"{by_name[name]}!{cut.id}", problem or "")
+            if member is None or _problem(cut):
+                note(f"{by_name[name]}!{cut.id}", _problem(cut) or f"is not in {tar}")
                 continue
-            yield _inside(tar, member, cut)
+            start = None if _is_whole(cut) else float(cut.start)
+            place = member.offset, member.size, start, None, member.name
+            yield Recording(tar, float(cut.duration), _group(cut), "train", *place)
 
 
 def by_cut(tar: str, members: list[Member], note: Note) -> dict[str, Member]:
@@ -83,21 +87,6 @@ def by_cut(tar: str, members: list[Member], note: Note) -> dict[str, Member]:
             note(f"{tar}!{member.name}", f"has the name of {found[name].name}, which is used")
         found.setdefault(name, member)
     return found
-
-
-def _inside(tar: str, member: Member, cut: Any) -> Recording:
-    whole = _is_whole(cut)
-    return Recording(
-        tar,
-        float(cut.duration),
-        _group(cut),
-        "train",
-        member.offset,
-        member.size,
-        None if whole else float(cut.start),
-        None,
-        member.name,
-    )
 
 
 def _cuts(where: str) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from segue.core.errors import DataError
@@ -113,27 +114,14 @@ def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording
             yield _from_row(manifest, reader.line_num, row, group)
 
 
-class _reader:  # noqa: N801  # used like a function
+@contextmanager
+def _reader(manifest: str) -> Iterator[csv.DictReader[str]]:
     """Open a CSV file or URL, with errors that name it."""
-
-    def __init__(self, manifest: str) -> None:
-        self._manifest = manifest
-
-    def __enter__(self) -> csv.DictReader[str]:
-        self._open = open_bytes(self._manifest)
-        try:
-            text = io.TextIOWrapper(self._open.__enter__(), encoding="utf-8-sig", newline="")
-        except PLACE_ERRORS as error:
-            raise self._refusal(error) from error
-        return csv.DictReader(text)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._open.__exit__(None, None, None)
-        if isinstance(error, (OSError, UnicodeDecodeError, csv.Error)):
-            raise self._refusal(error) from error
-
-    def _refusal(self, error: BaseException) -> DataError:
-        return DataError(self._manifest, f"cannot be read ({error})", "give a UTF-8 CSV file")
+    try:
+        with open_bytes(manifest) as file:
+            yield csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    except (*PLACE_ERRORS, csv.Error) as error:
+        raise DataError(manifest, f"cannot be read ({error})", "give a UTF-8 CSV file") from error
 
 
 def _from_row(

@@ -66,7 +66,7 @@ def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
         note: called with members and tars that cannot be used.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        for tar, (members, problems) in zip(tars, pool.map(_index_of, tars), strict=True):
+        for tar, (members, problems) in zip(tars, pool.map(tar_index, tars), strict=True):
             for problem in problems:
                 note(*problem)
             for member in members:
@@ -74,13 +74,6 @@ def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
                 group = member.group or str(path.parent if path.parent.name else path.stem)
                 yield Recording(tar, member.seconds, group, "train",
                                 member.offset, member.size, None, None, member.name)  # fmt: skip
-
-
-def _index_of(tar: str) -> tuple[list[Member], list[tuple[str, str]]]:
-    """Return the members of a tar and its problems, so that these are reported in order."""
-    problems: list[tuple[str, str]] = []
-    members = tar_index(tar, lambda *problem: problems.append(problem))
-    return members, problems
 
 
 def expand(pattern: str) -> list[str]:
@@ -102,25 +95,22 @@ def expand(pattern: str) -> list[str]:
     return [name for part in parts for name in expand(before + part + after)]
 
 
-def tar_index(tar: str, note: Note) -> list[Member]:
-    """Return the audio members of a tar, from the cache or by a pass over it."""
+def tar_index(tar: str) -> tuple[list[Member], list[tuple[str, str]]]:
+    """Return the audio members of a tar and its problems, from the cache or by a pass over it."""
+    problems: list[tuple[str, str]] = []
     try:
         changed = stamp(tar)
         name = hashlib.sha256(f"{INDEX_VERSION}|{tar}|{changed}".encode()).hexdigest()[:32]
         cached = cache_directory() / "tars" / f"{name}.npz"
     except PLACE_ERRORS as error:
-        note(tar, f"cannot be read ({_reason(error)})")
-        return []
+        return [], [(tar, f"cannot be read ({_reason(error)})")]
     if cached.is_file():
         with suppress(zipfile.BadZipFile, KeyError, *PLACE_ERRORS):
-            return _load(cached)
-    problems: list[tuple[str, str]] = []
+            return _load(cached), []
     members = _look_through(tar, lambda *problem: problems.append(problem))
-    for problem in problems:
-        note(*problem)
     if not problems:
         _save(cached, members)
-    return members
+    return members, problems
 
 
 def _reason(error: BaseException) -> str:

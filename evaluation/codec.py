@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from segue.core.audio import Audio, resample
 from segue.core.config import PromptConfig
@@ -87,7 +85,7 @@ class _Passage:
 
     def __post_init__(self) -> None:
         self.rows = {count: [] for count in self.levels}
-        self.use = CodebookUse.of(self.audio.codec.spec)
+        self.use = CodebookUse(self.audio.codec.spec)
 
     def take(self, recording: Recording) -> None:
         found = usable(recording, self.audio.limits)
@@ -170,23 +168,12 @@ def kbit_per_second(spec: TokenSpec, levels: int) -> float:
     return round(bits * levels, 3)
 
 
-@dataclass
 class CodebookUse:
-    """Count every code of every level.
+    """Count every code of every level: ``counts`` is ``[Q, V]``."""
 
-    Attributes:
-        counts: ``[Q, V]``.
-        frame_rate: frames per second.
-    """
-
-    counts: Int64[Tensor, "Q V"]
-    frame_rate: float
-
-    @classmethod
-    def of(cls, spec: TokenSpec) -> CodebookUse:
-        """Start with nothing counted."""
-        counts = torch.zeros(spec.num_levels, spec.codebook_size, dtype=torch.long)
-        return cls(counts, float(spec.frame_rate))
+    def __init__(self, spec: TokenSpec) -> None:
+        self.counts = torch.zeros(spec.num_levels, spec.codebook_size, dtype=torch.long)
+        self.frame_rate = float(spec.frame_rate)
 
     def add(self, tokens: Tokens) -> None:
         for row in tokens.rows():

@@ -20,6 +20,7 @@ from segue.core.interfaces import ORIGINS, Detector
 from segue.core.progress import Progress
 from segue.data.origin_clips import Clip, as_float, trimmed
 from segue.evaluation.statistics import grouped_summary
+from segue.inference.bars import tracked
 from segue.inference.detection import judge
 
 LEVELS = "coded, levels "  # begins the names of figures by level
@@ -42,50 +43,43 @@ def evaluate_detector(
     tested = [clip for clip in clips if clip.tested]
     if not tested:
         raise DataError("examples", "none is kept for the test", "give recordings of more groups")
-    rows, groups = [_right(detector, clip) for clip in tested], [clip.group for clip in tested]
-    report: dict[str, Any] = {"items": len(rows), "figures": _summary(rows, groups)}
-    chosen = [index for index, clip in enumerate(tested) if clip.unseen]
-    if chosen:
-        report["unseen_items"] = len(chosen)
-        report["unseen"] = _summary(
-            [rows[index] for index in chosen], [groups[index] for index in chosen]
-        )
+    judged = [(clip, _right(detector, clip)) for clip in tested]
+    whole = _summary(judged)
+    report: dict[str, Any] = {"items": len(judged), "figures": _without_levels(whole)}
+    if unseen := [pair for pair in judged if pair[0].unseen]:
+        report["unseen_items"] = len(unseen)
+        report["unseen"] = _without_levels(_summary(unseen))
     names = sorted({clip.pipeline for clip in tested})
     if len(names) > 1:
-        found = {n: [i for i, clip in enumerate(tested) if clip.pipeline == n] for n in names}
         report["pipelines"] = {
-            n: _summary([rows[i] for i in at], [groups[i] for i in at]) for n, at in found.items()
+            name: _without_levels(_summary([pair for pair in judged if pair[0].pipeline == name]))
+            for name in names
         }
-    report["levels"] = _by_levels(rows, groups)
+    report["levels"] = {
+        name.removeprefix(LEVELS): figure
+        for name, figure in whole.items()
+        if name.startswith(LEVELS)
+    }
     tried, report["left_out"] = disturbances(detector.config.sample_rate)
     report["disturbed"] = {}
-    for done, (name, disturb) in enumerate(tried.items(), start=1):
-        disturbed = [_right(detector, clip, disturb) for clip in tested]
-        report["disturbed"][name] = _summary(disturbed, groups)
-        if progress is not None:
-            progress("disturbances", done, len(tried))
+    for name, disturb in tracked(list(tried.items()), "disturbances", progress):
+        disturbed = [(clip, _right(detector, clip, disturb)) for clip in tested]
+        report["disturbed"][name] = _without_levels(_summary(disturbed))
     return report
 
 
-def _by_levels(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
-    names = [name for name in rows[0] if name.startswith(LEVELS)]
-    found = _with_intervals([{name: row[name] for name in names} for row in rows], groups)
-    return {name.removeprefix(LEVELS): figure for name, figure in found.items()}
-
-
-def _summary(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
-    names = [name for name in rows[0] if not name.startswith(LEVELS)]
-    return _with_intervals([{name: row[name] for name in names} for row in rows], groups)
-
-
-def _with_intervals(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, Any]:
+def _summary(judged: Sequence[tuple[Clip, dict[str, float]]]) -> dict[str, Any]:
     """Summarise with an interval of some width. A bootstrap over groups without a mistake would
     have none, so the low end is at most that of Wilson (1927) for as many trials as groups."""
-    found = grouped_summary(rows, groups)
+    found = grouped_summary([row for _, row in judged], [clip.group for clip, _ in judged])
     for figure in found.values():
         if figure["low"] is not None:
             figure["low"] = min(figure["low"], _wilson(figure["mean"], figure["groups"]))
     return found
+
+
+def _without_levels(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: figure for name, figure in figures.items() if not name.startswith(LEVELS)}
 
 
 def _wilson(share: float, count: int, z: float = 1.96) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,7 @@ DATA_BYTES = {0xC: 1, 0xD: 1}  # of channel messages; the others have two
 SUFFIXES = (".mid", ".midi")
 
 
-@dataclass(frozen=True)
-class _Event:
-    tick: int
-    status: int
-    data: bytes
+Event = tuple[int, int, bytes]  # tick, status, data
 
 
 def find_scores(folder: Path) -> dict[str, Path]:
@@ -81,11 +76,11 @@ def read_notes(path: Path) -> list[Note]:
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise DataError(str(path), f"is not a MIDI file ({error})", "check the file") from error
     # What ends at a time comes before what starts there; a note-on of velocity 0 is an end.
-    events.sort(key=lambda event: (event.tick, event.status >> 4 == 0x9 and event.data[1] > 0))
+    events.sort(key=lambda event: (event[0], event[1] >> 4 == 0x9 and event[2][1] > 0))
     return _sounding(events, division)
 
 
-def _events(track: bytes) -> Iterator[_Event]:
+def _events(track: bytes) -> Iterator[Event]:
     tick, place, status = 0, 0, 0
     while place < len(track):
         delta, place = _number(track, place)
@@ -97,12 +92,12 @@ def _events(track: bytes) -> Iterator[_Event]:
         if status == 0xFF:
             kind, (size, place) = track[place], _number(track, place + 1)
             if kind == 0x51:  # tempo
-                yield _Event(tick, status, _data(track, place, size))
+                yield tick, status, _data(track, place, size)
         elif status in (0xF0, 0xF7):
             size, place = _number(track, place)
         else:
             size = DATA_BYTES.get(status >> 4, 2)
-            yield _Event(tick, status, _data(track, place, size))
+            yield tick, status, _data(track, place, size)
         place += size
 
 
@@ -122,7 +117,7 @@ def _number(track: bytes, place: int) -> tuple[int, int]:
             return value, place
 
 
-def _sounding(events: list[_Event], division: int) -> list[Note]:
+def _sounding(events: list[Event], division: int) -> list[Note]:
     notes: list[Note] = []
     started: dict[tuple[int, int], float] = {}  # (channel, pitch) of keys that sound
     held: dict[int, set[int]] = {}  # by channel with the pedal down: keys that were let go
@@ -133,16 +128,16 @@ def _sounding(events: list[_Event], division: int) -> list[Note]:
         if start is not None and seconds > start:
             notes.append(Note(pitch, start, seconds))
 
-    for event in events:
-        seconds += (event.tick - tick) * tempo / division / 1e6
-        tick = event.tick
-        if event.status == 0xFF:
-            tempo = int.from_bytes(event.data, "big")
+    for at, status, data in events:
+        seconds += (at - tick) * tempo / division / 1e6
+        tick = at
+        if status == 0xFF:
+            tempo = int.from_bytes(data, "big")
             continue
-        kind, channel = event.status >> 4, event.status & 15
+        kind, channel = status >> 4, status & 15
         if channel == DRUMS or kind not in (0x8, 0x9, 0xB):
             continue
-        first, second = event.data
+        first, second = data
         if kind == 0x9 and second:
             stop(channel, first)
             started[channel, first] = seconds

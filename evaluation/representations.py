@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -56,38 +57,31 @@ def of_tokenizer(
     nothing = torch.zeros(1, 1, 1, dtype=torch.long, device=tokenizer.device)
     for count in counts:
         label = name if tokenizer.spec.num_levels == 1 else f"{name}[0:{count}]"
-        ids = _Ids(tokenizer, level, count)
+        ids = partial(_ids, tokenizer, level, count)
         vocabulary = tokenizer.spec.codebook_size if count == 1 else None
         found.append(Representation(f"{label} tokens", rate, "hamming", ids, vocabulary))
         if tokenizer.vectors(nothing) is not None:
-            found.append(Representation(f"{label} vectors", rate, "angular", _Vectors(ids)))
+            found.append(
+                Representation(
+                    f"{label} vectors", rate, "angular", partial(_vectors, tokenizer, ids)
+                )
+            )
     return found
 
 
-@dataclass(frozen=True)
-class _Ids:
-    tokenizer: Tokenizer
-    level: float | None
-    count: int
-
-    @torch.inference_mode()
-    def __call__(self, audio: Audio) -> Tensor:
-        wave = resample(audio.wave, audio.sample_rate, self.tokenizer.spec.sample_rate)
-        wave = (wave * gains_to(self.level, [wave]))[None].to(self.tokenizer.device)
-        lengths = torch.tensor([wave.shape[1]], device=wave.device)
-        return self.tokenizer.encode(wave, lengths).row(0)[: self.count].T.cpu()
+@torch.inference_mode()
+def _ids(tokenizer: Tokenizer, level: float | None, count: int, audio: Audio) -> Tensor:
+    wave = resample(audio.wave, audio.sample_rate, tokenizer.spec.sample_rate)
+    wave = (wave * gains_to(level, [wave]))[None].to(tokenizer.device)
+    lengths = torch.tensor([wave.shape[1]], device=wave.device)
+    return tokenizer.encode(wave, lengths).row(0)[:count].T.cpu()
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    ids: _Ids
-
-    @torch.inference_mode()
-    def __call__(self, audio: Audio) -> Tensor:
-        codes = self.ids(audio).T[None].to(self.ids.tokenizer.device)
-        found = self.ids.tokenizer.vectors(codes)
-        assert found is not None
-        return found[0].float().cpu()
+@torch.inference_mode()
+def _vectors(tokenizer: Tokenizer, ids: Callable[[Audio], Tensor], audio: Audio) -> Tensor:
+    found = tokenizer.vectors(ids(audio).T[None].to(tokenizer.device))
+    assert found is not None
+    return found[0].float().cpu()
 
 
 def plain_features() -> list[Representation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,36 +13,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Hold the mean of ``count`` items, its 95 % interval (normal; None for a single item), and
-    the extremes that a mean hides."""
+def estimate(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of ``count`` values, its 95 % interval (normal; None for a single value), and
+    the extremes that a mean hides.
 
-    mean: float
-    low: float | None
-    high: float | None
-    lowest: float
-    highest: float
-    count: int
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Summarise at least one value."""
-    mean = statistics.fmean(values)
-    low = high = None
-    if len(values) > 1:
-        error = statistics.stdev(values) / len(values) ** 0.5 * 1.96
-        low, high = mean - error, mean + error
-    return Estimate(mean, low, high, min(values), max(values), len(values))
+    Values that are not finite are left out; ``left_out`` counts them where there are any. Nothing
+    else has no mean.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    found = dict.fromkeys(("mean", "low", "high", "lowest", "highest"), None) | {
+        "count": len(finite)
+    }
+    if finite:
+        mean = statistics.fmean(finite)
+        found |= {"mean": mean, "lowest": min(finite), "highest": max(finite)}
+    if len(finite) > 1:
+        error = statistics.stdev(finite) / len(finite) ** 0.5 * 1.96
+        found |= {"low": mean - error, "high": mean + error}
+    missing = len(values) - len(finite)
+    return found | ({"left_out": missing} if missing else {})
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Estimate every column of ``rows``, ready for JSON.
-
-    Values that are not finite are left out; ``left_out`` counts them where there are any. A column
-    of nothing else has no mean.
-    """
-    return {key: _column([row[key] for row in rows]) for key in rows[0]}
+    """Estimate every column of ``rows``, ready for JSON."""
+    return {key: estimate([row[key] for row in rows]) for key in rows[0]}
 
 
 def grouped_summary(
@@ -71,25 +65,14 @@ def grouped_summary(
             continue
         values = torch.tensor([value for value, _ in known], dtype=torch.float64)
         member = torch.tensor([names[group] for _, group in known])
-        low, high = bootstrap_interval(_mean_of(values, member), len(names))
-        figure["low"], figure["high"] = low, high
+        weighted = partial(_weighted_mean, values, member)
+        figure["low"], figure["high"] = bootstrap_interval(weighted, len(names))
     return found
 
 
-def _mean_of(values: Float[Tensor, "I"], member: Tensor) -> Callable[[Float[Tensor, "G"]], float]:
-    def mean(drawn: Float[Tensor, "G"]) -> float:
-        weights = drawn[member]
-        return float(weights @ values / weights.sum())
-
-    return mean
-
-
-def _column(values: Sequence[float]) -> dict[str, Any]:
-    finite = [value for value in values if math.isfinite(value)]
-    none = {"mean": None, "low": None, "high": None, "lowest": None, "highest": None, "count": 0}
-    found = asdict(estimate(finite)) if finite else none
-    missing = len(values) - len(finite)
-    return found | ({"left_out": missing} if missing else {})
+def _weighted_mean(values: Float[Tensor, "I"], member: Tensor, drawn: Float[Tensor, "G"]) -> float:
+    weights = drawn[member]
+    return float(weights @ values / weights.sum())
 
 
 def bootstrap_interval(

@@ -67,8 +67,7 @@ def transcript_error(
     wanted = recognise(reference, sample_rate)
     if not wanted:
         return math.nan
-    edits: int = edit_distance(recognise(audio, sample_rate), wanted)
-    return edits / len(wanted)
+    return edit_distance(recognise(audio, sample_rate), wanted) / len(wanted)
 
 
 def of_each(

@@ -157,7 +157,7 @@ def test_use_of_the_codebooks(recordings: list[Recording]) -> None:
 
 
 def test_padding_is_no_use() -> None:
-    use = CodebookUse.of(TokenSpec(RATE, Fraction(50), 2, 4))
+    use = CodebookUse(TokenSpec(RATE, Fraction(50), 2, 4))
     use.add(Tokens(torch.tensor([[[1, 2, 0], [3, 3, 0]]]), torch.tensor([2])))
     assert use.counts.tolist() == [[0, 1, 1, 0], [0, 0, 0, 2]]
     assert [book["perplexity"] for book in use.figures()] == pytest.approx([0.5, 0.25])

@@ -41,9 +41,9 @@ def noise(seconds: float = 2.0, seed: int = 0, level: float = 0.1) -> torch.Tens
 def test_an_estimate_has_a_normal_interval() -> None:
     found = estimate([1.0, 2.0, 3.0, 4.0, 10.0])
     error = 1.96 * math.sqrt(12.5 / 5)
-    assert found.mean == 4.0 and found.count == 5
-    assert found.low == pytest.approx(4 - error) and found.high == pytest.approx(4 + error)
-    assert (found.lowest, found.highest) == (1.0, 10.0)
+    assert found["mean"] == 4.0 and found["count"] == 5
+    assert found["low"] == pytest.approx(4 - error) and found["high"] == pytest.approx(4 + error)
+    assert (found["lowest"], found["highest"]) == (1.0, 10.0)
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -52,15 +52,15 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     covered = 0
     for row in draws.tolist():
         found = estimate(row)
-        assert found.low is not None and found.high is not None
-        covered += found.low <= 7 <= found.high
+        assert found["low"] is not None and found["high"] is not None
+        covered += found["low"] <= 7 <= found["high"]
     assert 0.925 < covered / 2000 < 0.965
 
 
 def test_one_value_has_no_interval() -> None:
     found = estimate([2.5])
-    assert (found.mean, found.low, found.high, found.count) == (2.5, None, None, 1)
-    assert (found.lowest, found.highest) == (2.5, 2.5)
+    assert (found["mean"], found["low"], found["high"], found["count"]) == (2.5, None, None, 1)
+    assert (found["lowest"], found["highest"]) == (2.5, 2.5)
 
 
 def test_a_summary_has_every_column_and_goes_into_json() -> None:
@@ -84,8 +84,8 @@ def test_a_bootstrap_interval_of_a_mean_is_about_the_normal_one() -> None:
     values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     low, high = bootstrap_interval(lambda w: float((w @ values) / w.sum()), 200, draws=2000)
     normal = estimate(values.tolist())
-    assert low == pytest.approx(normal.low, abs=0.02) and high == pytest.approx(
-        normal.high, abs=0.02
+    assert low == pytest.approx(normal["low"], abs=0.02) and high == pytest.approx(
+        normal["high"], abs=0.02
     )
     again = bootstrap_interval(lambda w: float((w @ values) / w.sum()), 200, draws=2000)
     assert again == (low, high)
@@ -122,7 +122,7 @@ def test_a_jackknife_interval_of_a_mean_is_the_normal_one() -> None:
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = jackknife_interval(lambda w: float((w @ values) / w.sum()), 50)
     normal = estimate(values.tolist())
-    assert found == pytest.approx((normal.low, normal.high))
+    assert found == pytest.approx((normal["low"], normal["high"]))
     for groups, figure in ((1, 1.0), (3, math.nan)):
         assert all(math.isnan(end) for end in jackknife_interval(lambda w, f=figure: f, groups))
 

@@ -100,5 +100,4 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
 
 def _unit(x: Float[Tensor, "... D"], least: float) -> Float[Tensor, "... D"]:
     """Scale vectors to unit length, those shorter than ``least`` to less."""
-    length: Tensor = x.norm(dim=-1, keepdim=True)
-    return x / length.clamp(min=least)
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=least)

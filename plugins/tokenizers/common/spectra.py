@@ -48,8 +48,7 @@ class Framing(nn.Module):
         # A view: no sample is copied for the overlap.
         pieces = padded.unfold(1, self.size, self.hop)
         scale = 2.0 / self.size  # a full-scale sine has a magnitude of about 0.5
-        spectra: Tensor = torch.fft.rfft(pieces * self.window)
-        return spectra * scale
+        return torch.fft.rfft(pieces * self.window) * scale
 
     def synthesise(self, spectra: Complex[Tensor, "B N F"], mask: Float[Tensor, "B N"]) -> Wave:
         """Return the wave whose spectra are closest, by windowed overlap-add.

@@ -125,12 +125,10 @@ class EncodecCodec(HfCodec):
         # It takes a bandwidth and rounds down to levels; half a level more keeps clear of rounding.
         per_level = math.log2(quantizer.codebook_size) * quantizer.frame_rate / 1000
         bandwidth = (self.spec.num_levels + 0.5) * per_level
-        codes: Tensor = quantizer.encode(self.model.encoder(wave), bandwidth)
-        return codes.transpose(0, 1)
+        return quantizer.encode(self.model.encoder(wave), bandwidth).transpose(0, 1)
 
     def _decode(self, codes: Int64[Tensor, "1 q N"]) -> Float[Tensor, "1 T"]:
-        wave: Tensor = self.model.decode(codes[None], [None]).audio_values
-        return wave[:, 0]
+        return self.model.decode(codes[None], [None]).audio_values[:, 0]
 
 
 class DacCodec(HfCodec):
@@ -170,13 +168,11 @@ class MimiCodec(HfCodec):
         levels = self.spec.num_levels
         # It cannot encode fewer levels than its semantic ones.
         count = max(levels, self.model.config.num_semantic_quantizers)
-        codes: Tensor = self.model.encode(wave, num_quantizers=count).audio_codes
-        return codes[:, :levels]
+        return self.model.encode(wave, num_quantizers=count).audio_codes[:, :levels]
 
     def _decode(self, codes: Int64[Tensor, "1 q N"]) -> Float[Tensor, "1 T"]:
         self._drop_cache()
-        wave: Tensor = self.model.decode(codes).audio_values
-        return wave[:, 0]
+        return self.model.decode(codes).audio_values[:, 0]
 
     def _drop_cache(self) -> None:
         # Codebooks keep the vectors they once computed, even after other weights were loaded or the

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import leaky_relu
 
 from segue.plugins.tokenizers.lyra.config import LyraOptions
@@ -55,8 +55,7 @@ class LyraUnit(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Samples, past: Past | None = None) -> Samples:
-        added: Tensor = self.layers(x, past)
-        return x + added
+        return x + self.layers(x, past)
 
 
 class LyraCodec(SoundStream):
@@ -69,7 +68,7 @@ class LyraCodec(SoundStream):
         first, *others = self.config.strides
         layers: list[nn.Module] = [CausalConv(1, width, ENDS * first, first, activate=None)]
         for stride in others:
-            layers += self._units(width)
+            layers += self.residual_units(width)
             layers.append(
                 CausalConv(
                     width, 2 * width, 2 * stride, stride, groups=width // GROUP, activate=activate
@@ -94,11 +93,11 @@ class LyraCodec(SoundStream):
             layers.append(
                 CausalUpsampling(2 * width, width, stride, groups=width // GROUP, activate=activate)
             )
-            layers += self._units(width)
+            layers += self.residual_units(width)
         layers.append(CausalUpsampling(width, 1, first, ENDS, activate=activate))
         return CausalStack(layers)
 
-    def _units(self, channels: int) -> list[nn.Module]:
+    def residual_units(self, channels: int) -> list[nn.Module]:
         return [
             LyraUnit(channels, self.config.kernel, dilation) for dilation in self.config.dilations
         ]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 import torchaudio
@@ -87,7 +86,7 @@ class MelDistance(nn.Module):
             real_mel = self._mel(real)
         logs = (made_mel + FLOOR).log() - (real_mel + FLOOR).log()
         # The gradient of a norm is undefined where both spectra are equal.
-        norms: Tensor = (logs.square().sum(dim=2) + POWER_FLOOR).sqrt()
+        norms = (logs.square().sum(dim=2) + POWER_FLOOR).sqrt()
         return (made_mel - real_mel).abs().mean() + norms.mean() * self.weight
 
     def _mel(self, wave: Wave) -> Float[Tensor, "B M F"]:
@@ -96,7 +95,7 @@ class MelDistance(nn.Module):
             return_complex=True,
         )  # fmt: skip
         power = spectrum.real.square() + spectrum.imag.square()
-        magnitude: Tensor = (power + POWER_FLOOR).sqrt()
+        magnitude = (power + POWER_FLOOR).sqrt()
         return magnitude.transpose(1, 2) @ self.filters
 
 
@@ -155,7 +154,7 @@ class CausalLayer(nn.Module):
         if self.activate is not None:
             x = self.activate(x)
         x = pad(x, (self.context, 0)) if past is None else past.extend(self, x, self.context)
-        return cast(Tensor, self.conv(x))
+        return self.conv(x)
 
 
 class CausalConv(CausalLayer):
@@ -214,7 +213,7 @@ class ResidualUnit(nn.Module):
         self.narrow = CausalConv(channels, channels, 1, normalise=normalise, share=FIRST_SHARE)
 
     def forward(self, x: Samples, past: Past | None = None) -> Samples:
-        return x + cast(Tensor, self.narrow(self.wide(x, past), past))
+        return x + self.narrow(self.wide(x, past), past)
 
 
 class CausalStack(nn.Module):
@@ -228,39 +227,6 @@ class CausalStack(nn.Module):
         for layer in self.layers:
             x = layer(x, past)
         return x
-
-
-def make_encoder(options: SoundStreamOptions) -> CausalStack:
-    """Build the network from ``[B, 1, N * hop]`` samples to ``[B, D, N]`` latent frames."""
-    norm, width = options.weight_norm, options.channels
-    layers: list[nn.Module] = [CausalConv(1, width, options.kernel, activate=None, normalise=norm)]
-    for stride in options.strides:
-        layers += _residual_units(options, width)
-        layers.append(CausalConv(width, 2 * width, 2 * stride, stride, normalise=norm))
-        width *= 2
-    layers.append(CausalConv(width, options.latent_dim, LAST_KERNEL, normalise=norm))
-    return CausalStack(layers)
-
-
-def make_decoder(options: SoundStreamOptions) -> CausalStack:
-    """Build the network from ``[B, D, N]`` latent frames to ``[B, 1, N * hop]`` samples."""
-    norm, width = options.weight_norm, options.channels * 2 ** len(options.strides)
-    layers: list[nn.Module] = [
-        CausalConv(options.latent_dim, width, options.kernel, activate=None, normalise=norm)
-    ]
-    for stride in reversed(options.strides):
-        layers.append(CausalUpsampling(width, width // 2, stride, normalise=norm))
-        width //= 2
-        layers += _residual_units(options, width)
-    layers.append(CausalConv(width, 1, options.kernel, normalise=norm))
-    return CausalStack(layers)
-
-
-def _residual_units(options: SoundStreamOptions, width: int) -> list[nn.Module]:
-    return [
-        ResidualUnit(width, options.kernel, dilation, options.weight_norm)
-        for dilation in options.dilations
-    ]
 
 
 class SoundStream(TrainedCodec):
@@ -280,11 +246,38 @@ class SoundStream(TrainedCodec):
 
     def new_encoder(self) -> CausalStack:
         """Build the network from ``[B, 1, N * hop]`` samples to ``[B, D, N]`` latent frames."""
-        return make_encoder(self.config)
+        config, width = self.config, self.config.channels
+        norm = config.weight_norm
+        layers: list[nn.Module] = [
+            CausalConv(1, width, config.kernel, activate=None, normalise=norm)
+        ]
+        for stride in config.strides:
+            layers += self.residual_units(width)
+            layers.append(CausalConv(width, 2 * width, 2 * stride, stride, normalise=norm))
+            width *= 2
+        layers.append(CausalConv(width, config.latent_dim, LAST_KERNEL, normalise=norm))
+        return CausalStack(layers)
 
     def new_decoder(self) -> CausalStack:
         """Build the network from ``[B, D, N]`` latent frames to ``[B, 1, N * hop]`` samples."""
-        return make_decoder(self.config)
+        config, norm = self.config, self.config.weight_norm
+        width = config.channels * 2 ** len(config.strides)
+        layers: list[nn.Module] = [
+            CausalConv(config.latent_dim, width, config.kernel, activate=None, normalise=norm)
+        ]
+        for stride in reversed(config.strides):
+            layers.append(CausalUpsampling(width, width // 2, stride, normalise=norm))
+            width //= 2
+            layers += self.residual_units(width)
+        layers.append(CausalConv(width, 1, config.kernel, normalise=norm))
+        return CausalStack(layers)
+
+    def residual_units(self, width: int) -> list[nn.Module]:
+        config = self.config
+        return [
+            ResidualUnit(width, config.kernel, dilation, config.weight_norm)
+            for dilation in config.dilations
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -344,12 +337,10 @@ class SoundStream(TrainedCodec):
         return pad(without_padding(wave.to(self.dtype), lengths), (0, missing))
 
     def _latents(self, wave: Wave, past: Past | None) -> Float[Tensor, "B N D"]:
-        latents: Tensor = self.encoder(wave[:, None], past)
-        return latents.transpose(1, 2)
+        return self.encoder(wave[:, None], past).transpose(1, 2)
 
     def _wave(self, latents: Float[Tensor, "B N D"], past: Past | None) -> Wave:
-        wave: Tensor = self.decoder(latents.transpose(1, 2), past)
-        return wave[:, 0]
+        return self.decoder(latents.transpose(1, 2), past)[:, 0]
 
 
 class SoundStreamDecoder(StreamingDecoder):

@@ -11,8 +11,6 @@ Shape legend: B batch, T samples, N frames, Q levels, D channels, F frequencies,
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torchaudio
 from jaxtyping import Complex, Float
@@ -76,7 +74,7 @@ class FrameConv(nn.Module):
         self.conv = nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
 
     def forward(self, x: Frames) -> Frames:
-        return cast(Tensor, self.conv(x.transpose(1, 2))).transpose(1, 2)
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -99,8 +97,7 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Frames, mask: Float[Tensor, "B N 1"]) -> Frames:
         h = self.expand(self.norm(self.mix(x)))
-        change: Tensor = self.contract(nn.functional.gelu(h))
-        return x + change * self.scale * mask
+        return x + self.contract(nn.functional.gelu(h)) * self.scale * mask
 
 
 class FrameStack(nn.Module):
@@ -143,7 +140,7 @@ class FrameStack(nn.Module):
         x = self.enter_norm(x) * valid
         for block in self.blocks:
             x = block(x, valid)
-        return cast(Tensor, self.leave(self.leave_norm(x)))
+        return self.leave(self.leave_norm(x))
 
 
 # (samples of the window, mel bands). Hops are a quarter of the window.

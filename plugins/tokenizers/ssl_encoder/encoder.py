@@ -92,8 +92,7 @@ class Subsampling(nn.Module):
         # The first convolution leaves something in the padding that the second would read.
         x = x * valid.repeat_interleave(self.last, dim=1)[:, None]
         x = functional.gelu(self.second(x)[..., : valid.shape[1]])
-        y: Tensor = self.out(self.norm(x.transpose(1, 2)))
-        return y * valid[..., None]
+        return self.out(self.norm(x.transpose(1, 2))) * valid[..., None]
 
 
 class Encoder(nn.Module):

@@ -74,20 +74,15 @@ class SslEncoderTokenizer(KMeansTokenizer):
             targets = raw
         elif config.objective == "swap" and self.training:
             targets = self._disturbed(raw, batch.lengths)
-        losses: Mapping[str, Tensor] = self.objective(
-            Masked(targets, valid, hidden, states), self.encoder
-        )
-        return losses
+        return self.objective(Masked(targets, valid, hidden, states), self.encoder)
 
     def _disturbed(self, raw: Mel, lengths: Lengths) -> Mel:
         return self.mel.normalised(disturb(raw, self.config, None), lengths)
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         config = self.config
-        window, margin = (
-            round(seconds * config.frame_rate)
-            for seconds in (config.window_seconds, config.margin_seconds)
-        )
+        window = round(config.window_seconds * config.frame_rate)
+        margin = round(config.margin_seconds * config.frame_rate)
         size = self.spec.frame_size
         return encode_rows(self._activations, wave, lengths, size, config.width, window, margin)
 
@@ -98,7 +93,7 @@ class SslEncoderTokenizer(KMeansTokenizer):
         valid = torch.ones(1, frames, dtype=torch.bool, device=wave.device)
         mode = self.encoder.training
         self.encoder.eval()  # tokens have no dropout, also of a model that is being trained
-        states: list[Tensor] = self.encoder(mel, valid, self.config.layer)
+        states = self.encoder(mel, valid, self.config.layer)
         self.encoder.train(mode)
         return states[-1][0]
 

@@ -113,10 +113,8 @@ class Hubert(nn.Module):
                 self.refines.fill_(True)
             self.updates.add_(1)
         if self.refines:
-            found: dict[str, Tensor] = self.refined_prediction(batch, self._teacher_ids(batch))
-        else:
-            found = self.prediction(batch, self.cepstral(batch.mel, batch.valid))
-        return found
+            return self.refined_prediction(batch, self._teacher_ids(batch))
+        return self.prediction(batch, self.cepstral(batch.mel, batch.valid))
 
     @torch.no_grad()
     def _teacher_ids(self, batch: Masked) -> Int64[Tensor, "B N 1"]:

@@ -117,8 +117,7 @@ class WaveBackbone(nn.Module):
 
     def _activations(self, padded: Float[Tensor, "T"]) -> Float[Tensor, "M D"]:
         weight = next(self.model.parameters())
-        states: Tensor = self.model(padded[None].to(weight.dtype)).last_hidden_state
-        return states[0]
+        return self.model(padded[None].to(weight.dtype)).last_hidden_state[0]
 
 
 class MelBackbone(WaveBackbone):
@@ -132,8 +131,7 @@ class MelBackbone(WaveBackbone):
         mel = self.preprocessor(
             padded.cpu().numpy(), sampling_rate=self.shape.sample_rate, return_tensors="pt"
         )["input_features"]
-        states: Tensor = self.model(mel.to(next(self.model.parameters()))).last_hidden_state
-        return states[0]
+        return self.model(mel.to(next(self.model.parameters()))).last_hidden_state[0]
 
 
 class BundleBackbone(WaveBackbone):
@@ -145,8 +143,7 @@ class BundleBackbone(WaveBackbone):
     def _activations(self, padded: Float[Tensor, "T"]) -> Float[Tensor, "M D"]:
         weight = next(self.model.parameters())
         states, _ = self.model.extract_features(padded[None].to(weight.dtype))  # type: ignore[operator]
-        last: Tensor = states[-1]
-        return last[0]
+        return states[-1][0]
 
 
 def _backbone(options: SslKMeansOptions, shape: ModelShape, found: FoundModel) -> WaveBackbone:

@@ -199,5 +199,5 @@ class WhisperKMeansTokenizer(KMeansTokenizer):
     def _pooled(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         """Return the mean of each token's frames."""
         whole = functional.pad(wave, (0, -wave.shape[0] % self.spec.frame_size))
-        frames: Tensor = self.encoder(self.mel(whole[None]).to(self.centroids.dtype))[0]
+        frames = self.encoder(self.mel(whole[None]).to(self.centroids.dtype))[0]
         return frames.unflatten(0, (-1, self.config.pool)).mean(1)
