@@ -130,11 +130,7 @@ def _as_float(tensor: Tensor, place: str) -> Tensor:
 
 
 def resample(wave: Float[Tensor, "*B T"], source: int, target: int) -> Float[Tensor, "*B U"]:
-    """Resample band-limited audio (windowed sinc, torchaudio).
-
-    Raises:
-        AudioError: if the result does not fit into memory.
-    """
+    """Resample band-limited audio (windowed sinc), or raise ``AudioError`` for want of memory."""
     import torchaudio.functional  # slow to import, and most prompts have the right rate
 
     samples = wave.numel() * max(target, source) // source
@@ -201,11 +197,7 @@ def pcm16(wave: Float[Tensor, "T"]) -> numpy.ndarray[Any, numpy.dtype[numpy.int1
 def encoded_audio(
     wave: Float[Tensor, "T"], sample_rate: int, kind: str = "WAV", subtype: str = "PCM_16"
 ) -> bytes:
-    """Return a mono file of one of libsndfile's formats.
-
-    Raises:
-        soundfile.LibsndfileError: if the format cannot hold it.
-    """
+    """Return a mono file in a format, or raise the ``LibsndfileError`` that it cannot hold it."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", sample_rate, 1, subtype, format=kind) as writer:
         write_samples(writer, wave)

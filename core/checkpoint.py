@@ -31,6 +31,7 @@ from segue.core.plugins import PluginHost
 from segue.core.records import Kind
 
 MOST_HEADER = 1 << 24  # bytes of the header of a file of weights
+RESTORE = "restore the file, or train again"
 
 # --- build ------------------------------------------------------------------------------------
 
@@ -82,10 +83,9 @@ def load_component(directory: Path, host: PluginHost, place: str) -> Component:
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """Return the device if this machine can compute on it; ``auto`` is CUDA if there is any.
+    """Return the device, or raise ``ConfigError`` if this machine cannot compute on it.
 
-    Raises:
-        ConfigError: if it cannot.
+    ``auto`` is CUDA if there is any, else the CPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,11 +169,7 @@ def _smaller_exactly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: if it cannot be written; ``segue.core.files`` turns it into an ``OutputError``.
-    """
+    """Write a safetensors file, or raise the ``OSError`` that ``segue.core.files`` reports."""
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
@@ -212,9 +208,10 @@ def load_state(
             f"does not fit {use} ({_last_line(error)})",
             "restore the file, or the options it was trained with",
         ) from error
+    manifest = read_manifest(directory)
     if isinstance(component, Tokenizer) and component.is_fitted:
-        _check_fingerprint(component, directory, use)
-    recorded = read_manifest(directory).weights_digest
+        _check_fingerprint(component, manifest, directory, use)
+    recorded = manifest.weights_digest
     if recorded and recorded != file_digest(directory / WEIGHTS):
         raise CheckpointError(
             str(directory / WEIGHTS),
@@ -224,27 +221,23 @@ def load_state(
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint by name, eight-bit codes decoded.
-
-    Raises:
-        CheckpointError: if they are missing or cannot be read.
-    """
+    """Return a checkpoint's weights by name, codes decoded, or raise ``CheckpointError``."""
     path = directory / WEIGHTS
     if not path.is_file():
-        raise CheckpointError(str(directory), f"holds no {WEIGHTS}", "restore it or train again")
-    fix = "restore the file, or train again"
+        raise CheckpointError(str(directory), f"holds no {WEIGHTS}", RESTORE)
     try:
         with path.open("rb") as file:  # a longer header would take gigabytes to read
             if (length := int.from_bytes(file.read(8), "little")) > MOST_HEADER:
                 raise SafetensorError(f"its header states a length of {length} bytes")
         stored = load_file(path)  # maps the file: memory is taken as tensors are copied
-        bits = (32 if key.endswith(CODES) else 8 * t.itemsize for key, t in stored.items())
-        needed = sum(t.numel() * width // 8 for t, width in zip(stored.values(), bits, strict=True))
+        sizes = {key: 4 if key.endswith(CODES) else t.itemsize for key, t in stored.items()}
+        needed = sum(stored[key].numel() * size for key, size in sizes.items())
         if (problem := shortage(needed)) is not None:
-            raise CheckpointError(str(path), problem, fix)
+            raise CheckpointError(str(path), problem, RESTORE)
         return unpack(stored)
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(str(path), f"cannot be read ({_last_line(error)})", fix) from error
+        problem = f"cannot be read ({_last_line(error)})"
+        raise CheckpointError(str(path), problem, RESTORE) from error
 
 
 def _check_numbers(stored: Mapping[str, Tensor], component: Component, directory: Path) -> None:
@@ -260,17 +253,17 @@ def _check_numbers(stored: Mapping[str, Tensor], component: Component, directory
             infinite = name in parameters and bool(low.isinf() or high.isinf())
             problem = "holds NaN" if low.isnan() else "holds infinite numbers" if infinite else ""
         if problem:
-            fix = "restore the file, or train again"
-            raise CheckpointError(str(directory / WEIGHTS), f"{name} {problem}", fix)
+            raise CheckpointError(str(directory / WEIGHTS), f"{name} {problem}", RESTORE)
 
 
 def _last_line(error: Exception) -> str:
     return str(error).splitlines()[-1].strip()
 
 
-def _check_fingerprint(component: Tokenizer, directory: Path, use: str) -> None:
+def _check_fingerprint(
+    component: Tokenizer, manifest: ComponentManifest, directory: Path, use: str
+) -> None:
     """Check that weights make the tokens that the manifest names, and keep the name."""
-    manifest = read_manifest(directory)
     if manifest.token_spec is None:
         return
     recorded, actual = manifest.token_spec.fingerprint, component.seal(use)

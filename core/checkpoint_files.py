@@ -70,11 +70,7 @@ class ComponentManifest:
 
 
 def read_manifest(directory: Path) -> ComponentManifest:
-    """Read ``component.json`` without touching the weights.
-
-    Raises:
-        CheckpointError: if it is missing, unreadable or of another format version.
-    """
+    """Read ``component.json``, or raise ``CheckpointError``; weights are not touched."""
     path = directory / MANIFEST
     if not path.is_file():
         raise CheckpointError(

@@ -116,19 +116,12 @@ def write_pipeline_file(config: PipelineConfig, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _File:
-    """One file of a config.
+    """One file of a config, without what it extends."""
 
-    Attributes:
-        name: what the user, or the file that extends this one, wrote.
-        path: absolute.
-        tree: what it holds, without what it extends.
-        named: whether it was found by the name of a domain.
-    """
-
-    name: str
-    path: Path
+    name: str  # as the user, or the file that extends this one, wrote it
+    path: Path  # absolute
     tree: Tree
-    named: bool
+    named: bool  # found by the name of a domain
 
     @property
     def saved(self) -> bool:
@@ -177,11 +170,7 @@ def _without_weights(file: _File, host: PluginHost) -> Tree:
 
 
 def find_config(source: str | Path, host: PluginHost) -> Path:
-    """Return the YAML file that a name, file or directory stands for.
-
-    Raises:
-        ConfigError: if there is none; lists the domains that exist.
-    """
+    """Return the YAML file that a name, file or directory means, or raise ``ConfigError``."""
     return _located(str(source), host, Path())[0]
 
 
@@ -212,34 +201,26 @@ def domain_names(host: PluginHost) -> list[str]:
 
 
 def find_domain(name: str, host: PluginHost) -> Domain:
-    """Return the domain plugin of that name.
-
-    Raises:
-        PluginError: if there is none, or it cannot be used.
-    """
+    """Return the domain plugin of that name, or raise ``PluginError``."""
     return host.load(host.find("domain", name, "domain"), "domain")
 
 
 def _anchor_checkpoints(tree: Any, directory: Path) -> None:
     """Make checkpoint paths, which are relative to their file, absolute."""
-    if isinstance(tree, dict):
-        for key in ("checkpoint", "start_from"):
-            if isinstance(tree.get(key), str):
-                tree[key] = _anchored(tree[key], directory, key)
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    for child in children:
-        _anchor_checkpoints(child, directory)
-
-
-def _anchored(name: str, directory: Path, key: str) -> str:
-    try:
-        path = (directory / name).resolve()
-        path.exists()  # it raises what every later call would
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
-        shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
-        problem = f"{key} {shown} cannot be a path ({getattr(error, 'strerror', None) or error})"
-        raise ConfigError(str(directory), problem, "name a directory of weights") from error
-    return str(path)
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict | list):
+            _anchor_checkpoints(value, directory)
+        elif key in ("checkpoint", "start_from") and isinstance(value, str):
+            try:
+                path = (directory / value).resolve()
+                path.exists()  # it raises what every later call would
+            # It is too long, holds a zero byte, or its links go in a circle.
+            except (OSError, ValueError, RuntimeError) as error:
+                shown = repr(value if len(value) <= 60 else f"{value[:57]}...")
+                why = getattr(error, "strerror", None) or error
+                problem = f"{key} {shown} cannot be a path ({why})"
+                raise ConfigError(str(directory), problem, "name a directory of weights") from error
+            tree[key] = str(path)
 
 
 # --- layers -----------------------------------------------------------------------------------

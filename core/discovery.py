@@ -198,11 +198,7 @@ def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
 
 
 def activate(found: PluginStatus, *, quiet: bool = True) -> PluginStatus:
-    """Import a plugin, check its hooks and collect its records.
-
-    Args:
-        quiet: see ``contained``.
-    """
+    """Import a plugin, check its hooks and collect its records; see ``contained`` for ``quiet``."""
     if found.state != "found":
         return found
     try:
@@ -210,11 +206,10 @@ def activate(found: PluginStatus, *, quiet: bool = True) -> PluginStatus:
             plugin = import_target(found.target) if found.plugin is None else found.plugin
             status = replace(found, state="ok", plugin=plugin)
             return replace(status, records=_records(status))
+    except PluginError as error:
+        return replace(found, state="broken", error=error.problem)
     except BaseException as error:  # a plugin may even call sys.exit() or raise KeyboardInterrupt
-        problem = (
-            error.problem if isinstance(error, PluginError) else described(error, found.target)
-        )
-        return replace(found, state="broken", error=problem)
+        return replace(found, state="broken", error=described(error, found.target))
 
 
 def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:

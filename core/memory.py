@@ -53,34 +53,25 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def bounded_build(place: str) -> Iterator[None]:
-    """Refuse to build a component whose tensors would not fit into memory.
-
-    Raises:
-        ConfigError: before the tensor that is too much is made.
-    """
-    from torch.overrides import TorchFunctionMode
-
+    """Raise ``ConfigError`` in a block before it makes tensors that do not fit into memory."""
     fix = "correct its options: they ask for too much"
     free = available_memory()
     taken = made = 0
 
-    class Count(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            nonlocal taken, made
-            elements = _elements(func.__name__, args, kwargs or {})
-            if elements:
-                made += 1
-                taken += elements * 4
-                if taken > free:
-                    problem = f"needs over {taken / GIB:,.1f} GiB, {free / GIB:,.1f} GiB are free"
-                    raise ConfigError(place, problem, fix)
-                if made > MOST_TENSORS:
-                    raise ConfigError(place, f"makes more than {MOST_TENSORS} tensors", fix)
-            return func(*args, **(kwargs or {}))
+    def count(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        nonlocal taken, made
+        elements = _elements(func.__name__, args, kwargs)
+        if elements:
+            made += 1
+            taken += elements * 4
+            if taken > free:
+                problem = f"needs over {taken / GIB:,.1f} GiB, {free / GIB:,.1f} GiB are free"
+                raise ConfigError(place, problem, fix)
+            if made > MOST_TENSORS:
+                raise ConfigError(place, f"makes more than {MOST_TENSORS} tensors", fix)
+        return func(*args, **kwargs)
 
-    with Count():
+    with _calls_by(count):
         yield
 
 
@@ -91,21 +82,28 @@ def without_draws() -> Iterator[None]:
     To draw them takes longer than to load what replaces them.
     """
     from torch.nn import Parameter
+
+    def call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        tensor = args[0] if args else kwargs.get("tensor")
+        # Only parameters: a buffer that is not saved keeps what is drawn for it.
+        if func.__name__ in _DRAWN_IN_PLACE and isinstance(tensor, Parameter):
+            tensor.detach().zero_()
+            return tensor
+        return func(*args, **kwargs)
+
+    with _calls_by(call):
+        yield
+
+
+def _calls_by(call: Callable[[Callable[..., Any], Any, dict[str, Any]], Any]) -> Any:
+    """Return a context in which ``call`` makes PyTorch's calls, given function and arguments."""
     from torch.overrides import TorchFunctionMode
 
-    class Zeros(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            tensor = args[0] if args else (kwargs or {}).get("tensor")
-            # Only parameters: a buffer that is not saved keeps what is drawn for it.
-            if func.__name__ in _DRAWN_IN_PLACE and isinstance(tensor, Parameter):
-                tensor.detach().zero_()
-                return tensor
-            return func(*args, **(kwargs or {}))
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kw: Any = None) -> Any:
+            return call(func, args, kw or {})
 
-    with Zeros():
-        yield
+    return Mode()
 
 
 #: Calls that make a tensor of a size, and calls that make one of as many elements as a number says.

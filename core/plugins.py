@@ -177,10 +177,14 @@ class PluginHost:
         else:  # else any plugin could disable the shipped pipelines by claiming a name of theirs
             usable = [record for record in usable if record.source == FIRST_PARTY] or usable
         if not usable:
-            hint = self._hint(name, {record.name for record in self.records(kind)})
+            known = sorted({record.name for record in self.records(kind)})
+            hint = suggestion(name, known) if known else "none is known"
+            if hint.startswith("did you mean"):
+                hint += f" known: {', '.join(known)}"
             if made_by:
                 hint = f"its checkpoint was saved with {made_by}: install that package; {hint}"
-            raise PluginError(place, f"there is no {kind} {name!r}", hint)
+            fix = f"{hint}{self._out_of_order()}"
+            raise PluginError(place, f"there is no {kind} {name!r}", fix)
         if len(set(usable)) > 1:
             raise _conflict(key, usable, place)
         (record,) = set(usable)
@@ -192,10 +196,9 @@ class PluginHost:
         return record
 
     def options(self, kind: Kind, name: str, values: Mapping[str, Any], place: str) -> Options:
-        """Validate a component's options against its model, without its implementation.
+        """Validate a component's options, which stand at ``place`` (``codec.options``).
 
-        Args:
-            place: where the options stand, such as ``codec.options``.
+        Its implementation is not imported.
 
         Raises:
             ConfigError: with the path of the wrong value.
@@ -206,20 +209,16 @@ class PluginHost:
         return validate(self.options_model(record, place), values, place)
 
     def options_model(self, record: PluginRecord, place: str = "") -> type[Options]:
-        """Return the model that a component's options are validated by.
-
-        Raises:
-            PluginError: if it cannot be used.
-        """
+        """Return the model that checks a component's options, or raise ``PluginError``."""
         if not record.config:
             return Options
         place = place or record.name
         model = _import(record, record.config, place)
         if isinstance(model, type) and issubclass(model, Options):
             return model
-        text = f"the options model {record.config} of {_full_name(record)} is not a subclass of"
-        fix = f"correct {record.source}"
-        raise PluginError(place, f"{text} segue.core.options.Options", fix)
+        text = f"the options model {record.config} of {_full_name(record)}"
+        problem = f"{text} is not a subclass of segue.core.options.Options"
+        raise PluginError(place, problem, f"correct {record.source}")
 
     def load(self, record: PluginRecord, place: str) -> Any:
         """Import the implementation that a record names and check it against its contract.
@@ -319,12 +318,6 @@ class PluginHost:
             fix = f"offered by {offered}: change the pin or install {pin}{self._out_of_order()}"
             raise PluginError(place, text, fix)
         return chosen
-
-    def _hint(self, name: str, known: set[str]) -> str:
-        hint = suggestion(name, known) if known else "none is known"
-        if hint.startswith("did you mean"):
-            hint = f"{hint} known: {', '.join(sorted(known))}"
-        return f"{hint}{self._out_of_order()}"
 
     def _out_of_order(self) -> str:
         """Name the plugins that might have offered it."""

@@ -69,6 +69,11 @@ def _component(text: str) -> str:
     return text
 
 
+_Hook = Annotated[
+    str, form(r"\w+(\.\w+)*(:\w+(\.\w+)*)?", "a module; write 'module' or 'module:attribute'")
+]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -83,13 +88,7 @@ class _File(BaseModel):
 
     api_version: StrictInt
     plugins: dict[Kind, dict[Name, _Entry]] = {}
-    hooks: tuple[
-        Annotated[
-            str,
-            form(r"\w+(\.\w+)*(:\w+(\.\w+)*)?", "a module; write 'module' or 'module:attribute'"),
-        ],
-        ...,
-    ] = ()
+    hooks: tuple[_Hook, ...] = ()
     pins: dict[Annotated[str, AfterValidator(_component)], str] = {}
     blocked: tuple[
         Annotated[str, AfterValidator(lambda text: _component(text) if "/" in text else text)], ...

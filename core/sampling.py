@@ -52,9 +52,6 @@ def sample(
         sampling: temperature 0 takes the most likely token and uses no randomness.
         generators: one per row, or per group of equally many rows that follow each other. Noise
             is drawn where they are.
-
-    Returns:
-        ``[B]`` ids.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from segue.core.errors import ConfigError
 
@@ -17,19 +17,30 @@ STREAMS = (SEMANTIC, ACOUSTIC)
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000  # Hz, of audio that is read
 LOUDEST = 10.0  # peak above which samples are no sound: full scale is 1, coding adds a little
 
+Spec = TypeVar("Spec", bound="_WithFrameRate")
+
 _RATE = re.compile(r"\d{1,9}(/\d{1,9})?")
 _SLICE = re.compile(r"^(?P<stream>[a-z_]+)(\[(?P<start>\d+):(?P<stop>\d+)\])?$")
 
 
-def _rate(text: str) -> Fraction:
-    """Read a frame rate, such as ``50`` or ``25/2``."""
-    if not _RATE.fullmatch(text):  # Fraction("1e999999999") would compute for years
-        raise ValueError(f"{text[:20]!r} is not a frame rate")
-    return Fraction(text)
+class _WithFrameRate:
+    """Written to JSON field by field, the frame rate as ``50`` or ``25/2``."""
+
+    frame_rate: Fraction
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"frame_rate": str(self.frame_rate)}
+
+    @classmethod
+    def from_json(cls: type[Spec], data: Mapping[str, Any]) -> Spec:
+        rate = data["frame_rate"]
+        if not _RATE.fullmatch(rate):  # Fraction("1e999999999") would compute for years
+            raise ValueError(f"{rate[:20]!r} is not a frame rate")
+        return cls(**{**data, "frame_rate": Fraction(rate)})
 
 
 @dataclass(frozen=True)
-class TokenSpec:
+class TokenSpec(_WithFrameRate):
     """The shape and meaning of the tokens that one tokenizer emits.
 
     Attributes:
@@ -65,13 +76,6 @@ class TokenSpec:
 
     def with_fingerprint(self, fingerprint: str) -> TokenSpec:
         return replace(self, fingerprint=fingerprint)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"frame_rate": str(self.frame_rate)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TokenSpec:
-        return cls(**(data | {"frame_rate": _rate(data["frame_rate"])}))
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class StreamSlice:
 
 
 @dataclass(frozen=True)
-class SliceSpec:
+class SliceSpec(_WithFrameRate):
     """A stream slice bound to the tokenizer that emits it: levels ``start .. stop - 1``."""
 
     stream: str
@@ -129,13 +133,6 @@ class SliceSpec:
 
     def __str__(self) -> str:
         return f"{self.stream}[{self.start}:{self.stop}]"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"frame_rate": str(self.frame_rate)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> SliceSpec:
-        return cls(**(data | {"frame_rate": _rate(data["frame_rate"])}))
 
 
 @dataclass(frozen=True)

@@ -48,24 +48,17 @@ class _FastLoader(_Unique, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # ty
     """Read in C, ten times as fast, what cannot be nested so deep that C's stack overflows."""
 
 
-def _loader(text: str) -> type[_Loader | _FastLoader]:
-    """Return a loader: each level of nesting takes one of these signs, or one more space a line."""
-    shallow = len(text) < 2**16 and sum(map(text.count, "[{-?")) < 1000
-    return _FastLoader if shallow else _Loader
-
-
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
         yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError: see ``YAML_ERRORS``.
     """
-    loader = _loader(text)
+    # Each level of nesting takes one of these signs, or one more space a line.
+    shallow = len(text) < 2**16 and sum(map(text.count, "[{-?")) < 1000
     try:
-        value = yaml.load(text, loader)
+        value = yaml.load(text, _FastLoader if shallow else _Loader)
     except yaml.MarkedYAMLError:
-        if loader is _Loader:
-            raise
         value = yaml.load(text, _Loader)  # its errors name the place better
     waiting, count = [value], 0
     while waiting:

@@ -62,7 +62,7 @@ def built(config: PipelineConfig, host: PluginHost, part: str) -> Component:
     return component
 
 
-@pytest.mark.parametrize("domain", ["speech", "piano"])
+@pytest.mark.parametrize("domain", ["speech", pytest.param("piano", marks=pytest.mark.slow)])
 def test_paper_stages_are_counted_without_memory(domain: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host = default_host()
@@ -94,7 +94,7 @@ SMALL = ("options.width=32", "options.depth=2", "options.heads=2")
 SMALL_CODEC = ("options.encoder_depth=1", "options.decoder_depth=1", "options.num_levels=2")
 ACOUSTIC, ENCODER = "stages.acoustic", "semantic_tokenizer"
 COUNTED: list[Any] = [
-    ("speech/baseline", "stages.semantic", ()),
+    ("speech/baseline", "stages.semantic", SMALL),
     ("speech/baseline", ACOUSTIC, SMALL),
     ("speech/baseline", ACOUSTIC, ("use=depth_transformer.v1", *SMALL)),
     ("speech/baseline", ACOUSTIC, ("use=masked_transformer.v1", *SMALL)),

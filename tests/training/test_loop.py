@@ -487,9 +487,7 @@ def bias(component: Tiny) -> Tensor:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ema": 0.9},
-        {"accumulate": 4},
-        {"schedule": "inverse_sqrt", "precision": "bf16-mixed"},
+        {"ema": 0.9, "schedule": "inverse_sqrt", "precision": "bf16-mixed"},
         {"schedule": "linear", "workers": 2},
         {"precision": "16-mixed", "accumulate": 2},
     ],
