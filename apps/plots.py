@@ -133,7 +133,9 @@ def draw_training(paths: Sequence[Path], output: Path, figures: Sequence[str]) -
         DataError: if a log cannot be read, or none has a figure.
         OutputError: if the picture cannot be drawn there.
     """
-    logs = {_log_name(path): _read_log(path) for path in paths}
+    folders = [path.parent if path.is_file() else path for path in paths]
+    names = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
+    logs = {name: _read_log(path) for name, path in zip(names, paths, strict=True)}
     known = sorted({key for log in logs.values() for entry in log for key in entry} - {"step"})
     for name in figures:
         if name not in known:
@@ -145,10 +147,6 @@ def draw_training(paths: Sequence[Path], output: Path, figures: Sequence[str]) -
             panel.set_ylabel(name, parse_math=False)
             panel.set_xlabel("step")
             panel.grid(alpha=0.3)
-
-
-def _log_name(path: Path) -> str:
-    return "/".join((path.parent if path.is_file() else path).resolve().parts[-2:])
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:

@@ -44,8 +44,10 @@ def list_cuts(where: str, note: Note) -> Iterator[Recording]:
             note(f"{where}!{getattr(cut, 'id', '?')}", problem or "its audio is in no file")
             continue
         path, channel = source
+        # Relative to the working directory, as in lhotse, or to the file.
+        here = not is_url(where) and Path(path).exists()
         yield Recording(
-            _beside(where, path),
+            path if here else beside(where, path),
             float(cut.duration),
             _group(cut),
             "train",
@@ -132,12 +134,6 @@ def _file_of(cut: Any) -> tuple[str, int | None] | None:
             index = source.channels.index(channel)
             return str(source.source), None if len(source.channels) == 1 else index
     return None
-
-
-def _beside(where: str, path: str) -> str:
-    """Resolve a path relative to the working directory, as lhotse does, or to the file."""
-    here = not is_url(where) and Path(path).exists()
-    return path if here else beside(where, path)
 
 
 def _group(cut: Any) -> str:

@@ -32,7 +32,8 @@ def shown(choice: ProgressChoice) -> Iterator[Progress | None]:
         yield choice
         return
     notebook = in_notebook()
-    if choice is False or (choice is None and not (_by_default and (notebook or _in_terminal()))):
+    seen = notebook or (sys.stderr is not None and sys.stderr.isatty())
+    if choice is False or (choice is None and not (_by_default and seen)):
         yield None
         return
     bars = _NotebookBars() if notebook else _TerminalBars()
@@ -55,10 +56,6 @@ def in_notebook() -> bool:
 
     shell = get_ipython()
     return type(shell).__name__ == "ZMQInteractiveShell"
-
-
-def _in_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class _TerminalBars:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
@@ -136,7 +136,7 @@ class _ShapesOfUnknowns(TorchDispatchMode):
         if func is ATEN._unique2.default:  # as if all values differed
             flat = args[0].reshape(-1)
             return flat, flat.long(), flat.long()
-        args, kwargs = tree_map(_without_values, (args, kwargs))
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         if func is ATEN._weight_norm_interface_backward.default:  # no shape rule in 2.6
             return torch.empty_like(args[1]), torch.empty_like(args[2])
         out = func(*args, **kwargs)
@@ -202,10 +202,6 @@ def _positions(index: Tensor | None) -> list[Tensor | None]:
     if index is None or index.is_meta or index.dtype != torch.bool:
         return [index]
     return list(index.nonzero().unbind(1))
-
-
-def _without_values(leaf: Any) -> Any:
-    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
 
 
 def _is_small(args: Any) -> bool:

@@ -100,7 +100,10 @@ def _show(reports: list[dict[str, Any]]) -> None:
     rows = []
     for report in reports:
         probability = [f"{p:.3f}" for p in report["probability"].values()]
-        seconds = "".join(map(_digit, _shortened(report["generated_by_second"])))
+        seconds = "".join(
+            "–" if p is None else str(min(9, int(p * 10)))
+            for p in _shortened(report["generated_by_second"])
+        )
         rows.append((report["file"], report["verdict"], *probability, seconds))
     print_table(("file", "verdict", "P(real)", "P(coded)", "P(generated)", "by second"), rows)
     for report in reports:
@@ -132,7 +135,3 @@ def _shortened(seconds: list[float | None]) -> list[float | None]:
     step = math.ceil(len(seconds) / MOST_SHOWN)
     parts = [seconds[start : start + step] for start in range(0, len(seconds), step)]
     return [max((p for p in part if p is not None), default=None) for part in parts]
-
-
-def _digit(probability: float | None) -> str:
-    return "–" if probability is None else str(min(9, int(probability * 10)))

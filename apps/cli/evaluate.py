@@ -83,7 +83,9 @@ def codec(
     loaded = load_tokenizer(config, "codec", host, chosen.device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
-    counts = _powers(total) if levels is None else whole_numbers(levels, "--levels")
+    counts = [2**power for power in range(total.bit_length()) if 2**power < total] + [total]
+    if levels is not None:
+        counts = whole_numbers(levels, "--levels")
     built, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
     recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
@@ -106,11 +108,6 @@ def codec(
     finish(report, "levels", figures["levels"], on.output, json)
     if not json:
         _show_codebooks(report)
-
-
-def _powers(total: int) -> list[int]:
-    """Return 1, 2, 4, ... and the total."""
-    return sorted({2**power for power in range(total.bit_length()) if 2**power < total} | {total})
 
 
 def _show_codebooks(report: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -233,33 +233,23 @@ def stream(
     audio = None
     if prompt is not None:
         audio = read_recording(prompt, loaded.config.prompt.max_seconds)
+    from segue.core.audio import pcm16
+
     output = sys.stdout.buffer  # for samples alone, whatever plugins print
     note(f"16-bit little-endian mono samples at {loaded.sample_rate} Hz")
     with renamed(PLACES | {"prompt": str(prompt)}), progress_bars(False) as progress:
-        chunks = loaded.stream(
-            audio,
-            seconds=seconds,
-            chunk_seconds=chunk_seconds,
-            seed=seed,
-            progress=progress,
-        )
-        _write_samples(chunks, seed, output)
-
-
-def _write_samples(chunks: Iterator[GeneratedAudio], seed: int, output: BinaryIO) -> None:
-    """Write samples as they come; note when the first and the last ones did."""
-    from segue.core.audio import pcm16
-
-    started, made = time.perf_counter(), 0.0
-    for chunk in chunks:
-        length = chunk.row().shape[0] / chunk.sample_rate
-        if not made:
-            elapsed = time.perf_counter() - started
-            note(f"first {length:.2f} s of audio after {elapsed:.2f} s")
-        made += length
-        output.write(pcm16(chunk.row()).astype("<i2").tobytes())
-        output.flush()
-    note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")
+        started, made = time.perf_counter(), 0.0
+        for chunk in loaded.stream(
+            audio, seconds=seconds, chunk_seconds=chunk_seconds, seed=seed, progress=progress
+        ):
+            length = chunk.row().shape[0] / chunk.sample_rate
+            if not made:
+                elapsed = time.perf_counter() - started
+                note(f"first {length:.2f} s of audio after {elapsed:.2f} s")
+            made += length
+            output.write(pcm16(chunk.row()).astype("<i2").tobytes())
+            output.flush()
+        note(f"{made:.2f} s generated in {time.perf_counter() - started:.1f} s, seed {seed}")
 
 
 @with_groups

@@ -126,8 +126,14 @@ class Chosen:
         return load_config(self.source, default_host(), self.overrides or ()).config
 
     def load(self) -> Pipeline:
-        """Load the pipeline."""
-        return load_pipeline(self.domain, self.pipeline, self.overrides, self.device)
+        """Load the pipeline, with a bar that shows it."""
+        source, overrides = self.source, self.overrides or ()
+        with loading_bar() as progress:
+            from segue.inference.pipeline import Pipeline
+
+            return Pipeline.from_pretrained(
+                source, overrides=overrides, device=self.device, progress=progress
+            )
 
 
 @dataclass(frozen=True)
@@ -180,19 +186,6 @@ def chosen_source(domain: str | None, other: str | None, option: str) -> str:
             f"--domain {domain} and {option} {other}", "name two pipelines", "leave one out"
         )
     return other or domain or DEFAULT_DOMAIN
-
-
-def load_pipeline(
-    domain: str | None, pipeline: str | None, overrides: list[str] | None, device: str
-) -> Pipeline:
-    """Load the pipeline that ``--domain``, ``--pipeline``, ``--set`` and ``--device`` ask for."""
-    source = chosen_source(domain, pipeline, "--pipeline")
-    with loading_bar() as progress:
-        from segue.inference.pipeline import Pipeline
-
-        return Pipeline.from_pretrained(
-            source, overrides=overrides or (), device=device, progress=progress
-        )
 
 
 def items_of(texts: list[str]) -> list[str]:

@@ -100,15 +100,12 @@ def note(message: str) -> None:
 
 def warn(label: str, message: str, style: str = "yellow") -> None:
     """Print one line on standard error."""
-    errors.print(Text.assemble((label, style), " ", _one_line(message)))
-
-
-def _one_line(message: str) -> str:
-    """Escape what a terminal cannot show, or would obey instead of showing."""
-    return "".join(
+    # Escaped is what a terminal cannot show, or would obey instead of showing.
+    line = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in " ".join(message.split())
     )
+    errors.print(Text.assemble((label, style), " ", line))
 
 
 @contextmanager

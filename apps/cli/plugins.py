@@ -29,28 +29,28 @@ def list_(json: JsonOption = False) -> None:
     from segue.core.plugins import default_host
 
     host = default_host()
-    statuses = host.statuses()
+    plugins = [
+        {
+            "source": status.source,
+            "entry_point": status.entry_point,
+            "state": status.state,
+            "error": status.error,
+            "components": [f"{record.kind}/{record.name}" for record in status.records],
+        }
+        for status in host.statuses()
+    ]
+    _show([asdict(record) for record in host.records()], plugins, json)
+
+
+def _show(components: list[dict[str, Any]], plugins: list[dict[str, Any]], json: bool) -> None:
     if json:
-        print_json({
-            "components": [asdict(record) for record in host.records()],
-            "plugins": [_status(status) for status in statuses],
-        })  # fmt: skip
+        print_json({"components": components, "plugins": plugins})
         return
-    rows = [(r.kind, r.name, r.source, r.summary) for r in host.records()]
+    rows = [(r["kind"], r["name"], r["source"], r["summary"]) for r in components]
     print_table(("kind", "name", "from", "summary"), sorted(rows))
-    for status in statuses:
-        if status.state != "ok":
-            warn(f"{status.state}:", f"{status.source}: {status.error}")
-
-
-def _status(status: Any) -> dict[str, Any]:
-    return {
-        "source": status.source,
-        "entry_point": status.entry_point,
-        "state": status.state,
-        "error": status.error,
-        "components": [f"{record.kind}/{record.name}" for record in status.records],
-    }
+    for plugin in plugins:
+        if plugin["state"] != "ok":
+            warn(f"{plugin['state']}:", f"{plugin['source']}: {plugin['error']}")
 
 
 @app.command()
@@ -77,17 +77,10 @@ def install(
     changed = [status for status in after["plugins"] if status not in before["plugins"]]
     names = {status["source"] for status in changed}
     added = [r for r in after["components"] if r["source"] in names]
-    broken = [status for status in changed if status["state"] != "ok"]
-    if json:
-        print_json({"components": added, "plugins": changed})
-    else:
-        rows = [(r["kind"], r["name"], r["source"], r["summary"]) for r in added]
-        print_table(("kind", "name", "from", "summary"), sorted(rows))
-        for status in broken:
-            warn(f"{status['state']}:", f"{status['source']}: {status['error']}")
-        if not changed:
-            note(f"{', '.join(sources)} added no plugin; `segue plugins list` shows what there is")
-    if broken:
+    _show(added, changed, json)
+    if not (json or changed):
+        note(f"{', '.join(sources)} added no plugin; `segue plugins list` shows what there is")
+    if any(status["state"] != "ok" for status in changed):
         raise typer.Exit(1)
 
 
@@ -155,16 +148,14 @@ def check(
             for r in results
         ])  # fmt: skip
     else:
-        rows = [(r.name, _outcome(r), r.problem or r.skipped) for r in results]
+        rows = [
+            (r.name, "failed" if r.problem else "skipped" if r.skipped else "ok",
+             r.problem or r.skipped)
+            for r in results
+        ]  # fmt: skip
         print_table(("check", "result", "detail"), rows, title=name)
         skipped = sum(bool(result.skipped) for result in results)
         passed = len(results) - len(failed) - skipped
         console.print(f"{passed} checks passed, {skipped} do not apply, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)
-
-
-def _outcome(result: Any) -> str:
-    if result.problem:
-        return "failed"
-    return "skipped" if result.skipped else "ok"

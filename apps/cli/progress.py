@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -108,16 +108,45 @@ class _Hours(ProgressColumn):
 
 
 @contextmanager
-def _bars(count: ProgressColumn, transient: bool = False) -> Iterator[Bars]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        count,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, speed_estimate_period=120, transient=transient) as bars:
-        yield Bars(bars)
+def _shown(
+    quiet: bool, count: ProgressColumn, *, every: float | None = None, transient: bool = False
+) -> Iterator[Bars | Lines | None]:
+    """Show bars on a terminal; elsewhere a line in so many seconds, or nothing.
+
+    Args:
+        every: seconds between lines; None for work that is soon done, and shows none.
+        transient: take the bars away at the end.
+    """
+    with redirect_stdout(sys.stderr) if quiet or every is None else nullcontext():
+        if quiet or not errors.is_terminal:
+            yield None if quiet or every is None else Lines(every)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            count,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(
+            *columns, console=errors, speed_estimate_period=120, transient=transient
+        ) as bars:
+            yield Bars(bars)
+
+
+def progress_bars(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
+    """Show bars on a terminal, and nothing elsewhere or if ``quiet``."""
+    return _shown(quiet, TextColumn(COUNT))
+
+
+def audio_progress(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
+    """Show work that is counted in seconds of audio."""
+    return _shown(quiet, _Hours(), every=AUDIO_LINE_EVERY)
+
+
+def training_progress(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
+    """Show steps of training; the log has all figures."""
+    return _shown(quiet, TextColumn(COUNT), every=TRAINING_LINE_EVERY)
 
 
 @contextmanager
@@ -126,43 +155,7 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | Literal[False]]:
 
     The bar moves to and fro while PyTorch is imported, before the first part is counted.
     """
-    if not errors.is_terminal:
-        with redirect_stdout(sys.stderr):
-            yield False
-        return
-    with redirect_stdout(sys.stderr), _bars(TextColumn(""), transient=True) as bars:
-        bars.wait_for("loading")
-        yield bars
-
-
-@contextmanager
-def progress_bars(quiet: bool) -> Iterator[Bars | None]:
-    """Show bars on a terminal, and nothing elsewhere or if ``quiet``."""
-    if quiet or not errors.is_terminal:
-        with redirect_stdout(sys.stderr):
-            yield None
-        return
-    with redirect_stdout(sys.stderr), _bars(TextColumn(COUNT)) as bars:
-        yield bars
-
-
-@contextmanager
-def _long_work(quiet: bool, every: float, count: ProgressColumn) -> Iterator[Bars | Lines | None]:
-    if quiet:
-        with redirect_stdout(sys.stderr):
-            yield None
-    elif not errors.is_terminal:
-        yield Lines(every)
-    else:
-        with _bars(count) as bars:
-            yield bars
-
-
-def audio_progress(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
-    """Show work that is counted in seconds of audio."""
-    return _long_work(quiet, AUDIO_LINE_EVERY, _Hours())
-
-
-def training_progress(quiet: bool) -> AbstractContextManager[Bars | Lines | None]:
-    """Show steps of training; the log has all figures."""
-    return _long_work(quiet, TRAINING_LINE_EVERY, TextColumn(COUNT))
+    with _shown(False, TextColumn(""), transient=True) as bars:
+        if isinstance(bars, Bars):
+            bars.wait_for("loading")
+        yield bars or False

@@ -24,11 +24,7 @@ STREAM = Path("-")  # standard input or output
 
 
 def read_recording(path: Path, last_seconds: float | None = None) -> Audio:
-    """Read an audio file, or standard input for ``-``.
-
-    Args:
-        last_seconds: read no more than this from its end.
-    """
+    """Read an audio file, or standard input for ``-``; at most ``last_seconds`` from its end."""
     from segue.sound.reading import read_audio
 
     with seekable(path) as (file, place):
@@ -62,14 +58,11 @@ def check_outputs(
     picture: Path | None = None,
     sign: tuple[Path, Path] | None = None,
 ) -> Signer | None:
-    """Refuse places and suffixes that cannot be written, before any work is done.
+    """Refuse places and suffixes that cannot be written; return what signs the files, if any.
 
     Args:
         source: the recording that is read; it must not be overwritten.
         sign: PEM files of a certificate and its private key, to sign audio files with.
-
-    Returns:
-        What signs them, or None if they are not to be signed.
 
     Raises:
         OutputError: if one cannot be written, or not signed.
@@ -102,12 +95,7 @@ def check_outputs(
 
 
 def chosen_signer(sign: tuple[Path, Path] | None) -> Signer | None:
-    """Return what signs with the PEM files of ``--sign``, or None without them.
-
-    Raises:
-        OutputError: if they do not sign.
-        PluginError: if the extra for it is missing.
-    """
+    """Return what signs with the PEM files of ``--sign``, or None without them."""
     if sign is None:
         return None
     from segue.plugins.provenance.signing import Signer
@@ -133,7 +121,7 @@ def save_audio(
     Raises:
         OutputError: if any of them cannot be written; then none is.
     """
-    from segue.core.audio import write_audio
+    from segue.core.audio import encoded_audio, write_audio
     from segue.core.files import atomic_path, write_json
 
     rows = [(row, path) for row, path in enumerate(paths) if path != STREAM]
@@ -154,16 +142,10 @@ def save_audio(
     for row, path in rows:
         _finish(pipeline, path, described(audio, row), signer)
     if STREAM in paths:
-        _write_stream(audio, paths.index(STREAM))
-
-
-def _write_stream(audio: GeneratedAudio, row: int) -> None:
-    """Write one row as WAV to standard output."""
-    from segue.core.audio import encoded_audio
-
-    # A WAV header is completed at the end, which a pipe cannot go back for.
-    sys.stdout.buffer.write(encoded_audio(audio.row(row), audio.sample_rate))
-    sys.stdout.buffer.flush()
+        # As one piece: a WAV header is completed at the end, which a pipe cannot go back for.
+        row = audio.row(paths.index(STREAM))
+        sys.stdout.buffer.write(encoded_audio(row, audio.sample_rate))
+        sys.stdout.buffer.flush()
 
 
 def save_pieces(

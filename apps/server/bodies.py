@@ -69,10 +69,6 @@ class RefusedError(Exception):
         return Response(text, self.status, self.headers, "application/json")
 
 
-def _parsed(value: object) -> object:
-    return from_json(value) if isinstance(value, str) else value  # in a form it is text
-
-
 class Asked(BaseModel):
     """Fields that every request may hold."""
 
@@ -86,7 +82,9 @@ class Asked(BaseModel):
     top_k: int | None = Field(None, ge=1, description="For all stages.")
     top_p: float | None = Field(None, gt=0, le=1, description="For all stages.")
     sampling: Annotated[
-        dict[str, dict[str, float | list[int] | None]], BeforeValidator(_parsed)
+        dict[str, dict[str, float | list[int] | None]],
+        # In a form it is text.
+        BeforeValidator(lambda value: from_json(value) if isinstance(value, str) else value),
     ] = Field({}, description="By stage: {'acoustic': {'temperature': 0.7}}. In a form, as JSON.")
     response_format: Literal["wav", "flac", "mp3", "opus", "pcm", "json"] = Field(
         "wav", description="json holds a WAV file in base64, the seed and notes."

@@ -27,7 +27,10 @@ def results_html(results: Sequence[Result], link: Link) -> str:
 
 
 def _card(result: Result, link: Link) -> str:
-    number, marks = result.number, "".join(_mark(result, at) for at in result.marks)
+    number = result.number
+    marks = "".join(
+        f'<i class="mark" style="left:{_percent(result, at)}"></i>' for at in result.marks
+    )
     labels = "".join(_time(result, at) for at in labelled(result.marks, result.seconds))
     sounds = "".join(
         f"<label><span>{escape(label)}</span>"
@@ -68,10 +71,6 @@ def labelled(marks: Sequence[float], seconds: float) -> list[float]:
         if all(abs(at - other) >= LABEL_SHARE * seconds for other in shown):
             shown.append(at)
     return sorted(shown)
-
-
-def _mark(result: Result, at: float) -> str:
-    return f'<i class="mark" style="left:{_percent(result, at)}"></i>'
 
 
 def _time(result: Result, at: float) -> str:

@@ -140,8 +140,8 @@ class Page:
             button.click(
                 function,
                 {self.results, *others, *chosen, *self.temperatures},
-                [self.results, self.status, self.cards, self.seed, *self._buttons(), self.edit,
-                 self.which],
+                [self.results, self.status, self.cards, self.seed, self.go, self.nothing,
+                 self.extend, self.fill, self.stop, self.edit, self.which],
                 show_progress="hidden",
                 concurrency_id="model",  # one at a time: they share the machine
                 **listen(),
@@ -151,9 +151,6 @@ class Page:
     def _of_model(self) -> list[Any]:
         """Return the components that depend on the model."""
         return [self.description, self.example, *self.temperatures]
-
-    def _buttons(self) -> list[Any]:
-        return [self.go, self.nothing, self.extend, self.fill, self.stop]
 
     # --- small answers --------------------------------------------------------------------------
 

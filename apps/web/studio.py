@@ -200,7 +200,7 @@ class Studio:
         self, model: Model, result: Result, point: float, settings: Settings, progress: Progress
     ) -> list[Result]:
         """Continue a result from a point in it; all that comes before is kept."""
-        from segue.core.audio import Audio
+        from segue.core.audio import Audio, resample
 
         wave, rate = _read(result)
         kept = wave[: round(point * rate)]
@@ -210,7 +210,9 @@ class Studio:
             pipeline = self._pipeline(model.source)
             audio = self._continued(pipeline, Audio(kept, rate), settings, progress)
             # A pipeline sees the last seconds of a long prompt only: put the others back.
-            put_before(audio, _at_rate(kept, rate, audio.sample_rate))
+            if rate != audio.sample_rate:
+                kept = resample(kept, rate, audio.sample_rate)
+            put_before(audio, kept)
             about = f"continues result {result.number} from {point:.1f} s"
             labels = ("Joined", "Continuation", "Before")
             return self._kept(pipeline, audio, model, about, labels, result)
@@ -316,12 +318,6 @@ def _read(result: Result) -> tuple[Any, int]:
 
     audio = read_audio(result.whole)
     return audio.wave, audio.sample_rate
-
-
-def _at_rate(wave: Any, rate: int, wanted: int) -> Any:
-    from segue.core.audio import resample
-
-    return wave if rate == wanted else resample(wave, rate, wanted)
 
 
 def put_before(audio: GeneratedAudio, kept: Any) -> None:

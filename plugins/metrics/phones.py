@@ -144,7 +144,10 @@ class _Distance:
     """Divergence of the phones, or pairs of phones, of two sets of files."""
 
     def __init__(self, ours: Phones, theirs: Phones, order: int) -> None:
-        self._counts = [[_counted(phones, order) for phones in files] for files in (ours, theirs)]
+        self._counts: list[list[Counter[tuple[str, ...]]]] = [
+            [Counter(pairwise(one) if order == 2 else ((phone,) for phone in one)) for one in files]
+            for files in (ours, theirs)
+        ]
         every = {token for files in self._counts for file in files for token in file}
         self._places = {token: place for place, token in enumerate(sorted(every))}
         self._tables = [
@@ -159,7 +162,3 @@ class _Distance:
 
     def __call__(self, weights: Float[Tensor, "B"]) -> float:
         return jensen_shannon(*(weights @ table for table in self._tables))
-
-
-def _counted(phones: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    return Counter((phone,) for phone in phones) if order == 1 else Counter(pairwise(phones))

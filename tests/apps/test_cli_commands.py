@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from segue.apps.cli import doctor, progress
 from segue.apps.cli.main import app
-from segue.apps.cli.options import load_pipeline
+from segue.apps.cli.options import Chosen
 from segue.core.domain import Domain
 from segue.core.plugins import reset_default_host
 from segue.testing import distribution as conformance
@@ -262,7 +262,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_loading_shows_a_bar_on_a_terminal_and_leaves_nothing(
     tiny: Path, screen: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load_pipeline(None, str(tiny), None, "cpu")
+    Chosen(pipeline=str(tiny)).load()
     assert "loading" in screen.getvalue() and "━" in screen.getvalue()
     assert screen.getvalue().endswith("\x1b[2K")  # the line is cleared
     assert capsys.readouterr() == ("", "")

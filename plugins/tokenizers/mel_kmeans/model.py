@@ -51,7 +51,8 @@ class MelKMeansTokenizer(KMeansTokenizer):
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         config = self.config
-        cepstra = self._cepstra(wave)
+        mel = self.framing.analyse(wave).abs() @ self.filters.to(wave.dtype)
+        cepstra = torch.log(mel + FLOOR) @ self.cosines.to(wave.dtype)
         num_spectra = -(-lengths // config.hop)
         if config.remove_mean:
             # Of each row's own spectra: padding must not move it.
@@ -62,7 +63,3 @@ class MelKMeansTokenizer(KMeansTokenizer):
         return mean_and_slope(
             cepstra, num_spectra, num_tokens, config.subframes, config.slope_reach
         )
-
-    def _cepstra(self, wave: Wave) -> Float[Tensor, "B M C"]:
-        mel = self.framing.analyse(wave).abs() @ self.filters.to(wave.dtype)
-        return torch.log(mel + FLOOR) @ self.cosines.to(wave.dtype)
