@@ -143,8 +143,8 @@ def save_audio(
         _finish(pipeline, path, described(audio, row), signer)
     if STREAM in paths:
         # As one piece: a WAV header is completed at the end, which a pipe cannot go back for.
-        row = audio.row(paths.index(STREAM))
-        sys.stdout.buffer.write(encoded_audio(row, audio.sample_rate))
+        wave = audio.row(paths.index(STREAM))
+        sys.stdout.buffer.write(encoded_audio(wave, audio.sample_rate))
         sys.stdout.buffer.flush()
 
 
