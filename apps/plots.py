@@ -102,12 +102,7 @@ def _rate_line(panel: Any, stem: str, report: dict[str, Any], name: str) -> None
 
 
 def draw_codebooks(paths: Sequence[Path], output: Path) -> None:
-    """Draw the shares of codes used and of perplexity at each level.
-
-    Raises:
-        DataError: if a report cannot be used.
-        OutputError: if the picture cannot be drawn there.
-    """
+    """Draw the shares of codes used and of perplexity at each level."""
     reports = read_reports(paths)
     with _panels(output, 2) as panels:
         labels = {"used": "codes used (% of codebook)", "perplexity": "perplexity (% of codebook)"}

@@ -54,11 +54,7 @@ def new_picture(
 
 
 def draw_spectrogram(audio: GeneratedAudio, path: Path, title: str, row: int = 0) -> None:
-    """Draw one row as a PNG, with a line where the prompt ends.
-
-    Raises:
-        OutputError: if matplotlib is missing or the file cannot be written.
-    """
+    """Draw one row as a PNG, with a line where the prompt ends, or raise ``OutputError``."""
     wave, rate = audio.row(row).numpy(), audio.sample_rate
     with new_picture(path, 2, 1, (11, 5), sharex=True, height_ratios=(1, 3)) as (top, bottom):
         draw_waveform(wave, rate, top, "black")

@@ -37,11 +37,7 @@ RESTORE = "restore the file, or train again"
 
 
 def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Component:
-    """Build the component of a part and load its weights.
-
-    Raises:
-        UntrainedError: if it must be trained or fitted, was not, and ``allow_untrained`` is False.
-    """
+    """Build a part and load its weights, or raise ``UntrainedError`` if it lacks those it needs."""
     loaded = part.checkpoint is not None and not allow_untrained
     with bounded_build(part.name), without_draws() if loaded else nullcontext():
         component = part.build(host)
@@ -65,12 +61,7 @@ def build_part(part: Part, host: PluginHost, *, allow_untrained: bool) -> Compon
 
 
 def load_component(directory: Path, host: PluginHost, place: str) -> Component:
-    """Build and load the component that a checkpoint describes.
-
-    Raises:
-        CheckpointError: if the directory cannot be used.
-        PluginError: if its plugin cannot.
-    """
+    """Build and load what a checkpoint describes; raise ``CheckpointError`` or ``PluginError``."""
     manifest = read_manifest(directory)
     stage = () if manifest.stage_spec is None else (manifest.stage_spec,)
     host.find(manifest.kind, manifest.use, place, manifest.made_by)

@@ -118,11 +118,7 @@ def as_json(data: Any) -> Any:
 
 
 def add_line(path: Path, line: str) -> None:
-    """Add a line to a text file; all of it or nothing.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Add a line to a text file, all of it or nothing, or raise ``OutputError``."""
     data = f"{line}\n".encode()
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -91,11 +91,7 @@ class StreamSlice:
 
     @classmethod
     def parse(cls, text: str, place: str = "stream slice") -> StreamSlice:
-        """Read ``semantic``, ``acoustic`` or ``acoustic[0:4]``.
-
-        Raises:
-            ConfigError: if the text is none of these.
-        """
+        """Read ``semantic``, ``acoustic`` or ``acoustic[0:4]``, or raise ``ConfigError``."""
         match = _SLICE.match(text.replace(" ", ""))
         if match is None or match["stream"] not in STREAMS:
             raise ConfigError(

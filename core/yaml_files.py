@@ -81,11 +81,7 @@ def reason(error: Exception) -> object:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        ConfigError: with the file, and the line where there is one.
-    """
+    """Return the mapping in a YAML file, or raise ``ConfigError`` with the line at fault."""
     try:
         text = read_text(path, MOST_BYTES)
     except (OSError, ValueError) as error:

@@ -27,11 +27,7 @@ READ_WHOLE = 1 << 24  # bytes: up to here a tar's member is fetched by one read
 
 @contextmanager
 def open_recording(recording: Recording) -> Iterator[OpenAudio]:
-    """Open a recording; only its header is read.
-
-    Raises:
-        AudioError: here or in the block, if it is missing, out of reach, empty or no audio.
-    """
+    """Open a recording by its header; raise ``AudioError``, here or in the block."""
     place = recording.place
     try:
         with ExitStack() as stack:
@@ -96,11 +92,7 @@ def read_recording(recording: Recording, first_seconds: float | None = None) -> 
 
 
 def decoded_blocks(recording: Recording, sample_rate: int) -> Iterator[Int16[Tensor, "T"]]:
-    """Yield a recording at ``sample_rate`` as 16-bit samples, block by block.
-
-    Raises:
-        AudioError: if it cannot be read.
-    """
+    """Yield blocks of 16-bit samples at ``sample_rate``, or raise ``AudioError``."""
     with open_recording(recording) as opened:
         yield from map(to_16_bit, opened.blocks_at(sample_rate))
 

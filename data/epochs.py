@@ -32,11 +32,7 @@ class Share:
     count: int = 1
 
     def rows(self, batch_size: int) -> range:
-        """Return the numbers of the rows.
-
-        Raises:
-            DataError: if the batch cannot be shared evenly.
-        """
+        """Return the numbers of the rows, or raise ``DataError`` if they share out unevenly."""
         if batch_size % self.count:
             raise DataError(
                 "training.batch_size",

@@ -73,11 +73,7 @@ def list_folder(folder: str, note: Note, level: int | None = None) -> Iterator[R
 
 
 def manifest_columns(manifest: str) -> list[str]:
-    """Return the header of a CSV manifest.
-
-    Raises:
-        DataError: if it cannot be read or has no column ``path``.
-    """
+    """Return the header of a CSV manifest, or raise ``DataError`` if it lacks ``path``."""
     with _reader(manifest) as reader:
         columns = list(reader.fieldnames or ())
     if "path" not in columns:

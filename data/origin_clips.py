@@ -81,11 +81,7 @@ class Clip:
 
 
 def chosen_crops(recordings: Sequence[Recording], plan: ExamplePlan) -> list[Recording]:
-    """Choose parts of recordings that are long enough, spread evenly; up to a third are held out.
-
-    Raises:
-        DataError: if there is none.
-    """
+    """Choose long parts of recordings, up to a third held out, or raise ``DataError``."""
     needed = plan.prompt_seconds + plan.seconds
     crops: list[list[Recording]] = [[], []]
     for recording in recordings:

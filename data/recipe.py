@@ -12,22 +12,14 @@ from segue.core.files import write_text
 
 
 def check_folder(source: Path, expected: str) -> None:
-    """Refuse a source of a recipe that is not a folder.
-
-    Raises:
-        DataError: if it does not exist, or is a file.
-    """
+    """Raise ``DataError`` unless the source of a recipe is a folder."""
     if not source.is_dir():
         problem = "is a file" if source.exists() else "does not exist"
         raise DataError(str(source), problem, f"name a folder with {expected}")
 
 
 def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV file that has the columns ``needs``.
-
-    Raises:
-        DataError: if it is missing or lacks a column.
-    """
+    """Read the rows of a CSV file that has the columns ``needs``, or raise ``DataError``."""
     header = f"its first line must name the columns {', '.join(needs)}"
     if not path.is_file():
         fix = f"name a CSV file; {header}" if needs else "name a CSV file"

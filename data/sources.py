@@ -122,11 +122,7 @@ def load_recordings(source: Path | str, split: Split) -> Recordings:
 
 
 def of_split(recordings: Recordings, split: Split, source: Path | str) -> Recordings:
-    """Return the recordings of one split.
-
-    Raises:
-        DataError: naming ``source``, if there are none.
-    """
+    """Return the recordings of one split, or raise ``DataError`` if ``source`` has none."""
     chosen = recordings.of_split(split)
     if not len(chosen):
         raise DataError(
@@ -231,11 +227,7 @@ def _listed(
 
 
 def _tars(source: str) -> list[str]:
-    """Return the tars that a pattern or folder stands for.
-
-    Raises:
-        DataError: if one of them does not exist.
-    """
+    """Return the tars that a pattern or folder means, or raise ``DataError`` if one is missing."""
     if not source.endswith(".tar") and _there(source) and is_folder(source):
         return [name for name in files_below(source) if name.endswith(".tar")]
     names = expand(source)

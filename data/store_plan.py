@@ -92,11 +92,7 @@ def has_split(directory: Path, split: str) -> bool:
 
 
 def read_header(directory: str) -> dict[str, Any]:
-    """Read ``store.json``.
-
-    Raises:
-        DataError: if it cannot be read or is of another version.
-    """
+    """Read ``store.json``, or raise ``DataError`` if it cannot be read or is of another version."""
     path = f"{directory}/{HEADER}"
     try:
         header = json.loads(read_text(path))

@@ -85,11 +85,7 @@ class ShardHeader:
 
 
 def read_shard_header(where: str) -> ShardHeader:
-    """Read the header of a shard in the safetensors format; ids are not read.
-
-    Raises:
-        DataError: if it is cut off or no shard.
-    """
+    """Read the safetensors header of a shard, not its ids, or raise ``DataError``."""
     try:
         length = int.from_bytes(read_range(where, 0, 8), "little")
         if length > MOST_HEADER:

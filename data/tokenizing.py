@@ -131,11 +131,7 @@ def _encode(tokenizer: Tokenizer, wave: Tensor, rate: int) -> Tensor:
 
 @torch.inference_mode()
 def check_tokenizer(tokenizer: Tokenizer, recordings: Sequence[Recording]) -> None:
-    """Encode some of a recording, to find a fault before anything is trained on the tokens.
-
-    Raises:
-        PluginError: if the tokenizer breaks the contract of ``Tokenizer.encode``.
-    """
+    """Encode some of a recording, or raise ``PluginError``, before anything learns from tokens."""
     rate = tokenizer.spec.sample_rate
     batch = next(iter(whole_recordings(recordings, rate, TRIED_SECONDS)), None)
     if batch is not None:

@@ -74,11 +74,7 @@ def continued(
     progress: Progress | None = None,
     keep: Keep | None = None,
 ) -> list[Continuation]:
-    """Continue the start of each recording that can be used.
-
-    Raises:
-        DataError: if none can.
-    """
+    """Continue the start of each recording that can be used, or raise ``DataError`` if none can."""
     records = []
     for recording in tracked(recordings, "continuations", progress):
         audio = _start(recording, prompt_seconds + seconds, pipeline.config.prompt.min_seconds)

@@ -31,11 +31,7 @@ Event = tuple[int, int, bytes]  # tick, status, data
 
 
 def find_scores(folder: Path) -> dict[str, Path]:
-    """Find the MIDI files below a folder, by the stem that recordings share with them.
-
-    Raises:
-        DataError: if the folder does not exist, or two files have one stem.
-    """
+    """Return the MIDI files below a folder by their stems; raise ``DataError`` for twins."""
     if not folder.is_dir():
         raise DataError(str(folder), "is not a folder", "name the folder of the MIDI files")
     found: dict[str, Path] = {}

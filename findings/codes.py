@@ -87,11 +87,7 @@ class CodeShape:
 
 
 def read_shapes(texts: Sequence[str]) -> tuple[str, ...]:
-    """Read candidates, each once.
-
-    Raises:
-        ConfigError: if one is not a shape of codes.
-    """
+    """Read candidates, each once, or raise ``ConfigError`` if one is not a shape of codes."""
     return tuple(dict.fromkeys(str(CodeShape.parse(text)) for text in texts))
 
 

@@ -49,11 +49,7 @@ class Judgement:
 
 
 def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
-    """Judge audio of any length and sample rate.
-
-    Raises:
-        AudioError: if it is shorter than half a second, or silent.
-    """
+    """Judge audio of any length and rate, or raise ``AudioError`` if under 0.5 s or silent."""
     _check_length(audio.seconds, place)
     wave, rate = audio.wave, detector.config.sample_rate
     if audio.sample_rate != rate:
@@ -181,11 +177,7 @@ def _pretrained_folder(record: PluginRecord) -> Path | None:
 
 
 def load_detector(directory: Path, host: PluginHost) -> Detector:
-    """Load the detector of a directory.
-
-    Raises:
-        CheckpointError: if there is none, or it cannot be used.
-    """
+    """Load the detector of a directory, or raise ``CheckpointError``."""
     if read_manifest(directory).kind != "detector":
         raise CheckpointError(
             str(directory),

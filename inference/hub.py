@@ -36,11 +36,7 @@ def is_hub_name(source: str | Path, host: PluginHost) -> bool:
 
 
 def fetch(name: str, revision: str | None, token: str | None) -> Path:
-    """Return the local directory of a repository's pipeline, fetched unless it is in the cache.
-
-    Raises:
-        CheckpointError: if it cannot be fetched, or holds no pipeline.
-    """
+    """Return a repository's pipeline, from the cache or fetched, or raise ``CheckpointError``."""
     with _clear_errors(name, revision):
         found = _hub(name).snapshot_download(
             name, revision=revision, token=token, allow_patterns=list(FILES), library_name="segue"

@@ -182,11 +182,7 @@ class LoadedPipeline:
         return _unpickled, (type(self), self.assembly, self.parts)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move all weights; ``auto`` takes a GPU if there is one.
-
-        Raises:
-            ConfigError: if this machine has no such device, or a stage cannot be decoded there.
-        """
+        """Move all weights, with ``auto`` to a GPU if there is one, or raise ``ConfigError``."""
         if isinstance(device, torch.dtype):  # as PyTorch's modules take it
             fix = "give dtype to from_pretrained"
             raise ConfigError("to", f"takes a device, not {device}", fix)
@@ -423,11 +419,7 @@ class LoadedPipeline:
 
 
 def with_dtype(config: PipelineConfig, dtype: torch.dtype | str | None) -> PipelineConfig:
-    """Return the config with another number format of the stages' weights.
-
-    Raises:
-        ConfigError: if there is no such format.
-    """
+    """Return the config with another format of the stages' weights, or raise ``ConfigError``."""
     name = str(dtype).removeprefix("torch.")
     if dtype is None or name == "auto":
         return config

@@ -103,11 +103,7 @@ def check_wave(component: object, wave: object, rows: int, samples: int | None) 
 
 
 def check_codes(component: object, codes: object, levels: int, codebook_size: int) -> Tensor:
-    """Check the codes ``[1, Q, n]`` that a streaming encoder returned.
-
-    Raises:
-        PluginError: if it breaks the contract of ``StreamingEncoder``.
-    """
+    """Raise ``PluginError`` unless codes of a streaming encoder are ``[1, Q, n]`` and legal."""
     if not isinstance(codes, Tensor):
         _refuse(component, f"a streaming encoder returned a {type(codes).__name__}, not codes")
     lengths = torch.zeros(1, dtype=torch.long)
@@ -117,11 +113,7 @@ def check_codes(component: object, codes: object, levels: int, codebook_size: in
 
 
 def check_scores(component: object, scores: object, shape: tuple[int, ...]) -> Tensor:
-    """Check the scores of a detector, or the log-likelihoods of a stage model.
-
-    Raises:
-        PluginError: if they have another shape, are no numbers or NaN.
-    """
+    """Raise ``PluginError`` if scores or log-likelihoods have another shape or NaN."""
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         _refuse(component, f"score returned {kind}, not floating-point numbers")
@@ -134,22 +126,14 @@ def check_scores(component: object, scores: object, shape: tuple[int, ...]) -> T
 
 
 def scores_of(lm: StageLM, batch: StageBatch) -> Float[Tensor, "B Q N"]:
-    """Return the log-likelihoods ``lm.score`` gives a batch, checked.
-
-    Raises:
-        PluginError: if the model fails, or breaks the contract of ``StageLM.score``.
-    """
+    """Return ``lm.score`` of a batch, or raise ``PluginError`` where it breaks its contract."""
     with calling(lm, "score"):
         scores = lm.score(batch)
     return check_scores(lm, scores, batch.target.ids.shape)
 
 
 def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
-    """Check that a stage model streams at all.
-
-    Raises:
-        PluginError: if ``stream`` did not return something to iterate over.
-    """
+    """Raise ``PluginError`` if ``StageLM.stream`` returned nothing to iterate over."""
     if not isinstance(pieces, Iterable):
         _refuse(component, f"stream returned a {type(pieces).__name__}, not an iterator")
     return iter(pieces)
@@ -176,22 +160,14 @@ def check_frames(
 
 
 def check_figure(metric: object, value: object) -> float:
-    """Check the figure of a pair.
-
-    Raises:
-        PluginError: if it breaks the contract of ``Metric``.
-    """
+    """Return the figure of a pair as a float, or raise ``PluginError``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         _refuse(metric, f"it returned a {type(value).__name__}, not a number")
     return float(value)
 
 
 def check_measured(metric: object, result: object, records: int) -> Measured:
-    """Check the figures of a set of continuations.
-
-    Raises:
-        PluginError: if it breaks the contract of ``ContinuationMetric.measure``.
-    """
+    """Return the figures of a set of continuations, or raise ``PluginError``."""
     if not isinstance(result, Measured):
         _refuse(metric, f"measure returned a {type(result).__name__}, not Measured")
     if len(result.rows) != records:

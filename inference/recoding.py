@@ -34,11 +34,7 @@ class Survey:
 
 
 def survey(opened: OpenAudio, rate: int, place: str) -> Survey:
-    """Read a recording once, part by part.
-
-    Raises:
-        AudioError: if it holds no sample, or some that are not finite.
-    """
+    """Read a recording once, part by part; raise ``AudioError`` if it is empty or not finite."""
     samples, peak, total, squares = 0, 0.0, 0.0, 0.0
     for block in opened.blocks_at(rate):
         exact = block.double()

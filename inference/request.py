@@ -280,11 +280,7 @@ class GeneratedAudio:
         return f"<div>{html.escape(repr(self))}<br>{'<br>'.join(players)}</div>"
 
     def play(self) -> None:
-        """Show players in a notebook.
-
-        Raises:
-            OutputError: outside of one.
-        """
+        """Show players in a notebook, or raise ``OutputError`` outside of one."""
         try:
             from IPython import get_ipython
             from IPython.display import HTML, display

@@ -90,11 +90,7 @@ class Transcoder:
         ]
 
     def recording(self, prompt: Prompt) -> Audio:
-        """Bring a whole recording of any length to the pipeline's rate.
-
-        Raises:
-            AudioError: if it cannot be used.
-        """
+        """Bring a whole recording of any length to the pipeline's rate, or raise ``AudioError``."""
         audio = as_prompt(prompt, "prompt")
         return prepare(audio, self.sample_rate, min_seconds=0, max_seconds=math.inf, place="prompt")
 

@@ -124,11 +124,7 @@ class OpenAudio:
 
 @contextmanager
 def open_audio(path: Path, place: str | None = None) -> Iterator[OpenAudio]:
-    """Open a file that libsndfile knows, to read it part by part.
-
-    Raises:
-        AudioError: here or in the block, if the file is missing, empty or not audio.
-    """
+    """Open a file that libsndfile knows, or raise ``AudioError``, here or in the block."""
     place = place or str(path)
     with open_sound(path, place) as sound:
         with decoding(place):

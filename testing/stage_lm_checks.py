@@ -43,11 +43,7 @@ def lm_of(subject: Subject) -> StageLM:
 
 
 def autoregressive_lm_of(subject: Subject) -> StageLM:
-    """Return the same, for promises that hold where each token is drawn from its score.
-
-    Raises:
-        NotApplicable: for a model that says that it draws in another way.
-    """
+    """Return the same; raise ``NotApplicable`` where tokens are not drawn from their scores."""
     lm = lm_of(subject)
     if not lm.autoregressive:
         raise NotApplicable("the model fills masks in passes, not each token from its score")

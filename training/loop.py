@@ -320,11 +320,7 @@ def _play(run: TrainingRun, batches: Batches, step: int) -> None:
 
 
 def _roll_back(run: TrainingRun, learner: Learner, step: int, trouble: str) -> int:
-    """Go back to an earlier checkpoint; return its step.
-
-    Raises:
-        DivergedError: if there is none, or training went back too often.
-    """
+    """Go back to an earlier checkpoint and return its step, or raise ``DivergedError``."""
     # The older of two checkpoints comes first: the newest may have the trouble in it already.
     candidates, tried = on_first(
         lambda: (trained_checkpoints(run.directory)[-2:], len(rollbacks(run.directory)))

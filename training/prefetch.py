@@ -52,11 +52,7 @@ class Prefetcher:
             self._submit()
 
     def take(self) -> list[Batch]:
-        """Return the pieces of the next batch.
-
-        Raises:
-            SegueError: if ``batches`` raised it.
-        """
+        """Return the pieces of the next batch, or raise what ``batches`` raised."""
         if self._items is not None:
             return _taken(self._items)
         future = self._coming.popleft()

@@ -41,11 +41,7 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """Return the ranks that torchrun's environment describes; one process without it.
-
-    Raises:
-        TrainingError: if the environment is incomplete.
-    """
+    """Return the ranks of torchrun's environment, else one, or raise ``TrainingError``."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Ranks()

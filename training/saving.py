@@ -146,11 +146,7 @@ def _load(run: TrainingRun, learner: Learner, checkpoint: Path) -> int:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return ``trainer.json`` of a checkpoint: step, settings, and the learner's numbers.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
+    """Return ``trainer.json``, a checkpoint's step and settings, or raise ``CheckpointError``."""
     with _readable(checkpoint):
         return dict(json.loads(read_text(checkpoint / STATE_JSON)))
 

@@ -115,12 +115,7 @@ def command(
 
 
 def write_plugin(name: str, kind: str, folder: Path) -> str:
-    """Write the package; return the name of its component.
-
-    Raises:
-        ConfigError: if a package cannot have that name.
-        OutputError: if the folder holds something already, or cannot be written.
-    """
+    """Write the package and return the name of its component, or raise ``SegueError``."""
     module = _module(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(str(folder), "exists already", "name a new folder: --output FOLDER")

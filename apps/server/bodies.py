@@ -150,12 +150,7 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 async def read_body(request: Request, model: type[Body]) -> Body:
-    """Return what a request asks for.
-
-    Raises:
-        RefusedError: if its type is another, or it is malformed.
-        ConfigError: if a value is wrong.
-    """
+    """Return what a request asks for; raise ``RefusedError``, or ``ConfigError`` for a value."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "application/json":
         return from_text(await request.body(), model)
@@ -266,11 +261,7 @@ def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
 
 
 def check_signed(asked: Asked) -> None:
-    """Refuse what cannot hold the signature of a server that signs.
-
-    Raises:
-        RefusedError: if it is a stream, or of a format that holds none.
-    """
+    """Raise ``RefusedError`` for what cannot hold the signature of a server that signs."""
     if isinstance(asked, Generation) and asked.stream:
         problem = "this server signs what it makes, and a stream holds no signature; leave it out"
         raise RefusedError(422, f"stream: {problem}", "stream")

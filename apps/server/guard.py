@@ -25,11 +25,7 @@ class Gate:
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Hold a place.
-
-        Raises:
-            RefusedError: if there is none.
-        """
+        """Hold a place, or raise ``RefusedError`` if there is none."""
         if self._inside >= self._most:
             wait = str(self._retry_after())
             raise RefusedError(429, f"the server is full; come back in {wait} s", Retry_After=wait)

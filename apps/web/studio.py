@@ -114,11 +114,7 @@ class Result:
 
 
 def offered_models(pipelines: Sequence[Path] = ()) -> dict[str, dict[str, Model]]:
-    """Return the models of each domain that ships weights, and the pipelines of the user.
-
-    Raises:
-        SegueError: if a pipeline cannot be used.
-    """
+    """Return the models of each domain with weights, and the user's pipelines."""
     host, found = default_host(), dict[str, dict[str, Model]]()
     for directory in pipelines:
         found[directory.resolve().parent.name] = {"standard": _model(str(directory), None)}

@@ -125,11 +125,7 @@ class Signer:
 
 
 def check_signable(path: Path) -> None:
-    """Refuse a file that cannot hold a manifest.
-
-    Raises:
-        OutputError: by its suffix.
-    """
+    """Raise ``OutputError`` if files of this suffix hold no manifest."""
     if path.suffix.lower() not in FORMATS:
         raise OutputError(str(path), "cannot hold a signature", f"use {', '.join(FORMATS)}")
 

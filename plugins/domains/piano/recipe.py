@@ -89,11 +89,7 @@ def _listed(source: Path) -> list[dict[str, str]]:
 
 
 def find_soundfont() -> Path:
-    """Return the soundfont to render with.
-
-    Raises:
-        DataError: if FluidSynth or its soundfont is not installed.
-    """
+    """Return the soundfont to render with, or raise ``DataError`` if FluidSynth is missing."""
     font = next((path for path in SOUNDFONTS if path.exists()), None)
     if shutil.which("fluidsynth") is None or font is None:
         raise DataError(

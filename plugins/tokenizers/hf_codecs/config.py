@@ -74,11 +74,7 @@ class HfCodecOptions(TokenizerOptions):
         return Source(self.pretrained, self.revision)
 
     def architecture(self) -> dict[str, Any]:
-        """Return the content of ``config.json``, as recorded or else as it is at the source.
-
-        Raises:
-            ConfigError: if it cannot be read, or describes another kind of codec.
-        """
+        """Return ``config.json``, as recorded or at the source, or raise ``ConfigError``."""
         if self.found is not None:
             return self.found.config
         values = self.source.read()

@@ -12,11 +12,7 @@ from segue.core.validation import suggestion
 
 
 def describe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return architecture and preprocessor of a bundle, with the keys of transformers.
-
-    Raises:
-        ConfigError: if there is no such bundle.
-    """
+    """Return a bundle in the keys of transformers, or raise ``ConfigError`` if there is none."""
     pipelines = torchaudio.pipelines
     names = [n for n in pipelines.__all__ if hasattr(getattr(pipelines, n), "_model_type")]
     if name not in names:

@@ -54,11 +54,7 @@ class FoundModel(Options):
     preprocessor: dict[str, Any]  # the content of ``preprocessor_config.json``
 
     def shape(self) -> ModelShape:
-        """Return the shape of the model.
-
-        Raises:
-            ConfigError: if this model cannot be used.
-        """
+        """Return the shape of the model, or raise ``ConfigError`` if it cannot be used."""
         kind = self.config.get("model_type")
         size = (_MEL_SIZE if kind == MEL_MODEL else _WAVE_SIZE) | self.config
         layers, width = int(size["num_hidden_layers"]), int(size["hidden_size"])
@@ -130,11 +126,7 @@ class SslKMeansOptions(ClusterOptions):
         return self.pretrained.startswith(TORCHAUDIO)
 
     def source(self) -> FoundModel:
-        """Return the recorded description of the model, or else read it at the source.
-
-        Raises:
-            ConfigError: if it cannot be read.
-        """
+        """Return the description of the model, recorded or read, or raise ``ConfigError``."""
         if self.found is not None:
             return self.found
         if self.of_torchaudio:
@@ -146,11 +138,7 @@ class SslKMeansOptions(ClusterOptions):
         return FoundModel(config=source.read(), preprocessor=source.read(PREPROCESSOR))
 
     def shape(self) -> ModelShape:
-        """Return the shape of the model.
-
-        Raises:
-            ConfigError: if the source cannot be used or has no such layer.
-        """
+        """Return the shape of the model, or raise ``ConfigError`` if it cannot be used."""
         shape = self.source().shape()
         if self.layer > shape.num_layers:
             raise ConfigError(
