@@ -58,12 +58,9 @@ class Domain:
         return (*own, *(f"{self.name}/{Path(file).stem}" for file in files if file != default))
 
     def config_path(self, variant: str = "") -> Path:
-        """Return the YAML file that ``speech`` or ``speech/VARIANT`` means, to every command.
+        """Return the YAML file of ``speech`` or ``speech/VARIANT``, or raise ``ConfigError``.
 
         A pipeline with weights comes before a config of the same name.
-
-        Raises:
-            ConfigError: if there is none.
         """
         places = [self.directory / f"{variant or DEFAULT_VARIANT}.yaml"]
         if self.pretrained is not None:

@@ -76,13 +76,10 @@ def _check_size(size: int, place: str) -> None:
 
 
 def read_recording(recording: Recording, first_seconds: float | None = None) -> Audio:
-    """Read a recording at its own sample rate.
+    """Read a recording at its own sample rate, or raise ``AudioError``.
 
     Args:
         first_seconds: read no more than this.
-
-    Raises:
-        AudioError: if it cannot be read.
     """
     with open_recording(recording) as opened:
         wanted = opened.length

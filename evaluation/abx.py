@@ -28,7 +28,7 @@ LEAST_SPEAKERS = 3  # to draw from: draws of two are one of them twice, or the s
 def abx_errors(
     items: Sequence[Item], sequences: Sequence[Tensor], distance: Distance
 ) -> dict[str, Errors]:
-    """Compare all triples within and across speakers.
+    """Compare all triples within and across speakers, or raise ``DataError`` if there are none.
 
     Args:
         sequences: ``[N, D]`` frames of each item.
@@ -36,9 +36,6 @@ def abx_errors(
 
     Returns:
         ``within`` and ``across``, where there is a triple.
-
-    Raises:
-        DataError: if there are no triples.
     """
     labels, speakers = (_numbered([getattr(i, key) for i in items]) for key in ("label", "speaker"))
     blocks = _blocks(items, labels)

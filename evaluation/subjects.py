@@ -27,14 +27,11 @@ from segue.data.sources import of_split, read_recordings
 def spread_evenly(
     data: Path | str, items: int, split: Split | None, least_seconds: float = 0.0
 ) -> list[Recording]:
-    """Choose recordings evenly over a split, without those known to be too short.
+    """Choose long enough recordings evenly over a split, or raise ``DataError``.
 
     Args:
         split: None takes all.
         least_seconds: shorter ones are left out.
-
-    Raises:
-        DataError: if there is none.
     """
     recordings = read_recordings(data)
     if split is not None:

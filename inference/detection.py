@@ -58,13 +58,10 @@ def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:
 
 
 def judge_file(detector: Detector, path: Path, progress: Progress | None = None) -> Judgement:
-    """Judge a file of any length; only a part of it is in memory at a time.
+    """Judge a file of any length, a part at a time, or raise ``AudioError``.
 
     Args:
         progress: called with the file and the seconds that are judged, of how many.
-
-    Raises:
-        AudioError: as ``judge``, and if it cannot be read.
     """
     rate = detector.config.sample_rate
     with open_audio(path) as opened:
@@ -145,12 +142,9 @@ def _longest_run(true: Tensor) -> int:
 
 
 def shipped(domain: str, host: PluginHost) -> Path:
-    """Return the directory of a detector's shipped weights for a domain.
+    """Return the directory of a domain's shipped detector, or raise ``CheckpointError``.
 
     They lie in ``pretrained/<domain>`` beside the detector's module.
-
-    Raises:
-        CheckpointError: if no detector has any for it.
     """
     found: set[str] = set()
     for record in host.records("detector"):

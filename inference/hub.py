@@ -59,14 +59,11 @@ def publish(
     token: str | None,
     message: str,
 ) -> str:
-    """Upload a pipeline in one commit, and return the address of that commit.
+    """Upload a pipeline in one commit and return its address, or raise ``CheckpointError``.
 
     Args:
         card: text of the model card, unless the repository has one already.
         name: ``org/name``; made if it does not exist.
-
-    Raises:
-        CheckpointError: if the Hub refuses or cannot be reached.
     """
     if not _NAME.fullmatch(name):
         raise CheckpointError(name, "is not the name of a repository", "write org/name")

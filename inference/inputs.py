@@ -22,7 +22,7 @@ FORMS = "give a path, an open file, (wave, sample_rate) or Audio"
 
 
 def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> Audio:
-    """Return a prompt as mono audio at its own rate.
+    """Return a prompt as mono audio at its own rate, or raise ``AudioError``.
 
     Args:
         value: a path; a file opened in binary mode; a pair of a wave ``[T]``, ``[C, T]`` or
@@ -30,9 +30,6 @@ def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> A
             Face data sets have it; ``Audio``; or a result of one row.
         place: its name in errors.
         last_seconds: read no more than this of a file, from its end.
-
-    Raises:
-        AudioError: if it is none of these, or cannot be used.
     """
     if isinstance(value, Audio):
         return value

@@ -58,13 +58,10 @@ def calling(component: object, call: str) -> Iterator[None]:
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:
-    """Check what a tokenizer made of audio.
+    """Raise ``PluginError`` if tokens of audio break the contract of ``Tokenizer.encode``.
 
     Args:
         lengths: ``[B]`` samples of each row that was encoded.
-
-    Raises:
-        PluginError: if it breaks the contract of ``Tokenizer.encode``.
     """
     if not isinstance(tokens, Tokens):
         _refuse(component, f"encode returned a {type(tokens).__name__}, not Tokens")
@@ -77,14 +74,11 @@ def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Te
 
 
 def check_wave(component: object, wave: object, rows: int, samples: int | None) -> Tensor:
-    """Check what a codec decoded.
+    """Raise ``PluginError`` if audio breaks the contract of ``AcousticCodec.decode``.
 
     Args:
         rows: B.
         samples: T, or None where any number is right.
-
-    Raises:
-        PluginError: if it breaks the contract of ``AcousticCodec.decode``.
     """
     if not isinstance(wave, Tensor) or not wave.is_floating_point() or wave.itemsize < 2:
         kind = wave.dtype if isinstance(wave, Tensor) else type(wave).__name__
@@ -142,14 +136,11 @@ def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
 def check_frames(
     component: object, piece: object, rows: int, levels: int, codebook_size: int, most: int
 ) -> Tokens:
-    """Check frames that a stage model drew.
+    """Raise ``PluginError`` if drawn frames break the contract of ``StageLM.stream``.
 
     Args:
         rows, levels, codebook_size: B, Q and V that were asked for.
         most: frames that were still to be drawn.
-
-    Raises:
-        PluginError: if it breaks the contract of ``StageLM.stream``.
     """
     if not isinstance(piece, Tokens):
         _refuse(component, f"stream yielded a {type(piece).__name__}, not Tokens")

@@ -107,13 +107,10 @@ class Request:
         gap: tuple[float, float] | None = None,
         candidates: object = 1,
     ) -> Request:
-        """Make a request from values that a caller passed; without a seed, draw one.
+        """Make a request from a caller's values, or raise ``GenerationError``; draw a missing seed.
 
         Args:
             seed: of the first row, while row i uses ``seed + i``; or a list of one seed per row.
-
-        Raises:
-            GenerationError: if a value is out of range.
         """
         rows = whole_number(batch)
         if rows is None or not 1 <= rows <= MAX_BATCH:

@@ -124,14 +124,11 @@ def training_cost(
 
 
 def hours_of_data(data: Path | str | None, output: Path | None) -> float | None:
-    """Return the hours in the training split of the data, or None without data.
+    """Return the hours in the training split, None without data, or raise ``DataError``.
 
     Args:
         data: recordings, as ``read_recordings`` takes them, or a directory of tokens.
         output: a training directory; its tokens are counted if no data is named.
-
-    Raises:
-        DataError: if the data cannot be counted.
     """
     tokens = None if output is None else output / "tokens"
     if data is None and tokens is not None and exists(f"{tokens}/{HEADER}"):

@@ -94,12 +94,9 @@ def lowest_loss(directory: Path) -> float:
 
 
 def resume(run: TrainingRun, learner: Learner) -> int:
-    """Load the newest checkpoint, if there is one, and return its step, else 0.
+    """Load the newest checkpoint, or raise ``CheckpointError``; return its step, 0 without one.
 
     Log entries after that step go, since the run writes them again.
-
-    Raises:
-        CheckpointError: if it belongs to another component or cannot be read.
     """
     newest = on_first(lambda: _tidied(run))
     # Every rank loads, and all fail together: one that stopped alone would leave the others

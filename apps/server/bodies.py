@@ -190,13 +190,10 @@ def from_text(text: bytes | str, model: type[Body]) -> Body:
 def read_recording(
     data: bytes, pipeline: Pipeline, limits: Limits, last_seconds: float | None = None
 ) -> Audio:
-    """Decode a recording, and refuse what the pipeline could not use.
+    """Decode a recording, or raise ``AudioError`` if the pipeline could not use it.
 
     Args:
         last_seconds: no more than this of its end; None for all.
-
-    Raises:
-        AudioError: if it cannot be used.
     """
     if not data:
         raise AudioError("audio", "is empty", "send a recording")
@@ -272,14 +269,11 @@ def check_signed(asked: Asked) -> None:
 
 
 def encoded(part: Part, kind: str, seed: int = 0, signer: Signer | None = None) -> bytes:
-    """Return a row of audio as a file of a format.
+    """Return a row of audio as a file of a format, or raise ``AudioError``.
 
     Args:
         seed: of the row; others may have been made with it.
         signer: signs the file; None leaves it as it is.
-
-    Raises:
-        AudioError: if the format cannot hold it.
     """
     media, container, coding = FORMATS[kind]
     row = part.audio.row(part.row)

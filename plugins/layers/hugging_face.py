@@ -103,15 +103,12 @@ def load_model(
     headless: bool = False,
     **arguments: Any,
 ) -> Any:
-    """Return a model of transformers with its weights in float32, read from safetensors.
+    """Load a model of transformers in float32 from safetensors, or raise ``ConfigError``.
 
     Args:
         where: a directory, or a name that transformers can look up.
         name: what to call the model in errors.
         headless: accept missing weights of the head, outside of the base model.
-
-    Raises:
-        ConfigError: if it cannot be loaded or some of its weights are missing.
     """
     import torch
 

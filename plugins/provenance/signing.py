@@ -80,13 +80,10 @@ class Signer:
             raise OutputError(str(certificate), f"cannot sign: {error}", fix) from error
 
     def sign(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write a signed manifest into a file; its samples do not change.
+        """Write a signed manifest into a file, or raise ``OutputError``; its samples do not change.
 
         Args:
             metadata: how the audio was made, as in the JSON file beside it.
-
-        Raises:
-            OutputError: if the file is of another format, or cannot be written.
         """
         check_signable(path)
         with (
