@@ -167,9 +167,9 @@ def hook_manager(plugins: Iterable[PluginStatus]) -> pluggy.PluginManager:
 
 @contextmanager
 def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
-    """Keep what a plugin does while its code is imported from ending or spoiling the process.
+    """Keep a plugin whose code is imported in the block from ending or spoiling the process.
 
-    Its ``os._exit`` raises ``SystemExit``, and whoever waits for it learns whose it is.
+    ``os._exit`` raises ``SystemExit`` meanwhile, and an import that takes long is reported.
 
     Args:
         quiet: let ``print`` go to standard error: standard output may carry JSON or samples.

@@ -202,5 +202,6 @@ def native(path: Path) -> str | bytes:
 
 def cache_directory() -> Path:
     """Return where indexes and fetched shards are kept: ``SEGUE_CACHE``, or ``~/.cache/segue``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SEGUE_CACHE") or Path(base) / "segue")
+    if chosen := os.environ.get("SEGUE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"

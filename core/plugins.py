@@ -53,9 +53,6 @@ class PluginHost:
 
     Nothing is imported until something is asked for. Then the registering module of every plugin
     is imported (they import no torch), and of the components only the one that is asked for.
-
-    Args:
-        registries: Segue's own and possibly the user's; the pins of the last one win.
     """
 
     def __init__(

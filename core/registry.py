@@ -96,10 +96,7 @@ class _File(BaseModel):
 
 
 def read_registry(path: Path, source: str | None = None) -> Registry:
-    """Read and check one file.
-
-    Args:
-        source: of its records; by default the file's absolute path.
+    """Read and check one file; the ``source`` of its records is its absolute path by default.
 
     Raises:
         ConfigError: if it cannot be read, is not YAML or says something unknown.

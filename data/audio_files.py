@@ -76,11 +76,7 @@ def _check_size(size: int, place: str) -> None:
 
 
 def read_recording(recording: Recording, first_seconds: float | None = None) -> Audio:
-    """Read a recording at its own sample rate, or raise ``AudioError``.
-
-    Args:
-        first_seconds: read no more than this.
-    """
+    """Read at most ``first_seconds`` of a recording at its own rate, or raise ``AudioError``."""
     with open_recording(recording) as opened:
         wanted = opened.length
         if first_seconds is not None:

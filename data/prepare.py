@@ -37,16 +37,13 @@ def prepare_files(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scan a source and write ``manifest.csv``, ``problems.csv`` and ``summary.json``.
+    """Scan a source; write ``manifest.csv``, ``problems.csv`` and a summary; return the summary.
 
     A run that was killed goes on where it was. Recordings that are corrupt, silent, too short, hold
     NaN or the same sound as an earlier one are listed with the reason and left out.
 
     Args:
         progress: called with ``seconds``, seconds of audio scanned, and an estimate of all.
-
-    Returns:
-        The summary.
 
     Raises:
         DataError: if the source cannot be read or nothing of it can be used.

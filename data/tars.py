@@ -57,13 +57,10 @@ class Member:
 
 
 def list_tars(tars: list[str], note: Note) -> Iterator[Recording]:
-    """List the audio in WebDataset shards.
+    """List the audio in WebDataset shards; give members and tars of no use to ``note``.
 
     The group is what ``<key>.json`` calls group or speaker, or the folder part of the key, or the
     key itself.
-
-    Args:
-        note: called with members and tars that cannot be used.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         for tar, (members, problems) in zip(tars, pool.map(tar_index, tars), strict=True):

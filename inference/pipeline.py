@@ -54,7 +54,7 @@ class Pipeline(LoadedPipeline):
         progress: ProgressChoice = None,
         **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
-        """Continue one prompt.
+        """Continue one prompt; return a batch of one.
 
         Args:
             wave: a path, a file opened in binary mode, a tensor or array ``[T]``, ``[C, T]`` or
@@ -68,9 +68,6 @@ class Pipeline(LoadedPipeline):
                 a terminal or notebook once work takes a second; True and False decide.
             drawing: ``seed``, ``sampling``, ``temperature``, ``top_k`` and ``top_p``: see
                 ``segue.inference.request.Drawing``.
-
-        Returns:
-            A batch of one.
 
         Raises:
             AudioError: if the prompt cannot be used.

@@ -94,9 +94,6 @@ def open_sound(
 ) -> SoundReader:
     """Open a file that libsndfile knows: a path, or a binary file, which is read to its end.
 
-    Args:
-        place: its name in errors.
-
     Raises:
         AudioError: if the file is missing, empty or not audio.
     """

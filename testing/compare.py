@@ -84,8 +84,8 @@ def unchanged(**inputs: object) -> Iterator[None]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Fail if the block changes what the whole process shares: seeds, grad mode, and the like."""
-    # Else setting a seed again would change nothing.
-    torch.rand(()), random.random(), numpy.random.rand()  # as plugins do
+    # Move on from a seed that was just set: setting the same one again would go unnoticed.
+    torch.rand(()), random.random(), numpy.random.rand()
     before = _shared()
     yield
     for what, value in _shared().items():

@@ -45,11 +45,7 @@ SHOWN = 60  # characters of what was printed
 
 
 def check_distribution(source: str, timeout: float) -> list[ComponentResult]:
-    """Register a distribution's plugins and report what they should not do.
-
-    Args:
-        timeout: seconds after which its process is ended.
-    """
+    """Register a distribution's plugins within ``timeout`` s; report what they should not do."""
     found, printed, problem = _registered(source, timeout)
     broken = [f"entry point {name}: {why}" for name, why in found.get("broken", {}).items()]
     quiet = f"prints {printed[:SHOWN]!r} to standard output" if printed else ""

@@ -45,13 +45,10 @@ def train_detector(
     host: PluginHost,
     report: Report | None = None,
 ) -> Path:
-    """Train on the clips that are not kept for the test, or go on with it.
+    """Train on the clips that are not for the test, or go on; return the last checkpoint.
 
     Args:
         detector: on its device; gets the weights of the last checkpoint.
-
-    Returns:
-        The directory of the last checkpoint.
 
     Raises:
         DataError: if every clip is kept for the test, or none is.

@@ -89,13 +89,10 @@ class TrainingRun:
 
 
 def train(run: TrainingRun) -> Path:
-    """Train until ``run.config.steps``, resuming from the newest checkpoint if there is one.
+    """Train until ``run.config.steps``, resuming if need be; return the last checkpoint.
 
     Under torchrun every rank calls this alike; the first one reports and writes. On Ctrl-C or
     SIGTERM the step is finished and a checkpoint saved.
-
-    Returns:
-        The directory of the last checkpoint.
 
     Raises:
         DivergedError: if the loss stays non-finite or the component reports trouble, after

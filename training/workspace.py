@@ -213,14 +213,11 @@ def _train_unless_given(workspace: Workspace, part: str) -> None:
 
 
 def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int = 1) -> Path:
-    """Write the tokens of every recording with the workspace's trained tokenizers.
+    """Write the tokens of every recording with the trained tokenizers; return their directory.
 
     Args:
         rank: writes every ``world``-th shard from this number on.
         workers: processes that share the recordings of each shard, on the CPU.
-
-    Returns:
-        The directory of the token store.
 
     Raises:
         AssemblyError: if a tokenizer must be trained first.

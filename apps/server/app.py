@@ -154,11 +154,7 @@ async def _crash(request: Request, error: Exception) -> Response:
 
 
 class Service:
-    """Hold what the routes share.
-
-    Attributes:
-        engine: made when the server starts.
-    """
+    """Hold what the routes share."""
 
     engine: Engine
 

@@ -190,11 +190,7 @@ def from_text(text: bytes | str, model: type[Body]) -> Body:
 def read_recording(
     data: bytes, pipeline: Pipeline, limits: Limits, last_seconds: float | None = None
 ) -> Audio:
-    """Decode a recording, or raise ``AudioError`` if the pipeline could not use it.
-
-    Args:
-        last_seconds: no more than this of its end; None for all.
-    """
+    """Decode the last seconds of a recording, or raise ``AudioError`` if it is of no use."""
     if not data:
         raise AudioError("audio", "is empty", "send a recording")
     with tempfile.NamedTemporaryFile(prefix="segue-") as copy:

@@ -18,9 +18,6 @@ def load_models(
 ) -> dict[str, Pipeline]:
     """Return pipelines by name.
 
-    Args:
-        progress: as for ``Pipeline.from_pretrained``, of each in turn.
-
     Raises:
         ConfigError: if two have the same name.
         SegueError: if one cannot be loaded.

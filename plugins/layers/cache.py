@@ -58,7 +58,7 @@ class KeyValueCache:
     def row(self, row: int, first: int) -> KeyValueCache:
         """Return the cache of one row whose columns before ``first`` are padding.
 
-        It has the same memory, and takes the row's prefix in one block.
+        It writes to this cache's memory, and is for storing the row's prefix in one call.
         """
         one = KeyValueCache(len(self.layers), self.capacity, self.ring)
         # The row's own positions start behind its padding, in the same slots as those of the batch.

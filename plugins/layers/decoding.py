@@ -319,11 +319,7 @@ def row_by_row(layer: nn.Module, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"
 
 
 class HeadProducts:
-    """Logits of one output head per level, by the backend that also computes the steps.
-
-    Args:
-        weight: ``[Q, D, V]``.
-    """
+    """Logits of output heads ``[Q, D, V]``, one per level, by the backend of the steps."""
 
     def __init__(
         self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding

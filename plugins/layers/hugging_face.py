@@ -22,6 +22,10 @@ from segue.core.files import read_text
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: Keys that transformers writes into a config and that do not describe the architecture.
 INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
+REACHABLE = (
+    "name a directory that save_pretrained wrote, or a model of huggingface.co that is in the cache"
+    " or can be reached"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIXES = {
     CONFIG: "name a directory that save_pretrained wrote",
@@ -136,8 +140,7 @@ def loading(name: str, place: str) -> Iterator[None]:
         raise ConfigError(
             place,
             f"{name!r} cannot be loaded ({first_sentence(error)})",
-            "name a directory that save_pretrained wrote, with safetensors weights, or a model of "
-            "huggingface.co that is in the cache or can be reached",
+            f"{REACHABLE}; its weights must be safetensors",
         ) from error
 
 
@@ -204,9 +207,5 @@ def _hub() -> Any:
 
 
 def _unreachable(name: str, file: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        "pretrained",
-        f"{file} of {name!r} cannot be fetched ({first_sentence(error)})",
-        "name a directory that save_pretrained wrote, or a model of huggingface.co that is in the "
-        "cache or can be reached",
-    )
+    problem = f"{file} of {name!r} cannot be fetched ({first_sentence(error)})"
+    return ConfigError("pretrained", problem, REACHABLE)

@@ -228,11 +228,7 @@ class Transformer(nn.Module):
         return square if self.window is None else square.triu(1 - self.window)
 
     def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None = None) -> Hidden:
-        """Return hidden states ``[B, N, D]`` of embedded inputs ``x`` ``[B, N, D]``.
-
-        Args:
-            cache: earlier positions; the new ones are added to it.
-        """
+        """Return hidden states of embedded inputs ``[B, N, D]``; keys, values go to ``cache``."""
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, sight, cache)

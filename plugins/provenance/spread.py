@@ -30,11 +30,7 @@ OUTLIER = 1.0  # differences count up to this many times their median
 
 
 class Watermark:
-    """Mark audio, and look for the mark, with one key.
-
-    Args:
-        key: any text; readers need the same.
-    """
+    """Mark audio, and look for the mark, with one key: any text."""
 
     def __init__(self, key: str) -> None:
         size = BANDS * PAIRS

@@ -24,9 +24,6 @@ def prepare(source: Path, output: Path, progress: Progress | None = None) -> Pat
     Args:
         source: folder with ``manifest.csv``.
         output: folder to write to; audio stays where it is.
-
-    Returns:
-        The path of ``manifest.csv``.
     """
     files = "recordings without labels are prepared by `segue prepare files`"
     check_folder(source, f"manifest.csv (columns {', '.join(COLUMNS)}); {files}")

@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from segue.core.files import cache_directory
+
 SOURCE = Path(__file__).with_name("kernel.c")
 #: Not -ffast-math: it changes results and, when linking, makes the whole process flush denormal
 #: numbers to zero.
@@ -116,12 +118,8 @@ def _compile(compiler: str, path: Path) -> Path:
 
 def _directories() -> Iterator[Path]:
     """Yield the places for the compiled kernel, the best first."""
-    variables = os.environ
     with suppress(RuntimeError):  # a user without a home
-        if variables.get("SEGUE_CACHE"):
-            yield Path(variables["SEGUE_CACHE"])
-        else:
-            yield Path(variables.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"
+        yield cache_directory()
     user = os.getuid() if hasattr(os, "getuid") else "user"
     yield Path(tempfile.gettempdir()) / f"segue-{user}"
 
