@@ -54,22 +54,17 @@ TOKENIZER_OF = {SEMANTIC: "semantic_tokenizer", ACOUSTIC: "codec"}
 class Part:
     """One component of a pipeline: which plugin to build with which options and weights.
 
-    Attributes:
-        name, kind, place: those of the slot in the config that it fills.
-        use: registered name of the plugin: that of the checkpoint, which its fingerprint hashes.
-        options: the plugin's options, validated.
-        checkpoint: directory of its weights, if any.
-        manifest: the description of those weights.
-        stage: the slices of a stage, bound to the tokenizers; None for a tokenizer.
+    ``name``, ``kind`` and ``place`` are those of the slot in the config that it fills.
     """
 
     name: str
     kind: Kind
-    use: str
-    options: Options
+    use: str  # registered name of the plugin: that of the checkpoint, which its fingerprint hashes
+    options: Options  # the plugin's options, validated
     place: str
-    checkpoint: Path | None = None
-    manifest: ComponentManifest | None = None
+    checkpoint: Path | None = None  # directory of its weights, if any
+    manifest: ComponentManifest | None = None  # the description of those weights
+    # The slices of a stage, bound to the tokenizers; None for a tokenizer.
     stage: StageSpec | None = None
 
     def build(self, host: PluginHost) -> Component:
@@ -88,17 +83,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A pipeline whose parts are known to fit.
+    """A pipeline whose parts are known to fit."""
 
-    Attributes:
-        config: the config it was made from.
-        parts: every part under its name.
-        streams: the tokens of each stream that stages predict: of a codec possibly only its first
-            levels.
-    """
-
-    config: PipelineConfig
-    parts: Mapping[str, Part]
+    config: PipelineConfig  # the config it was made from
+    parts: Mapping[str, Part]  # every part under its name
+    # The tokens of each stream that stages predict: of a codec possibly only its first levels.
     streams: Mapping[str, TokenSpec]
 
     @property

@@ -27,33 +27,23 @@ FITTED = "-fitted"  # ends the names of checkpoints that were fitted after train
 
 @dataclass(frozen=True)
 class ComponentManifest:
-    """The contents of ``component.json``: it describes the weights beside it.
+    """The contents of ``component.json``: it describes the weights beside it."""
 
-    Attributes:
-        kind: ``semantic_tokenizer``, ``codec``, ``stage_lm`` or ``detector``.
-        use: registered name of the plugin.
-        options: the plugin's options, complete.
-        spec: a tokenizer's spec, with its fingerprint.
-        stage: a stage model's slices, with the fingerprints it was trained on.
-        trained: the data and steps of its training; free-form, for people and model cards.
-        distribution: package that the plugin came from; empty if unknown, as in older files.
-        version: of that package.
-        token_digest: hash of what decides a tokenizer's tokens where its fingerprint is an older
-            hash; empty where the fingerprint is that hash.
-        weights_digest: hash of the file of weights; empty in older files.
-    """
-
-    kind: Kind
-    use: str
-    options: dict[str, Any]
-    spec: dict[str, Any] | None = None
+    kind: Kind  # ``semantic_tokenizer``, ``codec``, ``stage_lm`` or ``detector``
+    use: str  # registered name of the plugin
+    options: dict[str, Any]  # the plugin's options, complete
+    spec: dict[str, Any] | None = None  # a tokenizer's spec, with its fingerprint
+    # A stage model's slices, with the fingerprints it was trained on.
     stage: dict[str, Any] | None = None
+    # The data and steps of its training; free-form, for people and model cards.
     trained: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-    distribution: str = ""
-    version: str = ""
+    distribution: str = ""  # package that the plugin came from; empty if unknown, as in older files
+    version: str = ""  # of that package
+    # Hash of what decides a tokenizer's tokens where its fingerprint is an older hash; empty where
+    # the fingerprint is that hash.
     token_digest: str = ""
-    weights_digest: str = ""
+    weights_digest: str = ""  # hash of the file of weights; empty in older files
 
     @property
     def made_by(self) -> str:

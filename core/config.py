@@ -208,22 +208,14 @@ class PromptConfig(Options):
 
 @dataclass(frozen=True)
 class Slot:
-    """A place of a pipeline that one component fills: a tokenizer, or the model of a stage.
+    """A place of a pipeline that one component fills: a tokenizer, or the model of a stage."""
 
-    Attributes:
-        name: names the part in commands, hooks, errors and directories: ``codec``,
-            ``stages.coarse``.
-        kind: the kind of plugin that fits.
-        place: the component's path in the config: ``codec``, ``stages.coarse.lm``.
-        component: the plugin that fills it.
-        stage: the stage whose model it is; None for a tokenizer.
-    """
-
+    # Names the part in commands, hooks, errors and directories: ``codec``, ``stages.coarse``.
     name: str
-    kind: Kind
-    place: str
-    component: ComponentConfig
-    stage: StageConfig | None = None
+    kind: Kind  # the kind of plugin that fits
+    place: str  # the component's path in the config: ``codec``, ``stages.coarse.lm``
+    component: ComponentConfig  # the plugin that fills it
+    stage: StageConfig | None = None  # the stage whose model it is; None for a tokenizer
 
     @property
     def folder(self) -> Path:

@@ -40,25 +40,18 @@ ONE_KIND = {f"segue_register_{kind}s": kind for kind in KINDS}
 
 @dataclass(frozen=True)
 class PluginStatus:
-    """A plugin and its state.
+    """A plugin and its state."""
 
-    Attributes:
-        source: its distribution's normalised name, or the path of the registry file that names it.
-        entry_point: the name of its entry point, or its module.
-        target: ``"module"`` or ``"module:attribute"``.
-        state: ``found`` (not tried yet), ``ok``, ``broken`` (left out), ``blocked`` (never
-            imported) or ``overruled`` (it claims a name of Segue's own, which is used instead).
-        error: why it is not ``ok``.
-        records: the components that it registered.
-        plugin: the module or object that implements its hooks, once it was imported.
-    """
-
+    # Its distribution's normalised name, or the path of the registry file that names it.
     source: str
-    entry_point: str
-    target: str = ""
+    entry_point: str  # the name of its entry point, or its module
+    target: str = ""  # ``"module"`` or ``"module:attribute"``
+    # ``found`` (not tried yet), ``ok``, ``broken`` (left out), ``blocked`` (never imported) or
+    # ``overruled`` (it claims a name of Segue's own, which is used instead).
     state: Literal["found", "ok", "broken", "blocked", "overruled"] = "found"
-    error: str = ""
-    records: tuple[PluginRecord, ...] = ()
+    error: str = ""  # why it is not ``ok``
+    records: tuple[PluginRecord, ...] = ()  # the components that it registered
+    # The module or object that implements its hooks, once it was imported.
     plugin: Any = field(default=None, compare=False, repr=False)
 
     @property

@@ -40,23 +40,15 @@ USER_FILES = ("segue-registry.yaml", "registry.yaml")
 
 @dataclass(frozen=True)
 class Registry:
-    """Hold what one registry file says.
+    """Hold what one registry file says."""
 
-    Attributes:
-        path: of the file.
-        source: of its records: ``segue``, or the path of a user's file.
-        records: the components it names.
-        hooks: ``"module"`` or ``"module:attribute"`` of local plugins.
-        pins: ``kind/name`` -> the source that wins a conflict.
-        blocked: distributions, ``distribution:entry point`` or ``kind/name``.
-    """
-
-    path: Path
-    source: str
-    records: tuple[PluginRecord, ...] = ()
-    hooks: tuple[str, ...] = ()
+    path: Path  # of the file
+    source: str  # of its records: ``segue``, or the path of a user's file
+    records: tuple[PluginRecord, ...] = ()  # the components it names
+    hooks: tuple[str, ...] = ()  # ``"module"`` or ``"module:attribute"`` of local plugins
+    # ``kind/name`` -> the source that wins a conflict.
     pins: Mapping[str, str] = field(default_factory=dict)
-    blocked: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()  # distributions, ``distribution:entry point`` or ``kind/name``
 
 
 def _component(text: str) -> str:

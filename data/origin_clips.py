@@ -38,40 +38,26 @@ TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
 
 @dataclass(frozen=True)
 class ExamplePlan:
-    """Settings for making examples.
+    """Settings for making examples."""
 
-    Attributes:
-        prompt_seconds: of each recording, which a continuation follows; no part of an example.
-        seconds: length of an example.
-        items: examples of each origin, at most.
-        batch: prompts that are continued together.
-        seed: of the first continuation; each has its own.
-    """
-
+    # Of each recording, which a continuation follows; no part of an example.
     prompt_seconds: float = 1.5
-    seconds: float = 3.5
-    items: int = 400
-    batch: int = 8
-    seed: int = 0
+    seconds: float = 3.5  # length of an example
+    items: int = 400  # examples of each origin, at most
+    batch: int = 8  # prompts that are continued together
+    seed: int = 0  # of the first continuation; each has its own
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording's examples.
+    """One recording's examples."""
 
-    Attributes:
-        waves: ``[2 + Q, T]``: real, through the codec's first 1 to Q levels, generated.
-        group: speaker or piece.
-        tested: kept for the test; whole groups are.
-        unseen: the pipeline itself has not learnt from the group.
-        pipeline: name of the one that generated.
-    """
-
+    # ``[2 + Q, T]``: real, through the codec's first 1 to Q levels, generated.
     waves: Int16[Tensor, "R T"]
-    group: str
-    tested: bool
-    unseen: bool
-    pipeline: str = ""
+    group: str  # speaker or piece
+    tested: bool  # kept for the test; whole groups are
+    unseen: bool  # the pipeline itself has not learnt from the group
+    pipeline: str = ""  # name of the one that generated
 
     def of(self, origin: str) -> Int16[Tensor, "R T"]:
         """Return the examples of one of ``ORIGINS``; of ``coded`` one for each level count."""

@@ -27,19 +27,12 @@ KINDS = ("missing", "corrupt", "nan", "silent", "too short", "duplicate", "not u
 
 @dataclass(frozen=True)
 class Heard:
-    """The outcome of scanning one recording.
+    """The outcome of scanning one recording."""
 
-    Attributes:
-        seconds: its true length.
-        sound: 64 bits of a hash of its sample rate and samples, whatever the file format.
-        kind: of the problem, from ``KINDS``; empty if there is none.
-        problem: in words.
-    """
-
-    seconds: float
-    sound: int
-    kind: str = ""
-    problem: str = ""
+    seconds: float  # its true length
+    sound: int  # 64 bits of a hash of its sample rate and samples, whatever the file format
+    kind: str = ""  # of the problem, from ``KINDS``; empty if there is none
+    problem: str = ""  # in words
 
 
 @dataclass(frozen=True)

@@ -77,17 +77,11 @@ class SourcesConfig(Options):
 
 @dataclass(frozen=True)
 class Grouping:
-    """Rules for grouping recordings and holding groups out where the source leaves it open.
+    """Rules for grouping recordings and holding groups out where the source leaves it open."""
 
-    Attributes:
-        column: of a manifest, to take as group.
-        level: of the folders on the way to a file, 0 the first, to take as group.
-        held_out: share of the groups.
-    """
-
-    column: str | None = None
-    level: int | None = None
-    held_out: float = HELD_OUT
+    column: str | None = None  # of a manifest, to take as group
+    level: int | None = None  # of the folders on the way to a file, 0 the first, to take as group
+    held_out: float = HELD_OUT  # share of the groups
 
 
 def read_recordings(source: Path | str) -> Recordings:

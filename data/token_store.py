@@ -58,21 +58,13 @@ class Block:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """The header of a shard.
+    """The header of a shard."""
 
-    Attributes:
-        where: path or URL.
-        blocks: its arrays by name.
-        groups: names of the groups of its recordings, by number.
-        problems: places of recordings that were left out, and why.
-        digest: of the recordings it was made of.
-    """
-
-    where: str
-    blocks: dict[str, Block]
-    groups: list[str]
-    problems: list[tuple[str, str]]
-    digest: str
+    where: str  # path or URL
+    blocks: dict[str, Block]  # its arrays by name
+    groups: list[str]  # names of the groups of its recordings, by number
+    problems: list[tuple[str, str]]  # places of recordings that were left out, and why
+    digest: str  # of the recordings it was made of
 
     def small(self, name: str) -> Array:
         """Read a short array whole."""

@@ -114,18 +114,13 @@ def preferred(right: float, wrong: float) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """Name two recordings, of which the first is right.
-
-    Attributes:
-        right, wrong: paths.
-        group: what pairs have in common that are drawn together, such as a word in several voices.
-        kind: of the contrast, such as a syntactic phenomenon; empty if there is but one.
-    """
+    """Name two recordings, of which the first is right."""
 
     right: Path
     wrong: Path
+    # What pairs have in common that are drawn together, such as a word in several voices.
     group: str
-    kind: str = ""
+    kind: str = ""  # of the contrast, such as a syntactic phenomenon; empty if there is but one
 
 
 def read_pairs(table: Path, folder: Path | None = None) -> list[Pair]:
@@ -219,19 +214,12 @@ def evaluate_pairs(
 
 @dataclass(frozen=True)
 class Order:
-    """Say how continuations are spoiled.
+    """Say how continuations are spoiled."""
 
-    Attributes:
-        prompt_seconds: left as they are, and not judged.
-        seconds: judged.
-        piece_seconds: length of the pieces that change places.
-        seed: of the orders.
-    """
-
-    prompt_seconds: float
-    seconds: float
-    piece_seconds: float
-    seed: int = 0
+    prompt_seconds: float  # left as they are, and not judged
+    seconds: float  # judged
+    piece_seconds: float  # length of the pieces that change places
+    seed: int = 0  # of the orders
 
 
 def evaluate_order(

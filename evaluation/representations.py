@@ -28,21 +28,14 @@ FEATURE_LEVEL, FLOOR = 0.1, 1e-3  # RMS of the audio, least magnitude
 
 @dataclass(frozen=True)
 class Representation:
-    """Describe audio as a sequence of frames that can be compared.
+    """Describe audio as a sequence of frames that can be compared."""
 
-    Attributes:
-        name: in tables.
-        frame_rate: frames per second.
-        distance: of two frames.
-        frames: of audio ``[N, D]``; ids of D levels for the distance ``hamming``.
-        vocabulary: number of ids, where there is one level of them.
-    """
-
-    name: str
-    frame_rate: float
-    distance: Distance
+    name: str  # in tables
+    frame_rate: float  # frames per second
+    distance: Distance  # of two frames
+    # Of audio ``[N, D]``; ids of D levels for the distance ``hamming``.
     frames: Callable[[Audio], Tensor]
-    vocabulary: int | None = None
+    vocabulary: int | None = None  # number of ids, where there is one level of them
 
 
 def of_tokenizer(

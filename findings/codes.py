@@ -37,17 +37,11 @@ WINDOW_HOPS = 2  # least samples of a codec's window, in frames
 
 @dataclass(frozen=True)
 class CodeShape:
-    """One candidate.
+    """One candidate."""
 
-    Attributes:
-        frame_rate: frames per second.
-        num_levels: residual levels Q.
-        codebook_size: codes per level V.
-    """
-
-    frame_rate: Fraction
-    num_levels: int
-    codebook_size: int
+    frame_rate: Fraction  # frames per second
+    num_levels: int  # residual levels Q
+    codebook_size: int  # codes per level V
 
     @classmethod
     def parse(cls, text: str) -> CodeShape:

@@ -37,36 +37,22 @@ class Claim:
 
 @dataclass
 class Finding:
-    """One table.
+    """One table."""
 
-    Attributes:
-        rows: figures by row.
-        shown: figures that the readable table shows, in order.
-        claims: of the paper, judged.
-        notes: what else a reader must know.
-        commands: plain ones that give the same figures.
-    """
-
-    rows: dict[str, Figures] = field(default_factory=dict)
-    shown: tuple[str, ...] = ()
-    claims: list[Claim] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
+    rows: dict[str, Figures] = field(default_factory=dict)  # figures by row
+    shown: tuple[str, ...] = ()  # figures that the readable table shows, in order
+    claims: list[Claim] = field(default_factory=list)  # of the paper, judged
+    notes: list[str] = field(default_factory=list)  # what else a reader must know
+    commands: list[str] = field(default_factory=list)  # plain ones that give the same figures
 
 
 @dataclass(frozen=True)
 class Table:
-    """The recipe of one finding.
+    """The recipe of one finding."""
 
-    Attributes:
-        about: one sentence: what is shown.
-        uses: fields of ``Settings`` that it depends on, beside those that all do.
-        make: raises ``InapplicableError`` where there is nothing to show.
-    """
-
-    about: str
-    uses: Sequence[str]
-    make: Callable[[Study], Finding]
+    about: str  # one sentence: what is shown
+    uses: Sequence[str]  # fields of ``Settings`` that it depends on, beside those that all do
+    make: Callable[[Study], Finding]  # raises ``InapplicableError`` where there is nothing to show
 
 
 class InapplicableError(Exception):

@@ -32,55 +32,32 @@ from segue.inference.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Settings:
-    """The user's choices.
+    """The user's choices."""
 
-    Attributes:
-        domain: whose suite measures.
-        source: a pipeline's directory or a domain with shipped weights.
-        data: recordings, of which only the held-out ones are measured.
-        items: most recordings.
-        prompt_seconds: of each, to continue from.
-        seconds: that are added.
-        seed: of what is drawn.
-        overrides: of the pipeline's config.
-        temperatures: of each stage in turn.
-        piece_seconds: pieces that change places in a shuffled continuation.
-        labels: CSV of labelled pieces of recordings; None: ``data``.
-        where: columns of it, and the values that they must have.
-        per_group: most items of one label, speaker and context.
-        scores: folder of MIDI files that recordings were rendered from.
-        tokens: a token store of the pipeline's tokenizers; None: one is made.
-        steps: that the stages of a variant are trained for.
-        clusters: numbers of semantic clusters.
-        levels: numbers of levels that are drawn given the semantic tokens.
-        codes: shapes of acoustic tokens, as ``read_shapes`` makes them.
-        codec_steps: that the codec of each shape is trained for.
-        lm_width: channels of the model of each shape's tokens.
-        lm_depth: its layers.
-    """
-
-    domain: str
-    source: str
-    data: str
-    prompt_seconds: float
-    seconds: float
-    items: int = 20
-    seed: int = 0
-    overrides: tuple[str, ...] = ()
-    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)
-    piece_seconds: float = 0.5
-    labels: str | None = None
-    where: tuple[str, ...] = ()
-    per_group: int = 10
-    scores: str | None = None
-    tokens: str | None = None
-    steps: int = 400
-    clusters: tuple[int, ...] = (128, 512)
+    domain: str  # whose suite measures
+    source: str  # a pipeline's directory or a domain with shipped weights
+    data: str  # recordings, of which only the held-out ones are measured
+    prompt_seconds: float  # of each, to continue from
+    seconds: float  # that are added
+    items: int = 20  # most recordings
+    seed: int = 0  # of what is drawn
+    overrides: tuple[str, ...] = ()  # of the pipeline's config
+    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)  # of each stage in turn
+    piece_seconds: float = 0.5  # pieces that change places in a shuffled continuation
+    labels: str | None = None  # CSV of labelled pieces of recordings; None: ``data``
+    where: tuple[str, ...] = ()  # columns of it, and the values that they must have
+    per_group: int = 10  # most items of one label, speaker and context
+    scores: str | None = None  # folder of MIDI files that recordings were rendered from
+    tokens: str | None = None  # a token store of the pipeline's tokenizers; None: one is made
+    steps: int = 400  # that the stages of a variant are trained for
+    clusters: tuple[int, ...] = (128, 512)  # numbers of semantic clusters
+    # Numbers of levels that are drawn given the semantic tokens.
     levels: tuple[int, ...] = (2, 4, 8)
+    # Shapes of acoustic tokens, as ``read_shapes`` makes them.
     codes: tuple[str, ...] = ("25x16x1024", "50x8x1024", "100x4x1024", "50x10x256", "50x7x4096")
-    codec_steps: int = 1500
-    lm_width: int = 192
-    lm_depth: int = 4
+    codec_steps: int = 1500  # that the codec of each shape is trained for
+    lm_width: int = 192  # channels of the model of each shape's tokens
+    lm_depth: int = 4  # its layers
 
 
 TRUTH = "true continuation"  # name of a row
@@ -114,21 +91,15 @@ def suite_of(domain: str, host: PluginHost) -> Suite:
 
 @dataclass
 class Study:
-    """The tables of one directory.
-
-    Attributes:
-        directory: holds tables, tokens and the training directories of variants.
-        table: that is being made.
-        missing: metrics that it does without, and why.
-    """
+    """The tables of one directory."""
 
     settings: Settings
-    directory: Path
+    directory: Path  # holds tables, tokens and the training directories of variants
     host: PluginHost
     device: torch.device | str = "cpu"
     progress: Progress | None = None
-    table: str = ""
-    missing: dict[str, str] = field(default_factory=dict)
+    table: str = ""  # that is being made
+    missing: dict[str, str] = field(default_factory=dict)  # metrics that it does without, and why
     _metrics: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @cached_property

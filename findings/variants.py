@@ -102,16 +102,11 @@ BASE, RUNS = "from_scratch.yaml", "runs"
 
 @dataclass(frozen=True)
 class Variant:
-    """One pipeline to be trained.
+    """One pipeline to be trained."""
 
-    Attributes:
-        name: of its training directory.
-        overrides: of the given pipeline's config, whose stages have no weights.
-        own_tokens: tokenizers without a checkpoint are trained, the semantic one is fitted anew.
-    """
-
-    name: str
-    overrides: tuple[str, ...]
+    name: str  # of its training directory
+    overrides: tuple[str, ...]  # of the given pipeline's config, whose stages have no weights
+    # Tokenizers without a checkpoint are trained, the semantic one is fitted anew.
     own_tokens: bool = False
 
 

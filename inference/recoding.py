@@ -18,19 +18,12 @@ from segue.sound.open_audio import OpenAudio
 
 @dataclass(frozen=True)
 class Survey:
-    """Figures of a whole recording at a pipeline's rate.
+    """Figures of a whole recording at a pipeline's rate."""
 
-    Attributes:
-        samples: their number.
-        scale: factor that brings the peak to full scale, if it is above.
-        rms: of the scaled samples.
-        notes: for the user.
-    """
-
-    samples: int
-    scale: float
-    rms: float
-    notes: tuple[str, ...]
+    samples: int  # their number
+    scale: float  # factor that brings the peak to full scale, if it is above
+    rms: float  # of the scaled samples
+    notes: tuple[str, ...]  # for the user
 
 
 def survey(opened: OpenAudio, rate: int, place: str) -> Survey:

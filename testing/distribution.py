@@ -26,17 +26,11 @@ from segue.core.validation import suggestion
 
 @dataclass(frozen=True)
 class ComponentResult:
-    """The outcome of one check.
+    """The outcome of one check."""
 
-    Attributes:
-        name: of the check; of a stage language model after the stage it was tried with.
-        problem: the broken promise; empty if the check passed or does not apply.
-        skipped: why the check does not apply; empty if it was run.
-    """
-
-    name: str
-    problem: str = ""
-    skipped: str = ""
+    name: str  # of the check; of a stage language model after the stage it was tried with
+    problem: str = ""  # the broken promise; empty if the check passed or does not apply
+    skipped: str = ""  # why the check does not apply; empty if it was run
 
 
 #: Seconds that registering may take: every command waits for all plugins.

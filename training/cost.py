@@ -33,19 +33,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine that a training would run on.
+    """The machine that a training would run on."""
 
-    Attributes:
-        ranks: number of GPUs.
-        gpu: a name in ``PEAK_TFLOPS``; None leaves days out unless ``tflops`` is given.
-        tflops: peak of one GPU.
-        mfu: share of the peak that is reached.
-    """
-
-    ranks: int = 1
+    ranks: int = 1  # number of GPUs
+    # A name in ``PEAK_TFLOPS``; None leaves days out unless ``tflops`` is given.
     gpu: str | None = None
-    tflops: float | None = None
-    mfu: float = 0.4
+    tflops: float | None = None  # peak of one GPU
+    mfu: float = 0.4  # share of the peak that is reached
 
     def flops_per_second(self, precision: str) -> float | None:
         """Return operations per second of all ranks in a number format, if the peak is known.

@@ -104,23 +104,15 @@ class RunningMean:
 
 @dataclass
 class Learner:
-    """A component with everything that its training changes.
+    """A component with everything that its training changes."""
 
-    Attributes:
-        component: the part that learns.
-        optimizer: of the component.
-        adversary: what a codec is trained against, if anything.
-        adversary_optimizer: of the adversary.
-        mean: running means of the component's weights, if the config asks for them.
-        scaler: of gradients in half precision, if there is one.
-    """
-
-    component: Component
-    optimizer: torch.optim.Optimizer
-    adversary: Adversary | None = None
-    adversary_optimizer: torch.optim.Optimizer | None = None
+    component: Component  # the part that learns
+    optimizer: torch.optim.Optimizer  # of the component
+    adversary: Adversary | None = None  # what a codec is trained against, if anything
+    adversary_optimizer: torch.optim.Optimizer | None = None  # of the adversary
+    # Running means of the component's weights, if the config asks for them.
     mean: RunningMean | None = None
-    scaler: Any = None
+    scaler: Any = None  # of gradients in half precision, if there is one
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

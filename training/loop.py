@@ -57,35 +57,22 @@ LEAST_SCALE = 1e-4  # of losses in half precision: below it, gradients overflow 
 
 @dataclass
 class TrainingRun:
-    """Everything that one training needs.
+    """Everything that one training needs."""
 
-    Attributes:
-        part: path of the part in the pipeline, such as ``stages.coarse``.
-        kind, use: what the part is registered as.
-        component: to be trained, on its device.
-        config: settings of the training.
-        directory: for checkpoints and the log; resumed if it holds any.
-        train_batches, valid_batches: make the batch of a number.
-        host: calls the plugins' hooks.
-        notes: written into each checkpoint's manifest.
-        report: takes part, step, number of steps and figures whenever a line is logged.
-        decoder: makes a stage's validation tokens audible.
-        say: takes sentences for the user.
-    """
-
-    part: str
+    part: str  # path of the part in the pipeline, such as ``stages.coarse``
     kind: Kind
-    use: str
-    component: Component
-    config: TrainingConfig
-    directory: Path
-    train_batches: Batches
-    valid_batches: Batches | None
-    host: PluginHost
-    notes: dict[str, Any] = field(default_factory=dict)
+    use: str  # registered name
+    component: Component  # to be trained, on its device
+    config: TrainingConfig  # settings of the training
+    directory: Path  # for checkpoints and the log; resumed if it holds any
+    train_batches: Batches  # makes the batch of a number
+    valid_batches: Batches | None  # does for validation
+    host: PluginHost  # calls the plugins' hooks
+    notes: dict[str, Any] = field(default_factory=dict)  # written into each checkpoint's manifest
+    # Takes part, step, number of steps and figures whenever a line is logged.
     report: Report | None = None
-    decoder: StageDecoder | None = None
-    say: Callable[[str], None] | None = None
+    decoder: StageDecoder | None = None  # makes a stage's validation tokens audible
+    say: Callable[[str], None] | None = None  # takes sentences for the user
 
 
 def train(run: TrainingRun) -> Path:

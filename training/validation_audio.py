@@ -31,15 +31,11 @@ SEED = 0  # of the stage's sampling
 
 @dataclass
 class StageDecoder:
-    """The codec and sampling that turn a stage's tokens into audio.
+    """The codec and sampling that turn a stage's tokens into audio."""
 
-    Attributes:
-        make: builds the codec of its tokens; called once, when it is needed.
-        sampling: how the stage draws.
-    """
-
+    # Builds the codec of its tokens; called once, when it is needed.
     make: Callable[[], AcousticCodec]
-    sampling: Sampling
+    sampling: Sampling  # how the stage draws
 
     @cached_property
     def codec(self) -> AcousticCodec | None:

@@ -58,27 +58,17 @@ VALIDATION_SEED = 7_777_777
 
 @dataclass
 class Workspace:
-    """A training directory: ``config.yaml``, one folder per part, ``tokens/`` and ``pipeline/``.
+    """A training directory: ``config.yaml``, one folder per part, ``tokens/`` and ``pipeline/``."""
 
-    Attributes:
-        config: resolved config, as given; ``current`` adds checkpoints made here.
-        directory: where everything goes.
-        data: recordings, as ``read_recordings`` takes them; None where tokens are enough.
-        host: finds plugins and calls their hooks.
-        device: to train on.
-        report: takes figures of the steps.
-        progress: takes how much of a pass over the data is done.
-        say: takes sentences for the user.
-    """
-
-    config: PipelineConfig
-    directory: Path
+    config: PipelineConfig  # resolved config, as given; ``current`` adds checkpoints made here
+    directory: Path  # where everything goes
+    # Recordings, as ``read_recordings`` takes them; None where tokens are enough.
     data: Path | str | None
-    host: PluginHost
-    device: torch.device | str = "cpu"
-    report: Report | None = None
-    progress: Progress | None = None
-    say: Callable[[str], None] | None = None
+    host: PluginHost  # finds plugins and calls their hooks
+    device: torch.device | str = "cpu"  # to train on
+    report: Report | None = None  # takes figures of the steps
+    progress: Progress | None = None  # takes how much of a pass over the data is done
+    say: Callable[[str], None] | None = None  # takes sentences for the user
 
     def __post_init__(self) -> None:
         use_threads(self.config.threads)

@@ -34,23 +34,17 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """One request for audio, checked.
-
-    Attributes:
-        prompt: the recording to continue, or to fill; None generates without one.
-        gap: start and end of the stretch to fill, in seconds.
-        stream: deliver chunks of the new audio as they are made, not the whole.
-    """
+    """One request for audio, checked."""
 
     pipeline: Pipeline
     seconds: float
     seed: int
     sampling: Mapping[str, Mapping[str, Any]]
-    prompt: Audio | None = None
+    prompt: Audio | None = None  # the recording to continue, or to fill; None generates without one
     prompt_audio: PromptAudio = "original"
     chunk_seconds: float | None = None
-    stream: bool = False
-    gap: tuple[float, float] | None = None
+    stream: bool = False  # deliver chunks of the new audio as they are made, not the whole
+    gap: tuple[float, float] | None = None  # start and end of the stretch to fill, in seconds
     candidates: int = 1
 
     @property

@@ -9,29 +9,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 @dataclass(frozen=True)
 class Limits:
-    """Bound what one server takes on; everything beyond is refused at once.
+    """Bound what one server takes on; everything beyond is refused at once."""
 
-    Attributes:
-        upload_bytes: size of a request's body.
-        prompt_seconds: length of a recording (counted at 48 kHz, stereo).
-        seconds: length of audio that a request may ask for.
-        requests: requests inside at once: uploading, waiting and running.
-        batch: requests that are computed together.
-        streams: streams that are computed at once; they take turns.
-        upload_timeout: seconds within which a body must have arrived.
-        timeout: seconds within which a request must be answered, waiting included.
-        gather_seconds: time to wait for companions when a batch is not full.
-    """
-
-    upload_bytes: int = 16 * 2**20
-    prompt_seconds: float = 120.0
-    seconds: float = 60.0
-    requests: int = 64
-    batch: int = 8
-    streams: int = 4
-    upload_timeout: float = 30.0
-    timeout: float = 300.0
-    gather_seconds: float = 0.02
+    upload_bytes: int = 16 * 2**20  # size of a request's body
+    prompt_seconds: float = 120.0  # length of a recording (counted at 48 kHz, stereo)
+    seconds: float = 60.0  # length of audio that a request may ask for
+    requests: int = 64  # requests inside at once: uploading, waiting and running
+    batch: int = 8  # requests that are computed together
+    streams: int = 4  # streams that are computed at once; they take turns
+    upload_timeout: float = 30.0  # seconds within which a body must have arrived
+    timeout: float = 300.0  # seconds within which a request must be answered, waiting included
+    gather_seconds: float = 0.02  # time to wait for companions when a batch is not full
 
     @property
     def prompt_samples(self) -> int:

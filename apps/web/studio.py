@@ -46,21 +46,13 @@ class ProblemError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline that the page offers.
+    """A pipeline that the page offers."""
 
-    Attributes:
-        source: as ``Pipeline.from_pretrained`` takes it.
-        description: what to expect of it.
-        temperatures: of each stage, in order.
-        most_seconds: of a prompt; only the end of a longer one is used.
-        example: a prompt to try, or None.
-    """
-
-    source: str
-    description: str
-    temperatures: Mapping[str, float]
-    most_seconds: float
-    example: Path | None = None
+    source: str  # as ``Pipeline.from_pretrained`` takes it
+    description: str  # what to expect of it
+    temperatures: Mapping[str, float]  # of each stage, in order
+    most_seconds: float  # of a prompt; only the end of a longer one is used
+    example: Path | None = None  # a prompt to try, or None
 
 
 @dataclass(frozen=True)
@@ -81,27 +73,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """Generated audio with its files.
+    """Generated audio with its files."""
 
-    Attributes:
-        number: what the page calls it.
-        about: how it came about.
-        model: domain and stage model.
-        seconds: length of the whole.
-        marks: seconds at which new audio begins, and ends if kept audio follows.
-        sounds: label → (file, second at which it starts in the whole); the whole comes first.
-        notes: changes made to the prompt and to the result.
-    """
-
-    number: int
-    about: str
-    model: str
+    number: int  # what the page calls it
+    about: str  # how it came about
+    model: str  # domain and stage model
     seed: int
-    seconds: float
-    marks: tuple[float, ...]
+    seconds: float  # length of the whole
+    marks: tuple[float, ...]  # seconds at which new audio begins, and ends if kept audio follows
+    # Label → (file, second at which it starts in the whole); the whole comes first.
     sounds: Mapping[str, tuple[Path, float]]
     picture: Path
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # changes made to the prompt and to the result
 
     @property
     def whole(self) -> Path:
