@@ -14,25 +14,19 @@ PIPELINE_FILE = "pipeline.yaml"  # of a saved pipeline
 
 @dataclass(frozen=True)
 class Domain:
-    """A kind of audio that pipelines are made for.
+    """A kind of audio that pipelines are made for."""
 
-    Attributes:
-        name: the word users write: ``--domain speech``.
-        directory: holds configs to train from (``baseline.yaml`` is ``speech/baseline``) and
-            ``pretrained/``, pipelines with weights: ``pipeline.yaml`` there is ``speech``,
-            ``three_stage.yaml`` is ``speech/three_stage``. Without them ``config.yaml`` is
-            ``speech``.
-        recipe: ``"module:function"`` that turns source data into a manifest:
-            ``function(source: Path, output: Path, progress) -> Path``.
-        prompt: an audio file that may be published with the package, for demos.
-        findings: ``"module:attribute"`` of a ``segue.findings.suite.Suite`` that `segue reproduce`
-            measures; empty if there is none.
-    """
-
-    name: str
+    name: str  # the word users write: ``--domain speech``
+    # Holds configs to train from (``baseline.yaml`` is ``speech/baseline``) and ``pretrained/``,
+    # pipelines with weights: ``pipeline.yaml`` there is ``speech``, ``three_stage.yaml`` is
+    # ``speech/three_stage``. Without them ``config.yaml`` is ``speech``.
     directory: Path
+    # ``"module:function"`` that turns source data into a manifest: ``function(source: Path, output:
+    # Path, progress) -> Path``.
     recipe: str
-    prompt: Path
+    prompt: Path  # an audio file that may be published with the package, for demos
+    # ``"module:attribute"`` of a ``segue.findings.suite.Suite`` that `segue reproduce` measures;
+    # empty if there is none.
     findings: str = ""
 
     @property

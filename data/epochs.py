@@ -102,17 +102,12 @@ def _scrambled(values: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One row of a batch.
+    """One row of a batch."""
 
-    Attributes:
-        unit: number of the recording or group that is cropped.
-        slot: which of the unit's crops it is.
-        turn: how often all crops were gone through before; what else is drawn at random for the
-            crop depends on it.
-    """
-
-    unit: int
-    slot: int
+    unit: int  # number of the recording or group that is cropped
+    slot: int  # which of the unit's crops it is
+    # How often all crops were gone through before; what else is drawn at random for the crop
+    # depends on it.
     turn: int
 
 

@@ -21,31 +21,19 @@ UNKNOWN = -1.0  # as a length in seconds
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording: where its bytes are, its length, its group and its split.
+    """One recording: where its bytes are, its length, its group and its split."""
 
-    Attributes:
-        where: local path or URL; a ``Path`` is taken too.
-        seconds: its length; 0 if it is not audio, ``UNKNOWN`` before it was measured.
-        group: speaker or piece; whole groups are held out.
-        split: what it is for.
-        offset: in bytes, where it begins inside ``where``, which then is a tar.
-        size: in bytes; ``WHOLE_FILE`` outside tars.
-        start: seconds into the audio, if it is only ``seconds`` of it; None if it is all of it.
-        channel: the one to take; None mixes all to mono.
-        member: its name inside a tar.
-        source: number of the source that it comes from, among those read together.
-    """
-
-    where: str
-    seconds: float
-    group: str
-    split: Split
-    offset: int = 0
-    size: int = WHOLE_FILE
+    where: str  # local path or URL; a ``Path`` is taken too
+    seconds: float  # its length; 0 if it is not audio, ``UNKNOWN`` before it was measured
+    group: str  # speaker or piece; whole groups are held out
+    split: Split  # what it is for
+    offset: int = 0  # in bytes, where it begins inside ``where``, which then is a tar
+    size: int = WHOLE_FILE  # in bytes; ``WHOLE_FILE`` outside tars
+    # Seconds into the audio, if it is only ``seconds`` of it; None if it is all of it.
     start: float | None = None
-    channel: int | None = None
-    member: str = ""
-    source: int = 0
+    channel: int | None = None  # the one to take; None mixes all to mono
+    member: str = ""  # its name inside a tar
+    source: int = 0  # number of the source that it comes from, among those read together
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", os.fspath(self.where))

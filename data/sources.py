@@ -53,19 +53,13 @@ THREADS = 8
 
 
 class SourceConfig(Options):
-    """One source of several.
+    """One source of several."""
 
-    Attributes:
-        source: a path, relative to the file that names it, or a URL.
-        format: ``auto`` recognises it by names.
-        weight: how often its recordings are drawn in relation to their length.
-        split: what all of it is for; by default what it says itself, else whole groups are held
-            out.
-    """
-
-    source: str
-    format: Format = "auto"
+    source: str  # a path, relative to the file that names it, or a URL
+    format: Format = "auto"  # ``auto`` recognises it by names
+    # How often its recordings are drawn in relation to their length.
     weight: float = Field(default=1.0, gt=0, le=1000)
+    # What all of it is for; by default what it says itself, else whole groups are held out.
     split: Split | None = None
 
 

@@ -64,24 +64,16 @@ def usable(recording: Recording, limits: PromptConfig) -> Audio | None:
 
 @dataclass(frozen=True)
 class Item:
-    """Describe one labelled piece of a recording.
+    """Describe one labelled piece of a recording."""
 
-    Attributes:
-        path: of the recording.
-        label: what is said in it.
-        speaker: who says it.
-        context: what it stands between, such as a phone's neighbours; only items of the same
-            context are compared.
-        start: seconds.
-        end: seconds; infinity for the recording's end.
-    """
-
-    path: Path
-    label: str
-    speaker: str
+    path: Path  # of the recording
+    label: str  # what is said in it
+    speaker: str  # who says it
+    # What it stands between, such as a phone's neighbours; only items of the same context are
+    # compared.
     context: str = ""
-    start: float = 0.0
-    end: float = math.inf
+    start: float = 0.0  # seconds
+    end: float = math.inf  # seconds; infinity for the recording's end
 
 
 def load_items(

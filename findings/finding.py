@@ -20,15 +20,10 @@ LEAST_GROUPS = 5
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, and whether it holds here.
+    """A claim of the paper, and whether it holds here."""
 
-    Attributes:
-        text: what is said.
-        holds: None where the intervals overlap, or rest on fewer than ``LEAST_GROUPS`` speakers or
-            pieces.
-    """
-
-    text: str
+    text: str  # what is said
+    # None where the intervals overlap, or rest on fewer than ``LEAST_GROUPS`` speakers or pieces.
     holds: bool | None
 
     def to_json(self) -> dict[str, Any]:

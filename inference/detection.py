@@ -34,18 +34,14 @@ SURE_SECONDS = 2  # in a row that must sound generated before a recording counts
 
 @dataclass(frozen=True)
 class Judgement:
-    """A detector's judgement of one piece of audio.
+    """A detector's judgement of one piece of audio."""
 
-    Attributes:
-        verdict: ``partly generated`` if most of it is not, but some seconds in a row are: a
-            recording that was continued.
-        probability: of each of ``ORIGINS``, the mean over the seconds that are not silent.
-        seconds: ``[S, 3]``, for each second; NaN if it is silent.
-    """
-
+    # ``partly generated`` if most of it is not, but some seconds in a row are: a recording that was
+    # continued.
     verdict: Verdict
+    # Of each of ``ORIGINS``, the mean over the seconds that are not silent.
     probability: dict[str, float]
-    seconds: Float[Tensor, "S 3"]
+    seconds: Float[Tensor, "S 3"]  # ``[S, 3]``, for each second; NaN if it is silent
 
 
 def judge(detector: Detector, audio: Audio, place: str = "audio") -> Judgement:

@@ -43,21 +43,15 @@ Rows = dict[str, Int64[Tensor, "Q N"]]
 
 @dataclass(frozen=True)
 class Gap:
-    """The stretch of a recording that is drawn anew.
+    """The stretch of a recording that is drawn anew."""
 
-    Attributes:
-        recording: the whole recording, at the pipeline's rate.
-        start, end: the first sample that is replaced, and the first that is kept again.
-        frames: samples that are drawn: whole frames of every stream. More than the gap if the
-            recording ends in it.
-        first, last: the stages see ``recording.wave[first:start]`` and ``[end:last]``: whole
-            frames, possibly none.
-    """
-
-    recording: Audio
-    start: int
-    end: int
+    recording: Audio  # the whole recording, at the pipeline's rate
+    start: int  # the first sample that is replaced
+    end: int  # the first that is kept again
+    # Samples that are drawn: whole frames of every stream. More than the gap if the recording ends
+    # in it.
     frames: int
+    # The stages see samples ``first`` to ``start`` and ``end`` to ``last``: whole frames or none.
     first: int
     last: int
 

@@ -57,29 +57,22 @@ MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 
 @dataclass(frozen=True)
 class Request:
-    """A request for audio, checked and completed.
+    """A request for audio, checked and completed."""
 
-    Attributes:
-        task: the method of the pipeline that was called; ``stream`` continues or generates.
-        seconds: length of audio to add, or of the recording that is resynthesized.
-        seeds: one per row.
-        sampling: by stage, of those that run.
-        chunk_seconds: most new audio of a stage's first window; None for as much as fits.
-        prompts: one recording per row, at the pipeline's rate; empty if there are none.
-        prompt_audio: what the result starts with: the recording, its codec version, or nothing.
-        gap: start and end, in seconds, of the stretch of the recording that is drawn anew; None if
-            the task is another.
-        candidates: continuations drawn by each stage that cannot look at both sides of the gap.
-    """
-
-    task: Task
-    seconds: float
-    seeds: tuple[int, ...]
-    sampling: Mapping[str, Sampling]
+    task: Task  # the method of the pipeline that was called; ``stream`` continues or generates
+    seconds: float  # length of audio to add, or of the recording that is resynthesized
+    seeds: tuple[int, ...]  # one per row
+    sampling: Mapping[str, Sampling]  # by stage, of those that run
+    # Most new audio of a stage's first window; None for as much as fits.
     chunk_seconds: float | None = None
+    # One recording per row, at the pipeline's rate; empty if there are none.
     prompts: tuple[Audio, ...] = ()
+    # What the result starts with: the recording, its codec version, or nothing.
     prompt_audio: PromptAudio = "original"
+    # Start and end, in seconds, of the stretch of the recording that is drawn anew; None if the
+    # task is another.
     gap: tuple[float, float] | None = None
+    # Continuations drawn by each stage that cannot look at both sides of the gap.
     candidates: int = 1
 
     @property

@@ -55,15 +55,11 @@ class Correction(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Hold what is wrong with a header.
+    """Hold what is wrong with a header."""
 
-    Attributes:
-        correction: where it states less than the file holds.
-        promise: times as many samples as there are, by the header of a file that is cut off;
-            infinite if nothing says how many are missing.
-    """
-
-    correction: Correction | None = None
+    correction: Correction | None = None  # where it states less than the file holds
+    # Times as many samples as there are, by the header of a file that is cut off; infinite if
+    # nothing says how many are missing.
     promise: float = 1.0
 
 

@@ -39,21 +39,14 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class MpegFrames:
-    """The frames of a file that hold sound.
+    """The frames of a file that hold sound."""
 
-    Attributes:
-        offsets: in bytes, where each begins.
-        samples: in all.
-        has_table: a Xing header states the length.
-        delay: samples at the start that decoding leaves out.
-        others: seconds of sound at another sample rate than the first, or with more or fewer
-            channels, which decoders leave out.
-    """
-
-    offsets: array[int]
-    samples: int
-    has_table: bool
-    delay: int
+    offsets: array[int]  # in bytes, where each begins
+    samples: int  # in all
+    has_table: bool  # a Xing header states the length
+    delay: int  # samples at the start that decoding leaves out
+    # Seconds of sound at another sample rate than the first, or with more or fewer channels, which
+    # decoders leave out.
     others: float = 0.0
 
     def excerpt(self, file: IO[bytes], first: int, count: int) -> tuple[io.BytesIO, int]:

@@ -44,19 +44,13 @@ def weightless() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """The cost of one training step on a batch.
+    """The cost of one training step on a batch."""
 
-    Attributes:
-        flops: floating-point operations, forwards and backwards.
-        kept: bytes that the forward pass keeps for the backward pass.
-        checkpointed: the same with activation checkpointing of ``component.blocks()``.
-        whole: whether the step ran to its end. If not, ``flops`` is three times those of the
-            forward pass as far as it ran: a backward pass takes about twice the forward one.
-    """
-
-    flops: float
-    kept: float
-    checkpointed: float
+    flops: float  # floating-point operations, forwards and backwards
+    kept: float  # bytes that the forward pass keeps for the backward pass
+    checkpointed: float  # the same with activation checkpointing of ``component.blocks()``
+    # Whether the step ran to its end. If not, ``flops`` is three times those of the forward pass as
+    # far as it ran: a backward pass takes about twice the forward one.
     whole: bool
 
 

@@ -35,15 +35,10 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Name the place of a pretrained model; its methods raise ConfigError where reading fails.
+    """Name the place of a pretrained model; its methods raise ConfigError where reading fails."""
 
-    Attributes:
-        pretrained: a directory, or the name of a model on huggingface.co.
-        revision: branch, tag or commit on huggingface.co; None is its main branch.
-    """
-
-    pretrained: str
-    revision: str | None = None
+    pretrained: str  # a directory, or the name of a model on huggingface.co
+    revision: str | None = None  # branch, tag or commit on huggingface.co; None is its main branch
 
     def __post_init__(self) -> None:
         if self.directory is not None and self.revision is not None:

@@ -35,19 +35,15 @@ SHORT = 512
 
 @dataclass(frozen=True)
 class Sight:
-    """Positions and visibility, the same for the attention of every layer.
+    """Positions and visibility, the same for the attention of every layer."""
 
-    Attributes:
-        rotary: angles of the new positions, if positions are rotary.
-        mask: ``[B, H, N, K]``, True where a query sees a key, or a number to add to the attention
-            score; None hides nothing except by ``causal``.
-        causal: whether a query sees keys up to its own only; query 0 is aligned with key 0.
-        valid: ``[B, N, 1]``, False at padding, for layers that convolve; None without padding.
-    """
-
-    rotary: Rotary | None = None
+    rotary: Rotary | None = None  # angles of the new positions, if positions are rotary
+    # ``[B, H, N, K]``, True where a query sees a key, or a number to add to the attention score;
+    # None hides nothing except by ``causal``.
     mask: Tensor | None = None
+    # Whether a query sees keys up to its own only; query 0 is aligned with key 0.
     causal: bool = False
+    # ``[B, N, 1]``, False at padding, for layers that convolve; None without padding.
     valid: Bool[Tensor, "B N 1"] | None = None
 
 

@@ -31,20 +31,14 @@ UNKNOWN_SIGNER = "signingCredential.untrusted"
 
 @dataclass(frozen=True)
 class Signature:
-    """The C2PA manifest of a file.
+    """The C2PA manifest of a file."""
 
-    Attributes:
-        signer: organisation and name in the certificate; its maker chose them.
-        tool: the program that wrote the manifest, with its version.
-        faults: codes of what does not hold, such as ``assertion.dataHash.mismatch``; none if the
-            file is as it was signed.
-        said: task, pipeline and seed, if Segue made the file.
-    """
-
-    signer: str
-    tool: str
+    signer: str  # organisation and name in the certificate; its maker chose them
+    tool: str  # the program that wrote the manifest, with its version
+    # Codes of what does not hold, such as ``assertion.dataHash.mismatch``; none if the file is as
+    # it was signed.
     faults: tuple[str, ...]
-    said: dict[str, Any] | None
+    said: dict[str, Any] | None  # task, pipeline and seed, if Segue made the file
 
     @property
     def state(self) -> str:

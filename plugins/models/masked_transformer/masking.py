@@ -68,17 +68,13 @@ def passes_by_level(
 
 @dataclass(frozen=True)
 class Masking:
-    """The masks of a training batch: each row learns one level.
+    """The masks of a training batch: each row learns one level."""
 
-    Attributes:
-        levels: ``[B]``, the level that each row learns.
-        prompts: ``[B]``, number of frames at the start of each row that are known at every level.
-        masked: ``[B, N]``, frames whose token at that level is to be predicted: after the prompt
-            and never padding.
-    """
-
-    levels: Int64[Tensor, "B"]
+    levels: Int64[Tensor, "B"]  # ``[B]``, the level that each row learns
+    # ``[B]``, number of frames at the start of each row that are known at every level.
     prompts: Int64[Tensor, "B"]
+    # ``[B, N]``, frames whose token at that level is to be predicted: after the prompt and never
+    # padding.
     masked: Bool[Tensor, "B N"]
 
     def hide(self, ids: Ids, mask: int) -> Ids:
