@@ -199,7 +199,7 @@ def test_audio_travels_through_pipes(
     numpy.testing.assert_array_equal(piped, soundfile.read("continuation.wav")[0])
 
 
-@pytest.mark.parametrize("command", [("config", "show", "nothing"), ("continue", "nothing")])
+@pytest.mark.parametrize("command", [("config", "show", "nothing"), ("generate", "-p", "nothing")])
 def test_a_traceback_may_be_asked_for_before_and_behind_a_command(
     segue: Segue, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
