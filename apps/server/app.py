@@ -203,13 +203,6 @@ class Service:
         statuses = _responses(401, 404, 408, 413, 415, 422, 429, 503, 504)
         sound = {200: {"description": "Audio", "content": _ANSWERS}, **statuses}
         for prefix, shown in (("", True), ("/audio", False)):  # the latter as OpenAI's paths
-            options: dict[str, Any] = {
-                "dependencies": [Depends(self._check_key)],
-                "response_class": Response,
-                "responses": sound,
-                "include_in_schema": shown,
-            }
-
             for name, (model, summary) in TASKS.items():
                 router.add_api_route(
                     f"{prefix}/{name}",
@@ -218,7 +211,10 @@ class Service:
                     name=name,
                     summary=summary,
                     openapi_extra=body_schema(model),
-                    **options,
+                    dependencies=[Depends(self._check_key)],
+                    response_class=Response,
+                    responses=sound,
+                    include_in_schema=shown,
                 )
         router.add_api_websocket_route("/stream", self._converse)
         return router
