@@ -52,7 +52,7 @@ def test_everything_that_a_package_should_not_do_is_named(
     words = {
         "prints_nothing": "prints 'hello world",
         "imports_no_torch": "imports torch",
-        "registers_quickly": "takes 1.",
+        "registers_quickly": " s, on every command",
         "stays_in_its_folder": "working directory to /",
         "leaves_the_process_as_it_is": "the handler of SIGINT, environment variables, threads",
         "claims_names_of_its_own": "codec/spectral_codec.v1 is Segue's own, "
