@@ -47,7 +47,8 @@ class PluginStatus:
         entry_point: the name of its entry point, or its module.
         target: ``"module"`` or ``"module:attribute"``.
         state: ``found`` (not tried yet), ``ok``, ``broken`` (left out), ``blocked`` (never
-            imported) or ``overruled`` (it claims a name of Segue's own, which is used instead).
+            imported), ``overruled`` (it claims a name of Segue's own, which is used instead) or
+            ``unknown`` (a registry file blocks or pins it, and it is not there).
         error: why it is not ``ok``.
         records: the components that it registered.
         plugin: the module or object that implements its hooks, once it was imported.
@@ -56,7 +57,7 @@ class PluginStatus:
     source: str
     entry_point: str
     target: str = ""
-    state: Literal["found", "ok", "broken", "blocked", "overruled"] = "found"
+    state: Literal["found", "ok", "broken", "blocked", "overruled", "unknown"] = "found"
     error: str = ""
     records: tuple[PluginRecord, ...] = ()
     plugin: Any = field(default=None, compare=False, repr=False)
