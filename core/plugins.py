@@ -37,8 +37,8 @@ from segue.core.registry import (
     Registry,
     first_party_registry,
     left_out,
-    unknown_names,
     read_registry,
+    unknown_names,
     user_registry_path,
 )
 from segue.core.validation import suggestion, validate

@@ -109,21 +109,21 @@ def check_wave(component: object, wave: object, rows: int, samples: int | None) 
     return wave.detach()
 
 
-def check_streamed(component: object, call: str, owed: int, ended: bool) -> None:
+def check_streamed(component: object, unit: str, owed: int, ended: bool) -> None:
     """Check how much a streaming decoder or encoder gave so far.
 
     Args:
         component: the codec, for the message.
-        call: what it did.
-        owed: samples or frames that were pushed, less those that came out.
+        unit: samples or frames.
+        owed: how many were pushed, less those that came out.
         ended: whether ``finish`` was called.
 
     Raises:
         PluginError: if more came out than was pushed, or less in the end.
     """
     if owed < 0 or (ended and owed):
-        problem = f"{abs(owed)} too {'many' if owed < 0 else 'few'}"
-        _refuse(component, f"a streaming {call} returned {problem}")
+        often = "many" if owed < 0 else "few"
+        _refuse(component, f"its stream gave {abs(owed)} {unit} too {often}")
 
 
 def check_codes(component: object, codes: object, levels: int, codebook_size: int) -> Tensor:

@@ -200,7 +200,7 @@ class Transcoder:
                 check_codes(self.codec, codes, spec.num_levels, spec.codebook_size)
                 heard, frames = heard + (0 if part is None else len(part)), frames + codes.shape[2]
                 owed = spec.num_frames(heard) - frames
-                check_streamed(self.codec, "encoder's frames", owed, part is None)
+                check_streamed(self.codec, "frames", owed, part is None)
                 yield codes
             return
         margin = int(MARGIN_SECONDS * rate) // size * size
@@ -279,7 +279,7 @@ class Transcoder:
         for piece in itertools.chain(pieces, [None]):
             wave = self._next(decoder, piece)
             owed += (0 if piece is None else piece.ids.shape[2] * size) - wave.shape[1]
-            check_streamed(self.codec, "decoder's samples", owed, piece is None)
+            check_streamed(self.codec, "samples", owed, piece is None)
             wave, skip = wave[:, skip:], max(0, skip - wave.shape[1])
             if piece is not None:
                 waiting = torch.cat([waiting, piece.ids], dim=2)

@@ -156,12 +156,14 @@ def check_iterations_are_used(subject: Subject) -> None:
 
 def check_repeats_are_used(subject: Subject) -> None:
     """Check that a model that accepts repeats draws other tokens where they would repeat."""
-    _require_used(subject, Sampling(temperature=0.0), "repeats", 1)
+    _require_used(subject, Sampling(temperature=1e-3), "repeats", 1)
 
 
 def _require_used(subject: Subject, plain: Sampling, name: str, value: object) -> None:
     """Require that a setting, if the model accepts it, changes what is drawn."""
-    lm, batch = lm_of(subject), prompts_for(subject.stage, [0] * 8)
+    lm, stage = lm_of(subject), subject.stage
+    nothing = Tokens.empty(8, stage.target.num_levels)
+    batch = StageBatch(nothing, given_for(stage, [_GREEDY_FRAMES] * 8))
     strong = plain.model_copy(update={name: value})
     try:
         lm.check_sampling(strong)

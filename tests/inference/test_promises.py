@@ -179,7 +179,7 @@ def test_log_likelihoods_above_0_are_refused(pipeline: Pipeline) -> None:
     assert scores_of(lm, batch).max() <= 0
     lm = copy.copy(lm)
     object.__setattr__(lm, "score", lambda batch: torch.full((1, 1, 4), 0.5))
-    with pytest.raises(PluginError, match="the log-likelihood 0.5, which is above 0"):
+    with pytest.raises(PluginError, match="which is above 0"):
         scores_of(lm, batch)
 
 
@@ -258,11 +258,11 @@ def test_codes_of_a_streaming_encoder_are_checked(
         pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
     levels = pipeline.codec.spec.num_levels
     Encoder.push = lambda self, wave: torch.zeros(1, levels, 999).long()  # type: ignore[method-assign]
-    with pytest.raises(PluginError, match="encoder's frames returned [0-9]+ too many"):
+    with pytest.raises(PluginError, match=r"gave [0-9]+ frames too many"):
         pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
     Encoder.push = lambda self, wave: torch.zeros(1, levels, 0).long()  # type: ignore[method-assign]
     Encoder.finish = lambda self: torch.zeros(1, levels, 1).long()  # type: ignore[attr-defined]
-    with pytest.raises(PluginError, match="encoder's frames returned [0-9]+ too few"):
+    with pytest.raises(PluginError, match=r"gave [0-9]+ frames too few"):
         pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
 
 
@@ -284,7 +284,7 @@ def test_a_stream_of_another_length_is_refused(
     decoder = pipeline.codec.streaming_decoder()
     replaced(monkeypatch, decoder, "push", change)
     monkeypatch.setattr(pipeline.codec, "streaming_decoder", lambda: decoder)
-    with pytest.raises(PluginError, match=f"decoder's samples returned [0-9]+ {problem}"):
+    with pytest.raises(PluginError, match=f"gave [0-9]+ samples {problem}"):
         list(pipeline.stream(WAVE, RATE, seconds=0.4, chunk_seconds=0.1))
 
 
