@@ -211,6 +211,8 @@ class Transcoder:
     @torch.inference_mode()
     def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
         """Return the audio of codes, on the CPU."""
+        if not codes.ids.shape[2]:
+            return torch.zeros(len(codes.lengths), 0)
         if self._row_by_row(len(codes.lengths)):
             return WaveBatch.pad(
                 [self.decode(Tokens.full(row[None]))[0] for row in codes.rows()]
@@ -276,7 +278,9 @@ class Transcoder:
             skip -= self._next(decoder, prompt).shape[1]
         owed = skip  # samples of all frames that are still to come
         waiting = prompt.ids[:, :, :0]  # frames whose samples the decoder still withholds
-        for piece in itertools.chain(pieces, [None]):
+        for number, piece in enumerate(itertools.chain(pieces, [None])):
+            if piece is None and not (number or prompt.ids.shape[2]):
+                return  # codecs are not asked what no frame sounds like
             wave = self._next(decoder, piece)
             owed += (0 if piece is None else piece.ids.shape[2] * size) - wave.shape[1]
             check_streamed(self.codec, "samples", owed, piece is None)

@@ -163,6 +163,15 @@ def test_a_model_that_never_gets_to_a_frame_is_refused(
         pipeline.continue_(WAVE, RATE, seconds=0.2)
 
 
+def test_codecs_are_not_asked_what_no_frame_sounds_like(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: iter(()))
+    monkeypatch.delattr(type(pipeline.codec), "decode")
+    assert pipeline.generate(0.2).wave.shape == (1, 0)
+    assert list(pipeline.stream(seconds=0.2)) == []
+
+
 def test_audio_that_still_has_a_gradient_is_taken_without_it(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
