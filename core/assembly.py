@@ -222,13 +222,13 @@ def _token_spec(part: Part) -> TokenSpec:
             "let its options model extend segue.core.options.TokenizerOptions",
         )
     with below(f"{part.name}.options"):
-        spec = part.options.spec()
-        if part.manifest is None or part.manifest.spec is None or part.must_be_refitted:
+        spec, saved = part.options.spec(), None if part.manifest is None else part.manifest.spec
+        if saved is None or part.must_be_refitted:
             # The true fingerprint of a tokenizer that learns nothing. One whose weights are still
             # to come has another then, so that no trained stage can match this one.
             digest = options_digest(part.use, part.options).hexdigest()
             return spec.with_fingerprint(digest[:FINGERPRINT_DIGITS])
-    recorded = TokenSpec.from_json(part.manifest.spec)
+    recorded = TokenSpec.from_json(saved)
     if recorded.with_fingerprint("") != spec.with_fingerprint(""):
         raise AssemblyError(
             f"{part.name}.checkpoint",

@@ -46,9 +46,10 @@ class PluginStatus:
     source: str
     entry_point: str  # the name of its entry point, or its module
     target: str = ""  # ``"module"`` or ``"module:attribute"``
-    # ``found`` (not tried yet), ``ok``, ``broken`` (left out), ``blocked`` (never imported) or
-    # ``overruled`` (it claims a name of Segue's own, which is used instead).
-    state: Literal["found", "ok", "broken", "blocked", "overruled"] = "found"
+    # ``found`` (not tried yet), ``ok``, ``broken`` (left out), ``blocked`` (never imported),
+    # ``overruled`` (it claims a name of Segue's own, which is used instead) or ``unknown`` (a
+    # registry file blocks or pins it, and it is not there).
+    state: Literal["found", "ok", "broken", "blocked", "overruled", "unknown"] = "found"
     error: str = ""  # why it is not ``ok``
     records: tuple[PluginRecord, ...] = ()  # the components that it registered
     # The module or object that implements its hooks, once it was imported.

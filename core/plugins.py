@@ -38,6 +38,7 @@ from segue.core.registry import (
     first_party_registry,
     left_out,
     read_registry,
+    unknown_names,
     user_registry_path,
 )
 from segue.core.validation import suggestion, validate
@@ -127,20 +128,20 @@ class PluginHost:
         return status
 
     def statuses(self) -> tuple[PluginStatus, ...]:
-        """Return the status of each plugin, in the order of calls, then claims on Segue's names."""
+        """Return the status of each plugin, in the order of calls, then of names in doubt."""
         self._activate()
-        own = {(r.kind, r.name) for r in self._named if r.source == FIRST_PARTY}
-        overruled = []
+        own = {f"{r.kind}/{r.name}" for r in self._named if r.source == FIRST_PARTY}
+        others = []
         for record in self.records():
             key = f"{record.kind}/{record.name}"
-            contested = (record.kind, record.name) in own and key not in self._pins
-            if contested and record.source != FIRST_PARTY:
+            if key in own - self._pins.keys() and record.source != FIRST_PARTY:
                 error = (
                     f"claims {key}, a name of Segue's own, which is used instead; to choose this "
                     f'one, write in {_PIN_FILE}: pins: {{"{key}": "{record.source}"}}'
                 )
-                overruled.append(PluginStatus(record.source, key, state="overruled", error=error))
-        return (*self._statuses, *overruled)
+                others.append(PluginStatus(record.source, key, state="overruled", error=error))
+        named = {**{key: file for key, (_, file) in self._pins.items()}, **self._blocked}
+        return (*self._statuses, *others, *unknown_names(named, self._offered(), self._statuses))
 
     def records(self, kind: Kind | None = None) -> tuple[PluginRecord, ...]:
         """Return every component that is not blocked, sorted; all claimants of a name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt
 
+from segue.core.discovery import PluginStatus
 from segue.core.errors import ConfigError, PluginError
 from segue.core.files import read_text
 from segue.core.records import (
@@ -122,6 +123,25 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
 def first_party_registry() -> Registry:
     """Read Segue's own file: at the root of a checkout, or beside the installed ``segue.core``."""
     return read_registry(Path(__file__).resolve().parent.parent / "registry.yaml", FIRST_PARTY)
+
+
+def unknown_names(
+    named: Mapping[str, Path], records: Iterable[PluginRecord], statuses: Sequence[PluginStatus]
+) -> Iterator[PluginStatus]:
+    """Yield a status for each name in `blocked` or `pins` that no plugin or component has.
+
+    Args:
+        named: each name -> the file that it stands in.
+        records, statuses: all that there are.
+    """
+    known = {f"{record.kind}/{record.name}" for record in records}
+    known |= {name for one in statuses for name in (one.source, one.label)}
+    for name, file in named.items():
+        if name not in known:
+            hint = suggestion(name, known)
+            hint = f"; {hint}" if hint.startswith("did you mean") else ""
+            error = f"blocks or pins {name}, which is not installed here{hint}"
+            yield PluginStatus(str(file), name, state="unknown", error=error)
 
 
 def left_out(plugin: str) -> str:

@@ -78,6 +78,8 @@ def manifest_columns(manifest: str) -> list[str]:
         columns = list(reader.fieldnames or ())
     if "path" not in columns:
         fix = "its first line must name the columns: path, and if known split, group, duration_s"
+        if len(columns) == 1 and (found := re.search("[;\t|]", columns[0])):
+            fix = f"its columns are separated by {found[0]!r}; separate them by commas"
         raise DataError(manifest, "has no column 'path'", fix)
     twice = [name for name in ("path", *COLUMNS, "speaker") if columns.count(name) > 1]
     if twice:

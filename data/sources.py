@@ -27,16 +27,10 @@ from segue.data.manifest import (
     list_manifest,
     manifest_columns,
 )
-from segue.data.places import (
-    PLACE_ERRORS,
-    beside,
-    exists,
-    files_below,
-    is_folder,
-    read_text,
-)
+from segue.data.places import PLACE_ERRORS, beside, exists, files_below, is_folder, read_text
 from segue.data.recordings import (
     HELD_OUT,
+    SPLITS,
     UNKNOWN,
     Recording,
     Recordings,
@@ -141,7 +135,28 @@ def list_recordings(source: Path | str, note: Note, grouping: Grouping | None = 
             count += 1
         decided.append(numpy.full(count, says or config.split is not None))
     table = builder.build([config.weight for config in configs])
-    return hold_out(table, grouping.held_out, ~numpy.concatenate(decided))
+    table = hold_out(table, grouping.held_out, ~numpy.concatenate(decided))
+    _warn_of_overlap(table, source)
+    return table
+
+
+def _warn_of_overlap(table: Recordings, source: Path | str) -> None:
+    """Warn of recordings and groups that are learnt from and held out."""
+    group, valid = table.columns["group"], table.columns["split"] == SPLITS.index("valid")
+    both = numpy.intersect1d(group[valid], group[~valid])
+    shared = numpy.isin(group, both)
+    held, learnt = (list(table.select(shared & some)) for some in (valid, ~valid))
+    for kind, name_of in (("recordings", lambda r: r.place), ("groups", _stated_group)):
+        names = sorted({*map(name_of, held)} & {*map(name_of, learnt)} - {""})
+        if names:
+            text = f"{source}: {len(names)} {kind} stand in both splits, first {names[0]}"
+            warnings.warn(f"{text}: figures of held-out audio will flatter", stacklevel=3)
+            return
+
+
+def _stated_group(recording: Recording) -> str:
+    """Return a recording's group; nothing if it is but the name of its file."""
+    return "" if recording.group in (recording.path.stem, ".") else recording.group
 
 
 def measured(recordings: Recordings) -> Recordings:

@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -120,7 +121,11 @@ def _look_through(tar: str, note: Note) -> list[Member]:
         with open_bytes(tar) as file:
             end = file.seek(0, os.SEEK_END)
             found, described, damage = _headers(file, tar, note)
-            for info in found:
+            last = {info.name: info for info in found}
+            for name, count in Counter(info.name for info in found).items():
+                if count > 1:
+                    note(f"{tar}!{name}", f"stands in it {count} times; the last one counts")
+            for info in last.values():
                 if info.offset_data + info.size > end:
                     note(f"{tar}!{info.name}", "is cut off: the tar ends before it")
                     damage = None

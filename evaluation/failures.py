@@ -42,7 +42,8 @@ def figures_of_pair(
     for name, metric in metrics.items():
         if name not in failed:
             with noted(name, metric, failed):
-                found[name] = check_figure(metric, metric(reference, audio, sample_rate))
+                pair = (reference.clone(), audio.clone())  # it may write to them
+                found[name] = check_figure(metric, metric(*pair, sample_rate))
     return found
 
 

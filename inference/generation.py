@@ -82,6 +82,7 @@ class StageRun:
         self.pieces: Iterator[Tokens] | None = None
         self._active = list(range(batch))  # rows of the current window
         self._until = 0  # the value of ``done`` after the current window
+        self._waits = 0  # pieces without a frame since the last one with frames
 
     @property
     def known(self) -> Tokens:
@@ -144,8 +145,9 @@ class StageRun:
             return
         target, left = self.stage.target, self._until - self.done
         levels, rows = target.num_levels, len(self._active)
-        check_frames(self.lm, piece, rows, levels, target.codebook_size, left)
+        check_frames(self.lm, piece, rows, levels, target.codebook_size, left, self._waits)
         count = piece.ids.shape[2]
+        self._waits = 0 if count else self._waits + 1
         for index, length in enumerate(piece.lengths.tolist()):
             row = self._active[index]
             if self._ended(row):

@@ -250,7 +250,7 @@ class LoadedPipeline:
                 save_component(component, place, part.kind, part.use, trained, lm_dtype)
                 update = {
                     "use": part.use,
-                    "checkpoint": str(folder) if component.state_dict() else None,
+                    "checkpoint": str(folder),
                     "options": part.options.model_dump(mode="json"),
                     # The weights hold what training started from; its path may exist here only.
                     "training": slot.component.training.model_copy(update={"start_from": None}),

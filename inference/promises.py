@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from numbers import Real
@@ -29,10 +29,12 @@ from segue.core.spec import LOUDEST, TokenSpec
 from segue.core.tokens import StageBatch, Tokens
 
 if TYPE_CHECKING:
-    from segue.core.interfaces import StageLM
+    from segue.core.interfaces import Component, StageLM
     from segue.inference.request import GeneratedAudio
 
 FEW = 64  # codes
+MOST_LIKELY = 0.01  # log-likelihood that is still 0, rounded in half precision
+MOST_WAITS = 100_000  # pieces without a frame in a row; passes that fill masks yield one each
 MOST_DECODED = 1e4  # peak, of full scale 1, that a codec may reach while it is hardly trained
 
 
@@ -93,7 +95,24 @@ def check_wave(component: object, wave: object, rows: int, samples: int | None) 
         _refuse(component, "decode returned NaN or infinite samples")
     if (peak := max(high, -low)) > MOST_DECODED:
         _refuse(component, f"decode returned a peak of {peak:.2g}, where full scale is 1")
-    return wave
+    return wave.detach()
+
+
+def check_streamed(component: object, unit: str, owed: int, ended: bool) -> None:
+    """Check how much a streaming decoder or encoder gave so far.
+
+    Args:
+        component: the codec, for the message.
+        unit: samples or frames.
+        owed: how many were pushed, less those that came out.
+        ended: whether ``finish`` was called.
+
+    Raises:
+        PluginError: if more came out than was pushed, or less in the end.
+    """
+    if owed < 0 or (ended and owed):
+        often = "many" if owed < 0 else "few"
+        _refuse(component, f"its stream gave {abs(owed)} {unit} too {often}")
 
 
 def check_codes(component: object, codes: object, levels: int, codebook_size: int) -> Tensor:
@@ -123,7 +142,10 @@ def scores_of(lm: StageLM, batch: StageBatch) -> Float[Tensor, "B Q N"]:
     """Return ``lm.score`` of a batch, or raise ``PluginError`` where it breaks its contract."""
     with calling(lm, "score"):
         scores = lm.score(batch)
-    return check_scores(lm, scores, batch.target.ids.shape)
+    check_scores(lm, scores, batch.target.ids.shape)
+    if scores.numel() and (best := float(scores.max())) > MOST_LIKELY:
+        _refuse(lm, f"score returned the log-likelihood {best:.2g}, which is above 0")
+    return scores
 
 
 def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
@@ -134,26 +156,94 @@ def check_pieces(component: object, pieces: object) -> Iterator[Tokens]:
 
 
 def check_frames(
-    component: object, piece: object, rows: int, levels: int, codebook_size: int, most: int
+    component: object,
+    piece: object,
+    rows: int,
+    levels: int,
+    codebook_size: int,
+    most: int,
+    waits: int = 0,
 ) -> Tokens:
     """Raise ``PluginError`` if drawn frames break the contract of ``StageLM.stream``.
 
     Args:
         rows, levels, codebook_size: B, Q and V that were asked for.
         most: frames that were still to be drawn.
+        waits: pieces without a frame that came right before.
     """
     if not isinstance(piece, Tokens):
         _refuse(component, f"stream yielded a {type(piece).__name__}, not Tokens")
     _check_tokens(component, "stream", piece, rows, levels, codebook_size)
     if piece.ids.shape[2] > most:
         _refuse(component, f"stream yielded {piece.ids.shape[2]} frames where {most} were left")
+    if waits >= MOST_WAITS:
+        _refuse(component, f"stream yielded {waits} pieces in a row without a frame")
     return piece
 
 
-def check_figure(metric: object, value: object) -> float:
-    """Return the figure of a pair as a float, or raise ``PluginError``."""
+def check_losses(
+    component: object, losses: Mapping[str, object], needed: Sequence[str], learning: bool
+) -> None:
+    """Check what a training step returned.
+
+    Args:
+        component: what learns, for the message.
+        losses: figures by name.
+        needed: names of those that are minimised.
+        learning: whether gradients are computed from them.
+
+    Raises:
+        PluginError: if it breaks the contract of ``Component.training_step``.
+    """
+    for name, value in losses.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim:
+            kind = f"a {type(value).__name__}"
+            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else kind
+            _refuse(component, f"its training step returned {name} as {found}, not as one number")
+        _check_dense(component, "its training step", value)
+    for name in needed:
+        if not isinstance(value := losses.get(name), Tensor):
+            _refuse(component, f"its training step returned no {name!r}")
+        if learning and not value.requires_grad:
+            _refuse(component, f"its training step returned {name!r} without a gradient")
+
+
+def check_weight(component: object, weight: object) -> float:
+    """Check how much a batch weighs.
+
+    Raises:
+        PluginError: if it breaks the contract of ``Component.weight_of``.
+    """
+    number = check_figure(component, weight)
+    if not 0 <= number < math.inf:
+        _refuse(component, f"weight_of returned {number:g}")
+    return number
+
+
+def check_fitted(component: Component, figures: object) -> dict[str, float]:
+    """Check a component and its figures, now that it was fitted.
+
+    Raises:
+        PluginError: if it breaks the contract of ``Component.fit``.
+    """
+    if not isinstance(figures, Mapping):
+        _refuse(component, f"fit returned a {type(figures).__name__}, not figures by name")
+    if not component.is_fitted:
+        _refuse(component, "is_fitted is false after fit")
+    for name, value in component.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            _refuse(component, f"fit left NaN or infinite numbers in {name}")
+    return {str(name): check_figure(component, value) for name, value in figures.items()}
+
+
+def check_figure(component: object, value: object) -> float:
+    """Check the figure of a pair, or one that a component gives its log.
+
+    Raises:
+        PluginError: if it is no number.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
-        _refuse(metric, f"it returned a {type(value).__name__}, not a number")
+        _refuse(component, f"it returned a {type(value).__name__}, not a number")
     return float(value)
 
 
@@ -240,9 +330,9 @@ def _check_tokens(
         _refuse(component, f"{call} returned ids {list(ids.shape)}, not [{rows}, {levels}, N]")
     if lengths.shape != (rows,):
         _refuse(component, f"{call} returned lengths {list(lengths.shape)}, not [{rows}]")
-    longest = max(lengths.tolist(), default=0)
-    if longest > ids.shape[2]:
-        _refuse(component, f"{call} returned {ids.shape[2]} frames, its lengths say {longest}")
+    for length in lengths.tolist():
+        if not 0 <= length <= ids.shape[2]:
+            _refuse(component, f"{call} returned {ids.shape[2]} frames, its lengths say {length}")
     if ids.numel():
         # Stages draw a few codes at a time: a list is faster than a reduction then.
         edges = ids.flatten() if ids.numel() <= FEW else torch.stack(torch.aminmax(ids))

@@ -19,7 +19,13 @@ from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDec
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Ids, Tokens, WaveBatch
 from segue.inference.inputs import Prompt, as_prompt, prepare
-from segue.inference.promises import calling, check_codes, check_tokens, check_wave
+from segue.inference.promises import (
+    calling,
+    check_codes,
+    check_streamed,
+    check_tokens,
+    check_wave,
+)
 from segue.inference.recoding import windows
 
 MAX_GAIN = 1e5  # 100 dB: nothing but digital silence is quieter
@@ -178,12 +184,16 @@ class Transcoder:
         piece = int(PIECE_SECONDS * rate) // size * size
         encoder = self.codec.streaming_encoder() if length > piece else None
         if encoder is not None:
+            heard, frames, spec = 0, 0, self.codec.spec
             for part in itertools.chain((wave for _, wave in windows(blocks, piece, 0)), [None]):
                 with calling(self.codec, "encode"):
                     wave = None if part is None else (part[None] * gain).to(self.device)
                     codes = encoder.finish() if wave is None else encoder.push(wave)
-                spec = self.codec.spec
-                yield check_codes(self.codec, codes, spec.num_levels, spec.codebook_size)
+                check_codes(self.codec, codes, spec.num_levels, spec.codebook_size)
+                heard, frames = heard + (0 if part is None else len(part)), frames + codes.shape[2]
+                owed = spec.num_frames(heard) - frames
+                check_streamed(self.codec, "frames", owed, part is None)
+                yield codes
             return
         margin = int(MARGIN_SECONDS * rate) // size * size
         for before, part in windows(blocks, piece, margin if length > piece else 0):
@@ -193,6 +203,8 @@ class Transcoder:
     @torch.inference_mode()
     def decode(self, codes: Tokens) -> Float[Tensor, "B T"]:
         """Return the audio of codes, on the CPU."""
+        if not codes.ids.shape[2]:
+            return torch.zeros(len(codes.lengths), 0)
         if self._row_by_row(len(codes.lengths)):
             return WaveBatch.pad(
                 [self.decode(Tokens.full(row[None]))[0] for row in codes.rows()]
@@ -256,9 +268,14 @@ class Transcoder:
         skip = int(prompt.lengths[0]) * size  # samples of the prompt that are still to come
         if skip:
             skip -= self._next(decoder, prompt).shape[1]
+        owed = skip  # samples of all frames that are still to come
         waiting = prompt.ids[:, :, :0]  # frames whose samples the decoder still withholds
-        for piece in itertools.chain(pieces, [None]):
+        for number, piece in enumerate(itertools.chain(pieces, [None])):
+            if piece is None and not (number or prompt.ids.shape[2]):
+                return  # codecs are not asked what no frame sounds like
             wave = self._next(decoder, piece)
+            owed += (0 if piece is None else piece.ids.shape[2] * size) - wave.shape[1]
+            check_streamed(self.codec, "samples", owed, piece is None)
             wave, skip = wave[:, skip:], max(0, skip - wave.shape[1])
             if piece is not None:
                 waiting = torch.cat([waiting, piece.ids], dim=2)

@@ -22,6 +22,7 @@ CHUNK = 1 << 20  # bytes that are looked through at a time
 LARGEST = 4096  # bytes of a frame, and more
 DECODER_DELAY = 529  # samples, by which libmpg123 cuts more than the encoder's delay
 WARM_UP = 4  # frames, after which a decoder that began in the middle is right
+LEAST_LEFT_OUT = 2  # frames: the bytes of a tag may look like one
 RESERVOIR = 511  # bytes before a frame that it may borrow
 UNPROTECTED = 1 << 16  # bit of a header: no checksum follows
 
@@ -48,6 +49,16 @@ class MpegFrames:
     # Seconds of sound at another sample rate than the first, or with more or fewer channels, which
     # decoders leave out.
     others: float = 0.0
+    # Place in the file of the number of frames that the header states, and this number; None if it
+    # states none.
+    counted: tuple[int, int] | None = None
+
+    @property
+    def correction(self) -> tuple[int, bytes] | None:
+        """Return a place and what should stand there, if the header leaves frames out."""
+        if self.counted is None or len(self.offsets) - self.counted[1] < LEAST_LEFT_OUT:
+            return None
+        return self.counted[0], len(self.offsets).to_bytes(4, "big")
 
     def excerpt(self, file: IO[bytes], first: int, count: int) -> tuple[io.BytesIO, int]:
         """Return a file of the frames that samples ``first .. first + count - 1`` lie in.
@@ -110,6 +121,7 @@ def _frame_of(header: int) -> Frame | None:
 def find_frames(file: IO[bytes]) -> MpegFrames | None:
     """Look through a file for its frames; return None if it holds no layer III audio."""
     offsets, samples, delay, has_table, first = array("q"), 0, 0, False, True
+    counted: tuple[int, int] | None = None
     own, others, follows = (0, False), 0.0, -1
     base = after_tag(file)
     file.seek(base)
@@ -128,7 +140,10 @@ def find_frames(file: IO[bytes]) -> MpegFrames | None:
         if place + found.size > len(data):  # cut off
             break
         if first:
-            has_table, delay = _read_table(data[place : place + found.size], found)
+            has_table, delay, at = _read_table(data[place : place + found.size], found)
+            if at:
+                stated = int.from_bytes(data[place + at : place + at + 4], "big")
+                counted = base + place + at, stated
             own = found.rate, found.mono
         if (found.rate, found.mono) != own:
             if follows == base + place:  # in other bytes a frame may seem to begin, but not two
@@ -138,7 +153,9 @@ def find_frames(file: IO[bytes]) -> MpegFrames | None:
             offsets.append(base + place)
             samples += found.samples
         first, place = False, place + found.size
-    return MpegFrames(offsets, samples, has_table, delay, others) if samples else None
+    if not samples:
+        return None
+    return MpegFrames(offsets, samples, has_table, delay, others, counted)
 
 
 def after_tag(file: IO[bytes]) -> int:
@@ -153,19 +170,19 @@ def after_tag(file: IO[bytes]) -> int:
     return 10 + size
 
 
-def _read_table(frame: bytes, found: Frame) -> tuple[bool, int]:
-    """Return whether a file's first frame holds a table in place of sound, and the delay that it
-    states."""
+def _read_table(frame: bytes, found: Frame) -> tuple[bool, int, int]:
+    """Return whether a file's first frame holds a table in place of sound, the delay that it
+    states, and where in it the number of frames stands; 0 if nowhere."""
     if not any(mark in frame[:64] for mark in (b"Xing", b"Info", b"VBRI")):
-        return False, 0
+        return False, 0, 0
     start = 4 + found.side
     if frame[start : start + 4] not in (b"Xing", b"Info"):
-        return True, 0
+        return True, 0, 0
     flags = int.from_bytes(frame[start + 4 : start + 8], "big")
     # Optional fields: frames, bytes, 100 places to seek to, quality. Then comes the encoder's part.
     encoder = start + 8 + sum(size for bit, size in enumerate((4, 4, 100, 4)) if flags >> bit & 1)
     delay = int.from_bytes(frame[encoder + 21 : encoder + 24], "big") >> 12
-    return True, delay + DECODER_DELAY
+    return True, delay + DECODER_DELAY, start + 8 if flags & 1 else 0
 
 
 def _silenced(frame: bytes, behind: int) -> tuple[bytes, int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import numpy
 import soundfile
@@ -18,7 +19,7 @@ import soundfile
 from segue.core.errors import AudioError
 from segue.core.memory import shortage
 from segue.core.spec import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
-from segue.sound.headers import Corrected, corrected
+from segue.sound.headers import Corrected, Correction, corrected
 from segue.sound.mpeg import MpegFrames, find_frames
 from segue.sound.quiet import quiet
 
@@ -88,7 +89,19 @@ class SoundReader:
             self._source, promise = corrected(self._source)
         except AudioError as error:
             self._refuse(error.problem, error.fix)
-        self._file = self._opened()
+        self._mpeg: MpegFrames | None = None
+        try:
+            self._file = self._opened()
+            again = False
+        except soundfile.LibsndfileError:  # of an MP3 file, too, that states a single frame
+            again = True
+        if again or self._file.subtype == "MPEG_LAYER_III":
+            self._mpeg = self._mpeg_frames()
+        if self._mpeg is not None and self._mpeg.correction is not None:
+            correction, again = Correction(*self._mpeg.correction), True
+            self._source = cast("IO[bytes]", Corrected(self._source, correction))
+        if again:
+            self._file = self._opened()
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         if not MIN_SAMPLE_RATE <= self.rate <= MAX_SAMPLE_RATE:
@@ -102,14 +115,11 @@ class SoundReader:
             self._most = most_samples // self.channels + 1
         self.promised: float | None = self._file.frames * promise
         self.length: int = self._file.frames
-        self._mpeg: MpegFrames | None = None
-        if self._file.subtype == "MPEG_LAYER_III":
-            self._mpeg = self._mpeg_frames()
-            if self._mpeg is not None and self._mpeg.others > LEAST_MISSING:
-                self._refuse(
-                    "changes its sample rate or number of channels, where decoders stop",
-                    "make one stream of it: ffmpeg -i FILE FILE.flac",
-                )
+        if self._mpeg is not None and self._mpeg.others > LEAST_MISSING:
+            self._refuse(
+                "changes its sample rate or number of channels, where decoders stop",
+                "make one stream of it: ffmpeg -i FILE FILE.flac",
+            )
         if self.length >= UNKNOWN_LENGTH:
             self.promised = None
             self.measure()
@@ -189,15 +199,24 @@ class SoundReader:
         if isinstance(self._source, (str, bytes)):
             status = os.stat(self._source)  # noqa: PTH116  # names may be any bytes
             return _frames_of(self._source, status.st_size, status.st_mtime_ns)
-        return find_frames(self._source)
+        with self._bytes() as file:
+            return find_frames(file)
+
+    @contextmanager
+    def _bytes(self) -> Iterator[IO[bytes]]:
+        """Open the file for others than libsndfile, which goes on where it was in an open one."""
+        if isinstance(self._source, (str, bytes)):
+            with open(self._source, "rb") as file:  # noqa: PTH123
+                yield file
+        else:
+            place = self._source.tell()
+            yield self._source
+            self._source.seek(place)
 
     def _read_mpeg(self, first: int, count: int) -> Samples:
         assert self._mpeg is not None
-        if isinstance(self._source, (str, bytes)):
-            with open(self._source, "rb") as file:  # noqa: PTH123
-                excerpt, skipped = self._mpeg.excerpt(file, first, count)
-        else:
-            excerpt, skipped = self._mpeg.excerpt(self._source, first, count)
+        with self._bytes() as file:
+            excerpt, skipped = self._mpeg.excerpt(file, first, count)
         with _SoundFile(excerpt) as cut:
             return _decoded(cut, 0, skipped + count)[skipped:]
 

@@ -82,12 +82,17 @@ def unchanged(**inputs: object) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Fail if the block changes what the whole process shares: seeds, grad mode, and the like."""
+def undisturbed(component: nn.Module | None = None) -> Iterator[None]:
+    """Fail if the block changes the component's own state, or what the whole process shares:
+    seeds, grad mode, and the like."""
     # Move on from a seed that was just set: setting the same one again would go unnoticed.
     torch.rand(()), random.random(), numpy.random.rand()
     before = _shared()
+    state = {} if component is None else copy.deepcopy(component.state_dict())
     yield
+    for name, value in state.items():
+        same = torch.equal(component.state_dict()[name], value)  # type: ignore[union-attr]
+        require(same, f"{name} of its state is written to")
     for what, value in _shared().items():
         same = torch.equal(value, before[what]) if what == _STATE else value == before[what]
         require(same, f"{what} changed, which the whole process shares")

@@ -68,6 +68,10 @@ def check_generates_what_is_asked_for(subject: Subject) -> None:
             new = continued(lm, batch, temperature=temperature)
         _require_frames(new, subject, rows, NEW_FRAMES, f"at temperature {temperature:g}")
     _require_frames(continued(lm, batch, num_frames=1), subject, rows, 1, "one frame")
+    for sampling in (Sampling(temperature=1e-9), Sampling(top_k=10**9), Sampling(top_p=1e-12)):
+        new = continued(lm, batch, sampling=sampling)
+        what = f"with {sampling.model_dump(exclude_defaults=True)}"
+        _require_frames(new, subject, rows, NEW_FRAMES, what)
 
 
 def check_generates_from_nothing(subject: Subject) -> None:
@@ -110,6 +114,7 @@ def check_is_deterministic(subject: Subject) -> None:
         first = continued(lm, batch, temperature=temperature)
         torch.manual_seed(123)
         for time in ("second", "third"):
+            lm.decode_with(lm.decoding)  # as a pipeline does once more when it is moved
             with a_day_later(lm):
                 again = continued(lm, batch, temperature=temperature)
             require_same_tokens(again, first, f"generated a {time} time")
@@ -141,33 +146,57 @@ def check_settings_of_sampling_are_used(subject: Subject) -> None:
 
 def check_guidance_is_used(subject: Subject) -> None:
     """Check that a model that accepts guidance draws other tokens with it."""
+    _require_used(subject, Sampling(temperature=10.0), "guidance", 20.0)
+
+
+def check_iterations_are_used(subject: Subject) -> None:
+    """Check that a model that accepts iterations draws other tokens with one."""
+    _require_used(subject, Sampling(temperature=10.0), "iterations", (1,))
+
+
+def check_repeats_are_used(subject: Subject) -> None:
+    """Check that a model that accepts repeats draws other tokens where they would repeat."""
+    _require_used(subject, Sampling(temperature=1e-3), "repeats", 1)
+
+
+def _require_used(subject: Subject, plain: Sampling, name: str, value: object) -> None:
+    """Require that a setting, if the model accepts it, changes what is drawn."""
     lm, stage = lm_of(subject), subject.stage
     # By its prompt, a stage that is given nothing is guided: away from what a second of it says.
     known = 0 if stage.given else 2 * math.ceil(stage.target.frame_rate)
-    batch = prompts_for(stage, [known] * 8)
-    strong = Sampling(temperature=10.0, guidance=20.0)
+    prompt = tokens_for(stage.target, [known] * 8)
+    batch = StageBatch(prompt, given_for(stage, [known + _GREEDY_FRAMES] * 8))
+    strong = plain.model_copy(update={name: value})
     try:
         lm.check_sampling(strong)
     except SegueError as refusal:
-        raise NotApplicable(f"it refuses guidance: {refusal.problem}") from refusal
-    plain = continued(lm, batch, temperature=10.0)
-    same = torch.equal(continued(lm, batch, sampling=strong).ids, plain.ids)
-    require(not same, "guidance 20 draws the same tokens; let check_sampling refuse it")
+        raise NotApplicable(f"it refuses {name}: {refusal.problem}") from refusal
+    without, found = (continued(lm, batch, _GREEDY_FRAMES, sampling=s) for s in (plain, strong))
+    what = f"{name} {value}"
+    _require_frames(found, subject, 8, _GREEDY_FRAMES, what)
+    same = torch.equal(found.ids, without.ids)
+    require(not same, f"{what} draws the same tokens; let check_sampling refuse it")
 
 
 def check_generates_many_frames(subject: Subject) -> None:
-    """Check that more frames than any other check uses are scored and generated."""
+    """Check that more frames than any other check uses are scored and generated, the last ones
+    as their scores say."""
     lm, stage = lm_of(subject), subject.stage
     nothing = StageBatch(Tokens.empty(1, stage.target.num_levels), given_for(stage, [_MANY]))
     try:
-        new = continued(lm, nothing, _MANY)
-        after = continued(lm, prompts_for(stage, [_MANY]))
-        score = lm.score(batch_for(stage, [2 * _MANY]))
+        with torch.inference_mode():  # as pipelines do
+            new = continued(lm, nothing, _MANY, temperature=0.0)
+            after = continued(lm, prompts_for(stage, [_MANY]))
+            score = lm.score(batch_for(stage, [2 * _MANY]))
     except SegueError as refusal:  # options may set a limit, as gpt2's positions do
         raise NotApplicable(f"it refuses {_MANY} frames: {refusal.problem}") from refusal
     _require_frames(new, subject, 1, _MANY, f"{_MANY} frames")
     _require_frames(after, subject, 1, NEW_FRAMES, f"frames after {_MANY}")
     require_finite(score, f"scores of {2 * _MANY} frames")
+    if lm.autoregressive:
+        ids = torch.arange(stage.target.codebook_size)[:_ALTERNATIVES]
+        whole, last = StageBatch(new, nothing.given), range(_MANY - 2, _MANY)
+        _require_best(lm, whole, last, ids, subject.atol, f"of {_MANY} frames")
 
 
 def check_unbounded_is_true(subject: Subject) -> None:
@@ -203,11 +232,11 @@ def _held_in_tensors() -> int:
 
 @torch.no_grad()
 def check_leaves_the_process_alone(subject: Subject) -> None:
-    """Check that scoring and generating change no seed or mode of the whole process."""
+    """Check that scoring and generating change no weight, and no seed or mode of the process."""
     lm, batch = lm_of(subject), prompts_for(subject.stage)
     generators = row_generators(0, len(batch.target.lengths))
     scored = batch_for(subject.stage)
-    with torch.enable_grad(), undisturbed():
+    with torch.enable_grad(), undisturbed(lm):
         lm.generate(batch.given, batch.target, NEW_FRAMES, Sampling(), generators)
         lm.score(scored)
 

@@ -7,6 +7,7 @@ import torch
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokenizer, Tokens, WaveBatch
 from segue.core.options import FINGERPRINT_DIGITS, TokenizerOptions, options_digest
 from segue.core.spec import TokenSpec
+from segue.inference.promises import check_losses, check_weight
 from segue.testing.check import NotApplicable, made, require
 from segue.testing.compare import (
     a_day_later,
@@ -144,9 +145,9 @@ def check_encodes_odd_audio(subject: Subject) -> None:
         require_legal(one_row, spec.codebook_size, f"tokens of {name}")
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def check_handles_long_audio(subject: Subject) -> None:
-    """Check that many seconds of audio are encoded, and decoded by a codec."""
+    """Check that many seconds of audio are encoded to their end, and decoded by a codec."""
     tokenizer = tokenizer_of(subject)
     spec = tokenizer.spec
     length = _LONG_SECONDS * spec.sample_rate + 1
@@ -154,9 +155,13 @@ def check_handles_long_audio(subject: Subject) -> None:
     frames = spec.num_frames(length)
     require(tokens.lengths.tolist() == [frames], f"{tokens.lengths.tolist()} frames, not {frames}")
     require_legal(tokens, spec.codebook_size, f"tokens of {_LONG_SECONDS} s")
+    early, late = (len(half.unique()) > 1 for half in tokens.ids[..., :frames].chunk(2, -1))
+    require(late or not early, f"the tokens of {_LONG_SECONDS} s stay the same in the second half")
     if isinstance(tokenizer, AcousticCodec):
         wave = tokenizer.decode(tokens.ids, tokens.lengths)
         require_finite(wave, f"{_LONG_SECONDS} s of decoded audio")
+        early, late = (bool(half.any()) for half in wave.chunk(2, -1))
+        require(late or not early, f"{_LONG_SECONDS} s are decoded to silence in the second half")
 
 
 def check_tokens_follow_the_audio(subject: Subject) -> None:
@@ -208,10 +213,10 @@ def check_train_mode_changes_no_token(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_leaves_the_process_alone(subject: Subject) -> None:
-    """Check that encoding and decoding change no seed or mode of the whole process."""
+    """Check that encoding and decoding change no weight, and no seed or mode of the process."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
-    with torch.enable_grad(), undisturbed():
+    with torch.enable_grad(), undisturbed(tokenizer):
         tokens = tokenizer.encode(audio.wave, audio.lengths)
         if isinstance(tokenizer, AcousticCodec):
             tokenizer.decode(tokens.ids, tokens.lengths)
@@ -260,12 +265,29 @@ def check_training_step_can_be_learnt_from(subject: Subject) -> None:
         raise NotApplicable("it is not trained by gradient")
     spec = tokenizer.spec
     audio = ragged_audio([32 * spec.frame_size] * 2, spec.sample_rate)
-    losses = tokenizer.train().training_step(audio)
-    require("loss" in losses, f"no 'loss' among {sorted(losses)}")
+    with unchanged(batch=audio):
+        losses = tokenizer.train().training_step(audio)
+    check_losses(tokenizer, losses, ("loss",), learning=True)
+    check_weight(tokenizer, tokenizer.weight_of(audio))
     require_finite(losses["loss"].detach(), "loss")
     losses["loss"].backward()
     reached = [p.grad is not None and bool(p.grad.any()) for p in tokenizer.parameters()]
     require(any(reached), "the gradient of 'loss' reaches no parameter")
+
+
+def check_vectors_belong_to_codes(subject: Subject) -> None:
+    """Check that a tokenizer that knows vectors has a finite one for the codes of each frame."""
+    tokenizer = tokenizer_of(subject)
+    size, levels = tokenizer.spec.codebook_size, tokenizer.spec.num_levels
+    codes = torch.randint(size, (2, levels, 12))
+    found, turned = tokenizer.vectors(codes), tokenizer.vectors(codes.flip(2))
+    if found is None or turned is None:
+        raise NotApplicable("it says that its tokens stand for no vectors")
+    shape = tuple(found.shape)
+    require(found.ndim == 3 and shape[:2] == (2, 12), f"vectors are {shape}, not (2, 12, D)")
+    require_finite(found, "vectors")
+    require_close(turned, found.flip(1), "vectors", subject.atol)
+    require(size == 1 or len(found.flatten(0, 1).unique(dim=0)) > 1, "all vectors are the same")
 
 
 def check_state_round_trip(subject: Subject) -> None:

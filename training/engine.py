@@ -18,6 +18,7 @@ from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
 from segue.core.interfaces import Adversary, Component, StageBatch, StageLM, WaveBatch
 from segue.data.epochs import Share
+from segue.inference.promises import calling, check_losses
 from segue.training.adaptation import adapters
 from segue.training.ranks import PATIENCE, Ranks, accept_whole_tensors, connect
 
@@ -71,7 +72,7 @@ class Engine:
         self.has_gradients = any(p.requires_grad for p in component.parameters())
         _check(component, config, place, adversary is not None, self.ranks)
         self.fabric = _fabric(component, config, place, self.ranks)
-        self._accumulate = config.accumulate
+        self._component, self._accumulate = component, config.accumulate
         _prepare_blocks(component, config)
 
         def losses(batch: Batch, opponent: Any) -> Mapping[str, Tensor]:
@@ -118,8 +119,13 @@ class Engine:
         def opponent(real: Tensor, made: Tensor) -> Any:
             return self._adversary_step(_Opaque(real, made))
 
-        with nullcontext() if self.has_gradients else by_itself():
-            return self._step(_Opaque(batch, opponent if adversarial else None))
+        call = "adversarial_step" if adversarial else "training_step"
+        with nullcontext() if self.has_gradients else by_itself(), calling(self._component, call):
+            found: dict[str, Tensor] = self._step(_Opaque(batch, opponent if adversarial else None))
+        needed = ("loss", *(["adversary_loss"] if adversarial else []))
+        learning = self.has_gradients and torch.is_grad_enabled()
+        check_losses(self._component, found, needed, learning)
+        return found
 
     @contextmanager
     def gradients_kept_local(self, enabled: bool, adversarial: bool) -> Iterator[None]:

@@ -25,6 +25,7 @@ from segue.core.errors import DivergedError
 from segue.core.interfaces import AcousticCodec, Component
 from segue.core.records import Kind
 from segue.data.epochs import SEED_STRIDE, WHOLE, Share
+from segue.inference.promises import calling, check_weight
 from segue.training.adaptation import restore_frozen_buffers
 from segue.training.counts import check_added_up
 from segue.training.engine import Batch, Engine
@@ -185,7 +186,7 @@ def optimization_step(
 
     # Ragged pieces and ranks count by their valid frames. DDP averages the gradients of ranks, so
     # each loss is scaled to make that average the mean over all frames of all ranks.
-    weights = [learner.component.weight_of(piece) for piece in pieces]
+    weights = _weights(learner.component, pieces)
     total = max(engine.total([sum(weights)])[0], 1e-9)
     sums: dict[str, Tensor] = {}
     shares = zip(engine.shares, pieces, weights, strict=True)
@@ -204,6 +205,11 @@ def optimization_step(
     if engine.has_gradients:
         _step_optimizers(engine, config, step, figures, optimizers)
     return figures, total
+
+
+def _weights(component: Component, pieces: Sequence[Batch]) -> list[float]:
+    with calling(component, "weight_of"):
+        return [check_weight(component, component.weight_of(piece)) for piece in pieces]
 
 
 def _backward(
@@ -273,7 +279,7 @@ def validate(run: TrainingRun, engine: Engine, learner: Learner, step: int) -> d
     with torch.no_grad(), learner.averaged():
         for index in range(count):
             pieces = on_each(partial(_draw, batches, index, engine.shares))
-            weights = [run.component.weight_of(piece) for piece in pieces]
+            weights = _weights(run.component, pieces)
             total = max(engine.total([sum(weights)])[0], 1e-9)
             for piece, weight in zip(pieces, weights, strict=True):
                 _add(sums, engine.losses(piece.to(run.component.device)), weight / total)

@@ -16,12 +16,7 @@ import torch
 
 from segue.core.assembly import Assembly, Part, assemble
 from segue.core.checkpoint import build_part, load_state, save_component
-from segue.core.checkpoint_files import (
-    FITTED,
-    STATE_JSON,
-    newest_checkpoint,
-    read_manifest,
-)
+from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, read_manifest
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
 from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
@@ -41,6 +36,7 @@ from segue.data.token_crops import TokenCrops
 from segue.data.token_store import TokenStore
 from segue.data.tokenizing import check_tokenizer
 from segue.inference.pipeline import Pipeline
+from segue.inference.promises import calling, check_fitted
 from segue.inference.threads import use_threads
 from segue.training.adaptation import adapt, plain_state, start_from
 from segue.training.loop import Report, TrainingRun, train
@@ -378,7 +374,8 @@ def _fit(
     component.eval()  # no dropout while features are computed
     batches, seen = _fitting_batches(workspace, part, component)
     torch.manual_seed(workspace.config.parts[part].training.seed)
-    figures = component.fit(batches)
+    with calling(component, "fit"):
+        figures = check_fitted(component, component.fit(batches))
     if isinstance(component, Tokenizer):
         check_tokenizer(component, workspace.recordings("train"))
     with atomic_directory(target) as temporary:

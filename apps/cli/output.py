@@ -19,8 +19,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from segue.core.discovery import described
 from segue.core.errors import PluginError, SegueError
 from segue.core.memory import out_of_memory
+from segue.core.plugins import default_host
+from segue.core.registry import FIRST_PARTY
 
 DEBUG = "SEGUE_DEBUG"  # set to 1, it shows tracebacks
 #: Packages that end a command on purpose, rich where nobody reads the output any more.
@@ -35,8 +38,8 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emo
 def clear_errors() -> Iterator[None]:
     """End the process with one sentence and exit code 2 where the user can fix what went wrong.
 
-    Warnings become one line each. Anything else is a bug of Segue or of a plugin and keeps its
-    traceback.
+    Warnings become one line each, and so do exceptions of a plugin's code. Anything else is a bug
+    of Segue and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold letters the terminal lacks
@@ -63,11 +66,28 @@ def clear_errors() -> Iterator[None]:
             fail(f"this installation: {error}; run `segue doctor`", error)
         place = error.filename or "a file"
         fail(f"{place}: {error.strerror}; check that place and its free space", error)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        fix = "ask for fewer --seconds, a lower --count or smaller parts"
-        fail(f"memory: there is not enough; {fix}", error)
+    except Exception as error:
+        if out_of_memory(error):
+            fix = "ask for fewer --seconds, a lower --count or smaller parts"
+            fail(f"memory: there is not enough; {fix}", error)
+        for owner, package in _plugins_in(error):
+            fix = f"leave the plugin out, or report it to {owner}"
+            fail(f"{owner}: {described(error, package)}; {fix}", error)
+        raise
+
+
+def _plugins_in(error: BaseException) -> Iterator[tuple[str, str]]:
+    """Yield source and package of each plugin whose code was running, the innermost first."""
+    sources = {
+        record.target.partition(":")[0].partition(".")[0]: record.source
+        for record in default_host().records()
+        if record.source != FIRST_PARTY
+    }
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package in sources:
+            yield sources[package], package
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:

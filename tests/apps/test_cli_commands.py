@@ -14,13 +14,15 @@ import typer.main
 import yaml
 from rich.console import Console
 from tests.apps.conftest import Segue
+from tests.conftest import Install
 from typer.testing import CliRunner
 
 from segue.apps.cli import doctor, progress
 from segue.apps.cli.main import app
 from segue.apps.cli.options import Chosen
+from segue.apps.cli.output import clear_errors
 from segue.core.domain import Domain
-from segue.core.plugins import reset_default_host
+from segue.core.plugins import default_host, reset_default_host
 from segue.testing import distribution as conformance
 from segue.testing.distribution import ComponentResult
 
@@ -129,6 +131,21 @@ def test_broken_hooks_are_listed(segue: Segue, monkeypatch: pytest.MonkeyPatch) 
     status = segue("plugins", "list", "--json").json["plugins"][0]
     assert (status["state"], status["components"]) == ("broken", [])
     assert segue("doctor").code == 1
+
+
+def test_what_a_plugin_fails_at_is_one_line_that_names_it(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("good")
+    reset_default_host()
+    with pytest.raises(SystemExit) as ended, clear_errors():
+        default_host().create("metric", "loudness.v1", {}, place="metric")(None, None, 0)
+    assert ended.value.code == 2
+    line = " ".join(capsys.readouterr().err.split())
+    assert line.startswith("error: segue-good: AttributeError: 'NoneType' object has no attribute")
+    assert line.endswith("model.py, line 19); leave the plugin out, or report it to segue-good")
+    with pytest.raises(ZeroDivisionError), clear_errors():  # Segue's own
+        1 / 0  # noqa: B018
 
 
 def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:

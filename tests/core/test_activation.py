@@ -266,3 +266,25 @@ def test_one_object_is_one_plugin(install: Install, write_registry: WriteRegistr
 def test_entry_points_can_be_left_out(install: Install) -> None:
     install("good")
     assert PluginHost.discover(entry_points=False).statuses() == ()
+
+
+def test_names_in_a_registry_file_that_nothing_has_are_reported(
+    install: Install, write_registry: WriteRegistry
+) -> None:
+    install("good")
+    path = write_registry(
+        "blocked: [segue-godo, 'segue-good:man', codec/spectral_codc.v1, metric/loudness.v1]\n"
+        "pins: {metric/si_sdr.v2: segue, codec/spectral_codec.v1: segue}\n"
+    )
+    good, *unknown = PluginHost.discover(registry=path).statuses()
+    assert good.state == "ok" and {status.state for status in unknown} == {"unknown"}
+    assert {status.source for status in unknown} == {str(path)}
+    assert [status.error for status in unknown] == [
+        f"blocks or pins {name}, which is not installed here; did you mean {meant!r}?"
+        for name, meant in (
+            ("metric/si_sdr.v2", "metric/si_sdr.v1"),
+            ("segue-godo", "segue-good"),
+            ("segue-good:man", "segue-good:main"),
+            ("codec/spectral_codc.v1", "codec/spectral_codec.v1"),
+        )
+    ]

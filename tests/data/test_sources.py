@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,9 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "one.flac": "is one recording; name the folder that it lies in, or a CSV",
         manifest(tmp_path, "file,split", "a.wav,train"): "has no column 'path'; its first line",
         manifest(tmp_path, "path,split,path", "a.wav,train,b.wav"): "has the column 'path' twice",
+        manifest(tmp_path, "path;split", "a.wav;train"): (
+            "has no column 'path'; its columns are separated by ';'; separate them by commas"
+        ),
     }
     (tmp_path / "one.flac").touch()
     for source, message in cases.items():
@@ -309,6 +314,39 @@ def test_links_in_tars_and_joined_tars_are_reported(tmp_path: Path) -> None:
     assert [why.split(",")[0].split(";")[0] for _, why in problems] == [
         *2 * ["is a link"], "goes on after its end"
     ]  # fmt: skip
+
+
+def test_of_members_of_one_name_in_a_tar_the_last_one_counts(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", {"a.flac": wave_bytes(100), "b.flac": wave_bytes(300)})
+    with tarfile.open(path, "a") as archive:  # as `tar -r` adds a corrected file
+        info = tarfile.TarInfo("a.flac")
+        info.size = len(wave_bytes(200))
+        archive.addfile(info, io.BytesIO(wave_bytes(200)))
+    problems: list[tuple[str, str]] = []
+    found = list_recordings(path, lambda *problem: problems.append(problem))
+    assert [tell(recording) for recording in found] == [200, 300]
+    assert problems == [(f"{path}!a.flac", "stands in it 2 times; the last one counts")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "overlap"),
+    [
+        (("a.wav,train,x", "b.wav,train,y", "a.wav,valid,x"), "1 recordings .* first .*/a.wav"),
+        (("a.wav,train,x", "b.wav,valid,x", "c.wav,valid,z"), "1 groups .* both splits, first x"),
+        (("a.wav,train,", "sub/a.wav,valid,"), ""),  # groups by the names of files
+        (("a.wav,train,x", "b.wav,valid,y"), ""),
+    ],
+)
+def test_what_stands_in_both_splits_is_told(
+    tmp_path: Path, rows: Sequence[str], overlap: str
+) -> None:
+    source = manifest(tmp_path, "path,split,group", *rows)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(list_recordings(source, lambda *_: None)) == len(rows)
+    assert len(caught) == bool(overlap)
+    for warning in caught:
+        assert re.search(f"{overlap}: figures of held-out audio will flatter", str(warning.message))
 
 
 @pytest.fixture

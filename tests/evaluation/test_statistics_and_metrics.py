@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from segue.core.interfaces import StageBatch, Tokens
+from segue.core.interfaces import Metric, StageBatch, Tokens
 from segue.evaluation import likelihood
+from segue.evaluation.failures import figures_of_pair
 from segue.evaluation.likelihood import evaluate_likelihood
 from segue.evaluation.statistics import (
     bootstrap_interval,
@@ -247,3 +248,17 @@ def test_likelihood_is_per_level_and_without_padding(
         {"level_0": 1.0, "level_1": 2.0, "level_2": 3.0, "bits_per_second": 50 * 6 / math.log(2)}
     )
     assert found["coarse"]["level_0"]["count"] == 3
+
+
+def test_a_metric_that_writes_to_its_audio_spoils_no_other_figure() -> None:
+    class Writes(Metric):
+        def __call__(self, reference: torch.Tensor, audio: torch.Tensor, rate: int) -> float:
+            return float(reference.mul_(0).sum() + audio.mul_(0).sum())
+
+    class Sums(Metric):
+        def __call__(self, reference: torch.Tensor, audio: torch.Tensor, rate: int) -> float:
+            return float(reference.sum() + audio.sum())
+
+    wave = torch.ones(4)
+    found = figures_of_pair({"writes": Writes(), "sums": Sums()}, wave, wave, 16_000, {})
+    assert found == {"writes": 0.0, "sums": 8.0} and wave.sum() == 4

@@ -97,9 +97,9 @@ def test_the_continuation_stays_that_the_right_side_follows_best(
 
     def score(batch: StageBatch) -> torch.Tensor:
         batches.append(batch)
-        scores = torch.zeros(batch.target.ids.shape)
-        scores[1, :, :-12] = 100.0  # row 1 is likely itself; the right side likes row 2
-        scores[2, :, -12:] = 1.0
+        scores = torch.full(batch.target.ids.shape, -100.0)
+        scores[1, :, :-12] = 0.0  # row 1 is likely itself; the right side likes row 2
+        scores[2, :, -12:] = -99.0
         return scores
 
     monkeypatch.setattr(causal.stage_lm("semantic"), "score", score)

@@ -23,6 +23,7 @@ from tests.conftest import melody
 
 from segue import Pipeline
 from segue.core.audio import Audio
+from segue.core.checkpoint_files import read_manifest
 from segue.core.config_files import find_domain, load_config
 from segue.core.domain import Domain
 from segue.core.errors import (
@@ -754,3 +755,13 @@ def test_numpy_numbers_are_numbers(pipeline: Pipeline) -> None:
     )  # fmt: skip
     assert result.metadata["seed"] == 3
     json.dumps(result.metadata)
+
+
+def test_a_part_without_weights_is_saved_with_the_package_that_it_comes_from(
+    tiny_pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(tiny_pipelines["speech"])
+    monkeypatch.setattr(type(pipeline.codec), "state_dict", lambda *_, **__: {})
+    folder = pipeline.save_pretrained(tmp_path / "saved")
+    saved = yaml.safe_load((folder / "pipeline.yaml").read_text())["codec"]["checkpoint"]
+    assert read_manifest(folder / saved).made_by.startswith("segue")

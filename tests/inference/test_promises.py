@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,15 @@ import torch
 from segue.core.audio import Audio
 from segue.core.errors import PluginError
 from segue.core.hookspecs import hookimpl
+from segue.core.interfaces import Component
+from segue.core.options import Options
 from segue.core.plugins import PluginHost
-from segue.core.tokens import Tokens
+from segue.core.tokens import StageBatch, Tokens
 from segue.data.recordings import Recording
 from segue.data.tokenizing import tokenize_recording
 from segue.inference.detection import judge
 from segue.inference.pipeline import Pipeline
+from segue.inference.promises import check_fitted, scores_of
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
 
@@ -118,8 +123,9 @@ def test_audio_that_breaks_the_contract_is_refused(
         lambda t: Tokens(t.ids.repeat(1, 1, 500), t.lengths * 500),
         lambda t: t.ids,
         lambda t: Tokens(t.ids, t.lengths + 3),
+        lambda t: Tokens(t.ids, -1 - t.lengths),
     ],
-    ids=["illegal codes", "too many frames", "a tensor", "lengths beyond"],
+    ids=["illegal codes", "too many frames", "a tensor", "lengths beyond", "lengths below 0"],
 )
 def test_frames_that_break_the_contract_are_refused(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object]
@@ -145,6 +151,66 @@ def test_a_model_that_streams_none_among_its_pieces_is_refused(
     replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: [None])
     with pytest.raises(PluginError, match="stream yielded a NoneType"):
         pipeline.continue_(WAVE, RATE, seconds=0.2)
+
+
+def test_a_model_that_never_gets_to_a_frame_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segue.inference.promises.MOST_WAITS", 20)
+    waits = itertools.repeat(Tokens.empty(1, 1))
+    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: waits)
+    with pytest.raises(PluginError, match="20 pieces in a row without a frame"):
+        pipeline.continue_(WAVE, RATE, seconds=0.2)
+
+
+def test_codecs_are_not_asked_what_no_frame_sounds_like(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: iter(()))
+    monkeypatch.delattr(type(pipeline.codec), "decode")
+    assert pipeline.generate(0.2).wave.shape == (1, 0)
+    assert list(pipeline.stream(seconds=0.2)) == []
+
+
+def test_audio_that_still_has_a_gradient_is_taken_without_it(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode(False):
+        wave = torch.ones(1, 3 * pipeline.codec.spec.frame_size, requires_grad=True)
+    monkeypatch.setattr(pipeline.codec, "decode", lambda *arguments: wave)
+    codes = Tokens.full(torch.zeros(1, 1, 3, dtype=torch.long))
+    assert not pipeline.audio.decode(codes).requires_grad
+
+
+def test_log_likelihoods_above_0_are_refused(pipeline: Pipeline) -> None:
+    lm = pipeline.stage_lm("semantic")
+    batch = StageBatch(Tokens.full(torch.zeros(1, 1, 4, dtype=torch.long)))
+    assert scores_of(lm, batch).max() <= 0
+    lm = copy.copy(lm)
+    object.__setattr__(lm, "score", lambda batch: torch.full((1, 1, 4), 0.5))
+    with pytest.raises(PluginError, match="which is above 0"):
+        scores_of(lm, batch)
+
+
+@pytest.mark.parametrize(
+    ("figures", "buffer", "fitted", "problem"),
+    [
+        (None, 0.0, True, "fit returned a NoneType"),
+        ({"inertia": "low"}, 0.0, True, "returned a str, not a number"),
+        ({}, float("nan"), True, "NaN or infinite numbers in buffer"),
+        ({}, 0.0, False, "is_fitted is false after fit"),
+    ],
+)
+def test_what_a_component_breaks_while_it_is_fitted_is_refused(
+    figures: object, buffer: float, fitted: bool, problem: str
+) -> None:
+    component = Component(Options())
+    component.register_buffer("buffer", torch.zeros(1))
+    assert check_fitted(component, {"inertia": 1}) == {"inertia": 1.0}
+    component.register_buffer("buffer", torch.full((1,), buffer))
+    component.__class__ = type("Unfitted", (Component,), {"is_fitted": fitted})
+    with pytest.raises(PluginError, match=problem):
+        check_fitted(component, figures)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(5), StopIteration()], ids=repr)
@@ -199,6 +265,36 @@ def test_codes_of_a_streaming_encoder_are_checked(
     monkeypatch.setattr(pipeline.codec, "streaming_encoder", Encoder)
     with pytest.raises(PluginError, match="streaming encoder returned the code 10000"):
         pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
+    levels = pipeline.codec.spec.num_levels
+    Encoder.push = lambda self, wave: torch.zeros(1, levels, 999).long()  # type: ignore[method-assign]
+    with pytest.raises(PluginError, match=r"gave [0-9]+ frames too many"):
+        pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
+    Encoder.push = lambda self, wave: torch.zeros(1, levels, 0).long()  # type: ignore[method-assign]
+    Encoder.finish = lambda self: torch.zeros(1, levels, 1).long()  # type: ignore[attr-defined]
+    with pytest.raises(PluginError, match=r"gave [0-9]+ frames too few"):
+        pipeline.audio.encode_whole(Audio(WAVE, RATE), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda wave: wave[:, :0], "too few"),
+        (lambda wave: wave[:, :-1], "too few"),
+        (lambda wave: wave.repeat(1, 9), "too many"),
+    ],
+    ids=["nothing", "a sample less", "nine times as many"],
+)
+def test_a_stream_of_another_length_is_refused(
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Any], object],
+    problem: str,
+) -> None:
+    decoder = pipeline.codec.streaming_decoder()
+    replaced(monkeypatch, decoder, "push", change)
+    monkeypatch.setattr(pipeline.codec, "streaming_decoder", lambda: decoder)
+    with pytest.raises(PluginError, match=f"gave [0-9]+ samples {problem}"):
+        list(pipeline.stream(WAVE, RATE, seconds=0.4, chunk_seconds=0.1))
 
 
 class Marker:

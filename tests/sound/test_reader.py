@@ -133,6 +133,23 @@ def test_an_mp3_file_without_a_table_is_read_to_its_end(tmp_path: Path) -> None:
     assert prepare_files(tmp_path, tmp_path / "out")["recordings"] == 1
 
 
+@pytest.mark.parametrize("stated", [0, 1, 2, 9])
+@pytest.mark.parametrize("samples", [2304, RATE])
+def test_an_mp3_file_that_states_too_few_frames_is_read_to_its_end(
+    tmp_path: Path, stated: int, samples: int
+) -> None:
+    path, wave = tmp_path / "a.mp3", 0.1 * numpy.sin(numpy.arange(samples) / 9)
+    soundfile.write(path, wave, RATE)
+    right, data = read_audio(path), path.read_bytes()
+    count = max(data.find(b"Xing"), data.find(b"Info")) + 8
+    if stated < len(frames_in(data).offsets):
+        path.write_bytes(data[:count] + stated.to_bytes(4, "big") + data[count + 4 :])
+    for source in (path, io.BytesIO(path.read_bytes())):
+        audio = read_audio(source)
+        assert audio.notes == right.notes == () and len(audio.wave) == samples
+        assert torch.equal(audio.wave, right.wave)
+
+
 @pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg"])
 def test_what_is_read_depends_on_the_place_alone(tmp_path: Path, name: str) -> None:
     """In a damaged file a decoder that goes on may find something else than one that begins."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
-from segue.core.options import Options, Sampling
+from segue.core.options import Decoding, Options, Sampling
 from segue.core.sampling import sample
 from segue.core.spec import SliceSpec, StageSpec
 from segue.core.two_sided import TwoSided
@@ -321,10 +321,6 @@ class IgnoresTopP(TinyLM):
         return with_sampling(self, arguments, top_p=None)
 
 
-class IgnoresGuidance(TinyLM):
-    def check_sampling(self, sampling: Sampling) -> None: ...
-
-
 class IgnoresWhatIsCounted(TinyLM):
     def loss(self, batch: StageBatch) -> StageLoss:
         return super().loss(replace(batch, counted=None))
@@ -395,6 +391,48 @@ class SwitchesGradOff(TinyLM):
         score = super().score(batch)
         torch.set_grad_enabled(False)
         return score
+
+
+class AcceptsAll(TinyLM):
+    def check_sampling(self, sampling: Sampling) -> None: ...
+
+
+class IsGuidedToIllegalCodes(AcceptsAll):
+    def generate(self, *arguments: Any) -> Tokens:
+        new, sampling = super().generate(*arguments), arguments[3]
+        return Tokens.full(new.ids + int(sampling.guidance != 1))
+
+
+class KnowsNoLargerTopK(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        torch.empty(self.stage.target.codebook_size)[(arguments[3].top_k or 1) - 1]
+        return super().generate(*arguments)
+
+
+class ForgetsAfter30Frames(TinyLM):
+    def generate(self, given: Any, prompt: Tokens, num_frames: int, *rest: Any) -> Tokens:  # type: ignore[override]
+        new = super().generate(given, prompt, num_frames, *rest)
+        return Tokens.full(new.ids * (torch.arange(num_frames) < 30))
+
+
+class IsAnotherOnceMoved(TinyLM):
+    moved = -1  # not counting the first time
+
+    def decode_with(self, decoding: Decoding) -> None:
+        self.moved += 1
+
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        return super().logits(given, ids).roll(self.moved, -1)
+
+
+class LearnsWhileItScores(TinyLM):
+    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
+        super().__init__(config, stage)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def score(self, batch: StageBatch) -> Tensor:
+        self.get_buffer("seen").add_(1)
+        return super().score(batch)
 
 
 class TakesShortPromptsOnly(TinyLM):
@@ -495,7 +533,7 @@ BROKEN = [
     ("settings_of_sampling_are_used", IsAlwaysGreedy, "at temperature 10, other seeds"),
     ("settings_of_sampling_are_used", IgnoresTopK, "with {'top_k': 1}"),
     ("settings_of_sampling_are_used", IgnoresTopP, "with {'top_p': 1e-06}"),
-    ("guidance_is_used", IgnoresGuidance, "let check_sampling refuse it"),
+    ("guidance_is_used", AcceptsAll, "let check_sampling refuse it"),
     ("counted_frames_alone_count", IgnoresWhatIsCounted, "counted frames against score"),
     ("every_given_frame_matters", ShiftsTheGivenSlice, "the last frame of the given slice"),
     ("greedy_tokens_score_best", GeneratesWithAShiftedSlice, "the greedy token"),
@@ -509,6 +547,13 @@ BROKEN = [
     ("leaves_the_process_alone", HoldsOnAtCtrlC, "handler of Ctrl-C changed"),
     ("generates_many_frames", TakesShortPromptsOnly, "the prompt is too long"),
     ("score_agrees_with_loss", EndsTheProcess, "SystemExit: 3"),
+    ("guidance_is_used", IsGuidedToIllegalCodes, "guidance 20.0: ids"),
+    ("iterations_are_used", AcceptsAll, "let check_sampling refuse it"),
+    ("repeats_are_used", AcceptsAll, "let check_sampling refuse it"),
+    ("generates_what_is_asked_for", KnowsNoLargerTopK, "IndexError"),
+    ("generates_many_frames", ForgetsAfter30Frames, "of 66 frames"),
+    ("is_deterministic", IsAnotherOnceMoved, "second time"),
+    ("leaves_the_process_alone", LearnsWhileItScores, "seen of its state"),
 ]
 CHECKS = {check.name: check for check in checks_for("stage_lm")}
 

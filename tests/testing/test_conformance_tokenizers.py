@@ -528,6 +528,61 @@ class HoldsAllAudio(EncodesInChunks):
         return Holds(self)
 
 
+class HearsTheFirstSecondOnly(ChangesIds):
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        return ids * (torch.arange(ids.shape[2]) < 200)
+
+
+class FallsSilent(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        wave = super().decode(codes, lengths)
+        return wave * (torch.arange(wave.shape[1]) < 8000)
+
+
+class NeedsGradients(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        with torch.enable_grad():
+            torch.autograd.grad((wave * self.codes.sum()).sum(), self.codes)
+        return super().encode(wave, lengths)
+
+
+class LearnsWhileItEncodes(ChangesIds):
+    def __init__(self, config: TinyOptions) -> None:
+        super().__init__(config)
+        self.register_buffer("heard", torch.zeros(()))
+
+    def change(self, ids: Tensor, wave: Tensor) -> Tensor:
+        self.get_buffer("heard").add_(1)
+        return ids
+
+
+class WritesToTheBatch(TinyCodec):
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        batch.wave.mul_(0.5)
+        return super().training_step(batch)
+
+
+class GivesALogOfVectors(TinyCodec):
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        return {**super().training_step(batch), "use": torch.ones(3)}
+
+
+class WeighsLessThanNothing(TinyCodec):
+    def weight_of(self, batch: WaveBatch | StageBatch) -> float:
+        return -1.0
+
+
+class TurnsItsVectors(TinyCodec):
+    def vectors(self, ids: Tensor) -> Tensor:
+        return self.codes[0][ids[:, 0]].transpose(1, 2)
+
+
+class HasOneVector(TinyCodec):
+    def vectors(self, ids: Tensor) -> Tensor:
+        return torch.zeros(len(ids), ids.shape[2], 3)
+
+
 Broken = tuple[str, type[AcousticCodec] | type[SemanticTokenizer], type[TinyOptions], str]
 BROKEN: list[Broken] = [
     ("unknown_options_are_refused", TinyCodec, BrokenOptions.Unknown, "unknown key"),
@@ -591,6 +646,15 @@ BROKEN: list[Broken] = [
     ("streams_share_nothing", SharesItsEncoder, TinyOptions, "encoding stream|RuntimeError"),
     ("streams_do_not_wait_for_the_end", HoldsEverything, TinyOptions, "before the end"),
     ("streams_do_not_wait_for_the_end", HoldsAllAudio, TinyOptions, "were encoded before"),
+    ("handles_long_audio", HearsTheFirstSecondOnly, TinyOptions, "stay the same in the second"),
+    ("handles_long_audio", FallsSilent, TinyOptions, "to silence in the second half"),
+    ("handles_long_audio", NeedsGradients, TinyOptions, "RuntimeError"),
+    ("leaves_the_process_alone", LearnsWhileItEncodes, TinyOptions, "heard of its state"),
+    ("training_step_can_be_learnt_from", WritesToTheBatch, TinyOptions, "batch is written to"),
+    ("training_step_can_be_learnt_from", GivesALogOfVectors, TinyOptions, r"use as .*\[3\]"),
+    ("training_step_can_be_learnt_from", WeighsLessThanNothing, TinyOptions, "returned -1"),
+    ("vectors_belong_to_codes", TurnsItsVectors, TinyOptions, r"not \(2, 12, D\)"),
+    ("vectors_belong_to_codes", HasOneVector, TinyOptions, "all vectors are the same"),
 ]
 ONE_LEVEL = TinyOptions(num_levels=1)
 CHECKS = {

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from segue.core.checkpoint import load_component, load_state, save_component
 from segue.core.checkpoint_files import newest_checkpoint, read_manifest
 from segue.core.config import TrainingConfig
-from segue.core.errors import CheckpointError, OutputError, TrainingError
+from segue.core.errors import CheckpointError, OutputError, PluginError, TrainingError
 from segue.core.interfaces import Component, StageBatch, Tokenizer, Tokens, WaveBatch
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
@@ -341,6 +341,44 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(
     # What was half written is gone, too: a checkpoint may be large.
     kept = [f"step-{step:08d}" for step in (steps - 1, steps)]
     assert names(tmp_path / "killed") == ["log.jsonl", *kept], story
+
+
+# --- components that break their contract -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "problem"),
+    [
+        ("training_step", {"error": torch.ones(())}, "no 'loss'"),
+        ("training_step", {"loss": torch.ones(3)}, r"loss as torch.float32 \[3\]"),
+        ("training_step", {"loss": 1.0}, "loss as a float"),
+        ("training_step", {"loss": torch.ones((), dtype=torch.long)}, "loss as torch.int64"),
+        ("training_step", {"loss": torch.ones(())}, "'loss' without a gradient"),
+        ("training_step", {"loss": torch.ones((), device="meta")}, "on meta"),
+        ("weight_of", "much", "returned a str"),
+        ("weight_of", math.nan, "weight_of returned nan"),
+        ("weight_of", -1.0, "weight_of returned -1"),
+    ],
+)
+def test_what_a_component_breaks_while_it_learns_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, result: object, problem: str
+) -> None:
+    monkeypatch.setattr(Tiny, call, lambda self, batch: result)
+    with pytest.raises(PluginError, match=problem) as caught:
+        train(run(tmp_path))
+    assert caught.value.place == "Tiny of tests"
+
+
+@pytest.mark.parametrize("call", ["training_step", "weight_of"])
+def test_a_component_that_fails_while_it_learns_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fails(self: object, batch: object) -> None:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(Tiny, call, fails)
+    with pytest.raises(PluginError, match=f"{call} failed: ValueError: no luck"):
+        train(run(tmp_path))
 
 
 # --- losses that are not finite ---------------------------------------------------------------
