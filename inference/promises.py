@@ -47,9 +47,9 @@ def calling(component: object, call: str) -> Iterator[None]:
     """
     try:
         yield
-    except SegueError:
+    except (SegueError, KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, too
         kind = type(component)
         owner, _ = distribution_of(kind)
         if isinstance(error, Exception) and (owner == PROJECT or out_of_memory(error)):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import typer
+
 from segue.apps.cli.options import HeldOut, listed
 from segue.apps.cli.output import note, print_json, print_table, warn
 from segue.core.errors import ConfigError, DataError, PluginError
@@ -71,7 +73,8 @@ def finish(
     json: bool,
     unusable: str = "too short, or they cannot be read",
 ) -> None:
-    """Write a report, then print it: JSON for a machine, or a table and remarks.
+    """Write a report, then print it: JSON for a machine, or a table and remarks. Exit with 1 if
+    every metric failed.
 
     Args:
         subject: heading of the table's first column.
@@ -83,15 +86,23 @@ def finish(
 
     if output is not None:
         write_json(output, as_json(report))
-    if json:
-        print_json(report)
-        return
     rows = [
         (group, name, *_cells(figure))
         for group, columns in groups.items()
         for name, figure in columns.items()
         if isinstance(figure, dict) and "mean" in figure
     ]
+    if json:
+        print_json(report)
+    else:
+        _print(report, subject, rows, unusable)
+    if report.get("failed") and not rows:
+        raise typer.Exit(1)
+
+
+def _print(
+    report: Mapping[str, Any], subject: str, rows: Sequence[Sequence[str]], unusable: str
+) -> None:
     print_table((subject, *COLUMNS), rows)
     for name, reason in report.get("failed", {}).items():
         warn("error:", f"metric {name} has no figures: {reason}", "bold red")

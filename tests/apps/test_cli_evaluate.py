@@ -97,6 +97,8 @@ def test_a_metric_that_fails_is_named_and_the_others_keep_their_figures(
     assert "log_mel.v1" in done.out and "broken.v1" not in done.out
     assert "metric broken.v1 has no figures: ValueError: too quiet" in done.err
     assert "too quiet" in json.loads(Path("x.json").read_text())["failed"]["broken.v1"]
+    alone = segue("evaluate", "codec", *common, "--metrics", "broken.v1", "--json")
+    assert alone.code == 1 and "too quiet" in alone.json["failed"]["broken.v1"]
 
 
 def test_another_codec_than_the_stages_were_trained_on(

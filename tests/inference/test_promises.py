@@ -213,7 +213,9 @@ def test_what_a_component_breaks_while_it_is_fitted_is_refused(
         check_fitted(component, figures)
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(5), StopIteration()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), SystemExit(5), BaseException(), StopIteration()], ids=repr
+)
 @pytest.mark.parametrize(
     ("part", "call"),
     [("codec", "encode"), ("codec", "decode"), ("stages.semantic", "stream")],
