@@ -80,13 +80,14 @@ def join(place: str, path: str) -> str:
 
 
 def whole_number(value: object) -> int | None:
-    """Return the value as an int, NumPy's whole numbers included; None for others and for True."""
+    """Return the value as an int, 3.0 and NumPy's included; None for others and for True."""
     if isinstance(value, bool):
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]  # the call finds out
     except TypeError:
-        return None
+        number = real_number(value)
+        return None if number is None or not number.is_integer() else int(number)
 
 
 def real_number(value: object) -> float | None:

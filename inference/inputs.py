@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -10,7 +10,7 @@ import torch
 
 from segue.core.audio import SILENCE, Audio, as_audio, resample
 from segue.core.errors import AudioError
-from segue.core.validation import whole_number
+from segue.core.validation import real_number, whole_number
 from segue.inference.request import GeneratedAudio
 from segue.sound.reading import read_audio
 
@@ -25,9 +25,9 @@ def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> A
     """Return a prompt as mono audio at its own rate, or raise ``AudioError``.
 
     Args:
-        value: a path; a file opened in binary mode; a pair of a wave ``[T]``, ``[C, T]`` or
-            ``[T, C]`` and its sample rate; ``{"array": ..., "sampling_rate": ...}``, as Hugging
-            Face data sets have it; ``Audio``; or a result of one row.
+        value: a path; a file opened in binary mode; a pair, tuple or list, of a wave ``[T]``,
+            ``[C, T]`` or ``[T, C]`` and its sample rate; ``{"array": ..., "sampling_rate": ...}``,
+            as Hugging Face data sets have it; ``Audio``; or a result of one row.
         place: its name in errors.
         last_seconds: read no more than this of a file, from its end.
     """
@@ -44,9 +44,9 @@ def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> A
         )
     if isinstance(value, Mapping) and {"array", "sampling_rate"} <= value.keys():
         value = (value["array"], value["sampling_rate"])
-    if not isinstance(value, tuple) or len(value) != 2:
+    if not _is_pair(value):
         raise AudioError(place, f"is a {type(value).__name__}", FORMS)
-    wave, rate = value
+    wave, rate = cast(Sequence[object], value)
     if whole_number(wave) is not None and whole_number(rate) is None:
         raise AudioError(place, "has the sample rate first", "give (wave, sample_rate)")
     if isinstance(wave, (str, Path, Audio, GeneratedAudio)) or hasattr(wave, "read"):
@@ -58,12 +58,20 @@ def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> A
 def with_rate(wave: object, sample_rate: object) -> Prompt:
     """Return what a method's two first arguments mean."""
     known = sample_rate is None or whole_number(sample_rate) == 0
-    is_array = hasattr(wave, "__array__") or isinstance(wave, list)
+    is_array = hasattr(wave, "__array__") or (isinstance(wave, list) and not _is_pair(wave))
     if not known:
         return (wave, sample_rate)
     if is_array and not isinstance(wave, (Audio, GeneratedAudio)):
         raise AudioError("prompt", "comes without its sample rate", "give (wave, sample_rate)")
     return wave
+
+
+def _is_pair(value: object) -> bool:
+    """Return whether a value is a wave with its rate; a list is one if only its end is a number."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    wave, rate = (real_number(each) is not None for each in value)
+    return isinstance(value, tuple) or (rate and not wave)
 
 
 def _name(value: object, place: str) -> str:

@@ -191,7 +191,8 @@ class GeneratedAudio:
         prompt_samples: ``[B]`` samples at the start of each row that are the prompt.
         tokens: every stream's tokens, prompt included.
         notes: per row, changes made to the prompt (resampled, cropped, ...) and to the result.
-        metadata: how it was made: task, seed, sampling, pipeline, resolved config.
+        metadata: how it was made: task, seed, sampling, pipeline, resolved config; ``seed`` is that
+            of the first row, ``seeds`` those of several.
         suffix_samples: ``[B]`` samples at the end of each row that are kept from a recording; None
             for none.
     """
@@ -249,15 +250,31 @@ class GeneratedAudio:
                 self.note(row, f"clipped a peak of {peak:.2f}")
         self.wave = self.wave.clamp(-1.0, 1.0)
 
+    def described(self, row: int = 0) -> dict[str, Any]:
+        """Return all that made one row, as JSON values; ``seed`` is the row's own."""
+        made = dict(self.metadata)
+        if "seeds" in made:
+            made["seed"] = made.pop("seeds")[row]
+        prompt_seconds = int(self.prompt_samples[row]) / self.sample_rate
+        return made | {
+            "row": row,
+            "prompt_seconds": prompt_seconds,
+            "notes": list(self.notes[row]),
+        }
+
     def note(self, row: int, note: str) -> None:
         """Add a note on one row."""
         self.notes[row] = (*self.notes[row], note)
 
     def __repr__(self) -> str:
-        seconds = ", ".join(f"{n / self.sample_rate:.2f} s" for n in self.lengths[:4].tolist())
-        more = ", ..." if len(self.lengths) > 4 else ""
-        made = [f"{key} {self.metadata[key]}" for key in ("task", "seed") if key in self.metadata]
-        parts = [f"{seconds}{more} at {self.sample_rate} Hz", *made]
+        seconds = [f"{n / self.sample_rate:.2f} s" for n in self.lengths.tolist()]
+        parts = [f"{_few(seconds)} at {self.sample_rate} Hz"]
+        if "task" in self.metadata:
+            parts.append(f"task {self.metadata['task']}")
+        if "seeds" in self.metadata:
+            parts.append(f"seeds {_few(self.metadata['seeds'])}")
+        elif "seed" in self.metadata:
+            parts.append(f"seed {self.metadata['seed']}")
         return f"GeneratedAudio({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -301,6 +318,10 @@ class GeneratedAudio:
         return self.wave[index, start : int(self.lengths[index]) - suffix]
 
 
+def _few(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:4])) + (", ..." if len(items) > 4 else "")
+
+
 #: What a description of audio leaves out: how parts are trained, and places on this machine.
 _PRIVATE = {"training", "checkpoint", "options"}
 _NOT_DESCRIBED: Any = {
@@ -315,7 +336,7 @@ _NOT_DESCRIBED: Any = {
 
 
 def metadata_of(request: Request, assembly: Assembly) -> dict[str, Any]:
-    """Return what is written beside generated audio: how it was made, as JSON values."""
+    """Return how audio is made, as JSON values."""
     config = assembly.config
     described = config.model_dump(mode="json", exclude_none=True, exclude=_NOT_DESCRIBED)
     for name in TOKENIZER_OF.values():
@@ -330,6 +351,7 @@ def metadata_of(request: Request, assembly: Assembly) -> dict[str, Any]:
         "task": request.task,
         "seconds": request.seconds,
         "seed": request.seed,
+        **({} if request.batch == 1 else {"seeds": list(request.seeds)}),
         "chunk_seconds": request.chunk_seconds,
         **({} if request.gap is None else {"gap": list(request.gap)}),
         "sampling": {

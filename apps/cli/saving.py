@@ -132,7 +132,7 @@ def save_audio(
             sound = stack.enter_context(atomic_path(path))
             with renamed({str(sound): path, str(description): metadata_path(path)}):
                 write_audio(sound, audio.row(row), audio.sample_rate)
-                write_json(description, described(audio, row))
+                write_json(description, audio.described(row))
         if picture is not None:
             from segue.apps.spectrogram import draw_spectrogram
 
@@ -140,7 +140,7 @@ def save_audio(
             with renamed({str(drawing): picture}):
                 draw_spectrogram(audio, drawing, title)
     for row, path in rows:
-        _finish(pipeline, path, described(audio, row), signer)
+        _finish(pipeline, path, audio.described(row), signer)
     if STREAM in paths:
         # As one piece: a WAV header is completed at the end, which a pipe cannot go back for.
         wave = audio.row(paths.index(STREAM))
@@ -191,9 +191,9 @@ def save_pieces(
                 shutil.copyfileobj(file, printed.buffer)
             printed.buffer.flush()
         else:
-            write_json(description, described(audio, 0))
+            write_json(description, audio.described(0))
     if path != STREAM:
-        _finish(pipeline, path, described(audio, 0), signer)
+        _finish(pipeline, path, audio.described(0), signer)
     return audio, samples / pipeline.sample_rate
 
 
@@ -205,16 +205,6 @@ def _finish(
         pipeline.host.call_hook("segue_output_written", path=path, metadata=metadata)
     if signer is not None:
         signer.sign(path, metadata)
-
-
-def described(audio: GeneratedAudio, row: int) -> dict[str, Any]:
-    """Return all that made a row, as the JSON file beside it holds it."""
-    return {
-        **audio.metadata,
-        "row": row,
-        "prompt_seconds": int(audio.prompt_samples[row]) / audio.sample_rate,
-        "notes": list(audio.notes[row]),
-    }
 
 
 def report_on(

@@ -11,7 +11,7 @@ from segue.apps.cli.output import note, require
 from segue.apps.cli.progress import loading_bar
 from segue.apps.cli.saving import chosen_signer
 
-MODULES = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
+MODULES = ("fastapi_offline", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
 SourcesArgument = Annotated[
     list[str] | None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -113,7 +114,7 @@ def create_app(
         yield
         await asyncio.to_thread(service.engine.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Segue",
         version=segue.__version__,
         description="Continue and generate audio with token language models.",
@@ -291,9 +292,9 @@ class Service:
             return PartStream(first, parts, kind, headers)
         part = await self._unless_gone(request, self._in_time(self.engine.result(order)))
         form = "wav" if kind == "json" else kind
-        data = await asyncio.to_thread(encoded, part, form, order.seed, self._signer)
+        data = await asyncio.to_thread(encoded, part, form, self._signer)
         if kind == "json":
-            return _as_json(part, order, data, headers)
+            return _as_json(part, data, headers)
         return Response(data, headers=headers, media_type=FORMATS[kind][0])
 
     async def _uploaded(self, reading: Coroutine[Any, Any, T]) -> T:
@@ -423,18 +424,13 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _as_json(part: Part, order: Order, data: bytes, headers: dict[str, str]) -> Response:
-    audio, row = part.audio, part.row
-    prompt = int(audio.prompt_samples[row])
-    return JSONResponse(
-        {
-            "audio": base64.b64encode(data).decode(),
-            "format": "wav",
-            "sample_rate": audio.sample_rate,
-            "seconds": int(audio.lengths[row]) / audio.sample_rate,
-            "prompt_seconds": prompt / audio.sample_rate,
-            "seed": order.seed,
-            "notes": list(audio.notes[row]),
-        },
-        headers=headers,
-    )
+def _as_json(part: Part, data: bytes, headers: dict[str, str]) -> Response:
+    audio, made = part.audio, part.audio.described(part.row)
+    answer = {
+        "audio": base64.b64encode(data).decode(),
+        "format": "wav",
+        "sample_rate": audio.sample_rate,
+        "seconds": int(audio.lengths[part.row]) / audio.sample_rate,
+    }
+    answer |= {name: made[name] for name in ("prompt_seconds", "seed", "notes")}
+    return JSONResponse(answer, headers=headers)

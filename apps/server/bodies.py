@@ -175,8 +175,11 @@ def from_text(text: bytes | str, model: type[Body]) -> Body:
     try:
         values = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise RefusedError(422, f"the body is not JSON: {error}") from error
-    if isinstance(values, dict) and isinstance(values.get("audio"), str):
+        raise RefusedError(422, f"body: is not JSON: {error}", "body") from error
+    if not isinstance(values, dict):
+        message = 'body: holds no keys and values; send an object, such as {"seconds": 2}'
+        raise RefusedError(422, message, "body")
+    if isinstance(values.get("audio"), str):
         try:
             text = "".join(values["audio"].split())  # `base64` and others break lines
             values["audio"] = base64.b64decode(text, validate=True)
@@ -264,11 +267,10 @@ def check_signed(asked: Asked) -> None:
         raise RefusedError(422, message, "response_format")
 
 
-def encoded(part: Part, kind: str, seed: int = 0, signer: Signer | None = None) -> bytes:
+def encoded(part: Part, kind: str, signer: Signer | None = None) -> bytes:
     """Return a row of audio as a file of a format, or raise ``AudioError``.
 
     Args:
-        seed: of the row; others may have been made with it.
         signer: signs the file; None leaves it as it is.
     """
     media, container, coding = FORMATS[kind]
@@ -282,9 +284,7 @@ def encoded(part: Part, kind: str, seed: int = 0, signer: Signer | None = None) 
         raise AudioError("response_format", problem, "use wav or flac") from error
     if signer is None:
         return data
-    prompt = int(part.audio.prompt_samples[part.row]) / part.audio.sample_rate
-    made = part.audio.metadata | {"seed": seed, "prompt_seconds": prompt}
-    return signer.signed(data, media, made)
+    return signer.signed(data, media, part.audio.described(part.row))
 
 
 def wav_header(sample_rate: int) -> bytes:

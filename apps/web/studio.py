@@ -19,7 +19,7 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from segue.apps.cli.options import DEFAULT_DOMAIN
-from segue.apps.cli.saving import described, metadata_path, save_audio
+from segue.apps.cli.saving import metadata_path, save_audio
 from segue.core.config_files import domain_names, find_domain, load_config
 from segue.core.errors import SegueError
 from segue.core.memory import out_of_memory
@@ -254,7 +254,7 @@ class Studio:
 
         if source is not None:
             audio.metadata["source"] = json.loads(source.config.read_text(encoding="utf-8"))
-        seeds = [audio.metadata["seed"] + row for row in range(len(audio.wave))]
+        seeds = [audio.described(row)["seed"] for row in range(len(audio.wave))]
         # Folders whose names other visitors cannot guess.
         name = audio.metadata["pipeline"]
         paths = [
@@ -272,7 +272,7 @@ class Studio:
                 if index:
                     write_audio(sounds[label][0], part, rate)
                 if index == NEW and self._signer is not None:
-                    made = described(audio, row) | {"prompt_seconds": 0.0}
+                    made = audio.described(row) | {"prompt_seconds": 0.0}
                     self._signer.sign(sounds[label][0], made)
             ends = (start, start + len(new))
             marks = tuple(at / rate for at in ends if 0 < at < len(wave))

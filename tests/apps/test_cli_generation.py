@@ -149,7 +149,8 @@ def test_several_files_are_numbered_and_rows_repeat_alone(segue: Segue, tiny: Pa
     assert done.code == 0
     assert done.json["outputs"] == ["new.wav", "new-2.wav"]
     assert done.new == ["new-2.wav", "new-2.wav.json", "new.wav", "new.wav.json"]
-    assert [described(Path(name))["row"] for name in done.json["outputs"]] == [0, 1]
+    facts = [described(Path(name)) for name in done.json["outputs"]]
+    assert [(each["row"], each["seed"]) for each in facts] == [(0, 4), (1, 5)]
     alone = segue("generate", "-o", "one.wav", "-p", tiny, "--seconds", 0.5, "--seed", 5)
     assert "one.wav: 0.5" in alone.out
     # Batches are summed in another order: the last bit of a sample may differ.

@@ -319,7 +319,7 @@ def test_what_is_no_audio_is_refused(wave: object, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "rate", [0, -16_000, 999, 768_001, True, 16_000.0, "16000", None, float("nan")]
+    "rate", [0, -16_000, 999, 768_001, True, 16_000.5, "16000", None, float("nan")]
 )
 def test_what_is_no_sample_rate_is_refused(rate: object) -> None:
     with pytest.raises(AudioError) as caught:

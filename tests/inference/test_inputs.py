@@ -56,7 +56,8 @@ def test_arrays_of_any_kind_and_order_are_the_same_audio(kind: str, order: str) 
     if len(order) == 2:
         count = int(order.strip("T"))
         array = numpy.stack([array] * count, axis=order.index(str(count)))
-    for form in ((array, RATE), {"array": array, "sampling_rate": RATE}):
+    pairs = ((array, RATE), [array.tolist(), float(RATE)] if kind == "float64" else [array, RATE])
+    for form in (*pairs, {"array": array, "sampling_rate": RATE}):
         audio = as_prompt(form, "prompt")
         assert audio.sample_rate == RATE and audio.wave.dtype == torch.float32
         torch.testing.assert_close(audio.wave, WAVE, atol=1e-4, rtol=0)
@@ -84,7 +85,8 @@ def test_a_rate_goes_with_arrays_only() -> None:
     assert with_rate("a.wav", None) == "a.wav"
     assert with_rate("a.wav", RATE) == ("a.wav", RATE)
     assert with_rate((ARRAY, RATE), 0) == (ARRAY, RATE)
-    for array in (ARRAY, WAVE, [0.0, 0.5]):
+    assert with_rate([ARRAY, RATE], 0.0) == [ARRAY, RATE]
+    for array in (ARRAY, WAVE, [0.0, 0.5], [ARRAY, ARRAY], [RATE, ARRAY]):
         with pytest.raises(AudioError, match=r"comes without its sample rate; give \(wave, sample"):
             with_rate(array, 0)
 
@@ -93,6 +95,8 @@ def test_a_rate_goes_with_arrays_only() -> None:
     ("value", "problem"),
     [
         ((RATE, ARRAY), "has the sample rate first"),
+        ((ARRAY, 16000.5), "16000.5 is not a sample rate"),
+        ((ARRAY, True), "True is not a sample rate"),
         (("a.wav", RATE), "which has its own"),
         ((Audio(WAVE, RATE), RATE), "which has its own"),
         (result(2), "a result of 2 rows"),

@@ -247,6 +247,15 @@ def test_without_a_seed_one_is_drawn_and_reported(pipeline: Pipeline) -> None:
     assert same(a, pipeline.generate(0.4, seed=a.metadata["seed"]))
 
 
+def test_every_row_is_described_with_its_own_seed(pipeline: Pipeline) -> None:
+    audio = pipeline.generate(0.4, batch=3, seed=[7, 2, 5])
+    assert (audio.metadata["seed"], audio.metadata["seeds"]) == (7, [7, 2, 5])
+    assert "seeds 7, 2, 5" in repr(audio)
+    assert [audio.described(row)["seed"] for row in range(3)] == [7, 2, 5]
+    assert all("seeds" not in audio.described(row) for row in range(3))
+    assert "seeds" not in pipeline.generate(0.4, seed=7).metadata
+
+
 def test_copies_and_pickles_make_the_same_audio(pipeline: Pipeline) -> None:
     wanted = pipeline.generate(0.4, seed=5)
     copied = copy.deepcopy(pipeline)
@@ -296,14 +305,14 @@ def test_a_pipeline_and_its_audio_have_short_descriptions(
         "stages.semantic=flat_transformer.v1, stages.acoustic=delay_transformer.v1, device=cpu)"
     )
     audio = pipeline.generate(0.4, batch=2, seed=7)
-    assert repr(audio) == "GeneratedAudio(0.40 s, 0.40 s at 16000 Hz, task generate, seed 7)"
+    assert repr(audio) == "GeneratedAudio(0.40 s, 0.40 s at 16000 Hz, task generate, seeds 7, 8)"
     page = audio._repr_html_()
     sounds = re.findall(r"data:audio/wav;base64,([^\"]+)", page)
     for row, sound in enumerate(sounds):
         wave, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)), dtype="float32")
         assert rate == RATE
         torch.testing.assert_close(torch.from_numpy(wave), audio.row(row), atol=1e-4, rtol=0)
-    assert len(sounds) == 2 and "seed 7" in page
+    assert len(sounds) == 2 and "seeds 7, 8" in page
     path = audio.save(tmp_path / "second.flac", row=1)
     assert soundfile.info(path).format == "FLAC"
     torch.testing.assert_close(read_audio(path).wave, audio.row(1), atol=1e-4, rtol=0)

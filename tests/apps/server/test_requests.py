@@ -177,6 +177,15 @@ def test_models_have_the_shape_of_openais(live: Live) -> None:
     assert post(live, model="third").status_code == 404
 
 
+def test_the_pages_that_describe_requests_load_nothing_from_elsewhere(live: Live) -> None:
+    for page in ("/docs", "/redoc"):
+        text = live.client.get(page).text
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', text)
+        assert len(loaded) >= 2
+        for address in loaded:
+            assert address.startswith("/") and live.client.get(address).status_code == 200
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 
@@ -234,6 +243,11 @@ def test_wrong_recordings_are_refused(live: Live, audio: bytes, message: str) ->
         assert not re.search(r"/tmp|segue-\w{8}", answer.text)
 
 
+def post_bytes(live: Live, body: bytes) -> Any:
+    kind = {"content-type": "application/json"}
+    return live.client.post("/v1/continuations", content=body, headers=kind)
+
+
 def test_wrong_bodies_are_refused(live: Live) -> None:
     def status(content: bytes, kind: str, route: str = "/v1/continuations") -> int:
         answer = live.client.post(route, content=content, headers={"content-type": kind})
@@ -242,7 +256,10 @@ def test_wrong_bodies_are_refused(live: Live) -> None:
 
     assert status(b"{}", "text/plain") == 415
     assert status(b"{", "application/json") == 422
-    assert status(b"[]", "application/json") == 422
+    for body in (b"[]", b"null", b'"text"', b"3", b""):
+        answer = post_bytes(live, body)
+        assert answer.status_code == 422 and answer.json()["error"]["param"] == "body"
+        assert answer.json()["error"]["message"].startswith("body: ")
     assert status(b'{"audio": "*"}', "application/json") == 422
     assert status(b'{"seconds": NaN}', "application/json", "/v1/generations") == 422
     assert status(b"[" * 100_000, "application/json") == 422
@@ -267,7 +284,7 @@ def test_websockets_are_refused_in_the_same_words(live: Live) -> None:
         assert socket.close_code == 1008
     with connect(f"ws://127.0.0.1:{live.port}/v1/stream") as socket:
         socket.send(b"no text")
-        assert "the body is not JSON" in json.loads(socket.recv())["error"]["message"]
+        assert "body: is not JSON" in json.loads(socket.recv())["error"]["message"]
 
 
 FUZZED = (
