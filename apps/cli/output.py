@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -20,7 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from segue.core.discovery import described
-from segue.core.errors import PluginError, SegueError
+from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.memory import out_of_memory
 from segue.core.plugins import default_host
 from segue.core.registry import FIRST_PARTY
@@ -96,6 +97,21 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         errors.print("".join(traceback.format_exception(error)), end="")
     warn("error:", message, "bold red")
     sys.exit(2)
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before models are loaded.
+
+    Raises:
+        ConfigError: if another program listens there, or this machine or user may not.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it
+            trial.bind((host, port))
+    except OSError as error:
+        problem = f"cannot be listened on ({error.strerror})"
+        raise ConfigError(f"{host}:{port}", problem, "choose another --port or --host") from error
 
 
 def require(command: str, extra: str, *modules: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, SignOption
-from segue.apps.cli.output import note, require
+from segue.apps.cli.output import check_address, note, require
 from segue.apps.cli.progress import loading_bar
 from segue.apps.cli.saving import chosen_signer
 
@@ -53,6 +53,7 @@ def command(
 ) -> None:
     """Serve pipelines over HTTP; http://127.0.0.1:8000/docs describes the requests."""
     require("segue serve", "serve", *MODULES)
+    check_address(host, port)
     signer = chosen_signer(sign)
     with loading_bar() as progress:
         import uvicorn

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import DeviceOption, SignOption
-from segue.apps.cli.output import note, require
+from segue.apps.cli.output import check_address, note, require
 from segue.apps.cli.saving import chosen_signer
-from segue.core.errors import ConfigError
 
 
 def command(
@@ -29,18 +28,13 @@ def command(
 ) -> None:
     """Continue recordings on a web page: upload or record, listen, change, download."""
     require("segue web", "web", "gradio", "matplotlib")
+    check_address(host, port)
     from segue.apps.web.page import launch
     from segue.apps.web.studio import Studio
 
     signer = chosen_signer(sign)
     with tempfile.TemporaryDirectory(prefix="segue-web-") as folder:
         studio = Studio(Path(folder), device, pipelines or (), signer)
-        try:
-            blocks = launch(studio, host=host, port=port, browser=browser)
-        except OSError as error:
-            if "port" not in str(error):
-                raise
-            fix = "choose another with --port"
-            raise ConfigError(f"--port {port}", "cannot be listened on", fix) from error
+        blocks = launch(studio, host=host, port=port, browser=browser)
         note(f"open http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}")
         blocks.block_thread()

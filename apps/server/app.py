@@ -119,6 +119,7 @@ def create_app(
         version=segue.__version__,
         description="Continue and generate audio with token language models.",
         lifespan=lifespan,
+        redoc_url=None,  # its logo comes from elsewhere
     )
     app.add_middleware(Guard, gate=service.gate, metrics=service.metrics, limits=service.limits)
     app.add_exception_handler(RefusedError, _refused)
@@ -145,7 +146,8 @@ async def _segue_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    answer = RefusedError(error.status_code, str(error.detail)).response()
+    message = f"{error.detail}: /docs lists every request"
+    answer = RefusedError(error.status_code, message).response()
     answer.headers.update(error.headers or {})
     return answer
 

@@ -44,6 +44,7 @@ FORMATS = {
 STREAMED = ("wav", "pcm")
 SIGNED = (*(form for form in FORMATS if f".{form}" in signing.FORMATS), "json")
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file whose end is not known yet
+EXAMPLE = 'send an object, such as {"seconds": 2}'
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -155,7 +156,7 @@ async def read_body(request: Request, model: type[Body]) -> Body:
     if media == "application/json":
         return from_text(await request.body(), model)
     if media != "multipart/form-data":
-        raise RefusedError(415, "send application/json or multipart/form-data")
+        raise RefusedError(415, "body: send application/json or multipart/form-data", "body")
     values: dict[str, Any] = {}
     try:
         async with request.form(max_files=1, max_fields=32) as form:
@@ -164,7 +165,8 @@ async def read_body(request: Request, model: type[Body]) -> Body:
                     raise RefusedError(422, f"{name}: is given twice; leave one out", name)
                 values[name] = await value.read() if isinstance(value, UploadFile) else value
     except HTTPException as error:
-        raise RefusedError(422, f"the form cannot be read: {error.detail}") from error
+        message = f"body: the form cannot be read: {error.detail}"
+        raise RefusedError(422, message, "body") from error
     if isinstance(values.get("audio"), str):
         raise RefusedError(422, "audio: is text; send it as a file: -F audio=@prompt.wav", "audio")
     return validate(model, values, "")
@@ -175,10 +177,9 @@ def from_text(text: bytes | str, model: type[Body]) -> Body:
     try:
         values = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise RefusedError(422, f"body: is not JSON: {error}", "body") from error
+        raise RefusedError(422, f"body: is not JSON ({error}); {EXAMPLE}", "body") from error
     if not isinstance(values, dict):
-        message = 'body: holds no keys and values; send an object, such as {"seconds": 2}'
-        raise RefusedError(422, message, "body")
+        raise RefusedError(422, f"body: holds no keys and values; {EXAMPLE}", "body")
     if isinstance(values.get("audio"), str):
         try:
             text = "".join(values["audio"].split())  # `base64` and others break lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,19 @@ def test_two_models_of_one_name_are_refused(segue: Segue, tiny: Path) -> None:
 def test_a_missing_package_is_named(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segue.apps.cli.output.find_spec", lambda name: name != "uvicorn" or None)
     assert segue("serve").refused("needs uvicorn; pip install 'segue[serve]'")
+
+
+@pytest.mark.parametrize("command", ["serve", "web"])
+def test_an_address_that_cannot_be_listened_on_is_refused_at_once(
+    segue: Segue, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segue.apps.cli.output.find_spec", lambda name: True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = segue(command, "--port", port)
+    assert done.refused(f"127.0.0.1:{port}: cannot be listened on (Address already in use); choose")
+    # TEST-NET-1 of RFC 5737: an address that no machine has.
+    assert segue(command, "--host", "192.0.2.1").refused("192.0.2.1", "cannot be listened on")
 
 
 def test_limits_are_those_of_the_options(
