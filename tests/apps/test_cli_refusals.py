@@ -387,7 +387,7 @@ BROKEN: dict[Callable[[Path], None], str] = {
     _no_pipeline_file: "holds no pipeline.yaml; name a saved pipeline",
     _bad_yaml: "pipeline.yaml, line 1:",
     _no_part: "codec: holds no component.json; name a directory",
-    _no_weights: "codec: holds no model.safetensors; restore it or train again",
+    _no_weights: "codec: holds no model.safetensors; restore the file, or train again",
     _cut_weights: "stages/acoustic/model.safetensors: cannot be read",
     _bad_manifest: "codec/component.json: cannot be read",
     _weights_of_another: "codec: weights have fingerprint",

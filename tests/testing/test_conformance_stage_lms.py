@@ -450,7 +450,7 @@ class RoundsProducts(TinyLM):
 
 class HoldsOnAtCtrlC(TinyLM):
     def score(self, batch: StageBatch) -> Tensor:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda *_: None)
         return super().score(batch)
 
 
