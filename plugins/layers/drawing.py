@@ -27,7 +27,7 @@ from segue.plugins.layers.stage import evaluating, given_in_time
 FRAMES_PER_PIECE = 8
 #: Frames among which ``Sampling.repeats`` counts.
 RECENT_FRAMES = 16
-#: Of a prompt that rows without it know, with guidance in a stage that is given nothing.
+#: Seconds at the end of the prompt that the second rows know, where the prompt guides.
 LAST_SECONDS = 1.0
 #: The model's own distribution.
 PLAIN = Sampling()
