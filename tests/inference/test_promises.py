@@ -137,29 +137,21 @@ def test_frames_that_break_the_contract_are_refused(
     assert type(lm).__name__ in caught.value.place
 
 
-def test_a_model_that_streams_nothing_is_refused(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: None)
-    with pytest.raises(PluginError, match="stream returned a NoneType"):
-        pipeline.continue_(WAVE, RATE, seconds=0.2)
-
-
-def test_a_model_that_streams_none_among_its_pieces_is_refused(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: [None])
-    with pytest.raises(PluginError, match="stream yielded a NoneType"):
-        pipeline.continue_(WAVE, RATE, seconds=0.2)
-
-
-def test_a_model_that_never_gets_to_a_frame_is_refused(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("pieces", "problem"),
+    [
+        (None, "stream returned a NoneType"),
+        ([None], "stream yielded a NoneType"),
+        (itertools.repeat(Tokens.empty(1, 1)), "20 pieces in a row without a frame"),
+    ],
+    ids=["nothing", "none among its pieces", "no frame ever"],
+)
+def test_a_model_that_streams_no_frames_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, pieces: object, problem: str
 ) -> None:
     monkeypatch.setattr("segue.inference.promises.MOST_WAITS", 20)
-    waits = itertools.repeat(Tokens.empty(1, 1))
-    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda pieces: waits)
-    with pytest.raises(PluginError, match="20 pieces in a row without a frame"):
+    replaced(monkeypatch, pipeline.stage_lm("semantic"), "stream", lambda _: pieces)
+    with pytest.raises(PluginError, match=problem):
         pipeline.continue_(WAVE, RATE, seconds=0.2)
 
 
