@@ -54,6 +54,8 @@ class TrainingConfig(Options):
         schedule: what follows a linear warm-up: ``cosine`` or ``linear`` decay to zero,
             ``inverse_sqrt`` of the step, or ``constant``.
         warmup_steps: steps of the warm-up.
+        optimizer: ``adamw``, or ``muon`` for the linear layers of blocks (arXiv 2502.16982) and
+            AdamW for the rest; the rate of one fits the other.
         weight_decay: decoupled (AdamW, arXiv 1711.05101); biases and norms are exempt.
         betas: AdamW's moment decays.
         gradient_clip: largest global gradient norm.
@@ -93,6 +95,7 @@ class TrainingConfig(Options):
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = "cosine"
     warmup_steps: int = Field(default=100, ge=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     gradient_clip: float = Field(default=1.0, gt=0)

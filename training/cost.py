@@ -24,6 +24,7 @@ from segue.data.sources import load_recordings
 from segue.data.store_plan import HEADER
 from segue.data.token_store import TokenStore
 from segue.training.adaptation import adapt, adapters
+from segue.training.learner import hidden_matrices
 from segue.training.shape_trace import count_step, weightless
 from segue.training.telemetry import PEAK_TFLOPS, flops_per_token
 
@@ -199,10 +200,12 @@ def _memory(
     gib = (2 if config.precision == "bf16-true" else 4) / GIB
     every = sum(p.numel() for p in component.parameters()) + opposed
     own = sum(p.numel() for p in component.parameters() if p.requires_grad)
+    by_muon = hidden_matrices(component) if config.optimizer == "muon" else []
     plain = {
         "weights": every * gib,
         "gradients": (own + opposed) * gib,
-        "moments": 2 * (own + opposed) * gib,  # AdamW keeps two numbers per weight
+        # AdamW keeps two numbers per weight, Muon one.
+        "moments": (2 * (own + opposed) - sum(p.numel() for p in by_muon)) * gib,
         "mean": own * gib if config.ema else 0.0,
     }
     # DDP copies gradients into buckets; FSDP gathers a block's weights when they are needed.

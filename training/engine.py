@@ -174,8 +174,13 @@ def _check(
         refuse("precision", problem, "use bf16-mixed or 32-true")
     if config.precision == "bf16-true" and not isinstance(component, StageLM):
         refuse("precision", f"bf16-true {stages_only}", "use bf16-mixed or 32-true")
+    if config.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        problem = f"muon needs torch 2.9 or newer, and this is {torch.__version__}"
+        refuse("optimizer", problem, "update torch, or use adamw")
     if config.strategy == "ddp" or ranks.size == 1:
         return
+    if config.optimizer == "muon":
+        refuse("optimizer", "muon cannot work on shards of a matrix", "use ddp, or adamw")
     if config.precision == "16-mixed":
         refuse("precision", "16-mixed does not work with fsdp", "use bf16-mixed, or ddp")
     if not isinstance(component, StageLM):

@@ -42,15 +42,52 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * factors[config.schedule]
 
 
-def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW; vectors (biases, norms) are not decayed."""
+def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimizer that the config names; vectors (biases, norms) are not decayed."""
     trainable = [p for p in module.parameters() if p.requires_grad]
+    hidden = hidden_matrices(module) if config.optimizer == "muon" else []
+    taken = set(map(id, hidden))
+    rest = [p for p in trainable if id(p) not in taken]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
         # Decay would pull norms to zero, where they silence their layer.
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    if not hidden:
+        return adam
+    # Updates as large as AdamW's are: its rates and decays fit both (arXiv 2502.16982, eq. 4).
+    muon = torch.optim.Muon(
+        hidden, config.learning_rate, config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return Together(muon, adam)
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Return the trained weights of linear layers within repeated blocks."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    layers = {m: None for part in lists for m in part.modules() if isinstance(m, nn.Linear)}
+    weights = [layer.weight for layer in layers]
+    return [w for w in weights if isinstance(w, nn.Parameter) and w.requires_grad]
+
+
+class Together(torch.optim.Optimizer):
+    """Optimizers of different parameters as one, with one state to save."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Let each optimizer step."""
+        start = 0
+        for part in self.parts:
+            stop = start + len(part.param_groups)
+            # Loading a state replaces both: hand the current ones on.
+            part.state, part.param_groups = self.state, self.param_groups[start:stop]
+            part.step()
+            start = stop
 
 
 class RunningMean:

@@ -67,10 +67,22 @@ class Tiny(Component):
         self.modes.append((self.training, torch.is_grad_enabled()))
         noise = 0.01 * torch.randn_like(batch.wave) + 0.01 * random.random()
         if self.training:
-            self.mean.lerp_(batch.wave.nan_to_num().mean(), 0.1)
+            self.mean.lerp_(batch.wave.detach().nan_to_num().mean().float(), 0.1)
         guess = self.layers(batch.wave + noise)[:, 0]
         loss = (guess - batch.wave.sum(1)).square().mean()
         return {"loss": loss, "error": loss.detach().sqrt()}
+
+
+class Deep(Tiny):
+    """The same, after a linear layer within repeated blocks."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.repeated = nn.ModuleList([nn.Linear(8, 8)])
+
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        assert isinstance(batch, WaveBatch)
+        return super().training_step(WaveBatch(self.repeated[0](batch.wave), batch.lengths))
 
 
 def batch_of(step: int, share: Share = WHOLE, offset: int = 0) -> WaveBatch:
@@ -195,6 +207,21 @@ def test_vectors_are_not_decayed() -> None:
     assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
     assert {p.ndim for p in exempt["params"]} == {1} and exempt["weight_decay"] == 0
     assert len(exempt["params"]) == 4
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+    component = Deep()
+    weight, bias = component.repeated[0].weight, component.repeated[0].bias
+    optimizer = make_optimizer(component, config(optimizer="muon", weight_decay=0.0))
+    before = weight.detach().clone()
+    component.training_step(batch_of(0))["loss"].backward()
+    optimizer.step()
+    assert set(optimizer.state[weight]) == {"momentum_buffer"}
+    others = [p for p in component.parameters() if p is not weight]
+    assert all("exp_avg" in optimizer.state[p] for p in others) and bias.grad is not None
+    # All directions of a first step have about the same length, that of a step of AdamW.
+    lengths = torch.linalg.svdvals(before - weight.detach()) / config().learning_rate
+    assert lengths.max() < 2 * 0.2 * 8**0.5 and lengths.median() > 0.5 * 0.2 * 8**0.5
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
@@ -528,25 +555,18 @@ def bias(component: Tiny) -> Tensor:
         {"ema": 0.9, "schedule": "inverse_sqrt", "precision": "bf16-mixed"},
         {"schedule": "linear", "workers": 2},
         {"precision": "16-mixed", "accumulate": 2},
+        {"optimizer": "muon", "ema": 0.9},
     ],
 )
 def test_whatever_is_asked_for_an_interrupted_run_ends_the_same(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    whole = train(run(tmp_path / "whole", train_batches=shared_batch, config=config(**changes)))
+    settings: dict[str, Any] = {"train_batches": shared_batch, "config": config(**changes)}
+    whole = train(run(tmp_path / "whole", component=Deep(), **settings))
     parts = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        train(
-            run(
-                parts,
-                host=StubHost(at={13: interrupt}),
-                train_batches=shared_batch,
-                config=config(**changes),
-            )
-        )
-    last = train(
-        run(parts, component=Tiny(seed=99), train_batches=shared_batch, config=config(**changes))
-    )
+        train(run(parts, component=Deep(), host=StubHost(at={13: interrupt}), **settings))
+    last = train(run(parts, component=Deep(seed=99), **settings))
     assert trained(last) == trained(whole)
     states = [json.loads((path / saving.STATE_JSON).read_text()) for path in (whole, last)]
     assert states[0] == states[1]

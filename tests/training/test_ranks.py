@@ -467,6 +467,7 @@ def test_tokens_that_vanish_end_a_training_that_goes_on_once_they_are_back(
         ("codec", 2, {"strategy": "fsdp"}, "strategy"),
         ("stage", 2, {"strategy": "fsdp", "precision": "16-mixed"}, "precision"),
         ("stage", 2, {"strategy": "fsdp", "lora": {"rank": 2}}, "strategy"),
+        ("stage", 2, {"strategy": "fsdp", "optimizer": "muon"}, "optimizer"),
     ],
 )
 def test_formats_and_strategies_that_do_not_fit_are_refused(
