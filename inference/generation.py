@@ -46,8 +46,8 @@ class StageRun:
         num_frames: frames to add to each row.
         window: most frames that the model sees at once, known and new together.
         overlap: part of a window that is known frames once the audio exceeds one window.
-        chunk: most new frames of the first window; each further one may hold twice as many. None
-            for as many as fit.
+        chunk: most new frames of the first window; each further one may hold four times as many.
+            None for as many as fit.
         progress: called with the stage's name, frames done and frames in all.
     """
 
@@ -121,7 +121,7 @@ class StageRun:
         if self._chunk is not None:
             # The first sound comes early. Later there is time to fill windows, which cost about as
             # much however few of their frames are new.
-            self._chunk = min(2 * self._chunk, self._window)
+            self._chunk = min(4 * self._chunk, self._window)
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
         spans = list(zip(self._active, starts, lengths, strict=True))

@@ -63,7 +63,7 @@ class Pipeline(LoadedPipeline):
             seconds: length of audio to add.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in its first window; each further
-                window may hold twice as much. None: as much as fits a training crop.
+                window may hold four times as much. None: as much as fits a training crop.
             progress: called with a stage's name, frames done and frames in all. None shows bars in
                 a terminal or notebook once work takes a second; True and False decide.
             drawing: ``seed``, ``sampling``, ``temperature``, ``top_k`` and ``top_p``: see
@@ -141,8 +141,8 @@ class Pipeline(LoadedPipeline):
         Args:
             wave: the prompt; None for no prompt. Other arguments are as for ``continue_``.
             chunk_seconds: length of a chunk, and most new audio of a stage's first window; each
-                further window may hold twice as much. The first chunk is shorter by the codec's
-                look-ahead, which comes last.
+                further window may hold four times as much. The first chunk is shorter by the
+                codec's look-ahead, which comes last.
 
         Returns:
             Batches of one, without the prompt; their tokens are the acoustic ones of the chunk.
