@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,7 @@ from segue.inference.bars import tracked
 
 PEDAL, DRUMS = 64, 9
 MICROSECONDS_PER_BEAT = 500_000  # until a file says otherwise
-DATA_BYTES = {0xC: 1, 0xD: 1}  # of channel messages; the others have two
 SUFFIXES = (".mid", ".midi")
-
-
-Event = tuple[int, int, bytes]  # tick, status, data
 
 
 def find_scores(folder: Path) -> dict[str, Path]:
@@ -50,70 +45,36 @@ def read_notes(path: Path) -> list[Note]:
     """Read every note, held as long as its key or the sustain pedal is down.
 
     Raises:
-        DataError: if it is not a MIDI file, is cut short, or does not count time in beats.
+        DataError: if it is not a MIDI file, is cut short, or does not count time in beats; or if
+            mido is not installed.
     """
     try:
-        data = path.read_bytes()
-        if data[:4] != b"MThd":
-            raise ValueError("no header")
-        length, _, tracks, division = struct.unpack(">IHHH", data[4:14])
-        if division & 0x8000:
-            raise ValueError("time in film frames")
-        if not division:
+        import mido
+    except ImportError as error:
+        raise DataError(str(path), "needs mido", "pip install 'segue[data]'") from error
+    try:
+        score = mido.MidiFile(path)
+        if score.ticks_per_beat <= 0:
             raise ValueError("no ticks per beat")
-        events, place = [], 8 + length
-        for _ in range(tracks):
-            size = struct.unpack(">I", data[place + 4 : place + 8])[0]
-            if place + 8 + size > len(data):
-                raise ValueError("cut short")
-            if data[place : place + 4] == b"MTrk":
-                events += list(_events(data[place + 8 : place + 8 + size]))
-            place += 8 + size
-    except (OSError, ValueError, IndexError, struct.error) as error:
-        raise DataError(str(path), f"is not a MIDI file ({error})", "check the file") from error
+    except (OSError, EOFError, ValueError, LookupError) as error:
+        problem = f"is not a MIDI file ({error or 'it is cut short'})"
+        raise DataError(str(path), problem, "check the file") from error
+    events, tick = [], 0
+    for message in mido.merge_tracks(score.tracks):
+        tick += message.time
+        if message.type == "set_tempo" or not message.is_meta:
+            events.append((tick, message))
     # What ends at a time comes before what starts there; a note-on of velocity 0 is an end.
-    events.sort(key=lambda event: (event[0], event[1] >> 4 == 0x9 and event[2][1] > 0))
-    return _sounding(events, division)
+    events.sort(key=lambda event: (event[0], _starts(event[1])))
+    return _sounding(events, score.ticks_per_beat)
 
 
-def _events(track: bytes) -> Iterator[Event]:
-    tick, place, status = 0, 0, 0
-    while place < len(track):
-        delta, place = _number(track, place)
-        tick += delta
-        if track[place] & 0x80:
-            status, place = track[place], place + 1
-        if not status & 0x80:
-            raise ValueError("an event without a status")
-        if status == 0xFF:
-            kind, (size, place) = track[place], _number(track, place + 1)
-            if kind == 0x51:  # tempo
-                yield tick, status, _data(track, place, size)
-        elif status in (0xF0, 0xF7):
-            size, place = _number(track, place)
-        else:
-            size = DATA_BYTES.get(status >> 4, 2)
-            yield tick, status, _data(track, place, size)
-        place += size
+def _starts(message: Any) -> bool:
+    """Return whether a message of mido strikes a key."""
+    return message.type == "note_on" and message.velocity > 0
 
 
-def _data(track: bytes, place: int, size: int) -> bytes:
-    if place + size > len(track):
-        raise ValueError("an event is cut short")
-    return track[place : place + size]
-
-
-def _number(track: bytes, place: int) -> tuple[int, int]:
-    """Read a number of seven bits per byte; return it and where it ends."""
-    value = 0
-    while True:
-        byte = track[place]
-        value, place = value << 7 | byte & 0x7F, place + 1
-        if not byte & 0x80:
-            return value, place
-
-
-def _sounding(events: list[Event], division: int) -> list[Note]:
+def _sounding(events: list[tuple[int, Any]], division: int) -> list[Note]:
     notes: list[Note] = []
     started: dict[tuple[int, int], float] = {}  # (channel, pitch) of keys that sound
     held: dict[int, set[int]] = {}  # by channel with the pedal down: keys that were let go
@@ -124,28 +85,26 @@ def _sounding(events: list[Event], division: int) -> list[Note]:
         if start is not None and seconds > start:
             notes.append(Note(pitch, start, seconds))
 
-    for at, status, data in events:
+    for at, message in events:
         seconds += (at - tick) * tempo / division / 1e6
         tick = at
-        if status == 0xFF:
-            tempo = int.from_bytes(data, "big")
+        if message.type == "set_tempo":
+            tempo = message.tempo
+        channel = getattr(message, "channel", DRUMS)
+        if channel == DRUMS:
             continue
-        kind, channel = status >> 4, status & 15
-        if channel == DRUMS or kind not in (0x8, 0x9, 0xB):
-            continue
-        first, second = data
-        if kind == 0x9 and second:
-            stop(channel, first)
-            started[channel, first] = seconds
-            held.get(channel, set()).discard(first)
-        elif kind in (0x8, 0x9):
+        if _starts(message):
+            stop(channel, message.note)
+            started[channel, message.note] = seconds
+            held.get(channel, set()).discard(message.note)
+        elif message.type in ("note_on", "note_off"):
             if channel in held:
-                held[channel].add(first)
+                held[channel].add(message.note)
             else:
-                stop(channel, first)
-        elif first == PEDAL and second >= 64:
+                stop(channel, message.note)
+        elif message.is_cc(PEDAL) and message.value >= 64:
             held.setdefault(channel, set())
-        elif first == PEDAL:
+        elif message.is_cc(PEDAL):
             for pitch in held.pop(channel, set()):
                 stop(channel, pitch)
     for channel, pitch in list(started):

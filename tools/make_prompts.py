@@ -2,17 +2,17 @@
 
     python tools/make_prompts.py SPEECH   (../shared/data/speech)
 
-SPEECH holds libri/, LibriSpeech's recordings (V. Panayotov et al., CC BY 4.0). Needs FluidSynth
-and its General MIDI soundfont.
+SPEECH holds libri/, LibriSpeech's recordings (V. Panayotov et al., CC BY 4.0). Needs FluidSynth,
+its General MIDI soundfont and mido.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
 import tempfile
 from pathlib import Path
 
+import mido
 import soundfile
 
 from segue.plugins.domains.piano.recipe import find_soundfont, render
@@ -35,31 +35,18 @@ PHRASE = [
 ]  # fmt: skip
 
 
-def midi_file(
-    notes: list[tuple[float, float, tuple[int, ...], int]], tempo: int = 600_000
-) -> bytes:
-    """Return a one-track MIDI file."""
-    events = []
-    for beat, length, pitches, velocity in notes:
+def write_midi(target: Path, tempo: int = 600_000) -> None:
+    """Write the phrase as a MIDI file of one track."""
+    strikes = []  # tick, kind of message, pitch, velocity
+    for beat, length, pitches, velocity in PHRASE:
         for pitch in pitches:
-            events.append((round(beat * BEAT), bytes((0x90, pitch, velocity))))
-            events.append((round((beat + length) * BEAT), bytes((0x80, pitch, 0))))
-    track = b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big")
-    now = 0
-    for time, message in sorted(events):
-        track += _variable(time - now) + message
-        now = time
-    track += b"\x00\xff\x2f\x00"
-    header = b"MThd" + struct.pack(">IHHH", 6, 0, 1, BEAT)
-    return header + b"MTrk" + struct.pack(">I", len(track)) + track
-
-
-def _variable(value: int) -> bytes:
-    """Return a number as MIDI writes it, in as many bytes as it needs."""
-    digits = [value & 0x7F]
-    while value := value >> 7:
-        digits.append(value & 0x7F | 0x80)
-    return bytes(reversed(digits))
+            strikes.append((round((beat + length) * BEAT), "note_off", pitch, 0))
+            strikes.append((round(beat * BEAT), "note_on", pitch, velocity))
+    track, now = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=tempo)]), 0
+    for tick, kind, pitch, velocity in sorted(strikes):
+        track.append(mido.Message(kind, note=pitch, velocity=velocity, time=tick - now))
+        now = tick
+    mido.MidiFile(type=0, ticks_per_beat=BEAT, tracks=[track]).save(target)
 
 
 def make_speech(source: Path, target: Path) -> None:
@@ -70,7 +57,7 @@ def make_speech(source: Path, target: Path) -> None:
 def make_piano(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         midi, raw = Path(folder) / "phrase.mid", Path(folder) / "phrase.flac"
-        midi.write_bytes(midi_file(PHRASE))
+        write_midi(midi)
         render(midi, raw, find_soundfont())
         audio = read_audio(raw)
     wave = audio.wave[: 6 * SAMPLE_RATE]
