@@ -24,8 +24,11 @@ help:  ## Show this list
 venv: $(DEV)  ## Install Segue and all development tools into .venv
 
 demo: $(DEMO)  ## Continue a prompt into demo_output/: make demo [PROMPT=my.wav] [DOMAIN=piano]
-	$(BIN)/python -m segue.apps.demo --output demo_output \
-	  $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(DOMAIN),--domain "$(DOMAIN)")
+	@for domain in $(or $(DOMAIN),speech $(if $(PROMPT),,piano)); do \
+	  $(BIN)/segue continue "$(or $(PROMPT),plugins/domains/$${domain%%/*}/prompt.flac)" \
+	    --domain $$domain --seconds 6 --output demo_output/$$domain.wav \
+	    --picture demo_output/$$domain.png || exit; \
+	done
 
 test: $(DEV)  ## Run the fast tests
 	$(PASSIVE) $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
