@@ -159,6 +159,11 @@ def test_a_file_is_no_training_directory(segue: Segue, recordings_folder: Path) 
         assert done.refused("cannot be written (file is a file); choose a place")
 
 
+def test_processes_share_the_work_on_a_cpu_only(segue: Segue) -> None:
+    done = segue("tokenize", "-o", "mine", "--data", "x", "--workers", 2, "--device", "cuda")
+    assert done.refused("--workers", "start ranks with torchrun")
+
+
 def test_tokenizers_must_be_trained(segue: Segue, recordings_folder: Path) -> None:
     done = segue("tokenize", "-o", "runs/mine", "--data", recordings_folder)
     assert done.refused("semantic_tokenizer:", "--set semantic")
