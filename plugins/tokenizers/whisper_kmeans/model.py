@@ -2,12 +2,8 @@
 
 Whisper (Radford et al., arXiv 2212.04356) was trained on transcripts, so these tokens are not
 textless as AudioLM's are. Quantised features of a recogniser drive CosyVoice (arXiv 2407.05407)
-and GLM-4-Voice (arXiv 2412.02612), too.
-
-``read_variables`` reads weights from CTranslate2's file ``model.bin``
-(https://github.com/OpenNMT/CTranslate2, python/ctranslate2/specs/model_spec.py): version, name and
-revision; then each variable's name, shape, type and bytes; then aliases. Numbers are little-endian,
-strings end with a zero byte.
+and GLM-4-Voice (arXiv 2412.02612), too. ``tools/import_whisper.py`` takes over the encoder's
+weights.
 
 Shape legend: B batch, T samples, M spectra, N frames (50 a second), F bands, D width.
 """
@@ -15,89 +11,17 @@ Shape legend: B batch, T samples, M spectra, N frames (50 a second), F bands, D 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Mapping
-from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import torch
 import torchaudio
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.errors import CheckpointError
 from segue.core.interfaces import Lengths, Wave
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.spectra import encode_rows
 from segue.plugins.tokenizers.whisper_kmeans.config import HOP, RATE, WhisperKMeansOptions
-
-TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-#: Names of a block's tensors here and there.
-BLOCK = {
-    "attention_norm.weight": "self_attention/layer_norm/gamma",
-    "attention_norm.bias": "self_attention/layer_norm/beta",
-    "inner.weight": "self_attention/linear_0/weight",
-    "inner.bias": "self_attention/linear_0/bias",
-    "outer.weight": "self_attention/linear_1/weight",
-    "outer.bias": "self_attention/linear_1/bias",
-    "feed_norm.weight": "ffn/layer_norm/gamma",
-    "feed_norm.bias": "ffn/layer_norm/beta",
-    "feed.0.weight": "ffn/linear_0/weight",
-    "feed.0.bias": "ffn/linear_0/bias",
-    "feed.2.weight": "ffn/linear_1/weight",
-    "feed.2.bias": "ffn/linear_1/bias",
-}
-
-
-def read_variables(path: Path) -> dict[str, Tensor]:
-    """Return all variables of a ``model.bin`` by name, in single precision where they are numbers.
-
-    Raises:
-        CheckpointError: if the file is no whole model of a type that is known here.
-    """
-    try:
-        with path.open("rb") as file:
-            _number(file, "I")  # version of the format
-            _string(file), _number(file, "I")  # the model's name and revision
-            return dict(_variable(file) for _ in range(_number(file, "I")))
-    except (struct.error, UnicodeDecodeError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(
-            str(path), f"it cannot be read ({error})", "give the model.bin of CTranslate2"
-        ) from error
-
-
-def encoder_state(variables: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Return the state dict of an ``Encoder`` of so many blocks."""
-    state = {
-        f"{part}.{kind}": variables[f"encoder/{part}/{kind}"]
-        for part in ("conv1", "conv2")
-        for kind in ("weight", "bias")
-    }
-    for number in range(depth):
-        for ours, theirs in BLOCK.items():
-            state[f"blocks.{number}.{ours}"] = variables[f"encoder/layer_{number}/{theirs}"]
-    return state
-
-
-def _variable(file: BinaryIO) -> tuple[str, Tensor]:
-    name = _string(file)
-    shape = [_number(file, "I") for _ in range(_number(file, "B"))]
-    kind = TYPES[_number(file, "B")]
-    count = _number(file, "I")
-    values = np.frombuffer(file.read(count), kind).reshape(shape).copy()
-    found = torch.from_numpy(values)
-    return name, found.float() if found.is_floating_point() else found
-
-
-def _string(file: BinaryIO) -> str:
-    return file.read(_number(file, "H")).rstrip(b"\0").decode()
-
-
-def _number(file: BinaryIO, kind: str) -> int:
-    return int(struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0])
-
 
 WINDOW = 400
 FLOOR = 1e-10  # of power

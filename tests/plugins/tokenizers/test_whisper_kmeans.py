@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,14 @@ from pydantic import ValidationError
 from segue.core.errors import CheckpointError
 from segue.plugins.tokenizers.whisper_kmeans.config import WhisperKMeansOptions
 from segue.plugins.tokenizers.whisper_kmeans.model import (
-    BLOCK,
     Encoder,
     LogMel,
-    encoder_state,
-    read_variables,
     sinusoids,
 )
 from segue.testing import Check, Subject, checks_for, parametrize_with_checks
 
+TOOLS = Path(__file__).resolve().parents[3] / "tools"
+tool = SimpleNamespace(**runpy.run_path(str(TOOLS / "import_whisper.py")))
 TINY: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "num_clusters": 16}
 SUBJECTS = [
     Subject("semantic_tokenizer", "whisper_kmeans.v1", TINY),
@@ -68,7 +69,7 @@ def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
     theirs = {
         f"encoder/layer_{number}/{name}": encoder.state_dict()[f"blocks.{number}.{ours}"]
         for number in range(2)
-        for ours, name in BLOCK.items()
+        for ours, name in tool.BLOCK.items()
     } | {
         f"encoder/{part}/{kind}": encoder.state_dict()[f"{part}.{kind}"]
         for part in ("conv1", "conv2")
@@ -76,10 +77,10 @@ def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
     }
     tensors = {name: value.half().numpy() for name, value in theirs.items()}
     path = written(tmp_path / "model.bin", tensors | {"heads": np.array(2, np.int16)})
-    variables = read_variables(path)
+    variables = tool.read_variables(path)
     assert variables["heads"] == 2
     other = Encoder(WhisperKMeansOptions(**TINY))
-    other.load_state_dict(encoder_state(variables, 2))
+    other.load_state_dict(tool.encoder_state(variables, 2))
     for name, value in encoder.state_dict().items():
         assert torch.equal(other.state_dict()[name], value.half().float()), name
 
@@ -89,7 +90,7 @@ def test_files_that_are_cut_off_are_refused(tmp_path: Path, cut: int) -> None:
     path = written(tmp_path / "model.bin", {"a": np.zeros((40, 2), np.float32)})
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"model\.bin"):
-        read_variables(path)
+        tool.read_variables(path)
 
 
 def test_spectra_are_those_of_whisper() -> None:
