@@ -27,18 +27,6 @@ MARKS = {
     b"riff.\x91\xcf\x11\xa5\xd6(\xdb\x04\xc1\0\0": 16,  # W64
     b"NIST_1A\n   1024\n": 16,
     b"Creative Voice File\x1a": 20,
-    b"ALawSoundFile**\0": 16,  # WVE
-    b"Extended Instrument: ": 21,  # XI
-    b" paf": 24,
-    b"fap ": 24,
-    b"PVF1\n": 12,
-    b"2BIT": 22,  # AVR
-    b"\xf0\x7e": 20,  # SDS
-    b"\x01\x04": 20,  # MPC2K
-    **{b"\x64\xa3" + bytes((n, 0)): 16 for n in range(1, 6)},  # IRCAM
-    **{bytes((0, n)) + b"\xa3\x64": 16 for n in range(1, 6)},
-    b"\0\0\0\0\1\0\0\0\1\0\0\0\0\0\0\0\x0b\0\0\0samplerate\0": 31,  # MAT4
-    b"\0\0\x03\xe8\0\0\0\1\0\0\0\1\0\0\0\0\0\0\0\x0bsamplerate\0": 31,
 }
 LONGEST_MARK = max(MARKS.values())
 UNKNOWN = 0x7FFF_F000  # bytes and more: what writers state who do not know
@@ -216,12 +204,12 @@ def _in_chunks(file: IO[bytes], magic: bytes, size: int) -> Header:
 def _check_blocks(form: bytes) -> None:
     """Refuse a WAV header whose numbers contradict each other: samples would become noise."""
     code, channels, _, _, block, bits = struct.unpack("<HHIIHH", form.ljust(16, b"\0"))
-    # Of PCM, floats and WAVEX; a block of 0 bytes is unstated, and 24 bits may stand in 32.
+    # Check PCM, floats and WAVEX; a block of 0 bytes is unstated, and 24 bits may stand in 32.
     if code not in (1, 3, 0xFFFE) or not (channels and block):
         return
     if block != channels * -(-bits // 8) and (block, bits) != (4 * channels, 24):
         problem = f"has a header that states {channels} channels of {bits} bits in {block} bytes"
-        raise AudioError("file", problem, "correct the header, or write the file anew")
+        raise AudioError("file", problem, "correct the header, or write the file again")
 
 
 def near(file: IO[bytes]) -> bool:
@@ -254,7 +242,7 @@ def _promise(stated: int, left: int) -> float:
 
 
 def _is_nothing(file: IO[bytes], place: int, size: int, stated: int) -> bool:
-    """Return whether the bytes from a place on are no samples: few, or nothing but zeros."""
+    """Return whether the bytes from a place on cannot be samples: few, or only zeros."""
     if size - place < (LEAST_UNREAD if stated else 1):
         return True
     file.seek(place)
@@ -294,7 +282,7 @@ def _in_flac(file: IO[bytes], start: int, size: int) -> Header:
     if (near(file) or stream.samples != last) and begins_in(file, start + 4):
         raise _streams("FLAC")
     place = start + stream.TOTAL
-    if last and stream.samples > MOST_PROMISED * last:  # most of it would be sought in vain
+    if last and stream.samples > MOST_PROMISED * last:  # most of it is missing
         return Header(Correction(place, stream.stating(last)), stream.samples / last)
     if stream.samples == 0 or stream.samples >= last:
         return Header()
