@@ -13,7 +13,7 @@ FOLDERS = (
 ROOTS = {folder: f"segue.{folder}" for folder in FOLDERS}
 
 
-#: Files that are no modules of the package: they go into it under their own paths.
+#: Files beside the package's modules: they go into it under their own paths.
 EXAMPLE = Path("examples") / "third_party_plugin"  # `segue new-plugin` copies from it
 CARRIED = [Path("registry.yaml"), EXAMPLE / "pyproject.toml", *(EXAMPLE / "src").rglob("*.py")]
 
@@ -35,7 +35,7 @@ class BuildWithFiles(build_py):
         return [*super().get_outputs(include_bytecode), *map(str, self._targets())]
 
     def get_source_files(self) -> list[str]:
-        # What a source distribution carries: without them no wheel could be built from one.
+        # A source distribution carries these: without them it could not build a wheel.
         return [*super().get_source_files(), *map(str, CARRIED)]
 
 

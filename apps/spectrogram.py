@@ -121,7 +121,7 @@ def draw_spectrum(wave: Any, rate: int, axis: Any) -> None:
     import numpy
 
     window = round(WINDOW_SECONDS * rate)
-    # At least two windows, and nowhere quite silent: there is no logarithm of zero.
+    # At least two windows, and no exact silence: the logarithm of zero does not exist.
     audible = numpy.pad(wave, (0, max(0, 2 * window - len(wave))))
     audible = audible + numpy.random.default_rng(0).normal(scale=1e-7, size=audible.shape)
     axis.specgram(

@@ -1,4 +1,4 @@
-"""What a benchmark found: ratios by key, the machine, raw figures; printed, and as JSON."""
+"""Report a benchmark: ratios by key, the machine, raw figures; printed, and as JSON."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ GEMM_SIZES = (1024, 1280, 1536, 1792, 2048)
 READ_BYTES = 768 * 2**20  # far more than any cache holds
 
 # Runs a command and prints its peak resident memory. A process inherits, when it starts, the peak
-# of the process that started it: hence this small one in between, which has not loaded PyTorch.
+# of the process that started it: so this small one, without PyTorch, stands in between.
 LAUNCHER = """
 import json, os, sys
 arguments = json.loads(sys.argv[1])

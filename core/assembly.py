@@ -193,7 +193,7 @@ def _with_asked(place: str, asked: Options, trained: Options, directory: Path) -
                 f"{place}.options.{key}",
                 f"is {getattr(asked, key)!r}, but the checkpoint {directory} was trained with"
                 f" {getattr(trained, key)!r}",
-                f"drop the option, or train the part anew: --set {place}.checkpoint=null",
+                f"drop the option, or train the part again: --set {place}.checkpoint=null",
             )
     return wanted
 
@@ -381,7 +381,7 @@ def _check_trained_on(part: Part, stage: StageSpec) -> None:
             part.name,
             f"predicts {now[0]} given {_list(now[1:])}, but its checkpoint {part.checkpoint} was "
             f"trained to predict {then[0]} given {_list(then[1:])}",
-            f"restore predicts and given, or train the stage anew: {_anew(part)}",
+            f"restore predicts and given, or train the stage again: {_anew(part)}",
         )
     for ours, theirs in zip(now, then, strict=True):
         tokenizer = TOKENIZER_OF[ours.stream]
@@ -396,7 +396,7 @@ def _check_trained_on(part: Part, stage: StageSpec) -> None:
                     part.name,
                     f"{part.checkpoint} was trained on {ours.stream} tokens with {wanted}{unit}, "
                     f"but {tokenizer} has {found}",
-                    f"use the {tokenizer} it was trained with, or train anew: {_anew(part)}",
+                    f"use the {tokenizer} it was trained with, or train again: {_anew(part)}",
                 )
 
 

@@ -18,7 +18,7 @@ from segue.core.spec import StreamSlice
 from segue.core.validation import refusal
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-#: What a stage's speed is measured at: one row to the end, one row piece by piece, many rows.
+#: Work that a stage's speed is measured at: one row to the end, one row in pieces, many rows.
 Work = Literal["continue", "stream", "batch"]
 
 

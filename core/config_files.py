@@ -155,7 +155,7 @@ def _files(source: str | Path, host: PluginHost) -> list[_File]:
 
 
 def _without_weights(file: _File, host: PluginHost) -> Tree:
-    """Return what a file says to someone who trains the pipeline anew."""
+    """Return a file's content without trained weights, to train the pipeline again."""
     tree = file.tree
     if file.shipped:
         config = load_config(file.path, host).config
@@ -237,7 +237,7 @@ def merge(base: Any, over: Any) -> Any:
             # The options and the checkpoint of another plugin mean nothing to the new one.
             base = {key: value for key, value in _without_start(base).items() if key == "training"}
         elif base.get("checkpoint") and over.get("checkpoint") not in (None, base["checkpoint"]):
-            # Nor do those that other weights were trained with.
+            # Options that other weights were trained with mean nothing either.
             base = {key: value for key, value in base.items() if key != "options"}
         if over.get("checkpoint") is not None:
             base = _without_start(base)

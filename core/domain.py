@@ -63,7 +63,7 @@ class Domain:
         if found is None:
             raise ConfigError(
                 f"{self.name}/{variant}" if variant else self.name,
-                "is no pipeline or config of this domain",
+                "is not a pipeline or config of this domain",
                 f"choose one of {', '.join(self.names)}",
             )
         return found

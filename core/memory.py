@@ -28,7 +28,7 @@ def available_memory() -> int:
         lines = MEMORY_INFO.read_text().splitlines()
         free = next(line for line in lines if line.startswith("MemAvailable"))
         found.append(int(free.split()[1]) * 1024)
-    with suppress(OSError, ValueError):  # "max" is no number: no limit
+    with suppress(OSError, ValueError):  # "max" is not a number: there is no limit
         limit = int((CONTAINER / "memory.max").read_text())
         found.append(max(0, limit - int((CONTAINER / "memory.current").read_text())))
     if len(found) == 1:

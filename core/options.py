@@ -25,7 +25,7 @@ class Options(BaseModel):
     #: a checkpoint, and do not count in a fingerprint.
     of_training: ClassVar[frozenset[str]] = frozenset()
 
-    #: Options that only fitting depends on: if they change, a checkpoint must be fitted anew.
+    #: Options that only fitting depends on: if they change, a checkpoint must be fitted again.
     of_fitting: ClassVar[frozenset[str]] = frozenset()
 
     #: Options that the component fills in when it is built, such as what it found in a pretrained

@@ -15,7 +15,7 @@ SEMANTIC = "semantic"
 ACOUSTIC = "acoustic"
 STREAMS = (SEMANTIC, ACOUSTIC)
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 768_000  # Hz, of audio that is read
-LOUDEST = 10.0  # peak above which samples are no sound: full scale is 1, coding adds a little
+LOUDEST = 10.0  # peak above which samples cannot be sound: full scale is 1, coding adds a little
 
 Spec = TypeVar("Spec", bound="_WithFrameRate")
 

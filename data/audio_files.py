@@ -1,4 +1,4 @@
-"""Read the audio of a recording, wherever its bytes are: whole, or only the part that is needed."""
+"""Read the audio of a recording from any place: whole, or only the part that is needed."""
 
 from __future__ import annotations
 

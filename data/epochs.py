@@ -112,7 +112,7 @@ class Drawn:
 
 
 class Epochs:
-    """Order units (recordings, groups), each with some crops, anew in each epoch.
+    """Draw a new order of units (recordings, groups), each with some crops, in each epoch.
 
     Args:
         slots: ``[U]`` crops of each unit; 0 leaves it out.

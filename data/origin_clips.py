@@ -40,7 +40,7 @@ TRIM = 10 ** (-40 / 20)  # of the peak: what is quieter at either end is cut off
 class ExamplePlan:
     """Settings for making examples."""
 
-    # Of each recording, which a continuation follows; no part of an example.
+    # Length of the prompt from each recording; it is not part of the example.
     prompt_seconds: float = 1.5
     seconds: float = 3.5  # length of an example
     items: int = 400  # examples of each origin, at most

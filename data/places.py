@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from segue.core.errors import DataError
 
-#: What filesystems raise where something is missing, forbidden or out of reach.
+#: Errors of filesystems where something is missing, forbidden or out of reach.
 PLACE_ERRORS = (OSError, ValueError, RuntimeError)
 
 

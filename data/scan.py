@@ -59,7 +59,7 @@ def scan(
     for number in range(-(-len(recordings) // CHUNK)):
         path = chunk_file(directory, recordings, number, min_seconds)
         heard = read_chunk(path) if path.is_file() else []
-        # What was missing may be there now: a disk that was not mounted.
+        # A missing file may be there now: its disk was not mounted, say.
         if heard and not any(h.kind == "missing" for h in heard):
             yield len(heard), sum(h.seconds for h in heard)
         else:

@@ -53,7 +53,7 @@ class SourceConfig(Options):
     format: Format = "auto"  # ``auto`` recognises it by names
     # How often its recordings are drawn in relation to their length.
     weight: float = Field(default=1.0, gt=0, le=1000)
-    # What all of it is for; by default what it says itself, else whole groups are held out.
+    # Split of all its recordings; by default its own column, else whole groups are held out.
     split: Split | None = None
 
 

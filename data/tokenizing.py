@@ -48,7 +48,7 @@ def tokenizing(tokenizers: Mapping[str, Tokenizer], workers: int) -> Iterator[To
         yield lambda recordings: (found_in(each, tokenizers) for each in recordings)
         return
     survive_forks()
-    # Forked, not started anew: PyTorch and the tokenizers are loaded once, and shared.
+    # Forked, not spawned: PyTorch and the tokenizers are loaded once, and shared.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, _begin, (os.getpid(), tokenizers)) as pool:
 

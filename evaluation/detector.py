@@ -153,7 +153,7 @@ def disturbances(sample_rate: int) -> tuple[dict[str, Disturbance], dict[str, st
     return found, lacking
 
 
-#: By the names that reports call them.
+#: Disturbances by their names in reports.
 DISTURBANCES: dict[str, Disturbance] = {
     "MP3": partial(_coded, container="MP3", subtype="MPEG_LAYER_III"),
     "Ogg Vorbis": partial(_coded, container="OGG", subtype="VORBIS"),

@@ -118,7 +118,7 @@ class Pair:
 
     right: Path
     wrong: Path
-    # What pairs have in common that are drawn together, such as a word in several voices.
+    # Pairs that share it are drawn together, such as one word in several voices.
     group: str
     kind: str = ""  # of the contrast, such as a syntactic phenomenon; empty if there is but one
 

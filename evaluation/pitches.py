@@ -64,7 +64,7 @@ def read_notes(path: Path) -> list[Note]:
         tick += message.time
         if message.type == "set_tempo" or not message.is_meta:
             events.append((tick, message))
-    # What ends at a time comes before what starts there; a note-on of velocity 0 is an end.
+    # At equal times, ends come before starts; a note-on of velocity 0 is an end.
     events.sort(key=lambda event: (event[0], _starts(event[1])))
     return _sounding(events, score.ticks_per_beat)
 

@@ -33,7 +33,7 @@ class Representation:
     name: str  # in tables
     frame_rate: float  # frames per second
     distance: Distance  # of two frames
-    # Of audio ``[N, D]``; ids of D levels for the distance ``hamming``.
+    # Returns ``[N, D]`` of audio; ids of D levels for the distance ``hamming``.
     frames: Callable[[Audio], Tensor]
     vocabulary: int | None = None  # number of ids, where there is one level of them
 
@@ -88,7 +88,7 @@ def plain_features() -> list[Representation]:
 
 def mfcc(audio: Audio) -> Float[Tensor, "N 39"]:
     """Return 13 mel cepstra, their slopes and the slopes' slopes. They are not normalised per
-    recording, which made words harder to tell apart."""
+    recording, which made words harder to distinguish."""
     cosines = torchaudio.functional.create_dct(NUM_CEPSTRA, NUM_BANDS, "ortho")
     cepstra = (log_mel(audio) @ cosines).T
     slopes = torchaudio.functional.compute_deltas(cepstra)

@@ -69,7 +69,7 @@ class Item:
     path: Path  # of the recording
     label: str  # what is said in it
     speaker: str  # who says it
-    # What it stands between, such as a phone's neighbours; only items of the same context are
+    # Surroundings, such as a phone's neighbours; only items of the same context are
     # compared.
     context: str = ""
     start: float = 0.0  # seconds

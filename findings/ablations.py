@@ -210,7 +210,7 @@ def _of_content(found: Finding) -> tuple[str, ...]:
 
 
 CLUSTERS = Table(
-    "More semantic clusters tell more of the content, and are harder to model.",
+    "More semantic clusters carry more of the content, and are harder to model.",
     (*USES, *OF_LABELS, "steps", "clusters"),
     make_clusters,
 )

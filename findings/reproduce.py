@@ -34,7 +34,7 @@ def chosen_tables(names: Sequence[str]) -> list[str]:
 
 
 def reproduce(study: Study, name: str) -> tuple[dict[str, Any] | None, str]:
-    """Make one table, unless it exists with the same settings, and write ``results.md`` anew.
+    """Make one table, unless it exists with the same settings, and rewrite ``results.md``.
 
     Returns:
         The table as JSON holds it, and what is to be said of it; None where it does not apply.

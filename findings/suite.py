@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-#: Which values of a figure are good: the lowest, the highest, or those nearest to zero.
+#: Good values of a figure: the lowest, the highest, or those nearest to zero.
 Direction = Literal["low", "high", "zero"]
 
 
@@ -23,7 +23,7 @@ class Suite:
     continuations: tuple[str, ...]  # metrics of continuations
     quick: tuple[str, ...]  # those of them that a sweep of temperatures is measured by
     shown: tuple[str, ...]  # figures of continuations that tables show; all others are in the JSON
-    # Of these, those that tell of long-term structure, with their good values.
+    # Figures of ``shown`` that measure long-term structure, with their good values.
     structure: Mapping[str, Direction]
     # Figures that a temperature is chosen by; the others must leave it sound.
     rule: Mapping[str, Direction]

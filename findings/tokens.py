@@ -158,7 +158,7 @@ def _reconstruction(study: Study, found: Finding) -> None:
 
 
 TABLE = Table(
-    "Semantic tokens tell what is said or played, acoustic tokens how it sounds.",
+    "Semantic tokens hold what is said or played, acoustic tokens how it sounds.",
     ("prompt_seconds", "seconds", "labels", "where", "per_group", "scores"),
     make,
 )

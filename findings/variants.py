@@ -106,7 +106,7 @@ class Variant:
 
     name: str  # of its training directory
     overrides: tuple[str, ...]  # of the given pipeline's config, whose stages have no weights
-    # Tokenizers without a checkpoint are trained, the semantic one is fitted anew.
+    # Tokenizers without a checkpoint are trained; the semantic one is fitted again.
     own_tokens: bool = False
 
 

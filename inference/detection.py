@@ -39,7 +39,7 @@ class Judgement:
     # ``partly generated`` if most of it is not, but some seconds in a row are: a recording that was
     # continued.
     verdict: Verdict
-    # Of each of ``ORIGINS``, the mean over the seconds that are not silent.
+    # The mean of each of ``ORIGINS`` over the seconds that are not silent.
     probability: dict[str, float]
     seconds: Float[Tensor, "S 3"]  # ``[S, 3]``, for each second; NaN if it is silent
 

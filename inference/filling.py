@@ -1,4 +1,4 @@
-"""Draw a stretch of a recording anew between two sides that are kept.
+"""Redraw a stretch of a recording between two sides that are kept.
 
 ``Gap`` is the audio side: which samples are replaced, which kept ones the stages see, and how drawn
 audio is joined to both sides. ``fill_gap`` runs the stages. A model that looks both ways
@@ -43,7 +43,7 @@ Rows = dict[str, Int64[Tensor, "Q N"]]
 
 @dataclass(frozen=True)
 class Gap:
-    """The stretch of a recording that is drawn anew."""
+    """The stretch of a recording that is redrawn."""
 
     recording: Audio  # the whole recording, at the pipeline's rate
     start: int  # the first sample that is replaced
@@ -246,7 +246,7 @@ class _StageGap:
         given = self._given(first, start + after, candidates)
         scores = scores_of(self.lm, StageBatch(Tokens.full(target[:, :, first:]), given))
         likely = scores[:, :, -after:].float().sum(dim=(1, 2))
-        # One that ended leaves the rest of the gap without sound: only if there is no other.
+        # One that ended leaves the rest of the gap silent: take it only if all did.
         likely[torch.tensor(ended, device=likely.device)] -= 1e9
         best = int(likely.argmax())
         return drawn[best], ended[best]

@@ -27,7 +27,7 @@ from segue.core.spec import ACOUSTIC, StageSpec
 from segue.inference.promises import calling, check_frames, check_pieces
 from segue.inference.request import Request
 
-#: What stands for a piece after a window's last one; a model that yields None is refused.
+#: Stands for a piece after a window's last one; a model that yields None is refused.
 CLOSED: Any = object()
 
 
@@ -92,7 +92,7 @@ class StageRun:
 
     @property
     def ended(self) -> list[bool]:
-        """For each row, whether the model drew its end."""
+        """Return for each row whether the model drew its end."""
         return [self._ended(row) for row in range(len(self.ends))]
 
     def _ended(self, row: int) -> bool:
@@ -269,7 +269,7 @@ class Generation:
 
     @property
     def ended(self) -> list[bool]:
-        """For each row, whether a stage drew where its audio ends."""
+        """Return for each row whether a stage drew where its audio ends."""
         rows = zip(*(run.ended for run in self.runs), strict=True)
         return [any(row) for row in rows]
 

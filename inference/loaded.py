@@ -178,7 +178,7 @@ class LoadedPipeline:
         return type(self)(self.assembly, copy.deepcopy(self.parts, memo), self.host)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What a host holds depends on the process: another one uses its own.
+        # A host's plugins depend on the process: another process uses its own host.
         return _unpickled, (type(self), self.assembly, self.parts)
 
     def to(self, device: torch.device | str) -> Self:

@@ -186,7 +186,7 @@ class Pipeline(LoadedPipeline):
         progress: ProgressChoice = None,
         **drawing: Unpack[Drawing],
     ) -> GeneratedAudio:
-        """Draw a stretch of a recording anew, and keep what is before and after it.
+        """Redraw a stretch of a recording, and keep what is before and after it.
 
         A masked stage draws the stretch from both sides. Any other stage continues the left side
         ``candidates`` times, and the one stays after which the right side is likeliest. The result

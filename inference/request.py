@@ -67,9 +67,9 @@ class Request:
     chunk_seconds: float | None = None
     # One recording per row, at the pipeline's rate; empty if there are none.
     prompts: tuple[Audio, ...] = ()
-    # What the result starts with: the recording, its codec version, or nothing.
+    # The start of the result: the recording, its codec version, or nothing.
     prompt_audio: PromptAudio = "original"
-    # Start and end, in seconds, of the stretch of the recording that is drawn anew; None if the
+    # Start and end, in seconds, of the stretch of the recording that is redrawn; None if the
     # task is another.
     gap: tuple[float, float] | None = None
     # Continuations drawn by each stage that cannot look at both sides of the gap.
@@ -322,7 +322,7 @@ def _few(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:4])) + (", ..." if len(items) > 4 else "")
 
 
-#: What a description of audio leaves out: how parts are trained, and places on this machine.
+#: Keys that a description of audio leaves out: how parts are trained, places on this machine.
 _PRIVATE = {"training", "checkpoint", "options"}
 _NOT_DESCRIBED: Any = {
     "format_version": True,

@@ -31,7 +31,7 @@ def _ask(change: int) -> None:
 
 
 def _forget() -> None:
-    """Begin anew in a forked process, which has none of the threads that asked."""
+    """Reset in a forked process, which has none of the threads that asked."""
     global _lock, _askers
     _lock, _askers, _stream.value = threading.Lock(), 0, _usual
 

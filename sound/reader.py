@@ -157,7 +157,7 @@ class SoundReader:
             return _joined(pieces, self.channels)
         if not self._file.can_seek or (self._file.tell() and self._file.format not in PLAIN):
             self._file.close()
-            self._file = self._opened()  # a damaged file may go on otherwise than it begins anew
+            self._file = self._opened()  # a damaged file may go on otherwise
         begin = first if self._file.can_seek else 0
         if self._file.format == "OGG":  # libsndfile does not find its place on the last page
             begin = min(first, max(0, self.length - LAST_PAGE_SECONDS * self.rate))

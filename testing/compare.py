@@ -61,7 +61,7 @@ def require_finite(tensor: Tensor, what: str) -> None:
 
 
 def require_legal(tokens: Tokens, codebook_size: int, what: str) -> None:
-    """Require ids in int64, in ``[0, V)`` wherever a frame is valid."""
+    """Require ids in int64, in ``[0, V)`` in every valid frame."""
     for name, tensor in (("ids", tokens.ids), ("lengths", tokens.lengths)):
         require(tensor.dtype == torch.int64, f"{what}: {name} are {tensor.dtype}, not int64")
     for row in tokens.rows():

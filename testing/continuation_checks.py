@@ -70,7 +70,7 @@ def check_figures_of_the_set_take_weights(subject: Subject) -> None:
     for name, figure in _measured(metric, records).overall.items():
         for weights in ([1.0] * 4, [0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 1.0, 1.0]):
             value = figure(torch.tensor(weights, dtype=torch.float64))
-            require(check_figure(metric, value) is not None, f"{name} is no number")
+            require(check_figure(metric, value) is not None, f"{name} is not a number")
 
 
 def check_takes_few_and_silent_records(subject: Subject) -> None:

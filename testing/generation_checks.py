@@ -162,7 +162,7 @@ def check_repeats_are_used(subject: Subject) -> None:
 def _require_used(subject: Subject, plain: Sampling, name: str, value: object) -> None:
     """Require that a setting, if the model accepts it, changes what is drawn."""
     lm, stage = lm_of(subject), subject.stage
-    # By its prompt, a stage that is given nothing is guided: away from what a second of it says.
+    # A stage that is given nothing is guided by its prompt: away from its last second alone.
     known = 0 if stage.given else 2 * math.ceil(stage.target.frame_rate)
     prompt = tokens_for(stage.target, [known] * 8)
     batch = StageBatch(prompt, given_for(stage, [known + _GREEDY_FRAMES] * 8))

@@ -1,4 +1,4 @@
-"""Isolate tests of Segue and its plugins; loaded by pytest wherever Segue is installed.
+"""Isolate tests of Segue and its plugins; loaded by pytest where Segue is installed.
 
 Tests see Segue's own components only: no registry file of the user's and no other installed
 plugin, so that they pass on every machine. ``segue_isolate = false`` in pytest's settings turns
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     if config.getini("segue_isolate"):
-        # For the whole run: fixtures of a module or the session come before any one test.
+        # Isolate the whole run: fixtures of a module or the session come before any one test.
         config.stash[_OUTSIDE] = {n: os.environ[n] for n in _ISOLATED if n in os.environ}
         _enter(_ISOLATED)
 

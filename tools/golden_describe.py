@@ -1,4 +1,4 @@
-"""What the golden scripts share: how they reach Segue, what they write down, what they read."""
+"""Share among the golden scripts how they reach Segue, what they record, what they read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 DOMAINS = ROOT / "plugins" / "domains"
 RATE = 16_000
-#: What a clock or a machine's memory decides; and prose, which may be put better.
+#: Keys that depend on a clock or on memory; and prose, whose wording may change.
 VOLATILE = re.compile(
     r"(^|_)data_seconds$|^seconds$|(?<!kbit)_per_second$|_speed$|_memory_gib$|^mfu$|real_time|^description$"
 )

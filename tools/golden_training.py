@@ -215,7 +215,7 @@ def families() -> Json:
         config = base | {"stages": stages if whole else [given, *stages]}
         if name == "alone":
             del config["semantic_tokenizer"]
-        # What starts from text weights cannot be exported by the run that trains it.
+        # A part that starts from text weights cannot be exported by the run that trains it.
         found[name] = trained(name, config, "stages.acoustic" if name == "adapted" else "all")
         del found[name]["tokens"]
     common = ("train-detector", "--data", "data", "-o", "detector", "-p", done, "--json")

@@ -28,7 +28,7 @@ from segue.core.files import atomic_path
 RATE = 16_000
 KEYS = range(21, 109)  # of a piano
 QUIET = 10 ** (-55 / 20)  # samples below are silence
-DRUMS = 9  # the channel whose notes are no pitches
+DRUMS = 9  # the channel whose notes are not pitches
 
 
 @dataclass(frozen=True)

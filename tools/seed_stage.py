@@ -23,7 +23,7 @@ from segue.core.checkpoint_files import WEIGHTS
 from segue.core.files import atomic_directory
 from segue.core.plugins import default_host
 
-#: What holds one row per code: of given tokens, and of a semantic stage's own.
+#: Tensors with one row per code: of given tokens, and of a semantic stage's own.
 GIVEN, OWN, HEADS = (
     "given_encoder.embeddings.0.table.weight",
     "embedding.table.weight",

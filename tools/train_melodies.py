@@ -1,4 +1,4 @@
-"""Train the pipeline `piano` anew, on tokens of notes: the second half of make train-small-piano.
+"""Train the pipeline `piano` again, on tokens of notes: the second half of make train-small-piano.
 
     python tools/train_melodies.py SOURCE OUTPUT [KEY=VALUE ...]     (scores/ runs/small-piano)
 

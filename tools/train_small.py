@@ -1,4 +1,4 @@
-"""Train a domain's shipped pipelines anew, by Segue's own commands.
+"""Train a domain's shipped pipelines again, by Segue's own commands.
 
     python tools/train_small.py DOMAIN SOURCE OUTPUT [KEY=VALUE ...]   (speech data/ runs/speech)
 
@@ -23,7 +23,7 @@ from segue.core.files import link_to
 from segue.inference.pipeline import Pipeline
 from segue.training.workspace import TOKENS
 
-#: What is asked of a domain's tokenizers beside its config.
+#: Overrides for a domain's tokenizers beside its config.
 TOKENIZERS = {
     "speech": [
         "semantic_tokenizer.use=w2v_bert.v1",

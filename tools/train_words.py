@@ -1,4 +1,4 @@
-"""Train the pipeline `speech` anew, which says words: the second half of make train-small-speech.
+"""Train the pipeline `speech` again, which says words: the second half of make train-small-speech.
 
     python tools/train_words.py SOURCE OUTPUT [KEY=VALUE ...]   (../shared/data/speech runs/speech)
 

@@ -23,9 +23,9 @@ FOLDERS = (
 
 
 def main() -> None:
-    # For our own check: a package, which mypy_path names.
+    # Our own check uses a package, which mypy_path names.
     lay_out(BUILD / "typing" / "segue", "__init__.py")
-    # For other projects: Python imports nothing of such a name, so that the hook stays in charge.
+    # Other projects get a name that Python does not import, so that the hook stays in charge.
     lay_out(STUBS / "segue-stubs", "__init__.pyi")
     installed = importlib.util.find_spec("segue")
     if installed is not None and Path(str(installed.origin)).is_relative_to(ROOT):

@@ -115,7 +115,7 @@ def plain_state(component: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def load_plain(component: nn.Module, plain: Mapping[str, Tensor]) -> None:
-    """Load a state dict without adapters, which start anew, or raise ``RuntimeError``."""
+    """Load a state dict without adapters, which are reset, or raise ``RuntimeError``."""
     state = dict(plain)
     for name, update in adapters(component).items():
         weight, up, down = (f"{name}{_WEIGHT}{part}" for part in _PARTS)

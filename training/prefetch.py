@@ -41,7 +41,7 @@ class Prefetcher:
 
     def start(self, numbers: Sequence[int]) -> None:
         """Drop what was prepared, and prepare the batches of these numbers."""
-        # What was prepared is of the numbers before a rollback.
+        # Prepared batches have the numbers from before a rollback.
         self.close()
         self._numbers = iter(numbers)
         if self._workers:

@@ -69,7 +69,7 @@ def _write(
         plain = plain_state(run.component, weights)
         save_component(run.component, temporary, run.kind, run.use, trained, state=plain)
         save_tensors(tensors, temporary / STATE)
-        # With weights, moments, means and the step, a resumed run repeats the one that was killed:
+        # From weights, moments, means and the step, a resumed run repeats the one that was killed:
         # batches and noise follow from the step.
         state = {"step": step, "training": run.config.model_dump(mode="json"), **learner.state()}
         if valid_loss is not None:
@@ -198,7 +198,7 @@ def _drop_old(directory: Path, step: int, keep: int, best: int) -> None:
     by_loss = sorted((p for p in found if math.isfinite(losses[p])), key=lambda path: losses[path])
     kept = {*found[-keep:], *by_loss[:best]}
     for path in directory.glob("step-*"):
-        # What was fitted to earlier weights is stale; older leftovers without a state go, too.
+        # A fit to earlier weights is stale; older leftovers without a state go, too.
         stale = path.name.endswith(FITTED) and step_of(path) < step
         if stale or (path in found and path not in kept) or path.name < found[0].name:
             _drop(path)

@@ -31,7 +31,9 @@ def command(
     ] = "speech",
     detector: Annotated[
         Path | None,
-        typer.Option("--detector", help="What `segue train-detector` wrote, in place of --domain."),
+        typer.Option(
+            "--detector", help="A directory of `segue train-detector`, in place of --domain."
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if any file is at least partly generated.")

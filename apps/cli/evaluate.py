@@ -63,7 +63,7 @@ def codec(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            help="Such as pesq.v1,visqol.v1:mode=audio. Default: all that are installed and quick."
+            help="Metrics, as pesq.v1,visqol.v1:mode=audio. Default: all installed quick ones."
         ),
     ] = None,
     sample_rate: Annotated[
@@ -139,7 +139,7 @@ def continuations(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            help="Such as health.v1,speaker.v1. Default: all for the domain that are installed."
+            help="Metrics, as health.v1,speaker.v1. Default: all installed ones for the domain."
         ),
     ] = None,
     prompt_seconds: Annotated[
@@ -227,7 +227,7 @@ def resynthesis(
     ] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option(help="Of pairs or of continuations: phone_error.v1,speaker.v1. Default: all."),
+        typer.Option(help="Metrics of either kind, as phone_error.v1,speaker.v1. Default: all."),
     ] = None,
     least_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Leave shorter recordings out.")
@@ -291,10 +291,10 @@ def likelihood(
     ] = 50,
     split: SplitOption = "valid",
     prompt_seconds: Annotated[
-        float, typer.Option(min=0.5, max=60, help="With --shuffled: what stays in order.")
+        float, typer.Option(min=0.5, max=60, help="With --shuffled: the part that stays in order.")
     ] = 3.0,
     seconds: Annotated[
-        float, typer.Option(min=0.5, max=60, help="With --shuffled: what is judged.")
+        float, typer.Option(min=0.5, max=60, help="With --shuffled: the part that is judged.")
     ] = 5.0,
     piece_seconds: Annotated[
         float, typer.Option(min=0.02, max=10, help="With --shuffled: pieces that change places.")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from segue.inference.pipeline import Pipeline
     from segue.inference.request import GeneratedAudio
 
-#: What errors of the pipeline name → the option that the user wrote.
+#: Name in an error of the pipeline → the option that the user wrote.
 PLACES = {
     "seconds": "--seconds",
     "seed": "--seed",
@@ -116,7 +116,7 @@ def continue_(
         typer.Option(help="Most new audio of one window of a stage; as in `segue stream`."),
     ] = None,
     prompt_audio: Annotated[
-        str, typer.Option(help="What the file starts with: original, codec or none.")
+        str, typer.Option(help="The start of the file: original, codec or none.")
     ] = "original",
     picture: Annotated[
         Path | None, typer.Option(help="Also draw a spectrogram (PNG; needs segue\\[plot]).")
@@ -218,7 +218,7 @@ def stream(
     ] = None,
     seconds: SecondsOption = 5.0,
     chunk_seconds: Annotated[
-        float, typer.Option(help="Audio per piece; shorter ones come sooner.")
+        float, typer.Option(help="Audio per piece; short ones come earlier.")
     ] = 1.0,
     seed: SeedOption = 0,
 ) -> None:
@@ -269,7 +269,7 @@ def fill(
     sign: SignOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw a stretch of a recording anew, and keep what is before and after it."""
+    """Redraw a stretch of a recording, and keep what is before and after it."""
     with making(
         chosen, [output], json, source=source, whole=True, sign=sign, verb="filled"
     ) as work:

@@ -93,7 +93,7 @@ $$ pip install pytest && pytest $name
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="Of the package, such as my-codec.")],
+    name: Annotated[str, typer.Argument(help="Name of the package, such as my-codec.")],
     kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "codec",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME.")

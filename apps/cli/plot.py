@@ -33,7 +33,8 @@ def audio(
         typer.Option("--mark", min=0, help="Seconds at which to draw a line. May be repeated."),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="From the start of each. Default: all.")
+        float | None,
+        typer.Option(min=0.1, help="Part of each to draw, from its start. Default: all."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -74,7 +75,7 @@ def codec(
     output: PictureOption = Path("rate_distortion.png"),
     metrics: Annotated[
         list[str] | None,
-        typer.Option(help="Such as pesq.v1,stoi.v1. Default: all that are in every report."),
+        typer.Option(help="Metrics, as pesq.v1,stoi.v1. Default: all that are in every report."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

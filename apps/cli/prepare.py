@@ -24,7 +24,7 @@ def command(
         str,
         typer.Option(
             "--source",
-            help="What the recipe starts from; for 'files' a folder, CSV manifest, lhotse CutSet or"
+            help="The recipe's source data; for 'files' a folder, CSV manifest, lhotse CutSet or"
             " Shar, WebDataset tars, a URL of one of these, or a YAML file of several.",
         ),
     ],

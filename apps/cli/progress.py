@@ -53,7 +53,7 @@ class Bars:
 
     def _task(self, name: str, total: int | None, done: int) -> Task:
         if name not in self._tasks:
-            # What an earlier run did does not count as speed of this one.
+            # Steps of an earlier run do not count as speed of this one.
             number = self._bars.add_task(name, total=total, completed=done)
             self._tasks[name] = next(task for task in self._bars.tasks if task.id == number)
         return self._tasks[name]

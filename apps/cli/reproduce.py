@@ -35,7 +35,7 @@ def command(
     ],
     pipeline: PipelineOption = None,
     tables: Annotated[
-        list[str] | None, typer.Option(help="Such as tokens,voice. Default: all.")
+        list[str] | None, typer.Option(help="Tables to make, as tokens,voice. Default: all.")
     ] = None,
     items: ItemsOption = 20,
     prompt_seconds: Annotated[
@@ -55,10 +55,10 @@ def command(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", help="Of --labels: rows with column=value only. May be repeated."),
+        typer.Option("--where", help="Rows of --labels to use: column=value. May be repeated."),
     ] = None,
     per_group: Annotated[
-        int, typer.Option(min=1, help="Of --labels: most items of one label and speaker.")
+        int, typer.Option(min=1, help="Most items of --labels with one label and speaker.")
     ] = 10,
     midi: Annotated[
         str | None, typer.Option("--midi", help="Folder of MIDI files that --data was made from.")
@@ -75,8 +75,8 @@ def command(
         list[str], typer.Option(help="Frames per second x levels x codes per level of codecs.")
     ] = ["25x16x1024,50x8x1024,100x4x1024,50x10x256,50x7x4096"],  # noqa: B006
     codec_steps: Annotated[int, typer.Option(min=1, help="Training of each of --codes.")] = 1500,
-    lm_width: Annotated[int, typer.Option(min=1, help="Of the model of each of --codes.")] = 192,
-    lm_depth: Annotated[int, typer.Option(min=1, help="Of the model of each of --codes.")] = 4,
+    lm_width: Annotated[int, typer.Option(min=1, help="Width of each model of --codes.")] = 192,
+    lm_depth: Annotated[int, typer.Option(min=1, help="Layers of each model of --codes.")] = 4,
     seed: SeedOption = 0,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",

@@ -41,10 +41,12 @@ def command(
     ] = 1,
     rank: Annotated[
         int,
-        typer.Option("--rank", min=0, envvar="RANK", help="Which share of the shards to write."),
+        typer.Option(
+            "--rank", min=0, envvar="RANK", help="Number of this rank, which writes its own shards."
+        ),
     ] = 0,
     world: Annotated[
-        int, typer.Option("--world", min=1, envvar="WORLD_SIZE", help="Of how many shares.")
+        int, typer.Option("--world", min=1, envvar="WORLD_SIZE", help="Number of ranks.")
     ] = 1,
     json: JsonOption = False,
 ) -> None:

@@ -34,7 +34,7 @@ def command(
         list[str] | None,
         typer.Option(help="Another domain or pipeline to know the output of. May be repeated."),
     ] = None,
-    use: Annotated[str, typer.Option(help="Which detector.")] = "spectral_detector.v1",
+    use: Annotated[str, typer.Option(help="Name of the detector.")] = "spectral_detector.v1",
     items: Annotated[int, typer.Option(min=3, help="Most parts of recordings to use.")] = 480,
     prompt_seconds: Annotated[
         float, typer.Option(min=0.5, max=60, help="Prompt from the start of each.")

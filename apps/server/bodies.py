@@ -86,7 +86,9 @@ class Asked(BaseModel):
         dict[str, dict[str, float | list[int] | None]],
         # In a form it is text.
         BeforeValidator(lambda value: from_json(value) if isinstance(value, str) else value),
-    ] = Field({}, description="By stage: {'acoustic': {'temperature': 0.7}}. In a form, as JSON.")
+    ] = Field(
+        {}, description="Settings by stage: {'acoustic': {'temperature': 0.7}}. In a form, as JSON."
+    )
     response_format: Literal["wav", "flac", "mp3", "opus", "pcm", "json"] = Field(
         "wav", description="json holds a WAV file in base64, the seed and notes."
     )
@@ -109,7 +111,7 @@ class Continuation(Generation):
         description="WAV, FLAC, Ogg, MP3 and others; its end is used. In JSON, as base64."
     )
     prompt_audio: PromptAudio = Field(
-        "original", description="What the answer starts with; a stream has the new audio only."
+        "original", description="The start of the answer; a stream has the new audio only."
     )
 
 

@@ -43,7 +43,7 @@ class KeyValueCache:
             slots = large_pages(size).view(like.dtype).view(shape)
         else:
             slots = like.new_zeros(shape)
-        # By index: views that come of one iteration may not be written to where gradients are on.
+        # By index: views made by iteration must not be written to while gradients are on.
         self.layers = [(slots[layer, 0], slots[layer, 1]) for layer in range(len(self.layers))]
 
     def halve(self) -> None:
@@ -80,7 +80,7 @@ class KeyValueCache:
         pairs = list(zip(stored, (keys, values), strict=True))
         if self.fixed_slot is not None:
             for slots, new in pairs:
-                # The slot is a tensor, so that a compiled or captured step need not be made anew
+                # The slot is a tensor, so that a compiled or captured step need not be made again
                 # for it.
                 slots.index_copy_(2, self.fixed_slot, new)
             return stored

@@ -107,11 +107,11 @@ class Drawer:
     def _less_repeated(
         self, drawn: Int64[Tensor, "B q"], logits: Float[Tensor, "B q V"], levels: Sequence[int]
     ) -> Int64[Tensor, "B q"]:
-        """Draw tokens that are repeated too often anew, and remember the new frame."""
+        """Redraw tokens that are repeated too often, and remember the new frame."""
         assert self._recent is not None and self.sampling.repeats is not None
         recent = self._recent[:, list(levels)]
         often = (recent == drawn[..., None]).sum(dim=-1) >= self.sampling.repeats
-        # With the row's own generator: a row does not depend on those beside it.
+        # Use the row's own generator: a row does not depend on those beside it.
         for row, index in often.nonzero().tolist():
             again = sample(logits[row, index][None], PLAIN, [self.generators[row]])
             drawn[row, index] = again[0]

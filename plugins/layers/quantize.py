@@ -21,7 +21,7 @@ _MADE = WeakKeyDictionary()
 
 
 def made_from(module: nn.Module, weights: Sequence[Tensor], form: str, make: Callable[[], T]) -> T:
-    """Return ``make()``, made anew only if ``weights`` changed since the last call.
+    """Return ``make()``; call it again only if ``weights`` changed since the last call.
 
     Args:
         module: owner of the weights; the result is kept as long as it lives.
@@ -48,7 +48,7 @@ def eight_bits(weight: Float[Tensor, "R C"], lossy: bool) -> tuple[EightBitMatri
     stand for the same numbers. Others are rounded if ``lossy``; if not, the result is None.
     """
     for of_columns, matrix in enumerate((weight, weight.t())):
-        # A few rows say no for almost all that is no code.
+        # A few rows rule out almost all matrices that are not made of codes.
         if _stored_as_codes(matrix[:4]) and _stored_as_codes(matrix):
             return quantize(matrix), bool(of_columns)
     return (quantize(weight), False) if lossy else None

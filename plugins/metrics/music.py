@@ -21,7 +21,7 @@ CLASSES = 12
 #: How well each pitch class fits a key on C (Krumhansl & Kessler, Psych. Review 89(4), 1982).
 MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
-#: Of a minor key the natural scale and the leading note: eight classes of twelve.
+#: The scales of major and minor; minor has the leading note as well: eight classes of twelve.
 SCALES = {False: (0, 2, 4, 5, 7, 9, 11), True: (0, 2, 3, 5, 7, 8, 10, 11)}
 Weights = Float[Tensor, "12"]
 

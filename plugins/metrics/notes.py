@@ -225,7 +225,7 @@ class NoteAccuracy(Metric):
 def note_f1(
     expected: Sequence[Note], found: Sequence[Note], tolerance: float, with_pitch: bool
 ) -> float:
-    """Return the F1 of notes whose onsets, and pitches unless told otherwise, agree."""
+    """Return the F1 of notes whose onsets (and by default pitches) agree."""
     if not expected or not found:
         return 0.0
     times, other_times = (

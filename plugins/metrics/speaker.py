@@ -55,7 +55,7 @@ class SpeakerEncoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "256"]:
-        """Return an embedding of length 1; zeros for silence, which is nobody's voice."""
+        """Return an embedding of length 1; zeros for silence, which has no voice."""
         heard = for_speech(wave, sample_rate)
         if heard is None:
             return torch.zeros(WIDTH)

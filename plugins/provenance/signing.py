@@ -176,7 +176,7 @@ def _algorithm(secret: bytes, path: Path) -> bytes:
         key = load_pem_private_key(secret, None)
     except (TypeError, ValueError) as error:
         fix = "name a PEM file of a private key without a password"
-        raise OutputError(str(path), "is no private key that can be read", fix) from error
+        raise OutputError(str(path), "is not a private key that can be read", fix) from error
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return {256: b"es256", 384: b"es384"}.get(key.curve.key_size, b"es512")
     if isinstance(key, rsa.RSAPrivateKey):

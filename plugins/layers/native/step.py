@@ -123,7 +123,7 @@ class Packed:
 
 
 def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
-    """Return the matrices of one module, packed anew only if a weight changed."""
+    """Return the packed matrices of one module; pack them again only if a weight changed."""
     require_float32(*weights)
     form = "int8" if int8 else "float32"
     return made_from(module, weights, form, lambda: Packed(weights, int8))

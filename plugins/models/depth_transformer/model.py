@@ -100,7 +100,7 @@ class DepthTransformer(StageLM):
         rows, known = len(call.prompt.lengths), call.prompt.ids.shape[2]
         codes, frame_of = left_padded(call.prompt, num_frames)
         positions = frame_of[:, : known + 1]
-        # Each row begins with the start, wherever its padding on the left ends.
+        # Each row begins with the start, right after its padding on the left.
         first = (positions == 0)[:, :, None]
         x = self._inputs(codes)
         x = torch.where(first, self.start.to(x.dtype), x)

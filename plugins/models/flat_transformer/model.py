@@ -80,7 +80,7 @@ class FlatTransformer(StageLM):
         self.heads = LevelHeads(target.num_levels, width, target.codebook_size)
 
     def _rows(self, given: tuple[Tokens, ...], target: Tokens) -> Rows:
-        """Flatten and embed given slices and target. Padding lies wherever a slice ends.
+        """Flatten and embed given slices and target, with padding after each slice.
 
         Positions count target tokens, and all that sounds at the same moment has the same
         position: what to look at in a given slice does not depend on how far the target has come.

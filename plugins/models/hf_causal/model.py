@@ -53,7 +53,7 @@ class AudioTokens(nn.Module):
 
     @torch.no_grad()
     def resemble(self, rows: Float[Tensor, "V D"]) -> None:
-        """Draw all embeddings anew with the mean and deviation of ``rows`` in each channel.
+        """Redraw all embeddings with the mean and deviation of ``rows`` in each channel.
 
         A pretrained backbone then sees inputs of the size it was trained with.
         """

@@ -92,7 +92,7 @@ class ChromaKMeansTokenizer(KMeansTokenizer):
         magnitude = self.onset_framing.analyse(wave).abs()
         bands = nn.functional.avg_pool1d(magnitude, BAND_BINS, BAND_BINS, ceil_mode=True)
         levels = torch.log(bands + FLOOR)
-        # The first spectrum has no predecessor: it is no onset.
+        # The first spectrum has no predecessor: it is not an onset.
         growth = torch.diff(levels, dim=1, prepend=levels[:, :1]).clamp(min=0)
         energy = torch.log(magnitude.square().sum(2, keepdim=True) + FLOOR**2)
         return torch.cat([growth.mean(2, keepdim=True), energy], dim=2)

@@ -250,7 +250,7 @@ class TrainedCodec(AcousticCodec):
             opposed = weights.adversarial * judged["adversarial"]
             opposed = opposed + weights.feature_matching * judged["feature_matching"]
             loss = loss + opposed
-            # For the log: how much the discriminators weigh in the codec's loss.
+            # Log how much the discriminators weigh in the codec's loss.
             judged["adversarial_share"] = (opposed / loss).detach()
         figures = {name: value.detach() for name, value in attempt.figures.items()}
         figures["commitment"] = quantized.commitment.detach()

@@ -177,7 +177,7 @@ class KMeansTokenizer(SemanticTokenizer):
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
     ) -> None:
         # A checkpoint with another number of centroids counts as not fitted: training may go on
-        # from its network, and its clusters are fitted anew.
+        # from its network, and its clusters are fitted again.
         theirs = state_dict.get(f"{prefix}centroids")
         if theirs is not None and len(theirs) != self.config.num_clusters:
             state_dict[f"{prefix}centroids"] = torch.zeros_like(self.centroids)

@@ -64,7 +64,7 @@ class Codebook(nn.Module):
         self.register_buffer("sums", codes.clone())
         self.register_buffer("uses", torch.ones(size))  # 1 is an equal share
         self.register_buffer("seeded", torch.tensor(False))
-        # Not saved: a resumed run collects anew.
+        # Not saved: a resumed run collects again.
         self._collected: list[tuple[Tensor, Tensor]] = []
 
     def nearest(self, x: Float[Tensor, "M D"]) -> Int64[Tensor, "M"]:
@@ -98,7 +98,7 @@ class Codebook(nn.Module):
         self.uses.lerp_(uses, 1.0 - self.decay)
         self.sums.lerp_(sums, 1.0 - self.decay)
         self.codes.copy_(self.sums / self.uses.clamp(min=1e-6)[:, None])
-        # A dead code is nobody's nearest, so no gradient and no mean would ever move it again.
+        # No vector is nearest to a dead code, so no gradient and no mean would ever move it.
         unused = self.uses < self.revive_below
         if unused.any():
             self._place(unused, x, counts)
@@ -133,7 +133,7 @@ class Codebook(nn.Module):
         mean = summed(x.sum(dim=0)) / total
         deviation = (summed((x - mean).square().sum(dim=0)) / total).sqrt()
         fresh = vectors + aside * (0.1 * deviation + 1e-4)
-        # Begin with so few uses that a code nobody chooses is moved again at once, and that a
+        # Begin with so few uses that a code that is not chosen is moved at once, and that a
         # chosen one follows its vectors quickly. With half an equal share, 80 % of the codes were
         # in use after 120 steps instead of 98 %, and 12 levels left 1.4 times the error.
         weight = self.revive_below or 0.5

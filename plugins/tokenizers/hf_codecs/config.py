@@ -100,7 +100,7 @@ class HfCodecOptions(TokenizerOptions):
         return TokenSpec(shape.sample_rate, rate, levels, shape.codebook_size)
 
     def identity(self) -> dict[str, Any]:
-        """Identify the model by its content, wherever it was found."""
+        """Identify the model by its content, not by the place it was found."""
         config = self.architecture()
         weights = self.found.weights if self.found else self.source.weights_hash()
         levels = self.num_levels or self.shape(config).usual_levels

@@ -55,7 +55,7 @@ class MelKMeansTokenizer(KMeansTokenizer):
         cepstra = torch.log(mel + FLOOR) @ self.cosines.to(wave.dtype)
         num_spectra = -(-lengths // config.hop)
         if config.remove_mean:
-            # Of each row's own spectra: padding must not move it.
+            # Take the mean over a row's own spectra: padding must not move it.
             mask = length_mask(num_spectra, cepstra.shape[1])[..., None]
             mean = (cepstra * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             cepstra = cepstra - mean

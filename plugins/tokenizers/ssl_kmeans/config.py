@@ -154,7 +154,7 @@ class SslKMeansOptions(ClusterOptions):
         return TokenSpec(shape.sample_rate, rate, 1, self.num_clusters)
 
     def identity(self) -> dict[str, Any]:
-        """Identify the model by its description, wherever it lies; the tensors add its weights."""
+        """Identify the model by its description, not its place; the tensors add its weights."""
         chosen = {"num_clusters", "layer", "pool", "window_seconds", "margin_seconds"}
         return self.model_dump(mode="json", include=chosen) | self.source().model_dump(mode="json")
 

@@ -97,7 +97,7 @@ def test_credentials_that_cannot_sign_are_refused_at_once(
         (good[1], good[1], "cannot sign"),
         (good[0], other, "cannot sign"),
         (good[0], locked, "without a password"),
-        (good[0], good[0], "no private key"),
+        (good[0], good[0], "not a private key"),
         (tmp_path / "none.pem", good[1], "No such file"),
     ):
         with pytest.raises(OutputError, match=problem):
