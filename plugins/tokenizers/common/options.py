@@ -139,15 +139,6 @@ def check_window(name: str, window: int, hop: int) -> None:
         raise ValueError(f"{name} ({window}) must be even and at least one hop ({hop}) long")
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Refuse heads whose channels do not come in pairs."""
-    if width % (2 * heads):
-        raise ValueError(
-            f"width {width} is not an even multiple of heads {heads};"
-            f" choose one divisible by {2 * heads}"
-        )
-
-
 def check_margins(window_seconds: float, margin_seconds: float) -> None:
     """Refuse windows that consist of their margins."""
     if 2 * margin_seconds >= window_seconds:

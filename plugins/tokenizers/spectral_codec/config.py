@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
+from segue.plugins.layers.config import OddKernel
 from segue.plugins.tokenizers.common.options import (
     AdversaryOptions,
     CodecLossWeights,
@@ -65,7 +66,7 @@ class SpectralCodecOptions(TrainedCodecOptions):
     encoder_depth: int = Field(default=4, ge=1)
     decoder_depth: int = Field(default=8, ge=1)
     subframes: int = Field(default=1, ge=1)
-    kernel: int = Field(default=7, ge=1)
+    kernel: OddKernel = 7
     head: Literal["complex", "polar"] = "complex"
     codebook_dim: int = Field(default=64, ge=1)
     quantizer_bypass: float = Field(default=0.0, ge=0, le=1)
@@ -76,8 +77,6 @@ class SpectralCodecOptions(TrainedCodecOptions):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SpectralCodecOptions:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd to look equally far both ways, not {self.kernel}")
         if self.hop % self.subframes:
             raise ValueError(f"hop ({self.hop}) must be a multiple of subframes ({self.subframes})")
         for hop in (self.hop, self.hop // self.subframes):

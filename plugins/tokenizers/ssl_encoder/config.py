@@ -6,12 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segue.plugins.tokenizers.common.options import (
-    KMeansOptions,
-    check_heads,
-    check_margins,
-    check_window,
-)
+from segue.plugins.layers.config import OddKernel, check_heads
+from segue.plugins.tokenizers.common.options import KMeansOptions, check_margins, check_window
 
 
 class SslEncoderOptions(KMeansOptions):
@@ -93,7 +89,7 @@ class SslEncoderOptions(KMeansOptions):
     depth: int = Field(default=6, ge=1)
     heads: int = Field(default=4, ge=1)
     feed_forward: int | None = Field(default=None, ge=2)
-    kernel: int = Field(default=15, ge=1)
+    kernel: OddKernel = 15
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     layer: int = Field(default=5, ge=1)
     window_seconds: float = Field(default=20.0, ge=1.0, le=600.0)
@@ -131,8 +127,6 @@ class SslEncoderOptions(KMeansOptions):
         check_window("window", self.window, self.hop)
         check_margins(self.window_seconds, self.margin_seconds)
         check_heads(self.width, self.heads)
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} must be odd")
         if self.layer > self.depth:
             raise ValueError(f"layer {self.layer} does not exist: depth is {self.depth}")
         return self

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
-from segue.plugins.tokenizers.common.options import ClusterOptions, check_heads, check_margins
+from segue.plugins.layers.config import check_heads
+from segue.plugins.tokenizers.common.options import ClusterOptions, check_margins
 
 RATE = 16000  # that Whisper hears
 HOP = 160
