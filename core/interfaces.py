@@ -389,7 +389,7 @@ class StageLM(Component):
 
 
 class Detector(Component):
-    """Tell apart recordings, recordings that went through a codec, and generated audio."""
+    """Distinguish recordings, recordings that went through a codec, and generated audio."""
 
     config: DetectorOptions
 

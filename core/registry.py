@@ -176,7 +176,7 @@ def user_registry_path() -> Path | None:
 
 
 def _is_for_segue(path: Path) -> bool:
-    """Tell Segue's file from the ``registry.yaml`` of another program: it has an API version."""
+    """Return whether a ``registry.yaml`` is Segue's, which has an API version."""
     if path.name == USER_FILES[0]:
         return True
     try:

@@ -95,7 +95,7 @@ def on_first(work: Callable[[], Result]) -> Result:
     if ranks().first:
         try:
             shared = [work(), True]
-        except Exception:  # tell the others, which wait, before the error ends this rank
+        except Exception:  # the others wait: let them know before the error ends this rank
             distributed.broadcast_object_list(shared, src=0)
             raise
     distributed.broadcast_object_list(shared, src=0)

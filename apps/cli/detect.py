@@ -41,7 +41,7 @@ def command(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Tell recordings from what Segue generated, second by second.
+    """Distinguish recordings from audio that Segue generated, second by second.
 
     Exit code: 0 if every file was judged, whatever the verdicts; with --check 1 if any file is
     generated or partly so; 2 if a file cannot be judged.

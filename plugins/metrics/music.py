@@ -178,7 +178,7 @@ class Chroma(ContinuationMetric):
     """Measure spectral peaks by pitch class, weighted by the square root of their power.
 
     Overtones count as notes, so that a single note has its fifth and its third in it; the
-    figures of the true continuation and of other pieces tell what that makes of real music.
+    figures of the true continuation and of other pieces show its values for real music.
     See ``key_figures`` for what is returned.
     """
 
