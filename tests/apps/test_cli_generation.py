@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ import numpy
 import pytest
 import soundfile
 from tests.apps.conftest import Segue, tone
+from torch import nn
+
+from segue.plugins.layers.transformer import Transformer
+from segue.plugins.models.delay_transformer.model import DelayTransformer
+from segue.plugins.models.depth_transformer.model import DepthTransformer
+from segue.plugins.models.flat_transformer.model import FlatTransformer
+from segue.plugins.models.masked_transformer.model import MaskedTransformer
 
 Write = Callable[..., Path]
 
@@ -36,6 +44,28 @@ def test_a_prompt_is_continued_and_the_file_described(
     assert facts["config"]["stages"][0]["name"] == "semantic"
     assert facts["config"]["codec"]["use"] == "spectral_codec.v1"
     assert facts["prompt_seconds"] == pytest.approx(prompt.duration, abs=0.1)
+
+
+def test_few_functions_lie_between_the_command_and_a_model(
+    segue: Segue, tiny: Path, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads from the command on has understood a step of generation after seven functions."""
+    plain, counts = Transformer.forward, []
+
+    def forward(self: Transformer, *arguments: Any) -> Any:
+        calls = [
+            frame.f_code.co_name
+            for frame, _ in traceback.walk_stack(None)
+            if frame.f_globals["__name__"].startswith("segue.")
+        ]
+        counts.append(calls.index("continue_") + 2)  # from the command to this one, both included
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    assert segue("continue", prompt_file, "-p", tiny, "--seconds", 0.5).code == 0
+    assert counts and max(counts) <= 7
+    for kind in (FlatTransformer, DelayTransformer, DepthTransformer, MaskedTransformer):
+        assert len([base for base in kind.__mro__ if issubclass(base, nn.Module)]) <= 4
 
 
 def test_the_seed_decides_and_settings_are_recorded(
