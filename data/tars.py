@@ -7,12 +7,10 @@ together (``a.flac``, ``a.json``). Where each member begins is kept in an index 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
 import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import numpy
 import soundfile
 
 from segue.core.errors import AudioError, DataError, OutputError
@@ -31,7 +28,7 @@ from segue.data.places import PLACE_ERRORS, Section, open_bytes, stamp
 from segue.data.recordings import Recording
 from segue.sound.reader import SoundReader
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 THREADS = 8  # tars that are looked through at a time
 MOST_DESCRIPTION = 1 << 16  # bytes of a JSON member that is read
 MOST_PADDING = 1 << 20  # bytes after the end of a tar that are looked at
@@ -99,11 +96,11 @@ def tar_index(tar: str) -> tuple[list[Member], list[tuple[str, str]]]:
     try:
         changed = stamp(tar)
         name = hashlib.sha256(f"{INDEX_VERSION}|{tar}|{changed}".encode()).hexdigest()[:32]
-        cached = cache_directory() / "tars" / f"{name}.npz"
+        cached = cache_directory() / "tars" / f"{name}.json"
     except PLACE_ERRORS as error:
         return [], [(tar, f"cannot be read ({_reason(error)})")]
     if cached.is_file():
-        with suppress(zipfile.BadZipFile, KeyError, *PLACE_ERRORS):
+        with suppress(TypeError, *PLACE_ERRORS):
             return _load(cached), []
     members = _look_through(tar, lambda *problem: problems.append(problem))
     if not problems:
@@ -217,24 +214,9 @@ def _measured(file: Section) -> float:
 
 def _save(path: Path, members: list[Member]) -> None:
     """Keep an index; if the cache cannot be written, the next run makes it again."""
-    text = "\0".join(itertools.chain.from_iterable((m.name, m.group) for m in members))
-    numbers: dict[str, Any] = {
-        "offset": numpy.array([m.offset for m in members], numpy.int64),
-        "size": numpy.array([m.size for m in members], numpy.int64),
-        "seconds": numpy.array([m.seconds for m in members], numpy.float64),
-        "text": numpy.frombuffer(os.fsencode(text), numpy.uint8),
-    }
-    try:
-        with atomic_path(path) as temporary:
-            numpy.savez(temporary, **numbers)
-    except OutputError:
-        return
+    with suppress(OutputError), atomic_path(path) as temporary:
+        temporary.write_text(json.dumps([[*vars(m).values()] for m in members]), encoding="utf-8")
 
 
 def _load(path: Path) -> list[Member]:
-    with numpy.load(path) as data:
-        text = os.fsdecode(data["text"].tobytes()).split("\0")
-        numbers = zip(data["offset"].tolist(), data["size"].tolist(), data["seconds"].tolist(),
-                      strict=True)  # fmt: skip
-        return [Member(text[2 * i], o, s, d, text[2 * i + 1]) for i, (o, s, d) in
-                enumerate(numbers)]  # fmt: skip
+    return [Member(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
