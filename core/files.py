@@ -26,13 +26,13 @@ _UMASK_LOCK = threading.Lock()
 
 
 @contextmanager
-def atomic_path(path: Path, fix: str = FIX) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it when the block ends well.
 
     Raises:
         OutputError: if the place cannot be written, or is a directory, device or pipe.
     """
-    with _output_errors(path, fix):
+    with _output_errors(path):
         _check_target(path)
         handle, name = _in_folder(
             path.parent,
@@ -41,7 +41,7 @@ def atomic_path(path: Path, fix: str = FIX) -> Iterator[Path]:
         os.close(handle)
     temporary = Path(name)
     try:
-        with _output_errors(path, fix):
+        with _output_errors(path):
             yield temporary
             # On disk before it gets its name: a crash cannot leave an empty file there.
             _sync(temporary)
@@ -168,7 +168,7 @@ def _check_target(path: Path) -> None:
 
 
 @contextmanager
-def _output_errors(path: Path, fix: str = FIX) -> Iterator[None]:
+def _output_errors(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the block into an ``OutputError``."""
     try:
         yield
@@ -177,7 +177,7 @@ def _output_errors(path: Path, fix: str = FIX) -> Iterator[None]:
         if isinstance(error, (FileExistsError, NotADirectoryError)):
             file = next((parent for parent in path.parents if parent.is_file()), None)
             reason = reason if file is None else f"{file} is a file"
-        raise OutputError(str(path), f"cannot be written ({reason})", fix) from error
+        raise OutputError(str(path), f"cannot be written ({reason})", FIX) from error
 
 
 def _sync(path: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ def write_store(
     rank: int = 0,
     world: int = 1,
     shard_seconds: float | None = None,
-    go_on: Callable[[], bool] = lambda: True,
     workers: int = 1,
 ) -> Path:
     """Tokenize every recording of every split.
@@ -54,7 +53,6 @@ def write_store(
         rank: number of this process: it writes every ``world``-th shard.
         world: how many processes write, each with the same recordings.
         shard_seconds: of audio in a shard of a new store.
-        go_on: asked before each shard.
         workers: processes that share the recordings of each shard; with more than one, the
             tokenizers must be on the CPU.
 
@@ -67,8 +65,6 @@ def write_store(
     total, done = sum(shard.seconds for shard in shards), 0.0
     with tokenizing(tokenizers, workers) as tokenize:
         for shard in shards:
-            if not go_on():
-                break
             if not (directory / shard.name).exists():
                 write_shard(directory / shard.name, tokenizers, shard, tokenize)
             done += shard.seconds

@@ -225,11 +225,11 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int =
     )  # fmt: skip
 
 
-def export(workspace: Workspace, lm_dtype: torch.dtype | None = None) -> Path:
+def export(workspace: Workspace) -> Path:
     """Write ``pipeline/`` from the newest checkpoints and return its directory."""
     pipeline = Pipeline.from_config(workspace.current(), host=workspace.host)
     target = workspace.directory / Path(PIPELINE_FILE).stem
-    return pipeline.save_pretrained(target, lm_dtype=lm_dtype)
+    return pipeline.save_pretrained(target)
 
 
 def _write_config(workspace: Workspace) -> None:

@@ -27,6 +27,8 @@ from segue.plugins.tokenizers.common.options import AdversaryOptions, TrainedCod
 from segue.plugins.tokenizers.common.quantizer import QuantizedFrames, ResidualQuantizer
 
 SLOPE = 0.2  # of the leaky ReLU below zero
+WAVE_LAYERS = 4  # each divides the rate by 4
+DILATIONS = (1, 2, 4)  # over time
 
 
 class Verdict(NamedTuple):
@@ -42,17 +44,14 @@ class WaveDiscriminator(nn.Module):
     MelGAN, arXiv 1910.06711.
     """
 
-    def __init__(
-        self, downsampling: int = 1, channels: int = 16, strides: Sequence[int] = (4, 4, 4, 4)
-    ) -> None:
+    def __init__(self, downsampling: int = 1, channels: int = 16) -> None:
         super().__init__()
         self.downsampling = downsampling
         layers, width = [nn.Conv1d(1, channels, 15, padding=7)], channels
-        for stride in strides:
+        for _ in range(WAVE_LAYERS):
             # Four times the channels at a quarter of the rate, up to a limit.
-            wider = min(4 * width, 64 * channels)
-            kernel, groups = 10 * stride + 1, max(1, width // 4)
-            layers.append(nn.Conv1d(width, wider, kernel, stride, kernel // 2, groups=groups))
+            wider, groups = min(4 * width, 64 * channels), max(1, width // 4)
+            layers.append(nn.Conv1d(width, wider, 41, stride=4, padding=20, groups=groups))
             width = wider
         layers.append(nn.Conv1d(width, width, 5, padding=2))
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
@@ -94,13 +93,11 @@ class StftDiscriminator(nn.Module):
 class DilatedStftDiscriminator(nn.Module):
     """Judge the complex spectrogram by dilated convolutions of constant width, which cost less."""
 
-    def __init__(
-        self, window: int = 1024, channels: int = 32, dilations: Sequence[int] = (1, 2, 4)
-    ) -> None:
+    def __init__(self, window: int = 1024, channels: int = 32) -> None:
         super().__init__()
         self.spectrum = Spectrum(window)
         layers = [nn.Conv2d(2, channels, (3, 9), padding=(1, 4))]
-        for step in dilations:  # over time, while strides halve the frequencies
+        for step in DILATIONS:  # while strides halve the frequencies
             padding, dilation = (step, 4), (step, 1)
             layers.append(nn.Conv2d(channels, channels, (3, 9), (1, 2), padding, dilation))
         layers.append(nn.Conv2d(channels, channels, 3, padding=1))
