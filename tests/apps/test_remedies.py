@@ -127,7 +127,7 @@ def without(*words: str) -> Follow:
 
 
 VALID = ("config", "validate")
-ANEW = "train .*anew: --set "
+ANEW = "train .*again: --set "
 
 #: A wrong command, what its error must say, and how the user follows it.
 CASES: dict[str, tuple[Arguments, str, Follow]] = {
