@@ -22,11 +22,12 @@ COLUMNS = 2000  # of a waveform; more cannot be seen
 
 
 def check_picture(path: Path) -> None:
-    """Raise ``OutputError`` if no spectrogram can be drawn under this name."""
+    """Raise ``OutputError`` if no picture can be drawn and written under this name."""
     if path.suffix.lower() != ".png":
         raise OutputError(str(path), f"the suffix {path.suffix!r} is not .png", "name a .png file")
     if find_spec("matplotlib") is None:
         raise OutputError(str(path), "drawing needs matplotlib", "pip install 'segue[plot]'")
+    check_writable(path)
 
 
 @contextmanager
@@ -35,7 +36,6 @@ def new_picture(
 ) -> Iterator[list[Any]]:
     """Yield empty panels; write the picture when they are drawn."""
     check_picture(output)
-    check_writable(output)
     import matplotlib
 
     matplotlib.use("Agg")

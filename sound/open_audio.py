@@ -14,8 +14,9 @@ from torch import Tensor
 
 from segue.core.audio import resample, to_mono
 from segue.core.errors import AudioError
+from segue.sound.opening import decoding, open_sound
 from segue.sound.reader import LEAST_MISSING, SoundReader, peak_of
-from segue.sound.reading import cut_off, decoding, open_sound
+from segue.sound.reading import cut_off
 
 MARGIN_SECONDS = 0.05  # of context on both sides where a part is resampled; the filter is shorter
 BLOCK_SECONDS = 60  # that are read at once

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy
-import soundfile
 import torch
 
 from segue.core.audio import Audio, to_mono
 from segue.core.errors import AudioError
-from segue.core.files import native
+from segue.sound.opening import decoding, open_sound
 from segue.sound.reader import LEAST_MISSING, SoundReader
 
 
@@ -87,65 +83,3 @@ def _stretch(sound: SoundReader, seconds: float | None, at_end: bool) -> tuple[i
     """Return first sample and number of the samples that are wanted."""
     wanted = sound.length if seconds is None else min(sound.length, round(seconds * sound.rate))
     return sound.length - wanted if at_end else 0, wanted
-
-
-def open_sound(
-    source: Path | str | BinaryIO, place: str, most_samples: int | None = None
-) -> SoundReader:
-    """Open a file that libsndfile knows: a path, or a binary file, which is read to its end.
-
-    Raises:
-        AudioError: if the file is missing, empty or not audio.
-    """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        _check_file(path, place)
-        with decoding(place):
-            return SoundReader(native(path), most_samples)
-    try:
-        data = source.read()
-    except (OSError, ValueError) as error:
-        raise AudioError(place, f"cannot be read ({error})", "open it with mode 'rb'") from error
-    if not isinstance(data, bytes):
-        raise AudioError(place, "is open as text", "open it with mode 'rb'")
-    if not data:
-        raise AudioError(place, "holds no bytes from here on", "open it again, or seek(0) first")
-    with decoding(place):
-        return SoundReader(io.BytesIO(data), most_samples)
-
-
-@contextmanager
-def decoding(place: str) -> Iterator[None]:
-    """Turn what libsndfile and its readers raise in the block into an ``AudioError``."""
-    try:
-        yield
-    except AudioError as error:  # its reader knows the path only, which may be a copy's
-        raise AudioError(place, error.problem, error.fix) from error
-    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise AudioError(
-            place,
-            f"cannot be read as audio ({_reason(error)})",
-            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the last line of a message, without the path or object that libsndfile names first:
-    it may be another name of the file."""
-    text = str(getattr(error, "error_string", error))
-    lines = text.splitlines() or [type(error).__name__]
-    if "(possibly a pipe?)" in lines[-1]:  # libsndfile's words for an MP3 file that it gives up on
-        return "no sound can be decoded"
-    return lines[-1].rstrip(".")
-
-
-def _check_file(path: Path, place: str) -> None:
-    try:
-        if not path.exists():
-            raise AudioError(place, "does not exist", "check the path")
-        if path.is_dir():
-            raise AudioError(place, "is a directory", "name one audio file")
-        if path.stat().st_size == 0:
-            raise AudioError(place, "is an empty file", "name a file that holds audio")
-    except OSError as error:
-        raise AudioError(place, f"cannot be read ({error.strerror})", "check the path") from error

@@ -13,6 +13,7 @@ import typer
 from segue.apps.cli.options import DeviceOption, JsonOption
 from segue.apps.cli.output import console, print_json, print_table
 from segue.apps.cli.progress import progress_bars
+from segue.apps.cli.saving import check_recordings
 from segue.core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def command(
     Exit code: 0 if every file was judged, whatever the verdicts; with --check 1 if any file is
     generated or partly so; 2 if a file cannot be judged.
     """
+    check_recordings(*files)
     from segue.core.checkpoint import checked_device
     from segue.core.plugins import default_host
     from segue.inference.detection import judge_file, load_detector, shipped

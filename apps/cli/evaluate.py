@@ -80,6 +80,7 @@ def codec(
     from segue.evaluation.subjects import load_tokenizer
 
     host, config = default_host(), chosen.config()
+    recordings = held_out(on.data, on.items, on.split)
     loaded = load_tokenizer(config, "codec", host, chosen.device)
     assert isinstance(loaded, AcousticCodec)
     total = loaded.spec.num_levels
@@ -87,7 +88,6 @@ def codec(
     if levels is not None:
         counts = whole_numbers(levels, "--levels")
     built, left_out = chosen_metrics(host, "metric", metrics, domain_of(host, config.name))
-    recordings = held_out(on.data, on.items, on.split)
     places = {"levels": "--levels", "sample_rate": "--sample-rate"}
     with renamed(places), progress_bars(json) as progress:
         figures = evaluate_codec(
@@ -163,14 +163,16 @@ def continuations(
             raise ConfigError(option, "is not a number", "give seconds")
     places = {"seconds": "--seconds", "seed": "--seed", "prompt": "--prompt-seconds"}
     with renamed(places):
+        if audio is not None:
+            _check_new(audio)
+        least = prompt_seconds + seconds if complete else 0.0
+        recordings = held_out(on.data, on.items, on.split, least)
         loaded = chosen.load()
         from segue.evaluation.continuations import evaluate_continuations
 
         keep = None if audio is None else _keeper(loaded, audio)
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
         built, left_out = chosen_metrics(loaded.host, "continuation_metric", metrics, kind)
-        least = prompt_seconds + seconds if complete else 0.0
-        recordings = held_out(on.data, on.items, on.split, least)
         with progress_bars(json) as progress:
             figures = evaluate_continuations(
                 loaded,
@@ -197,13 +199,17 @@ def continuations(
     finish(report, "metric", figures["metrics"], on.output, json)
 
 
-def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedAudio], None]:
-    """Return a function that writes audio as numbered files, as `segue continue` does."""
+def _check_new(folder: Path) -> None:
+    """Refuse a folder for audio that cannot be written, or holds that of another evaluation."""
     from segue.core.files import check_writable
 
     if any(folder.glob("[0-9][0-9][0-9]-*.wav")):
         raise OutputError(str(folder), "holds audio of another evaluation", "name a new folder")
     check_writable(folder / "001.wav")
+
+
+def _keeper(pipeline: Pipeline, folder: Path) -> Callable[[Recording, GeneratedAudio], None]:
+    """Return a function that writes audio as numbered files, as `segue continue` does."""
     numbers = count(1)
 
     def keep(recording: Recording, made: GeneratedAudio) -> None:
@@ -245,10 +251,10 @@ def resynthesis(
         if len(ways) != len(set(wanted)):
             problem = f"{','.join(wanted)!r} names something else"
             raise ConfigError("--of", problem, f"use {', '.join(WAYS)}")
+        recordings = held_out(on.data, on.items, on.split, least_seconds)
         loaded = chosen.load()
         kind = domain_of(loaded.host, chosen.domain or loaded.config.name)
         pairs, sets, left_out = metrics_of_both_kinds(loaded.host, metrics, kind)
-        recordings = held_out(on.data, on.items, on.split, least_seconds)
         with progress_bars(json) as progress:
             figures = evaluate_resynthesis(
                 loaded, recordings, ways, pairs, sets, seed=seed, progress=progress
@@ -307,6 +313,7 @@ def likelihood(
     check_report(output)
     if data is None and pairs is None and shuffled is None:
         raise ConfigError("--data", "nothing to judge", "give --data, --pairs or --shuffled")
+    from segue.data.token_store import TokenStore
     from segue.evaluation.likelihood import (
         Order,
         evaluate_likelihood,
@@ -316,6 +323,8 @@ def likelihood(
     )
 
     asked = [] if pairs is None else read_pairs(pairs, audio)
+    if data is not None:
+        TokenStore(data, "valid")  # says what is wrong with it before weights are loaded
     least = prompt_seconds + seconds
     recordings = [] if shuffled is None else held_out(shuffled, items, split, least)
     loaded = chosen.load()

@@ -25,6 +25,7 @@ from segue.apps.cli.output import note, renamed
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.saving import (
     check_outputs,
+    check_recordings,
     read_recording,
     report_on,
     save_audio,
@@ -229,6 +230,8 @@ def stream(
     if sys.stdout.isatty():
         note("this writes audio, not text: pipe it to a player or a file")
         raise typer.Exit(2)
+    if prompt is not None:
+        check_recordings(prompt)
     loaded = chosen.load()
     audio = None
     if prompt is not None:

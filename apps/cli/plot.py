@@ -10,7 +10,7 @@ import typer
 from segue.apps.cli.options import Chosen, JsonOption, listed, with_groups
 from segue.apps.cli.output import renamed, wrote
 from segue.apps.cli.program import Program
-from segue.apps.cli.saving import read_recording
+from segue.apps.cli.saving import check_recordings, read_recording
 
 app = Program(
     no_args_is_help=True,
@@ -54,8 +54,11 @@ def tokens(
     json: JsonOption = False,
 ) -> None:
     """Draw the tokens of a recording: a row for each level, a color for each code."""
+    check_recordings(recording)
     from segue.apps.plots import draw_tokens
+    from segue.apps.spectrogram import check_picture
 
+    check_picture(output)
     loaded = chosen.load()
     coder = loaded.audio
     audio = read_recording(recording, loaded.config.prompt.max_seconds)

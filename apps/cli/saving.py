@@ -31,6 +31,20 @@ def read_recording(path: Path, last_seconds: float | None = None) -> Audio:
         return read_audio(file, last_seconds=last_seconds, place=place)
 
 
+def check_recordings(*paths: Path) -> None:
+    """Refuse files that cannot be read as audio, before PyTorch is imported and weights are loaded.
+
+    Raises:
+        AudioError: if one is missing, empty or not audio.
+    """
+    from segue.sound.opening import open_sound
+
+    for path in paths:
+        if path != STREAM:
+            with open_sound(path, str(path), most_samples=1):
+                pass
+
+
 @contextmanager
 def seekable(path: Path) -> Iterator[tuple[Path, str]]:
     """Yield a file that can be read from any place, and its name for errors.
@@ -61,13 +75,16 @@ def check_outputs(
     """Refuse places and suffixes that cannot be written; return what signs the files, if any.
 
     Args:
-        source: the recording that is read; it must not be overwritten.
+        source: the recording that is read; it must be audio, and not be overwritten.
         sign: PEM files of a certificate and its private key, to sign audio files with.
 
     Raises:
+        AudioError: if the source is missing or not audio.
         OutputError: if one cannot be written, or not signed.
         PluginError: if they are to be signed and the extra for it is missing.
     """
+    if source is not None:
+        check_recordings(source)
     from segue.core.audio import check_format
     from segue.core.files import check_writable
 

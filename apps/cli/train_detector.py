@@ -54,6 +54,7 @@ def command(
     from segue.inference.pipeline import Pipeline
     from segue.training.detector import detector_training, train_detector
 
+    recordings = read_recordings(data)
     loaded = chosen.load()
     plan = ExamplePlan(prompt_seconds, seconds, items, seed=seed)
     training = detector_training(steps, learning_rate, seed)
@@ -61,7 +62,6 @@ def command(
     options = {"sample_rate": loaded.sample_rate}
     detector = loaded.host.create("detector", use, options, place="--use").to(loaded.device)
     with progress_bars(json) as progress:
-        recordings = read_recordings(data)
         clips = make_examples(loaded, recordings, plan, output, progress)
         names = [loaded.config.name]
         for name in also or ():

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from tests.apps.conftest import Segue, tone
 
 from segue.core.domain import Domain
+from segue.evaluation import subjects
+from segue.inference import detection
 from segue.inference.pipeline import Pipeline
 
 Write = Callable[..., Path]
@@ -81,6 +83,36 @@ def test_prompts(segue: Segue, tiny: Path, make: Callable[[Path], None]) -> None
     command = "resynthesize" if make is _missing else "continue"
     done = segue(command, name, "-o", "new/out.wav", "-p", tiny)
     assert done.refused(f"error: {name}: ", PROMPTS[make])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "continue none.wav",
+        "fill none.wav --start 1",
+        "resynthesize none.wav",
+        "resynthesize none.wav --through sampled",
+        "detect none.wav",
+        "plot tokens none.wav",
+        "evaluate codec --data none.wav",
+        "evaluate continuations --data none.wav",
+        "evaluate resynthesis --data none.wav",
+        "evaluate likelihood --data none.wav",
+        "evaluate likelihood --shuffled none.wav",
+        "train-detector --data none.wav -o new",
+        "continue there.wav -o there.wav/out.wav",
+        "plot tokens there.wav -o there.wav/out.png",
+        "evaluate continuations --data there.wav --audio there.wav",
+    ],
+)
+def test_files_are_looked_at_before_weights_are_loaded(
+    segue: Segue, write: Write, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    write("there.wav", tone(1))
+    monkeypatch.setattr(Pipeline, "from_pretrained", pytest.fail)
+    monkeypatch.setattr(subjects, "load_tokenizer", pytest.fail)
+    monkeypatch.setattr(detection, "load_detector", pytest.fail)
+    assert segue(*command.split()).refused("there.wav" if "there" in command else "none.wav: ")
 
 
 # --- places to write to -----------------------------------------------------------------------
