@@ -10,6 +10,7 @@ import typer
 
 from segue.apps.cli.options import DeviceOption, SignOption
 from segue.apps.cli.output import check_address, note, require
+from segue.apps.cli.progress import loading_bar
 from segue.apps.cli.saving import chosen_signer
 
 
@@ -29,8 +30,9 @@ def command(
     """Continue recordings on a web page: upload or record, listen, change, download."""
     require("segue web", "web", "gradio", "matplotlib")
     check_address(host, port)
-    from segue.apps.web.page import launch
-    from segue.apps.web.studio import Studio
+    with loading_bar():
+        from segue.apps.web.page import launch
+        from segue.apps.web.studio import Studio
 
     signer = chosen_signer(sign)
     with tempfile.TemporaryDirectory(prefix="segue-web-") as folder:

@@ -21,6 +21,14 @@ window.segueShow = (number, start, end) => {
   }
 };
 
+// Bring what is being made into view: it stands on top of the results, maybe far above or below.
+window.segueWatch = () => {
+  const column = document.querySelector("#columns > :last-child").getBoundingClientRect();
+  if (column.top < 0 || column.top > innerHeight / 2) {
+    scrollBy({ top: column.top - 16, behavior: "smooth" });
+  }
+};
+
 let drag = null;
 const stretch = (event) => {
   const now = place(drag.picture, event);

@@ -146,6 +146,7 @@ class Page:
                 concurrency_id="model",  # one at a time: they share the machine
                 **listen(),
             )  # fmt: skip
+            button.click(None, js="() => window.segueWatch()")
         self.stop.click(self.ask_to_stop, None, None, queue=False, **listen())
 
     def _of_model(self) -> list[Any]:
@@ -313,7 +314,7 @@ def launch(
         neutral_hue="slate",
         font=FONTS,
         font_mono=FIXED_FONTS,
-    )
+    ).set(body_text_color_subdued="*neutral_500")  # the lighter grey of Gradio is hard to read
     blocks.queue(max_size=MOST_WAITING)
     blocks.launch(
         server_name=host, server_port=port, inbrowser=browser, prevent_thread_lock=True,

@@ -129,6 +129,13 @@ def test_upload_continue_choose_a_stretch_and_go_on(
     longer, new, kept = durations(tab, 3)
     assert kept == pytest.approx(0.3 * whole, abs=0.1)
     assert longer == pytest.approx(kept + 2, abs=0.1)
+    # What was made last stands on top, and the page goes there.
+    tab.wait_for_function("""
+        (() => {
+          const { top } = document.querySelector("article[data-number='3']").getBoundingClientRect();
+          return top >= 0 && top < innerHeight / 2;
+        })()
+    """)
     # A stretch of the longer one, typed.
     tab.locator("article[data-number='3'] footer button").click()
     tab.get_by_label("From (s)").fill("1.2")
