@@ -14,13 +14,15 @@ from segue.core.errors import AudioError
 from segue.sound.opening import decoding, open_sound
 from segue.sound.reader import LEAST_MISSING, SoundReader
 
+STEREO_RATE = 2 * 48_000  # samples a second of all channels
+
 
 def read_audio(
     source: Path | str | BinaryIO,
     *,
     first_seconds: float | None = None,
     last_seconds: float | None = None,
-    most_samples: int | None = None,
+    most_seconds: float | None = None,
     place: str | None = None,
 ) -> Audio:
     """Read any file that libsndfile knows as mono audio at its own rate.
@@ -30,8 +32,9 @@ def read_audio(
             is read to its end.
         first_seconds: read no more than this; a two-hour file costs no more.
         last_seconds: the same, from the end; give at most one of the two.
-        most_samples: refuse a file that holds more of them in all its channels: a small file can
-            decode to hours, and not every header states the length.
+        most_seconds: refuse a file that lasts longer, or holds more samples in all its channels than
+            so much stereo at 48 kHz: a small file can decode to hours, and not every header states
+            the length.
         place: the file's name in errors; by default its path.
 
     Raises:
@@ -39,12 +42,11 @@ def read_audio(
     """
     if place is None:
         place = str(source if isinstance(source, (str, Path)) else getattr(source, "name", "file"))
+    most_samples = None if most_seconds is None else round(most_seconds * STEREO_RATE)
     with open_sound(source, place, most_samples) as sound, decoding(place):
         rate, limit = sound.rate, first_seconds if last_seconds is None else last_seconds
-        most = sound.length if most_samples is None else most_samples // sound.channels
-        if sound.length > most:
-            fix = f"give at most {most / rate:.1f} s at this rate with as many channels"
-            raise AudioError(place, f"lasts more than {most / rate:.1f} s", fix)
+        if most_seconds is not None and most_samples is not None:
+            _check_length(sound, place, most_seconds, most_samples)
         start, wanted = _stretch(sound, limit, last_seconds is not None)
         data = sound.read(start, wanted)
         if len(data) < wanted - LEAST_MISSING * rate:
@@ -70,6 +72,16 @@ def read_audio(
     if data.shape[1] > 1:
         notes.append(mixed)
     return Audio(wave, rate, tuple(notes))
+
+
+def _check_length(sound: SoundReader, place: str, seconds: float, samples: int) -> None:
+    """Refuse what lasts longer, or holds more samples in all its channels."""
+    most, alike = samples / sound.channels / sound.rate, " at this rate with as many channels"
+    if most >= seconds:
+        most, alike = seconds, ""
+    if sound.length > most * sound.rate:
+        fix = f"give at most {most:.1f} s{alike}"
+        raise AudioError(place, f"lasts more than {most:.1f} s", fix)
 
 
 def cut_off(seconds: float, promised: float) -> str:

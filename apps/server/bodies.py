@@ -205,7 +205,7 @@ def read_recording(
         audio = read_audio(
             copy.name,
             last_seconds=last_seconds,
-            most_samples=limits.prompt_samples,
+            most_seconds=limits.prompt_seconds,
             place="audio",
         )
     pipeline.audio.prepared([audio], whole_units=True)

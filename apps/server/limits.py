@@ -12,7 +12,7 @@ class Limits:
     """Bound what one server takes on; everything beyond is refused at once."""
 
     upload_bytes: int = 16 * 2**20  # size of a request's body
-    prompt_seconds: float = 120.0  # length of a recording (counted at 48 kHz, stereo)
+    prompt_seconds: float = 120.0  # length of a recording, decoded
     seconds: float = 60.0  # length of audio that a request may ask for
     requests: int = 64  # requests inside at once: uploading, waiting and running
     batch: int = 8  # requests that are computed together
@@ -20,11 +20,6 @@ class Limits:
     upload_timeout: float = 30.0  # seconds within which a body must have arrived
     timeout: float = 300.0  # seconds within which a request must be answered, waiting included
     gather_seconds: float = 0.02  # time to wait for companions when a batch is not full
-
-    @property
-    def prompt_samples(self) -> int:
-        """Samples that a recording may decode to, all channels together."""
-        return int(self.prompt_seconds * 48_000 * 2)
 
 
 class Metrics:

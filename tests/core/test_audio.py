@@ -559,7 +559,16 @@ def test_a_small_file_that_decodes_to_more_than_is_allowed_is_refused_early(
     assert path.stat().st_size < 20_000
     tracemalloc.start()
     with pytest.raises(AudioError, match=r"lasts more than 30\.0 s; give at most 30\.0 s"):
-        read_audio(path, last_seconds=10, most_samples=60 * RATE)
+        read_audio(path, last_seconds=10, most_seconds=30)
     assert tracemalloc.get_traced_memory()[1] < 4 * 60 * RATE * 4  # 23 MB if it were decoded
     tracemalloc.stop()
-    assert read_audio(path, last_seconds=10, most_samples=120 * RATE).seconds == 10
+    assert read_audio(path, last_seconds=10, most_seconds=60).seconds == 10
+
+
+def test_many_channels_may_last_less_long(tmp_path: Path) -> None:
+    path = tmp_path / "wide.flac"
+    soundfile.write(path, numpy.zeros((2 * 48_000, 8), numpy.float32), 48_000)
+    refusal = r"lasts more than 1\.0 s; give at most 1\.0 s at this rate with as many channels"
+    with pytest.raises(AudioError, match=refusal):
+        read_audio(path, most_seconds=4)
+    assert read_audio(path, most_seconds=8).seconds == 2

@@ -229,7 +229,7 @@ def bomb(seconds: float) -> bytes:
         (b"", "audio: is empty"),
         (wav_of(numpy.zeros(0)), "audio: holds no sample"),
         (wav_of(numpy.zeros(99)), "prompt: lasts 0.006 s; give at least 0.5 s"),
-        (bomb(361), "audio: lasts more than 360.0 s"),
+        (bomb(121), "audio: lasts more than 120.0 s; give at most 120.0 s"),
     ],
 )
 def test_wrong_recordings_are_refused(live: Live, audio: bytes, message: str) -> None:
