@@ -72,6 +72,8 @@ def main() -> None:
         if len(wave) >= count and len(items) < asked.items:
             start = (len(wave) - count) // 2
             items.append((torch.from_numpy(wave[start : start + count, 0].copy()), rate))
+    if not items:
+        parser.error(f"{asked.folder} holds no WAV or FLAC file of {asked.seconds} s")
     marked = [(watermark.mark(wave, rate), rate) for wave, rate in items]
     ratios = [
         float(10 * (wave.square().sum() / (new - wave).square().sum()).log10())

@@ -69,7 +69,7 @@ def _version(package: str) -> str | None:
 def _devices() -> list[tuple[str, str, str]]:
     import torch
 
-    rows = [("cpu", "ok", f"{torch.get_num_threads()} threads")]
+    rows = [("cpu", "ok", f"threads: {torch.get_num_threads()}")]
     for index in range(torch.cuda.device_count()):
         rows.append((f"cuda:{index}", "ok", torch.cuda.get_device_name(index)))
     return rows

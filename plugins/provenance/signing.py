@@ -60,10 +60,10 @@ class Signer:
         OutputError: if they cannot be read or do not sign.
     """
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    def __init__(self, certificate: Path | str, key: Path | str) -> None:
         c2pa = _c2pa()
-        chain, secret = _content(certificate), _content(key)
-        info = c2pa.C2paSignerInfo(_algorithm(secret, key), chain, secret, None)
+        chain, secret = _content(Path(certificate)), _content(Path(key))
+        info = c2pa.C2paSignerInfo(_algorithm(secret, Path(key)), chain, secret, None)
         try:
             self._signer = c2pa.Signer.from_info(info)
             silence, signed = io.BytesIO(), io.BytesIO()
@@ -73,12 +73,13 @@ class Signer:
             fix = "give a certificate for signing documents with its chain, and its own key"
             raise OutputError(str(certificate), f"cannot sign: {error}", fix) from error
 
-    def sign(self, path: Path, metadata: Mapping[str, Any]) -> None:
+    def sign(self, path: Path | str, metadata: Mapping[str, Any]) -> None:
         """Write a signed manifest into a file, or raise ``OutputError``; its samples do not change.
 
         Args:
             metadata: how the audio was made, as in the JSON file beside it.
         """
+        path = Path(path)
         check_signable(path)
         with (
             path.open("rb") as source,
@@ -121,13 +122,13 @@ def check_signable(path: Path) -> None:
         raise OutputError(str(path), "cannot hold a signature", f"use {', '.join(FORMATS)}")
 
 
-def read_signature(path: Path) -> Signature | None:
+def read_signature(path: Path | str) -> Signature | None:
     """Return the C2PA manifest of a file, checked, or None if it holds none.
 
     Raises:
         PluginError: if c2pa-python is not installed.
     """
-    c2pa = _c2pa()
+    c2pa, path = _c2pa(), Path(path)
     suffix = NAMES.get(soundfile.info(native(path)).format)
     if suffix is None:
         return None

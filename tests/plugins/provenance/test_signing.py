@@ -20,6 +20,14 @@ def signer(credentials: Credentials) -> Signer:
     return Signer(credentials.certificate, credentials.key)
 
 
+def test_paths_may_be_text(tmp_path: Path, credentials: Credentials) -> None:
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, numpy.zeros(800), 16_000)
+    Signer(str(credentials.certificate), str(credentials.key)).sign(path, MADE)
+    found = read_signature(path)
+    assert found is not None and found.state == "intact"
+
+
 def flip(path: Path, place: int) -> None:
     """Change one bit of a file."""
     content = bytearray(path.read_bytes())
