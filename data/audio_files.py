@@ -19,8 +19,8 @@ from segue.core.spec import LOUDEST
 from segue.data.places import Section, is_url, open_bytes, read_range
 from segue.data.recordings import WHOLE_FILE, Recording
 from segue.sound.open_audio import OpenAudio
-from segue.sound.reader import SoundReader
 from segue.sound.opening import decoding
+from segue.sound.reader import SoundReader
 
 READ_WHOLE = 1 << 24  # bytes: up to here a tar's member is fetched by one read
 

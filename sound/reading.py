@@ -32,9 +32,9 @@ def read_audio(
             is read to its end.
         first_seconds: read no more than this; a two-hour file costs no more.
         last_seconds: the same, from the end; give at most one of the two.
-        most_seconds: refuse a file that lasts longer, or holds more samples in all its channels than
-            so much stereo at 48 kHz: a small file can decode to hours, and not every header states
-            the length.
+        most_seconds: refuse a file that lasts longer, or holds more samples in all its channels
+            than so much stereo at 48 kHz: a small file can decode to hours, and not every header
+            states the length.
         place: the file's name in errors; by default its path.
 
     Raises:

@@ -132,7 +132,8 @@ def test_upload_continue_choose_a_stretch_and_go_on(
     # What was made last stands on top, and the page goes there.
     tab.wait_for_function("""
         (() => {
-          const { top } = document.querySelector("article[data-number='3']").getBoundingClientRect();
+          const card = document.querySelector("article[data-number='3']");
+          const { top } = card.getBoundingClientRect();
           return top >= 0 && top < innerHeight / 2;
         })()
     """)
