@@ -160,20 +160,36 @@ def hook_manager(plugins: Iterable[PluginStatus]) -> pluggy.PluginManager:
 
 
 @contextmanager
+def exits_refused(*, everywhere: bool = False) -> Iterator[None]:
+    """Let ``os._exit`` raise ``SystemExit`` in the block, so that the code that calls it is named.
+
+    Args:
+        everywhere: in all threads, not in this one only. A forked child may always end.
+    """
+    leave, process, thread = os._exit, os.getpid(), threading.get_ident()
+
+    def refuse(status: int) -> None:
+        if os.getpid() != process or not (everywhere or threading.get_ident() == thread):
+            leave(status)
+        raise SystemExit(f"it called os._exit({status})")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+@contextmanager
 def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
     """Keep a plugin whose code is imported in the block from ending or spoiling the process.
 
-    ``os._exit`` raises ``SystemExit`` meanwhile, and an import that takes long is reported.
+    An import that takes long is reported.
 
     Args:
-        quiet: let ``print`` go to standard error: standard output may carry JSON or samples.
+        quiet: let ``print`` go to standard error, as standard output may carry JSON or samples,
+            and come back to the working directory, as relative paths are read from there.
     """
-    leave, here = os._exit, (os.getpid(), threading.get_ident())
-
-    def refuse(status: int) -> None:
-        if (os.getpid(), threading.get_ident()) != here:  # a child that it forked may end
-            leave(status)
-        raise SystemExit(f"it called os._exit({status})")
 
     def say() -> None:
         fix = f"Ctrl-C ends that, {PLUGINS_VARIABLE}=off leaves plugins out"
@@ -181,14 +197,24 @@ def contained(who: str, *, quiet: bool = True) -> Iterator[None]:
 
     timer = threading.Timer(PATIENCE, say)
     timer.daemon = True
-    os._exit = refuse  # type: ignore[assignment]
+    before = _working_directory()
     try:
         timer.start()
-        with redirect_stdout(sys.stderr if quiet else sys.stdout):
+        with exits_refused(), redirect_stdout(sys.stderr if quiet else sys.stdout):
             yield
     finally:
         timer.cancel()
-        os._exit = leave
+        if quiet and before and _working_directory() != before:
+            os.chdir(before)
+            sys.stderr.write(f"{who} changed the working directory; it is {before} again\n")
+
+
+def _working_directory() -> str:
+    """Return the working directory; empty if it was removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109  # a text, as os.chdir takes it back
+    except FileNotFoundError:
+        return ""
 
 
 def activate(found: PluginStatus, *, quiet: bool = True) -> PluginStatus:

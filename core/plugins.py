@@ -261,9 +261,9 @@ class PluginHost:
             arguments = (options, *arguments)
         try:
             return target(*arguments)
-        except SegueError:
+        except (SegueError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, or a panic of compiled code
             _refuse_without_extra(record, error, described(error, record.target), place)
             text = f"{_full_name(record)} could not be built: {described(error, record.target)}"
             fix = f"check the options, or report it to {record.source}"
@@ -285,9 +285,9 @@ class PluginHost:
         caller = getattr(self.hook, name)
         try:
             caller(**arguments)
-        except SegueError:
+        except (SegueError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             # pluggy does not say which one failed; the traceback does.
             ran = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
             every = caller.get_hookimpls()
@@ -364,7 +364,9 @@ def _import(record: PluginRecord, target: str, place: str) -> Any:
         # It changes the whole process: not during the long imports of Segue's own parts.
         with nullcontext() if record.source == FIRST_PARTY else contained(_full_name(record)):
             return import_target(target)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         name, why = _full_name(record), described(error, target)
         text = f"{name} cannot be imported from {target}: {why}"
         missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""

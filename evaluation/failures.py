@@ -24,7 +24,9 @@ def noted(name: str, metric: object, failed: Failures) -> Iterator[None]:
         yield
     except SegueError as error:
         failed[name] = str(error)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, or a panic of compiled code
         kind = type(metric)
         owner, _ = distribution_of(kind)
         failed[name] = f"{described(error, kind.__module__)}; report it to {owner}"

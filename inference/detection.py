@@ -22,6 +22,7 @@ from segue.core.interfaces import ORIGINS, Detector
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.records import PluginRecord
+from segue.core.registry import FIRST_PARTY
 from segue.inference.promises import calling, check_scores
 from segue.sound.open_audio import open_audio
 
@@ -143,7 +144,8 @@ def shipped(domain: str, host: PluginHost) -> Path:
     They lie in ``pretrained/<domain>`` beside the detector's module.
     """
     found: set[str] = set()
-    for record in host.records("detector"):
+    # Segue's own first: no plugin replaces what ships, or disables it.
+    for record in sorted(host.records("detector"), key=lambda each: each.source != FIRST_PARTY):
         folder = _pretrained_folder(record)
         if folder is None:
             continue
@@ -161,7 +163,7 @@ def shipped(domain: str, host: PluginHost) -> Path:
 def _pretrained_folder(record: PluginRecord) -> Path | None:
     try:  # the options' module, as it imports no torch
         file = import_module((record.config or record.target).partition(":")[0]).__file__
-    except ImportError:
+    except Exception:  # a plugin's code fails in any way
         return None
     return None if file is None else Path(file).parent / "pretrained"
 

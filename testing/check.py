@@ -9,6 +9,7 @@ from typing import Literal, TypeVar, cast
 
 import torch
 
+from segue.core.discovery import exits_refused
 from segue.core.records import Kind
 from segue.testing.subject import Subject
 
@@ -50,7 +51,7 @@ class Check:
         mode = torch.set_grad_enabled(torch.is_grad_enabled())
         threads = torch.get_num_threads()
         try:
-            with torch.random.fork_rng(devices=[]), mode:
+            with exits_refused(), torch.random.fork_rng(devices=[]), mode:
                 torch.manual_seed(0)
                 self.function(subject)
         finally:
@@ -89,7 +90,9 @@ def run_check(
         check(subject)
     except NotApplicable as skip:
         return CheckResult(check, "skipped", str(skip))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, or a panic of compiled code
         if reason is not None:
             return CheckResult(check, "failed as expected", reason)
         kind = "" if isinstance(error, ConformanceError) else f"{type(error).__name__}: "

@@ -20,6 +20,8 @@ from segue.testing.compare import (
 from segue.testing.subject import Subject
 from segue.testing.synthetic import ragged_audio
 
+_LONG_SECONDS = 12
+
 
 def detector_of(subject: Subject) -> Detector:
     detector = made(subject, Detector)
@@ -41,14 +43,16 @@ def score(detector: Detector, audio: WaveBatch) -> Tensor:
 
 
 def check_scores_are_probabilities(subject: Subject) -> None:
-    """Check that each row has a probability of each origin, also for silence."""
+    """Check that each row has a probability of each origin, also silence and long audio."""
     detector = detector_of(subject)
     audio = audio_for(detector)
     with unchanged(wave=audio.wave, lengths=audio.lengths):
         scores = score(detector, audio)
     silent = score(detector, WaveBatch(torch.zeros_like(audio.wave), audio.lengths))
-    for found in (scores, silent):
-        wanted = (len(audio.lengths), len(ORIGINS))
+    rate = detector.config.sample_rate
+    long = score(detector, ragged_audio([_LONG_SECONDS * rate + 1], rate))
+    for found, rows in ((scores, len(scores)), (silent, len(audio.lengths)), (long, 1)):
+        wanted = (rows, len(ORIGINS))
         require(tuple(found.shape) == wanted, f"scores are {tuple(found.shape)}, not {wanted}")
         require_finite(found, "scores")
         require(bool((found >= 0).all()), f"a probability is {float(found.min()):.3g}")
@@ -119,7 +123,9 @@ def check_respects_the_device(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_leaves_the_process_alone(subject: Subject) -> None:
-    """Check that scoring changes no seed or mode of the whole process."""
+    """Check that building and scoring change no seed or mode of the whole process."""
+    with undisturbed():
+        subject.blank()
     detector = detector_of(subject)
     audio = audio_for(detector)
     with torch.enable_grad(), undisturbed():

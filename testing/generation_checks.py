@@ -232,7 +232,10 @@ def _held_in_tensors() -> int:
 
 @torch.no_grad()
 def check_leaves_the_process_alone(subject: Subject) -> None:
-    """Check that scoring and generating change no weight, and no seed or mode of the process."""
+    """Check that building, scoring and generating change no seed or mode of the process, and
+    using no weight."""
+    with undisturbed():
+        subject.blank()
     lm, batch = lm_of(subject), prompts_for(subject.stage)
     generators = row_generators(0, len(batch.target.lengths))
     scored = batch_for(subject.stage)

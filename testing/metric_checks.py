@@ -110,7 +110,9 @@ def check_is_deterministic(subject: Subject) -> None:
 
 
 def check_leaves_the_process_alone(subject: Subject) -> None:
-    """Check that measuring changes no seed or mode of the whole process."""
+    """Check that building and measuring change no seed or mode of the whole process."""
+    with undisturbed():
+        subject.blank()
     metric, reference = made(subject, Metric), speech()
     with undisturbed():
         metric(reference, reference, RATE)

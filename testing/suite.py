@@ -43,6 +43,8 @@ def checks_for(kind: Kind) -> list[Check]:
         for name, function in vars(module).items()
         if name.startswith("check_") and function.__module__ == module.__name__
     ]
+    # First, before another check has the component change what it should leave alone.
+    functions.sort(key=lambda pair: pair[0] != "leaves_the_process_alone")
     return [
         Check(name, kind, function, (inspect.getdoc(function) or "").partition("\n")[0])
         for name, function in functions

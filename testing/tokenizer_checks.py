@@ -213,7 +213,10 @@ def check_train_mode_changes_no_token(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_leaves_the_process_alone(subject: Subject) -> None:
-    """Check that encoding and decoding change no weight, and no seed or mode of the process."""
+    """Check that building, encoding and decoding change no seed or mode of the process, and
+    using no weight."""
+    with undisturbed():
+        subject.blank()
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     with torch.enable_grad(), undisturbed(tokenizer):

@@ -123,6 +123,7 @@ def prompt_file(tmp_path: Path) -> Path:
 FIXTURES = Path(__file__).parent / "plugin_fixtures"
 
 Install = Callable[..., None]
+WriteDistribution = Callable[[str, str, str], Path]
 WriteRegistry = Callable[[str], Path]
 
 

@@ -30,14 +30,15 @@ class Guard:
         self._seen: dict[str, int] = {}
         self.skipped = 0
 
-    def watch(self, step: int, figures: Mapping[str, float]) -> str | None:
+    def watch(self, step: int, figures: Mapping[str, float], last: bool = False) -> str | None:
         """Return why training is failing after ``step``, or None.
 
-        Figures that are not finite count as a skipped step and leave the means alone.
+        Figures that are not finite count as a skipped step and leave the means alone. A training
+        that ends and skipped every step has failed, however short it is.
         """
         if not math.isfinite(figures["loss"]):
             self.skipped += 1
-            if self.skipped > MAX_SKIPPED_STEPS:
+            if self.skipped > MAX_SKIPPED_STEPS or (last and not self._seen):
                 return f"the loss was not finite in {self.skipped} steps up to step {step}"
             return None
         self.skipped = 0

@@ -120,7 +120,8 @@ def train(run: TrainingRun) -> Path:
             telemetry.note(figures["seconds"], waited, weight)
             step += 1
 
-            trouble = guard.watch(step, figures)
+            last = step == config.steps
+            trouble = guard.watch(step, figures, last)
             if trouble is not None:
                 step = _roll_back(run, learner, step, trouble)
                 guard.reset()
@@ -128,7 +129,6 @@ def train(run: TrainingRun) -> Path:
                 continue
 
             on_first(partial(_call_hook, run, "segue_train_step", step=step, losses=figures))
-            last = step == config.steps
             best = False
             if run.valid_batches is not None and (last or step % config.validate_every == 0):
                 figures |= validate(run, engine, learner, step)

@@ -110,13 +110,13 @@ def _weights() -> list[tuple[str, str, str]]:
     from segue.core.plugins import default_host
 
     host, rows = default_host(), []
-    for record in host.records("domain"):
+    for name in dict.fromkeys(record.name for record in host.records("domain")):
         try:
-            domain = find_domain(record.name, host)
+            domain = find_domain(name, host)
         except SegueError as error:
-            rows.append((f"domain {record.name}", "broken", str(error)))
+            rows.append((f"domain {name}", "broken", str(error)))
             continue
         names = ", ".join(domain.pretrained_names)
         detail = f"{names} in {domain.pretrained}" if names else "has no weights here"
-        rows.append((f"domain {record.name}", "ok" if names else "missing", detail))
+        rows.append((f"domain {name}", "ok" if names else "missing", detail))
     return rows

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from segue.core.discovery import described
+from segue.core.discovery import described, exits_refused
 from segue.core.errors import ConfigError, PluginError, SegueError
 from segue.core.memory import out_of_memory
 from segue.core.plugins import default_host
@@ -46,7 +46,7 @@ def clear_errors() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):  # a path may hold letters the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
+        with exits_refused(everywhere=True), warnings.catch_warnings():
             # Python's own way names a place in our code and shows the line that warns.
             warnings.showwarning = lambda message, *_, **__: warn("warning:", str(message))
             yield
@@ -55,7 +55,9 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as error:
-        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        frames = traceback.walk_tb(error.__traceback__)
+        refusal = exits_refused.__module__  # raises where a plugin calls os._exit
+        *_, (frame, line) = (f for f in frames if f[0].f_globals.get("__name__") != refusal)
         owner = str(frame.f_globals.get("__name__")).partition(".")[0]
         if owner in OURS:
             raise
@@ -67,7 +69,7 @@ def clear_errors() -> Iterator[None]:
             fail(f"this installation: {error}; run `segue doctor`", error)
         place = error.filename or "a file"
         fail(f"{place}: {error.strerror}; check that place and its free space", error)
-    except Exception as error:
+    except BaseException as error:
         if out_of_memory(error):
             fix = "ask for fewer --seconds, a lower --count or smaller parts"
             fail(f"memory: there is not enough; {fix}", error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import typer.main
 import yaml
 from rich.console import Console
 from tests.apps.conftest import Segue
-from tests.conftest import Install
+from tests.conftest import Install, WriteDistribution
 from typer.testing import CliRunner
 
 from segue.apps.cli import doctor, progress
@@ -150,6 +152,20 @@ def test_what_a_plugin_fails_at_is_one_line_that_names_it(
         1 / 0  # noqa: B018
 
 
+def test_a_plugin_that_ends_the_process_anywhere_is_named(
+    install: Install, write_distribution: WriteDistribution, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_distribution("segue_odd", "import os\ndef end():\n    os._exit(0)\n", "")
+    install(folder)
+    leave = os._exit
+    with pytest.raises(SystemExit) as ended, clear_errors():
+        importlib.import_module("segue_odd").end()
+    assert ended.value.code == 2 and os._exit is leave
+    place = f"{folder / 'segue_odd.py'}, line 3"
+    line = " ".join(capsys.readouterr().err.split())
+    assert line.startswith(f"error: {place}: ends the command, 'it called os._exit(0)'; ")
+
+
 def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
     done = segue("plugins", "check", "nope.v1")
     assert done.refused("nope.v1:")
@@ -195,6 +211,16 @@ def test_a_shipped_component_passes(segue: Segue) -> None:
 
 
 # --- doctor -----------------------------------------------------------------------------------
+
+
+def test_a_domain_that_a_plugin_claims_too_is_reported_once(
+    segue: Segue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = "api_version: 1\nplugins: {domain: {speech: {target: 'elsewhere:DOMAIN'}}}\n"
+    Path("mine.yaml").write_text(claim)
+    monkeypatch.setenv("SEGUE_REGISTRY", "mine.yaml")
+    rows = segue("doctor", "--json").json
+    assert [row["what"] for row in rows].count("domain speech") == 1
 
 
 def test_an_installation_is_looked_at(

@@ -126,6 +126,31 @@ def test_what_a_plugin_prints_does_not_reach_standard_output(
     assert (out, err.split()) == ("", ["imported", "registering", "implemented"])
 
 
+def test_a_plugin_that_leaves_the_working_directory_is_named_and_brought_back(
+    install: Install,
+    write_distribution: WriteDistribution,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    install(write_distribution("segue_odd", "import os\nos.chdir('/')\n", ENTRY_POINTS))
+    PluginHost.discover().statuses()
+    assert Path.cwd() == tmp_path
+    said = f"segue-odd:main changed the working directory; it is {tmp_path} again\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_working_directory_that_is_gone_stops_no_import(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("good")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert [s.state for s in PluginHost([], discovery.find_plugins()).statuses()] == ["ok"]
+
+
 def test_a_plugin_that_is_imported_for_long_is_named(
     install: Install,
     write_distribution: WriteDistribution,

@@ -105,6 +105,7 @@ def test_figures_of_a_codec(recordings: list[Recording]) -> None:
         (True, "returned a bool, not a number"),
         (ValueError("too loud"), "ValueError: too loud"),
         (SystemExit(3), "SystemExit: 3"),
+        (BaseException("panic"), "BaseException: panic"),  # as compiled code of Rust raises
     ],
 )
 def test_a_metric_that_fails_takes_no_other_figures_with_it(

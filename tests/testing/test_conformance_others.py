@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,31 @@ class Reseeds(Distance):
     def __call__(self, *arguments: Any) -> float:
         random.seed(0)
         return super().__call__(*arguments)
+
+
+class SetsTheDtypeOnce(Distance):
+    """Set what other checks would leave set, so that it seems to change nothing."""
+
+    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
+        torch.set_default_dtype(torch.float64)
+        return super().__call__(reference, audio, sample_rate)
+
+
+class SetsTheDtypeWhenBuilt(Distance):
+    def __init__(self) -> None:
+        torch.set_default_dtype(torch.float64)
+
+
+class EndsTheProcess(Distance):
+    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
+        os._exit(0)
+
+
+class Panics(Distance):
+    """Raise as compiled code of Rust does."""
+
+    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
+        raise BaseException("panic")
 
 
 class Levels(ContinuationMetric):
@@ -203,6 +229,13 @@ class ScoresElsewhere(Tilt):
         return super().score(wave, lengths).to("meta")
 
 
+class TakesTenSeconds(Tilt):
+    def score(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        if wave.shape[1] > 10 * self.config.sample_rate:
+            raise RuntimeError("too long")
+        return super().score(wave, lengths)
+
+
 class ReseedsTorch(Tilt):
     def score(self, wave: Tensor, lengths: Tensor) -> Tensor:
         torch.manual_seed(0)
@@ -221,6 +254,9 @@ BROKEN: list[Broken] = [
     ("metric", "takes_any_reference", DividesByTheReference, "ZeroDivisionError"),
     ("metric", "is_deterministic", CountsCalls, "the next time"),
     ("metric", "leaves_the_process_alone", Reseeds, "Python's random state"),
+    ("metric", "leaves_the_process_alone", SetsTheDtypeWhenBuilt, "default dtype"),
+    ("metric", "returns_a_number", EndsTheProcess, r"it called os\._exit\(0\)"),
+    ("metric", "returns_a_number", Panics, "BaseException: panic"),
     ("continuation_metric", "attributes_describe_it", NamesOneDomain, "not a tuple"),
     ("continuation_metric", "gives_a_row_per_record", SkipsARecord, "3 rows for 4 records"),
     ("continuation_metric", "gives_a_row_per_record", NeedsATruth, "RuntimeError|IndexError"),
@@ -233,6 +269,7 @@ BROKEN: list[Broken] = [
     ("continuation_metric", "is_deterministic", DrawsAtRandom, "the next time"),
     ("continuation_metric", "leaves_the_process_alone", SwitchesGradOff, "grad mode"),
     ("detector", "scores_are_probabilities", ScoresLogits, "a probability is|sum of a row"),
+    ("detector", "scores_are_probabilities", TakesTenSeconds, "too long"),
     ("detector", "scored_batch_equals_rows", HearsBeyondTheEnd, "in a batch"),
     ("detector", "level_does_not_matter", HearsTheLevel, "a fifth as loud"),
     ("detector", "is_deterministic", ScoresAtRandom, "the next time"),
@@ -254,6 +291,12 @@ OF_OPTIONS = {check.name for check in checks_for("metric") if "options" in check
 
 def subject_of(kind: Kind, factory: Any) -> Subject:
     return Subject(kind, factory, DetectorOptions() if kind == "detector" else {})
+
+
+@pytest.fixture(autouse=True)
+def dtype_is_set_back() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 GOOD = [subject_of("metric", Distance), subject_of("continuation_metric", Levels)]
@@ -307,6 +350,13 @@ def test_a_broken_domain_is_caught(
     check = next(check for check in checks_for("domain") if check.name == name)
     result = run_check(check, Subject("domain", lambda: broken, label="x", host=plugin_host))
     assert result.outcome == "failed" and problem in result.message, result.message
+
+
+def test_what_one_check_has_set_is_seen_all_the_same() -> None:
+    """The check of the process comes first, as all checks run in one."""
+    checks = checks_for("metric")
+    results = {c.name: run_check(c, subject_of("metric", SetsTheDtypeOnce)) for c in checks}
+    assert "default dtype" in results["leaves_the_process_alone"].message
 
 
 def test_every_check_can_fail() -> None:

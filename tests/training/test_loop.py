@@ -488,6 +488,16 @@ def test_a_loss_that_stays_non_finite_ends_training_with_advice(tmp_path: Path) 
     assert all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
 
 
+@pytest.mark.parametrize("steps", [1, MAX_SKIPPED_STEPS])
+def test_a_short_training_that_learns_nothing_has_failed(tmp_path: Path, steps: int) -> None:
+    def batches(step: int, share: Share = WHOLE) -> WaveBatch:
+        return not_a_number(step)
+
+    with pytest.raises(TrainingError, match=f"not finite in {steps} steps up to step {steps}"):
+        train(run(tmp_path, train_batches=batches, config=config(steps=steps)))
+    assert newest_checkpoint(tmp_path) is None
+
+
 def test_a_step_that_was_skipped_is_not_saved(tmp_path: Path) -> None:
     def batches(step: int, share: Share = WHOLE) -> WaveBatch:
         return not_a_number(step) if step == 9 else batch_of(step)

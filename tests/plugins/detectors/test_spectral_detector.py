@@ -10,15 +10,18 @@ import pytest
 import soundfile
 import torch
 from pytest import MonkeyPatch
+from tests.conftest import Install, WriteDistribution
 
 from segue.core.audio import Audio, write_audio
 from segue.core.checkpoint import save_component
+from segue.core.checkpoint_files import MANIFEST
 from segue.core.errors import AudioError, CheckpointError, ConfigError, DataError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.plugins import PluginHost
 from segue.data.origin_clips import Clip
 from segue.evaluation.detector import DISTURBANCES, disturbances, evaluate_detector
 from segue.inference.detection import judge, judge_file, load_detector, shipped
+from segue.plugins.detectors import spectral
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
 from segue.sound.reading import read_audio
@@ -179,6 +182,31 @@ def test_a_continued_recording_is_told_by_its_seconds() -> None:
         judge(loud, Audio(silence, RATE))
     with pytest.raises(AudioError, match=r"lasts 0\.250 s"):
         judge(loud, Audio(prompt[: RATE // 4], RATE))
+
+
+def test_plugins_neither_replace_nor_disable_the_shipped_detector(
+    install: Install, write_distribution: WriteDistribution
+) -> None:
+    """One has weights for speech and a name that sorts first, the other cannot be imported."""
+    source = (
+        "from segue.core.hookspecs import hookimpl\n"
+        "from segue.core.records import PluginRecord\n"
+        "@hookimpl\n"
+        "def segue_register():\n"
+        "    return [PluginRecord('detector', f'{name}.v1', f'{name}:A', api_version=1)\n"
+        "            for name in ('a_claims', 'b_fails')]\n"
+    )
+    folder = write_distribution("segue_odd", source, "[segue.plugins]\nmain = segue_odd\n")
+    (folder / "a_claims.py").touch()
+    (folder / "b_fails.py").write_text("1 / 0\n")
+    manifest = folder / "pretrained" / "speech" / MANIFEST
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    install(folder)
+    host = PluginHost.discover()
+    assert shipped("speech", host).is_relative_to(Path(spectral.__file__).parent)
+    with pytest.raises(CheckpointError, match="there are: piano, speech"):
+        shipped("whales", host)
 
 
 def test_a_domain_without_a_detector_is_told() -> None:
