@@ -45,7 +45,7 @@ def shortage(needed: int) -> str | None:
     return f"needs {needed / GIB:,.1f} GiB of memory, {free / GIB:,.1f} GiB are free"
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory is used up: PyTorch's may be any."""
     signs = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
