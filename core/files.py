@@ -21,6 +21,8 @@ MOST_TEXT = 1 << 24  # bytes of a description that is read into memory
 
 FIX = "choose a place that can be written"
 MOST_TRIES = 10  # to make something in a new folder
+#: Why a directory cannot be renamed to a name that another directory or a file has.
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES)
 
 _UMASK_LOCK = threading.Lock()
 
@@ -72,15 +74,26 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 # Libraries write private files: others may read a shared folder's weights.
                 child.chmod((0o777 if child.is_dir() else 0o666) & ~_umask())
             temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent))
-                path.replace(old / path.name)
-                temporary.replace(path)
-                shutil.rmtree(old)
-            else:
-                temporary.replace(path)
+            _take_the_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_the_place(new: Path, path: Path) -> None:
+    """Rename a directory to ``path``, also where other processes do so at the same time."""
+    olds: list[Path] = []
+    for left in reversed(range(MOST_TRIES)):
+        try:
+            new.replace(path)
+            break
+        except OSError as error:
+            if error.errno not in TAKEN or not left:
+                raise
+        olds.append(Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent)))
+        with suppress(FileNotFoundError):  # another process has moved it
+            path.replace(olds[-1] / path.name)
+    for old in olds:
+        shutil.rmtree(old)
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:

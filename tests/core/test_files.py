@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -362,6 +363,29 @@ def test_a_check_makes_no_folder_that_another_start_could_find_and_lose(
     check_writable(path)
     assert seen == [("a.wav", False)]
     assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("goes_again", [False, True])
+def test_directories_that_are_written_at_the_same_time_replace_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_again: bool
+) -> None:
+    """A rival's comes, and may go again, between any two steps."""
+    path, rename, calls = tmp_path / "new" / "step", Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 1:
+            path.mkdir(parents=True)
+            (path / "rival").touch()
+        elif len(calls) == 2 and goes_again:
+            shutil.rmtree(path)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with atomic_directory(path) as folder:
+        (folder / "mine").touch()
+    assert [each.name for each in path.iterdir()] == ["mine"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_folder_that_is_taken_away_while_a_file_is_begun_is_made_again(
