@@ -144,6 +144,23 @@ def check_settings_of_sampling_are_used(subject: Subject) -> None:
             _require_best(lm, one, frames, ids[:_ALTERNATIVES], subject.atol, f"{what}: row {row}")
 
 
+def check_settings_between_their_limits_are_used(subject: Subject) -> None:
+    """Check that a low temperature, top-k and top-p draw other tokens than a high temperature."""
+    lm, target = autoregressive_lm_of(subject), subject.stage.target
+    first, given = tokens_for(target, [1]).row(0), given_for(subject.stage, [1])
+    each = alternatives(first, 0, 0, torch.arange(target.codebook_size)[:_ALTERNATIVES])
+    scores = lm.score(StageBatch(each, repeated(given, len(each.ids))))[:, 0, 0].detach()
+    if scores.max() - scores.min() <= subject.atol:
+        raise NotApplicable("all tokens score alike: no setting prefers one")
+    batch, plain = prompts_for(subject.stage, [0] * 8), Sampling(temperature=10.0)
+    free = continued(lm, batch, sampling=plain)
+    half = -(-target.codebook_size // 2)
+    for name, value in (("temperature", 1e-3), ("top_k", half), ("top_p", 0.3)):
+        found = continued(lm, batch, sampling=plain.model_copy(update={name: value}))
+        same = torch.equal(found.ids, free.ids)
+        require(not same, f"{name} {value:g} draws the tokens that temperature 10 alone draws")
+
+
 def check_guidance_is_used(subject: Subject) -> None:
     """Check that a model that accepts guidance draws other tokens with it."""
     _require_used(subject, Sampling(temperature=10.0), "guidance", 20.0)

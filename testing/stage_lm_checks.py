@@ -208,10 +208,10 @@ def check_gradients_reach_every_parameter(subject: Subject) -> None:
 
 def check_generating_restores_the_mode(subject: Subject) -> None:
     """Check that generating and scoring use eval mode, and leave the mode as it was."""
-    lm, batch = lm_of(subject), prompts_for(subject.stage)
-    wanted = continued(lm, batch)
+    lm, batch, heard = lm_of(subject), prompts_for(subject.stage), batch_for(subject.stage)
+    wanted, scores = continued(lm, batch), lm.score(heard)
     lm.train()
-    lm.score(batch_for(subject.stage))
+    require_close(lm.score(heard), scores, "scored in training mode", subject.atol)
     found = continued(lm, batch)
     off = [name or "the model" for name, part in lm.named_modules() if not part.training]
     require(not off, f"training mode is off afterwards in {', '.join(off)}")

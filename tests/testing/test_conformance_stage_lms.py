@@ -311,6 +311,27 @@ class IsAlwaysGreedy(TinyLM):
         return with_sampling(self, arguments, temperature=0.0)
 
 
+class KnowsTwoTemperatures(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        return with_sampling(self, arguments, temperature=float(arguments[3].temperature > 0))
+
+
+class KnowsTopKOfOne(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        return with_sampling(self, arguments, top_k=1 if arguments[3].top_k == 1 else None)
+
+
+class KnowsSmallTopP(TinyLM):
+    def generate(self, *arguments: Any) -> Tokens:
+        small = (arguments[3].top_p or 1) < 0.01
+        return with_sampling(self, arguments, top_p=arguments[3].top_p if small else None)
+
+
+class ScoresByTheMode(TinyLM):
+    def score(self, batch: StageBatch) -> Tensor:
+        return super().score(batch) * (0.5 if self.training else 1.0)
+
+
 class IgnoresTopK(TinyLM):
     def generate(self, *arguments: Any) -> Tokens:
         return with_sampling(self, arguments, top_k=None)
@@ -533,6 +554,10 @@ BROKEN = [
     ("settings_of_sampling_are_used", IsAlwaysGreedy, "at temperature 10, other seeds"),
     ("settings_of_sampling_are_used", IgnoresTopK, "with {'top_k': 1}"),
     ("settings_of_sampling_are_used", IgnoresTopP, "with {'top_p': 1e-06}"),
+    ("settings_between_their_limits_are_used", KnowsTwoTemperatures, "temperature 0.001 draws"),
+    ("settings_between_their_limits_are_used", KnowsTopKOfOne, "top_k 3 draws"),
+    ("settings_between_their_limits_are_used", KnowsSmallTopP, "top_p 0.3 draws"),
+    ("generating_restores_the_mode", ScoresByTheMode, "scored in training mode"),
     ("guidance_is_used", AcceptsAll, "let check_sampling refuse it"),
     ("counted_frames_alone_count", IgnoresWhatIsCounted, "counted frames against score"),
     ("every_given_frame_matters", ShiftsTheGivenSlice, "the last frame of the given slice"),

@@ -462,6 +462,16 @@ class DecodesInDoublePrecision(TinyCodec):
         return super().decode(codes, lengths).double()
 
 
+class DecodesByTheClock(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths) * (1 + time.time() % 86_400)
+
+
+class IsSilentOnOneLevel(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths) * float(codes.shape[1] > 1)
+
+
 class DecodesSilence(TinyCodec):
     def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
         return 0 * super().decode(codes, lengths)
@@ -637,6 +647,8 @@ BROKEN: list[Broken] = [
     ("leaves_the_process_alone", SwitchesGradOff, TinyOptions, "grad mode"),
     ("decodes_any_number_of_levels", DecodesInDoublePrecision, TinyOptions, "float64"),
     ("every_level_is_heard", DecodesSilence, TinyOptions, "to silence"),
+    ("every_level_is_heard", IsSilentOnOneLevel, TinyOptions, "of 1 levels decode to silence"),
+    ("round_trip_is_finite", DecodesByTheClock, TinyOptions, "decoded a second time"),
     ("every_level_is_heard", IgnoresUpperLevels, TinyOptions, "level 1 change nothing"),
     ("loudness_is_kept_in_bounds", DecodesTooLoud, TinyOptions, "times as loud"),
     ("frames_are_heard_in_their_place", DecodesAFrameLate, TinyOptions, "own samples"),
