@@ -235,7 +235,7 @@ def test_the_old_directory_is_kept_until_the_new_one_has_its_name(
         (temporary / "a").write_text(OLD)
 
     def stopped(self: Path, target: Path) -> Path:
-        if self.name.startswith(".tmp-"):
+        if self.name.startswith(".tmp-") and not path.exists():
             raise KeyboardInterrupt
         return rename(self, target)
 
