@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -429,7 +430,9 @@ BROKEN: dict[Callable[[Path], None], str] = {
     _no_stage: "stages/semantic/component.json: names neither",
     _no_spec: "codec/component.json: names neither",
     _number_for_a_name: "codec/component.json: cannot be read (TypeError('distribution is 5'))",
-    _links_in_a_circle: "checkpoint 'codec' cannot be a path (Symlink loop",
+    _links_in_a_circle: "checkpoint 'codec' cannot be a path (Symlink loop"
+    if sys.version_info < (3, 13)  # which finds out when it opens them
+    else "codec: holds no component.json",
     _long_name: "...' cannot be a path (File name too long)",
     _zero_in_a_name: "checkpoint 'a\\x00b' cannot be a path (",
 }
