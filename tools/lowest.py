@@ -23,6 +23,7 @@ TOOLS = (
     "httpx>=0.28",
     "jsonschema>=4.20",
     "fsspec>=2024.6",
+    "mido>=1.3",
     "setuptools>=77",
     "wheel",
 )
