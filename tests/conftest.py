@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,6 +158,21 @@ def write_registry(tmp_path: Path) -> WriteRegistry:
         return path
 
     return write
+
+
+def registering(kind: str, targets: Mapping[str, str]) -> str:
+    """Return the source of a plugin that registers components: names and their import paths."""
+    records = [
+        f"PluginRecord({kind!r}, {name!r}, {target!r}, api_version=1)"
+        for name, target in targets.items()
+    ]
+    return (
+        "from segue.core.hookspecs import hookimpl\n"
+        "from segue.core.records import PluginRecord\n"
+        "@hookimpl\n"
+        "def segue_register():\n"
+        f"    return [{', '.join(records)}]\n"
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.conftest import registering
 
 from segue.core.errors import PluginError
 from segue.core.plugins import PluginHost
@@ -97,13 +98,7 @@ def test_the_line_that_a_conflict_proposes_works(
 def test_a_first_party_name_wins_and_the_claim_is_reported(
     install: Install, write_registry: WriteRegistry, write_distribution: WriteDistribution
 ) -> None:
-    source = (
-        "from segue.core.hookspecs import hookimpl\n"
-        "from segue.core.records import PluginRecord\n"
-        "@hookimpl\n"
-        "def segue_register():\n"
-        "    return [PluginRecord('codec', 'spectral_codec.v1', 'a:A', api_version=1)]\n"
-    )
+    source = registering("codec", {"spectral_codec.v1": "a:A"})
     install(write_distribution("segue_greedy", source, "[segue.plugins]\nmain = segue_greedy\n"))
     host = PluginHost.discover()
     assert host.find("codec", "spectral_codec.v1", "codec").source == "segue"

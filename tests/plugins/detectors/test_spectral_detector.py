@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from pytest import MonkeyPatch
-from tests.conftest import Install, WriteDistribution
+from tests.conftest import Install, WriteDistribution, registering
 
 from segue.core.audio import Audio, write_audio
 from segue.core.checkpoint import save_component
@@ -188,14 +188,8 @@ def test_plugins_neither_replace_nor_disable_the_shipped_detector(
     install: Install, write_distribution: WriteDistribution
 ) -> None:
     """One has weights for speech and a name that sorts first, the other cannot be imported."""
-    source = (
-        "from segue.core.hookspecs import hookimpl\n"
-        "from segue.core.records import PluginRecord\n"
-        "@hookimpl\n"
-        "def segue_register():\n"
-        "    return [PluginRecord('detector', f'{name}.v1', f'{name}:A', api_version=1)\n"
-        "            for name in ('a_claims', 'b_fails')]\n"
-    )
+    targets = {"a_claims.v1": "a_claims:A", "b_fails.v1": "b_fails:A"}
+    source = registering("detector", targets)
     folder = write_distribution("segue_odd", source, "[segue.plugins]\nmain = segue_odd\n")
     (folder / "a_claims.py").touch()
     (folder / "b_fails.py").write_text("1 / 0\n")
