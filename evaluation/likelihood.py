@@ -42,7 +42,7 @@ SHUFFLES = 4  # random orders of each continuation
 
 
 def evaluate_likelihood(
-    pipeline: Pipeline, tokens: Path, batches: int, progress: Progress | None = None
+    pipeline: Pipeline, store: TokenStore, batches: int, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Return the mean negative log-likelihood of held-out tokens, in nats per token, by stage and
     level.
@@ -50,7 +50,6 @@ def evaluate_likelihood(
     ``bits_per_second`` is that of all levels of a stage: what is left of the tokens' own rate once
     the model predicts them. It compares codecs of other levels and frame rates.
     """
-    store = TokenStore(tokens, "valid")
     found: dict[str, Any] = {}
     for config in tracked(pipeline.config.stages, "likelihood", progress):
         lm = pipeline.stage_lm(config.name)

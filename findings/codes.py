@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.errors import ConfigError
+from segue.data.token_store import TokenStore
 from segue.evaluation.codec import evaluate_codec, kbit_per_second
 from segue.evaluation.likelihood import evaluate_likelihood
 from segue.evaluation.subjects import spread_evenly
@@ -180,7 +181,9 @@ def _of_sound(study: Study, pipeline: Pipeline, pairs: Sequence[str]) -> Figures
 
 def _of_model(study: Study, pipeline: Pipeline, tokens: Path) -> Figures:
     """Return the cross entropy of held-out tokens over all levels."""
-    found = evaluate_likelihood(pipeline, tokens, study.settings.items, study.progress)
+    found = evaluate_likelihood(
+        pipeline, TokenStore(tokens, "valid"), study.settings.items, study.progress
+    )
     (figures,) = found.values()
     spec = pipeline.codec.spec
     bits, rate = figures.pop("bits_per_second"), kbit_per_second(spec, spec.num_levels)

@@ -323,15 +323,15 @@ def likelihood(
     )
 
     asked = [] if pairs is None else read_pairs(pairs, audio)
-    if data is not None:
-        TokenStore(data, "valid")  # says what is wrong with it before weights are loaded
+    # Its faults are found before weights are loaded.
+    store = None if data is None else TokenStore(data, "valid")
     least = prompt_seconds + seconds
     recordings = [] if shuffled is None else held_out(shuffled, items, split, least)
     loaded = chosen.load()
     groups: dict[str, Any] = {}
     with progress_bars(json) as progress, renamed({"piece_seconds": "--piece-seconds"}):
-        if data is not None:
-            groups |= evaluate_likelihood(loaded, data, items, progress)
+        if store is not None:
+            groups |= evaluate_likelihood(loaded, store, items, progress)
         if asked:
             groups |= evaluate_pairs(loaded, asked, progress)
         if recordings:

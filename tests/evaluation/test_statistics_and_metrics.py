@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -231,9 +230,7 @@ def fake_score(batch: StageBatch) -> torch.Tensor:
     return score.masked_fill(~batch.target.mask[:, None], -99.0)
 
 
-def test_likelihood_is_per_level_and_without_padding(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_likelihood_is_per_level_and_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     class Crops:
         def __init__(self, *arguments: object, **named: object) -> None:
             pass
@@ -241,9 +238,8 @@ def test_likelihood_is_per_level_and_without_padding(
         def batch(self, index: int) -> StageBatch:
             return StageBatch(Tokens(torch.zeros(2, 3, 8, dtype=torch.long), torch.tensor([8, 3])))
 
-    monkeypatch.setattr(likelihood, "TokenStore", lambda directory, split: (directory, split))
     monkeypatch.setattr(likelihood, "TokenCrops", Crops)
-    found = evaluate_likelihood(FakePipeline(), tmp_path, 3)  # type: ignore[arg-type]
+    found = evaluate_likelihood(FakePipeline(), None, 3)  # type: ignore[arg-type]
     assert {level: e["mean"] for level, e in found["coarse"].items()} == pytest.approx(
         {"level_0": 1.0, "level_1": 2.0, "level_2": 3.0, "bits_per_second": 50 * 6 / math.log(2)}
     )
