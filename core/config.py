@@ -55,7 +55,7 @@ class TrainingConfig(Options):
             ``inverse_sqrt`` of the step, or ``constant``.
         warmup_steps: steps of the warm-up.
         optimizer: ``adamw``, or ``muon`` for the linear layers of blocks (arXiv 2502.16982) and
-            AdamW for the rest; the rate of one fits the other.
+            AdamW for the rest; a rate that fits one works for the other.
         weight_decay: decoupled (AdamW, arXiv 1711.05101); biases and norms are exempt.
         betas: AdamW's moment decays.
         gradient_clip: largest global gradient norm.
