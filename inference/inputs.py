@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -14,20 +15,21 @@ from segue.core.validation import real_number, whole_number
 from segue.inference.request import GeneratedAudio
 from segue.sound.reading import read_audio
 
-#: A prompt: a path, an open file, ``(wave, sample_rate)``, or audio.
+#: A prompt: a path, an open file, its bytes, ``(wave, sample_rate)``, or audio.
 Prompt = object
 
 LEAST_OFFSET = 0.02  # of full scale, to be worth a note
-FORMS = "give a path, an open file, (wave, sample_rate) or Audio"
+FORMS = "give a path, an open file, its bytes, (wave, sample_rate) or Audio"
 
 
 def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> Audio:
     """Return a prompt as mono audio at its own rate, or raise ``AudioError``.
 
     Args:
-        value: a path; a file opened in binary mode; a pair, tuple or list, of a wave ``[T]``,
-            ``[C, T]`` or ``[T, C]`` and its sample rate; ``{"array": ..., "sampling_rate": ...}``,
-            as Hugging Face data sets have it; ``Audio``; or a result of one row.
+        value: a path; a file opened in binary mode, or its bytes; a pair, tuple or list, of a wave
+            ``[T]``, ``[C, T]`` or ``[T, C]`` and its sample rate;
+            ``{"array": ..., "sampling_rate": ...}``, as Hugging Face data sets have it; ``Audio``;
+            or a result of one row.
         place: its name in errors.
         last_seconds: read no more than this of a file, from its end.
     """
@@ -38,6 +40,8 @@ def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> A
             return Audio(value.row(), value.sample_rate)
         problem = f"is a result of {len(value.wave)} rows"
         raise AudioError(place, problem, "choose one: (audio.row(0), audio.sample_rate)")
+    if isinstance(value, bytes):
+        value = io.BytesIO(value)
     if isinstance(value, (str, Path)) or hasattr(value, "read"):
         return read_audio(
             cast(BinaryIO, value), last_seconds=last_seconds, place=_name(value, place)
@@ -49,7 +53,7 @@ def as_prompt(value: Prompt, place: str, last_seconds: float | None = None) -> A
     wave, rate = cast(Sequence[object], value)
     if whole_number(wave) is not None and whole_number(rate) is None:
         raise AudioError(place, "has the sample rate first", "give (wave, sample_rate)")
-    if isinstance(wave, (str, Path, Audio, GeneratedAudio)) or hasattr(wave, "read"):
+    if isinstance(wave, (str, bytes, Path, Audio, GeneratedAudio)) or hasattr(wave, "read"):
         problem = f"has a sample rate beside a {type(wave).__name__}, which has its own"
         raise AudioError(place, problem, "leave out the sample rate")
     return as_audio(wave, rate, place)

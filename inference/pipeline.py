@@ -57,9 +57,9 @@ class Pipeline(LoadedPipeline):
         """Continue one prompt; return a batch of one.
 
         Args:
-            wave: a path, a file opened in binary mode, a tensor or array ``[T]``, ``[C, T]`` or
-                ``[T, C]`` (float, int16 or int32) at any rate, ``(wave, sample_rate)``, ``Audio``,
-                or an earlier result.
+            wave: a path, a file opened in binary mode or its bytes, a tensor or array ``[T]``,
+                ``[C, T]`` or ``[T, C]`` (float, int16 or int32) at any rate,
+                ``(wave, sample_rate)``, ``Audio``, or an earlier result.
             seconds: length of audio to add.
             prompt_audio: what the result starts with: the recording, its codec version, or nothing.
             chunk_seconds: most new audio that a stage draws in its first window; each further

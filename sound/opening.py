@@ -35,7 +35,8 @@ def open_sound(
     if not isinstance(data, bytes):
         raise AudioError(place, "is open as text", "open it with mode 'rb'")
     if not data:
-        raise AudioError(place, "holds no bytes from here on", "open it again, or seek(0) first")
+        fix = "give a whole file; if it was read before, open it again or seek(0) first"
+        raise AudioError(place, "holds no bytes from here on", fix)
     with decoding(place):
         return SoundReader(io.BytesIO(data), most_samples)
 

@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -179,6 +179,10 @@ class Service:
     def public(self) -> APIRouter:
         """Return the routes for those who run the server; they ask for no key."""
         router = APIRouter(tags=["operation"])
+
+        @router.get("/", include_in_schema=False)
+        async def root() -> RedirectResponse:
+            return RedirectResponse("docs")
 
         @router.get("/healthz", summary="Whether the process works")
         @router.get("/readyz", summary="Whether it takes requests", responses=_responses(503))

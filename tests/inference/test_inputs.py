@@ -67,9 +67,11 @@ def test_files_by_path_and_open(path: Path) -> None:
     data = path.read_bytes()
     with path.open("rb") as file:
         audio = as_prompt(file, "prompt")
-    for other in (as_prompt(f, "p") for f in (path, str(path), io.BytesIO(data), Unseekable(data))):
+    forms = (path, str(path), data, io.BytesIO(data), Unseekable(data))
+    for other in (as_prompt(form, "p") for form in forms):
         assert torch.equal(other.wave, WAVE) and other.sample_rate == RATE
     assert torch.equal(audio.wave, WAVE)
+    assert with_rate(data, 0) is data
     end = as_prompt(io.BytesIO(data), "prompt", last_seconds=0.1)
     assert torch.equal(end.wave, WAVE[len(WAVE) // 2 :])
 
@@ -98,6 +100,7 @@ def test_a_rate_goes_with_arrays_only() -> None:
         ((ARRAY, 16000.5), "16000.5 is not a sample rate"),
         ((ARRAY, True), "True is not a sample rate"),
         (("a.wav", RATE), "which has its own"),
+        ((b"RIFF", RATE), "which has its own"),
         ((Audio(WAVE, RATE), RATE), "which has its own"),
         (result(2), "a result of 2 rows"),
         (3, "is a int; give a path"),
@@ -106,6 +109,7 @@ def test_a_rate_goes_with_arrays_only() -> None:
         ({"array": ARRAY}, "is a dict"),
         (io.StringIO("text"), "mode 'rb'"),
         (io.BytesIO(b""), "seek"),
+        (b"", "give a whole file"),
         (io.BytesIO(b"no audio" * 9), "cannot be read as audio .Format not recognised"),
         ((numpy.zeros((300, 200)), RATE), r"has shape .300, 200."),
         ((numpy.zeros((2, 3, 4)), RATE), "has shape"),
