@@ -67,11 +67,15 @@ def main() -> None:
     torch.manual_seed(0)
     watermark, items = Watermark("segue"), []
     for path in paths:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        count = asked.seconds * rate
-        if len(wave) >= count and len(items) < asked.items:
-            start = (len(wave) - count) // 2
-            items.append((torch.from_numpy(wave[start : start + count, 0].copy()), rate))
+        about = soundfile.info(path)
+        count = asked.seconds * about.samplerate
+        if about.frames < count:
+            continue
+        cut = {"start": (about.frames - count) // 2, "frames": count}
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True, **cut)
+        items.append((torch.from_numpy(wave[:, 0].copy()), rate))
+        if len(items) == asked.items:
+            break
     if not items:
         parser.error(f"{asked.folder} holds no WAV or FLAC file of {asked.seconds} s")
     marked = [(watermark.mark(wave, rate), rate) for wave, rate in items]
