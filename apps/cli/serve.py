@@ -59,7 +59,7 @@ def command(
         import uvicorn
 
         from segue.apps.server.app import create_app
-        from segue.apps.server.limits import Limits
+        from segue.apps.server.limits import MOST_RETRY_AFTER, Limits
         from segue.apps.server.models import load_models
 
         names = sources or [DEFAULT_DOMAIN]
@@ -80,6 +80,8 @@ def command(
         port=port,
         log_level="info",
         timeout_graceful_shutdown=grace,
+        # A client that comes back after Retry-After must not meet a connection that just closes.
+        timeout_keep_alive=MOST_RETRY_AFTER + 15,
         ws_max_size=limits.upload_bytes,
         server_header=False,
     )

@@ -20,7 +20,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from segue.apps.server.limits import Limits, Metrics
+from segue.apps.server.limits import MOST_RETRY_AFTER, Limits, Metrics
 from segue.core.audio import Audio
 from segue.inference.pipeline import Pipeline
 from segue.inference.request import GeneratedAudio, PromptAudio, Task
@@ -161,7 +161,8 @@ class Engine:
         """Return the seconds after which the queue should have moved on."""
         batches = len(self._waiting[False]) / self.limits.batch
         streams = len(self._waiting[True]) / self.limits.streams
-        return max(1, min(60, math.ceil((1 + max(batches, streams)) * self._job_seconds)))
+        seconds = math.ceil((1 + max(batches, streams)) * self._job_seconds)
+        return max(1, min(MOST_RETRY_AFTER, seconds))
 
     def close(self) -> None:
         """Stop all jobs and end the threads."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+MOST_RETRY_AFTER = 60  # seconds after which a full server asks clients to come back
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -15,6 +15,7 @@ from tests.apps.conftest import Segue
 from tests.plugins.provenance.conftest import Credentials
 
 from segue.apps.server import app
+from segue.apps.server.limits import MOST_RETRY_AFTER
 from segue.plugins.provenance.signing import Signer
 
 
@@ -55,6 +56,7 @@ def test_limits_are_those_of_the_options(
     assert (limits.seconds, limits.upload_bytes, limits.requests) == (7, 2**19, 3)
     assert (limits.batch, limits.streams, limits.timeout) == (2, 1, 9)
     assert (config.host, config.port, config.timeout_graceful_shutdown) == ("127.0.0.1", 8000, 4)
+    assert config.timeout_keep_alive > MOST_RETRY_AFTER
 
 
 def test_a_server_signs_with_the_files_of_the_option(
