@@ -136,9 +136,10 @@ class PluginHost:
         for key, (_, file) in self._pins.items():
             claimants = [r for r in self.records() if f"{r.kind}/{r.name}" == key]
             try:
-                self._pinned(key, claimants, key) if claimants else None
-            except PluginError as error:
-                text = f"{error.problem}; {error.fix}"
+                if claimants:
+                    self._pinned(key, claimants, key)
+            except PluginError as refusal:
+                text = f"{refusal.problem}; {refusal.fix}"
                 others.append(PluginStatus(str(file), key, state="unknown", error=text))
         for record in self.records():
             key = f"{record.kind}/{record.name}"
