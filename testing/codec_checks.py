@@ -62,7 +62,7 @@ def check_decodes_any_number_of_levels(subject: Subject) -> None:
 
 
 def check_decoded_batch_equals_rows(subject: Subject) -> None:
-    """Check that each row of a ragged batch is decoded as if alone, whatever padding and strides."""
+    """Check that each row of a ragged batch is decoded as alone, whatever padding and strides."""
     codec = codec_of(subject)
     codes = codes_for(codec.spec)
     together = decode(codec, Tokens(reordered(codes.ids), codes.lengths))

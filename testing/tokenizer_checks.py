@@ -98,7 +98,8 @@ def check_ignores_what_lies_beyond(subject: Subject) -> None:
     beyond = torch.arange(audio.wave.shape[1]) >= audio.lengths[:, None]
     loud = reordered(torch.where(beyond, torch.rand_like(audio.wave) * 2 - 1, audio.wave))
     quiet, noisy = (encode(tokenizer, WaveBatch(w, audio.lengths)) for w in (audio.wave, loud))
-    require_same_tokens(noisy, quiet, "with noise beyond the end and other strides", subject.mismatches)
+    what = "with noise beyond the end and other strides"
+    require_same_tokens(noisy, quiet, what, subject.mismatches)
 
 
 def check_encodes_silence(subject: Subject) -> None:

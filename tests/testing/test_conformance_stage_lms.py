@@ -657,7 +657,8 @@ def test_a_false_claim_of_constant_memory_is_caught(broken: type[TinyLM], proble
 
 
 def test_a_doubled_temperature_is_caught() -> None:
-    result = run_check(CHECKS["draws_follow_the_scores"], subject_of(DoublesTheTemperature, "first"))
+    subject = subject_of(DoublesTheTemperature, "first")
+    result = run_check(CHECKS["draws_follow_the_scores"], subject)
     assert "shares of drawn frames are off" in result.message
 
 
