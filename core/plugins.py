@@ -36,6 +36,7 @@ from segue.core.registry import (
     USER_FILES,
     Registry,
     first_party_registry,
+    is_source,
     left_out,
     read_registry,
     unknown_names,
@@ -132,6 +133,14 @@ class PluginHost:
         self._activate()
         own = {f"{r.kind}/{r.name}" for r in self._named if r.source == FIRST_PARTY}
         others = []
+        for key, (_, file) in self._pins.items():
+            claimants = [r for r in self.records() if f"{r.kind}/{r.name}" == key]
+            try:
+                if claimants:
+                    self._pinned(key, claimants, key)
+            except PluginError as refusal:
+                text = f"{refusal.problem}; {refusal.fix}"
+                others.append(PluginStatus(str(file), key, state="unknown", error=text))
         for record in self.records():
             key = f"{record.kind}/{record.name}"
             if key in own - self._pins.keys() and record.source != FIRST_PARTY:
@@ -170,7 +179,8 @@ class PluginHost:
         if claimants and not usable:
             fix = "remove it from the list `blocked` in that file, or use another"
             raise PluginError(place, f"{key} is blocked by {self._blocker(claimants[0])}", fix)
-        if key in self._pins:
+        pin, file = self._pins.get(key, ("", None))
+        if file is not None and usable:
             usable = self._pinned(key, usable, place)
         else:  # else any plugin could disable the shipped pipelines by claiming a name of theirs
             usable = [record for record in usable if record.source == FIRST_PARTY] or usable
@@ -182,7 +192,8 @@ class PluginHost:
             if made_by:
                 hint = f"its checkpoint was saved with {made_by}: install that package; {hint}"
             fix = f"{hint}{self._out_of_order()}"
-            raise PluginError(place, f"there is no {kind} {name!r}", fix)
+            pinned = "" if file is None else f", which {file} pins to {pin!r}"
+            raise PluginError(place, f"there is no {kind} {name!r}{pinned}", fix)
         if len(set(usable)) > 1:
             raise _conflict(key, usable, place)
         (record,) = set(usable)
@@ -309,11 +320,11 @@ class PluginHost:
     def _pinned(self, key: str, usable: list[PluginRecord], place: str) -> list[PluginRecord]:
         """Return the claimants that a pin names; others never take their place silently."""
         pin, file = self._pins[key]
-        chosen = [record for record in usable if _is_source(pin, record.source, file)]
+        chosen = [record for record in usable if is_source(pin, record.source, file)]
         if not chosen:
-            offered = ", ".join(sorted({record.source for record in usable})) or "nobody"
             text = f"{key} is pinned to {pin!r} by {file}, which does not offer it"
-            fix = f"offered by {offered}: change the pin or install {pin}{self._out_of_order()}"
+            lines = _pins_to(key, {record.source for record in usable})
+            fix = f"change that to {lines}, or remove it{self._out_of_order()}"
             raise PluginError(place, text, fix)
         return chosen
 
@@ -337,22 +348,19 @@ def _block_key(item: str) -> str:
     return item if "/" in item else f"{normalised(distribution)}{colon}{entry_point}"
 
 
-def _is_source(pin: str, source: str, file: Path) -> bool:
-    """Return whether a pin means a source: the same distribution or the same registry file."""
-    if normalised(pin) == normalised(source):
-        return True
-    return Path(source).is_absolute() and (file.parent / pin).resolve() == Path(source).resolve()
-
-
 def _conflict(key: str, claimants: Iterable[PluginRecord], place: str) -> PluginError:
     pairs = sorted({(record.source, record.target) for record in claimants})
     sources = sorted({source for source, _ in pairs})
     who = ", ".join(f"{source} ({target})" for source, target in pairs)
-    lines = " or ".join(f'pins: {{"{key}": "{source}"}}' for source in sources)
-    fix = f"choose one in {_PIN_FILE}: {lines}"
+    fix = f"choose one in {_PIN_FILE}: {_pins_to(key, sources)}"
     if len(sources) == 1:
         fix = f"{sources[0]} claims it more than once: block one of its entry points"
     return PluginError(place, f"{key} is claimed by {who}", fix)
+
+
+def _pins_to(key: str, sources: Iterable[str]) -> str:
+    """Return a line for a registry file that pins a component to each source."""
+    return " or ".join(f'pins: {{"{key}": "{source}"}}' for source in sorted(sources))
 
 
 def _full_name(record: PluginRecord) -> str:

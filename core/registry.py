@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StrictInt
 
-from segue.core.discovery import PluginStatus
+from segue.core.discovery import PluginStatus, normalised
 from segue.core.errors import ConfigError, PluginError
 from segue.core.files import read_text
 from segue.core.records import (
@@ -142,6 +142,13 @@ def unknown_names(
             hint = f"; {hint}" if hint.startswith("did you mean") else ""
             error = f"blocks or pins {name}, which is not installed here{hint}"
             yield PluginStatus(str(file), name, state="unknown", error=error)
+
+
+def is_source(pin: str, source: str, file: Path) -> bool:
+    """Return whether a pin means a source: the same distribution or the same registry file."""
+    if normalised(pin) == normalised(source):
+        return True
+    return Path(source).is_absolute() and (file.parent / pin).resolve() == Path(source).resolve()
 
 
 def left_out(plugin: str) -> str:

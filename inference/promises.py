@@ -143,7 +143,7 @@ def scores_of(lm: StageLM, batch: StageBatch) -> Float[Tensor, "B Q N"]:
     with calling(lm, "score"):
         scores = lm.score(batch)
     check_scores(lm, scores, batch.target.ids.shape)
-    if scores.numel() and (best := float(scores.max())) > MOST_LIKELY:
+    if scores.numel() and (best := float(scores.detach().max())) > MOST_LIKELY:
         _refuse(lm, f"score returned the log-likelihood {best:.2g}, which is above 0")
     return scores
 

@@ -99,6 +99,7 @@ def undisturbed(component: nn.Module | None = None) -> Iterator[None]:
 
 
 _STATE = "torch's random state"
+_SEED = 87_178_291  # that nobody else sets
 
 
 def _shared() -> dict[str, Any]:
@@ -148,6 +149,14 @@ def a_day_later(component: object) -> Iterator[None]:
                 if id(value) in later:
                     stack.enter_context(patch.object(module, name, later[id(value)]))
         yield
+
+
+@contextmanager
+def seed_kept() -> Iterator[None]:
+    """Fail if the block seeds torch: it may draw random numbers, as dropout does."""
+    torch.manual_seed(_SEED)
+    yield
+    require(torch.initial_seed() == _SEED, "a training step seeds torch, for the whole process")
 
 
 def _tensors(value: object) -> list[Tensor]:

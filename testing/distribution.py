@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -10,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segue.core.discovery import PLUGINS_VARIABLE, find_plugins, normalised
 from segue.core.errors import ConfigError, PluginError
@@ -22,6 +23,10 @@ from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.registry import first_party_registry
 from segue.core.validation import suggestion
+
+if TYPE_CHECKING:
+    from segue.testing.check import Check
+    from segue.testing.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,6 @@ def check_component(
         ConfigError: if it does not take the options.
     """
     # Imported here: checks of components import torch, those of a distribution must not.
-    from segue.testing.check import run_check
     from segue.testing.subject import TINY_STAGES, Subject
     from segue.testing.suite import checks_for
 
@@ -180,17 +184,48 @@ def check_component(
             ]
         else:
             subjects.append((prefix, Subject(kind, name, own, host=host)))
-    planned = [
-        (prefix, subject, check)
+    planned = {
+        f"{prefix}{check}": (check, subject)
         for prefix, subject in subjects
         for check in checks_for(subject.kind)
-    ]
+    }
     results = []
-    for prefix, subject, check in planned:
-        result = run_check(check, subject)
-        skipped = result.message if result.outcome == "skipped" else ""
-        problem = result.message if not result.ok else ""
-        results.append(ComponentResult(f"{prefix}{check}", problem, skipped))
+    for result in _run_apart(planned) if hasattr(os, "fork") else _run(planned):
+        results.append(result)
         if progress is not None:
             progress("checks", len(results), len(planned))
     return results
+
+
+def _run(planned: Mapping[str, tuple[Check, Subject]]) -> Iterator[ComponentResult]:
+    from segue.testing.check import run_check
+
+    for name, (check, subject) in planned.items():
+        result = run_check(check, subject)
+        skipped = result.message if result.outcome == "skipped" else ""
+        yield ComponentResult(name, result.message if not result.ok else "", skipped)
+
+
+def _run_apart(planned: Mapping[str, tuple[Check, Subject]]) -> Iterator[ComponentResult]:
+    """Run checks in a forked process; name the one in which compiled code ends it."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+
+    def send() -> None:
+        sys.stdout = sys.stderr = sys.__stderr__  # a bar's thread may have held the others' lock
+        with suppress(KeyboardInterrupt):  # this process gets it, too
+            for result in _run(planned):
+                writer.send(result)
+
+    process = context.Process(target=send, daemon=True)
+    process.start()
+    writer.close()
+    for name in planned:
+        try:
+            yield reader.recv()
+        except EOFError:
+            process.join()
+            problem = f"ends the process, with exit code {process.exitcode}; no check follows"
+            yield ComponentResult(name, problem)
+            return
+    process.join()

@@ -12,6 +12,7 @@ from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import SliceSpec, StageSpec
+from segue.testing.synthetic import reordered
 
 #: Frames of the rows of a target, and of the prompts to continue: the second has none.
 LENGTHS = (7, 4, 5, 1)
@@ -51,7 +52,7 @@ def row_of(batch: StageBatch, index: int) -> StageBatch:
 
 
 def padded_anew(batch: StageBatch, stage: StageSpec) -> StageBatch:
-    """Return the same frames with other ids in the padding, and more padding."""
+    """Return the same frames with other ids in the padding, more padding and other strides."""
     pairs = zip((batch.target, *batch.given), (stage.target, *stage.given), strict=True)
     target, *given = (_padded_anew(tokens, spec.codebook_size) for tokens, spec in pairs)
     return StageBatch(target, tuple(given))
@@ -61,7 +62,7 @@ def _padded_anew(tokens: Tokens, codebook_size: int) -> Tokens:
     ids = torch.nn.functional.pad(tokens.ids, (0, 3))
     noise = torch.randint(1, max(2, codebook_size), ids.shape) % codebook_size
     mask = Tokens(ids, tokens.lengths).mask[:, None]
-    return Tokens(torch.where(mask, ids, noise), tokens.lengths)
+    return Tokens(reordered(torch.where(mask, ids, noise)), tokens.lengths)
 
 
 def continued(

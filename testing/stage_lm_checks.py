@@ -13,6 +13,7 @@ from segue.testing.compare import (
     require_legal,
     require_same_tokens,
     scrambled,
+    seed_kept,
     through_safetensors,
     unchanged,
 )
@@ -34,6 +35,7 @@ _SEQUENCES, _FRAMES = 4096, 3
 #: Steps after which a parameter must have seen a gradient: one that is multiplied by a weight
 #: that starts as zero sees none in the first.
 _STEPS = 4
+_MANY_ROWS = 3 * LENGTHS  # frames
 _NO_PARAMETERS = "it has no trainable parameter: it learns in buffers"
 
 
@@ -105,14 +107,14 @@ def check_score_is_zero_at_padding(subject: Subject) -> None:
 
 
 def check_padding_has_no_influence(subject: Subject) -> None:
-    """Check that content and amount of padding change neither loss nor scores."""
+    """Check that padding, its amount, and strides change neither loss nor scores."""
     lm, batch = lm_of(subject), batch_for(subject.stage)
     other, width = padded_anew(batch, subject.stage), batch.target.ids.shape[2]
     with torch.no_grad():
         score = lm.score(other)[:, :, :width]
-        require_close(score, lm.score(batch), "scores with other padding", subject.atol)
+        require_close(score, lm.score(batch), "scores with other padding and strides", subject.atol)
         found, wanted = lm.loss(other).total, lm.loss(batch).total
-    require_close(found, wanted, "loss with other padding", subject.atol)
+    require_close(found, wanted, "loss with other padding and strides", subject.atol)
 
 
 def check_scored_batch_equals_rows(subject: Subject) -> None:
@@ -188,14 +190,17 @@ def check_every_given_frame_matters(subject: Subject) -> None:
 
 
 def check_gradients_reach_every_parameter(subject: Subject) -> None:
-    """Check that each trainable parameter gets a gradient in one of the first steps."""
+    """Check that each trainable parameter gets a gradient in one of the first steps, and that
+    they leave torch's seed alone."""
     lm = subject.create().train()
     waiting = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
     if not waiting:
         raise NotApplicable(_NO_PARAMETERS)
     for _ in range(_STEPS):
         lm.zero_grad()
-        lm.training_step(batch_for(subject.stage))["loss"].backward()
+        batch = batch_for(subject.stage, _MANY_ROWS)
+        with seed_kept():
+            lm.training_step(batch)["loss"].backward()
         with torch.no_grad():
             for name, parameter in lm.named_parameters():
                 if parameter.grad is not None:

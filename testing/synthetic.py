@@ -61,6 +61,11 @@ def ragged_audio(lengths: Sequence[int], sample_rate: int, seed: int = 0) -> Wav
     return WaveBatch(wave, torch.tensor(lengths))
 
 
+def reordered(tensor: Tensor) -> Tensor:
+    """Return an equal tensor whose memory holds the last dimension outermost."""
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
 @lru_cache(maxsize=128)  # most checks ask for the same few rows
 def _row(row: int, length: int, sample_rate: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * seed + row)

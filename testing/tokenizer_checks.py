@@ -16,12 +16,13 @@ from segue.testing.compare import (
     require_finite,
     require_legal,
     require_same_tokens,
+    seed_kept,
     through_safetensors,
     unchanged,
     undisturbed,
 )
 from segue.testing.subject import Subject
-from segue.testing.synthetic import fitting_audio, ragged_audio
+from segue.testing.synthetic import fitting_audio, ragged_audio, reordered
 
 #: Lengths of the rows of the audio that is encoded, in frames: whole and broken, long and short.
 _FRAMES = (24.4, 13.0, 5.5, 1.0, 0.1)
@@ -91,13 +92,14 @@ def check_batch_equals_rows(subject: Subject) -> None:
 
 
 def check_ignores_what_lies_beyond(subject: Subject) -> None:
-    """Check that samples beyond a row's length have no influence on its tokens."""
+    """Check that samples beyond a row's length, and strides, have no influence on its tokens."""
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     beyond = torch.arange(audio.wave.shape[1]) >= audio.lengths[:, None]
-    loud = torch.where(beyond, torch.rand_like(audio.wave) * 2 - 1, audio.wave)
+    loud = reordered(torch.where(beyond, torch.rand_like(audio.wave) * 2 - 1, audio.wave))
     quiet, noisy = (encode(tokenizer, WaveBatch(w, audio.lengths)) for w in (audio.wave, loud))
-    require_same_tokens(noisy, quiet, "with noise beyond the end", subject.mismatches)
+    what = "with noise beyond the end and other strides"
+    require_same_tokens(noisy, quiet, what, subject.mismatches)
 
 
 def check_encodes_silence(subject: Subject) -> None:
@@ -138,8 +140,8 @@ def check_encodes_odd_audio(subject: Subject) -> None:
         "alternating +1 and -1": alternating,
         "an impulse": impulse,
     }
-    lengths = torch.full((len(odd),), length)
-    tokens = encode(tokenizer, WaveBatch(torch.stack(list(odd.values())), lengths))
+    waves = torch.stack(list(odd.values())).repeat(2, 1)  # more rows than any other check has
+    tokens = encode(tokenizer, WaveBatch(waves, torch.full((len(waves),), length)))
     for row, name in enumerate(odd):
         one_row = Tokens(tokens.ids[row : row + 1], tokens.lengths[row : row + 1])
         require_legal(one_row, spec.codebook_size, f"tokens of {name}")
@@ -262,13 +264,16 @@ def check_works_in_double_precision(subject: Subject) -> None:
 
 
 def check_training_step_can_be_learnt_from(subject: Subject) -> None:
-    """Check that a tokenizer trained by gradient has a finite ``loss`` that reaches a parameter."""
+    """Check that a tokenizer trained by gradient has a finite ``loss`` that reaches a parameter.
+
+    Its step must not seed torch.
+    """
     tokenizer = tokenizer_of(subject)
     if not tokenizer.needs_training:
         raise NotApplicable("it is not trained by gradient")
     spec = tokenizer.spec
     audio = ragged_audio([32 * spec.frame_size] * 2, spec.sample_rate)
-    with unchanged(batch=audio):
+    with unchanged(batch=audio), seed_kept():
         losses = tokenizer.train().training_step(audio)
     check_losses(tokenizer, losses, ("loss",), learning=True)
     check_weight(tokenizer, tokenizer.weight_of(audio))

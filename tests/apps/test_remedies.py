@@ -290,9 +290,16 @@ PLUGIN_CASES: dict[str, tuple[str, Arguments, str, Callable[[str], str], Follow 
     "a name of two plugins": (
         "", (*CHECK, "loudness.v1"), "choose one in", pinned, None),
     "a pin to nobody": (
-        "pins: {metric/loudness.v1: nobody}", (*CHECK, "loudness.v1"), "change the pin",
-        lambda error: f"pins: {{metric/loudness.v1: {found_in(error, 'offered by ([^:, ]+)')}}}",
+        "pins: {metric/loudness.v1: nobody}", (*CHECK, "loudness.v1"), "change that to", pinned,
         None),
+    "a pin to nobody, removed": (
+        "pins: {codec/spectral_codec.v1: ./gone.yaml}", (*VALID, "TINY"), "or remove it",
+        lambda _: "", None),
+    "a pin of a name that nobody has": (
+        "pins: {codec/spectral_codc.v1: nobody}",
+        (*VALID, "TINY", "--set", "codec.use=spectral_codc.v1"),
+        "segue-registry.yaml pins to 'nobody'; did you mean 'spectral_codec.v1'", lambda _: "",
+        lambda _, wrong: [*wrong[:-1], "codec.use=spectral_codec.v1"]),
     "a blocked name": (
         "blocked: [metric/pesq.v1, codec/spectral_codec.v1]", (*VALID, "TINY"),
         "remove it from the list `blocked`", lambda _: "blocked: [metric/pesq.v1]", None),

@@ -126,9 +126,12 @@ def test_what_is_pinned_is_never_replaced_by_another(
 ) -> None:
     install("good")
     path = write_registry("pins: {metric/loudness.v1: segue-rival}")
-    text = refusal(PluginHost.discover(registry=path), "metric", "loudness.v1")
+    host = PluginHost.discover(registry=path)
+    text = refusal(host, "metric", "loudness.v1")
     assert f"is pinned to 'segue-rival' by {path}" in text
-    assert "offered by segue-good" in text
+    assert 'change that to pins: {"metric/loudness.v1": "segue-good"}, or remove it' in text
+    _, unknown = host.statuses()
+    assert unknown.state == "unknown" and unknown.error in text
 
 
 def test_a_component_can_be_blocked_by_its_name(

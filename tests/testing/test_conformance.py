@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -207,6 +208,22 @@ def test_the_command_refuses_unknown_names_and_options(plugin_host: PluginHost) 
         distribution.check_named(plugin_host, "flat_transformer.v1", {"widht": 3}, 1)
     with pytest.raises(PluginError, match=r"^centroid\.v1: there is no component and no distrib"):
         distribution.check_named(plugin_host, "centroid.v1", {}, 1)
+
+
+def test_the_command_names_the_check_in_which_compiled_code_ends_the_process(
+    plugin_host: PluginHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "segue_leaves.py").write_text(
+        "import ctypes\nfrom segue.plugins.metrics.quality import SiSdr\n"
+        "class Leaves(SiSdr):\n"
+        "    def __call__(self, *audio):\n        ctypes.CDLL(None)._exit(0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    record = PluginRecord("metric", "leaves.v1", "segue_leaves:Leaves", api_version=1)
+    plugin_host.register(SimpleNamespace(segue_register=hookimpl(lambda: [record])))
+    *_, last = distribution.check_named(plugin_host, "leaves.v1", {}, 1)
+    assert last.name in {check.name for check in checks_for("metric")}
+    assert last.problem == "ends the process, with exit code 0; no check follows"
 
 
 def test_the_command_checks_a_metric_of_a_plugin(

@@ -480,6 +480,42 @@ class EndsTheProcess(TinyLM):
         raise SystemExit(3)
 
 
+class DoublesTheTemperature(TinyLM):
+    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
+        bold = sampling.model_copy(update={"temperature": 2 * sampling.temperature})
+        return super().generate(given, prompt, num_frames, bold, generators)
+
+
+class FailsBeyond132Frames(TinyLM):
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        assert ids.shape[2] <= 132
+        return super().logits(given, ids)
+
+
+class LearnsFromFewRows(TinyLM):
+    def loss(self, batch: StageBatch) -> StageLoss:
+        assert len(batch.target.lengths) <= 8
+        return super().loss(batch)
+
+
+class NeedsContiguousIds(TinyLM):
+    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
+        return super().logits(given, ids.view(-1).view(ids.shape))
+
+
+class ContinuesMemory(TinyLM):
+    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
+        order = torch.empty(prompt.ids.shape).stride()
+        read = Tokens(prompt.ids.as_strided(prompt.ids.shape, order), prompt.lengths)
+        return super().generate(given, read, *rest)
+
+
+class LearnsFromOneSeed(TinyLM):
+    def training_step(self, batch: StageBatch) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return super().training_step(batch)
+
+
 class FillsMasks(TinyLM):
     """Promises of models that draw each token from its score are none of its."""
 
@@ -570,7 +606,7 @@ BROKEN = [
     ("leaves_the_process_alone", SwitchesGradOff, "grad mode changed"),
     ("leaves_the_process_alone", RoundsProducts, "precision of matrix products changed"),
     ("leaves_the_process_alone", HoldsOnAtCtrlC, "handler of Ctrl-C changed"),
-    ("generates_many_frames", TakesShortPromptsOnly, "the prompt is too long"),
+    ("takes_long_prompts", TakesShortPromptsOnly, "the prompt is too long"),
     ("score_agrees_with_loss", EndsTheProcess, "SystemExit: 3"),
     ("guidance_is_used", IsGuidedToIllegalCodes, "guidance 20.0: ids"),
     ("iterations_are_used", AcceptsAll, "let check_sampling refuse it"),
@@ -578,6 +614,11 @@ BROKEN = [
     ("generates_what_is_asked_for", KnowsNoLargerTopK, "IndexError"),
     ("generates_many_frames", ForgetsAfter30Frames, "of 66 frames"),
     ("is_deterministic", IsAnotherOnceMoved, "second time"),
+    ("takes_long_prompts", FailsBeyond132Frames, "AssertionError"),
+    ("gradients_reach_every_parameter", LearnsFromFewRows, "AssertionError"),
+    ("gradients_reach_every_parameter", LearnsFromOneSeed, "seeds torch"),
+    ("padding_has_no_influence", NeedsContiguousIds, "stride"),
+    ("padding_does_not_change_generation", ContinuesMemory, "padding and strides"),
     ("leaves_the_process_alone", LearnsWhileItScores, "seen of its state"),
 ]
 CHECKS = {check.name: check for check in checks_for("stage_lm")}
@@ -613,6 +654,12 @@ def test_a_broken_one_is_caught(name: str, broken: type[TinyLM], problem: str) -
 def test_a_false_claim_of_constant_memory_is_caught(broken: type[TinyLM], problem: str) -> None:
     result = run_check(CHECKS["unbounded_is_true"], subject_of(broken, "first"))
     assert problem in result.message
+
+
+def test_a_doubled_temperature_is_caught() -> None:
+    subject = subject_of(DoublesTheTemperature, "first")
+    result = run_check(CHECKS["draws_follow_the_scores"], subject)
+    assert "shares of drawn frames are off" in result.message
 
 
 def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:

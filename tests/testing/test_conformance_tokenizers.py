@@ -583,6 +583,36 @@ class WeighsLessThanNothing(TinyCodec):
         return -1.0
 
 
+class TakesEightRows(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        assert len(wave) <= 8
+        return super().encode(wave, lengths)
+
+
+class DecodesEightRows(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        assert len(codes) <= 8
+        return super().decode(codes, lengths)
+
+
+class EncodesMemory(TinyCodec):
+    def encode(self, wave: Tensor, lengths: Tensor) -> Tokens:
+        order = torch.empty(wave.shape).stride()
+        return super().encode(wave.as_strided(wave.shape, order), lengths)
+
+
+class DecodesMemory(TinyCodec):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        order = torch.empty(codes.shape).stride()
+        return super().decode(codes.as_strided(codes.shape, order), lengths)
+
+
+class LearnsFromOneSeed(TinyCodec):
+    def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
+        torch.manual_seed(0)
+        return super().training_step(batch)
+
+
 class TurnsItsVectors(TinyCodec):
     def vectors(self, ids: Tensor) -> Tensor:
         return self.codes[0][ids[:, 0]].transpose(1, 2)
@@ -606,6 +636,11 @@ BROKEN: list[Broken] = [
     ("emits_what_its_spec_declares", TinySemantic, TinyOptions, "AcousticCodec"),
     ("batch_equals_rows", NormalisesTheBatch, TinyOptions, "in a batch"),
     ("ignores_what_lies_beyond", HearsBeyondTheEnd, TinyOptions, "noise beyond the end"),
+    ("ignores_what_lies_beyond", EncodesMemory, TinyOptions, "other strides"),
+    ("decoded_batch_equals_rows", DecodesMemory, TinyOptions, "decoded in a batch"),
+    ("encodes_odd_audio", TakesEightRows, TinyOptions, "AssertionError"),
+    ("frames_are_heard_in_their_place", DecodesEightRows, TinyOptions, "AssertionError"),
+    ("training_step_can_be_learnt_from", LearnsFromOneSeed, TinyOptions, "seeds torch"),
     ("encodes_silence", FailsOnSilence, TinyOptions, "tokens of silence"),
     ("encodes_one_frame", NeedsTwoFrames, TinyOptions, "IndexError"),
     ("is_deterministic", Dithers, TinyOptions, "the second time"),
