@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -11,13 +12,20 @@ from torch import Tensor
 from segue.core.options import Sampling
 
 
+def own_generator(*numbers: int) -> torch.Generator:
+    """Return a generator on the CPU for these numbers, such as a seed and the index of a stage."""
+    # PyTorch keeps 32 bits of a seed: in higher bits, an index would change nothing.
+    mixed = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+
+
 def row_generators(seed: int, batch: int) -> list[torch.Generator]:
     """Return one generator per row, so that a row's draws do not depend on the rows beside it.
 
     Row i is seeded with ``seed + i``: it equals the same prompt run alone with that seed.
     """
     # On the CPU whatever the model's device: models that draw elsewhere seed their own from these.
-    return [torch.Generator().manual_seed(seed + row) for row in range(batch)]
+    return [own_generator(seed + row) for row in range(batch)]
 
 
 def keep_top_k(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:

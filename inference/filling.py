@@ -25,7 +25,7 @@ from segue.core.config import StageConfig
 from segue.core.errors import GenerationError
 from segue.core.interfaces import StageBatch, StageLM, Tokens
 from segue.core.progress import Progress
-from segue.core.sampling import row_generators
+from segue.core.sampling import own_generator
 from segue.core.spec import SliceSpec
 from segue.core.two_sided import TwoSided
 from segue.core.validation import real_number
@@ -151,17 +151,15 @@ def fill_gap(
         lm = stage_lm(config.name)
         target = lm.stage.target
         before, after = (int(side[target.stream].lengths[0]) for side in sides)
-        seed = (request.seed * candidates) % 2**62 + (index << 32)
-        stage = _StageGap(
-            lm, config, rows, before, int(frames * target.frame_rate), after, request, progress
-        )
+        count = int(frames * target.frame_rate)
+        stage = _StageGap(lm, config, index, rows, before, count, after, request, progress)
         with torch.inference_mode():
             if isinstance(lm, TwoSided) and after:
-                drawn, ended, way = stage.from_both_sides(lm, seed), False, BOTH_SIDES
+                drawn, ended, way = stage.from_both_sides(lm), False, BOTH_SIDES
             else:
-                count = candidates if after else 1
-                drawn, ended = stage.best_continuation(count, seed)
-                way = LEFT_SIDE if count == 1 else BEST.format(count)
+                many = candidates if after else 1
+                drawn, ended = stage.best_continuation(many)
+                way = LEFT_SIDE if many == 1 else BEST.format(many)
         way += ", ended early" if ended else ""
         rows[target.stream][target.start : target.stop, before : before + stage.count] = drawn
         ways[config.name] = way
@@ -178,6 +176,7 @@ class _StageGap:
         self,
         lm: StageLM,
         config: StageConfig,
+        index: int,
         rows: Rows,
         before: int,
         count: int,
@@ -189,6 +188,7 @@ class _StageGap:
         self._rows, self._before, self._after = rows, before, after
         self._overlap = config.overlap
         self._sampling, self._progress = request.sampling[config.name], progress
+        self._seeds = request.seed, index
         self._unit = lm.stage.alignment
         self._window = window_frames(lm.stage, config.crop_seconds)
         #: Frames of a side that are shown where the gap leaves no room for more.
@@ -207,7 +207,7 @@ class _StageGap:
         return tuple(found)
 
     def continuations(
-        self, batch: int, seed: int, count: int | None = None
+        self, batch: int, count: int | None = None
     ) -> tuple[Int64[Tensor, "B Q N"], list[bool]]:
         """Continue the left side.
 
@@ -224,18 +224,18 @@ class _StageGap:
             window=self._window,
             overlap=self._overlap,
             sampling=self._sampling,
-            generators=row_generators(seed, batch),
+            generators=[own_generator(*self._seeds, row) for row in range(batch)],
             progress=self._progress,
         )
         run.finish(self._given(0, self._before + count, batch))
         return run.known.ids[:, :, self._before :], run.ended
 
-    def best_continuation(self, candidates: int, seed: int) -> tuple[Int64[Tensor, "Q N"], bool]:
+    def best_continuation(self, candidates: int) -> tuple[Int64[Tensor, "Q N"], bool]:
         """Return the continuation of the left side after which the right side is likeliest.
 
         And whether it ended before the gap does.
         """
-        drawn, ended = self.continuations(candidates, seed)
+        drawn, ended = self.continuations(candidates)
         if candidates == 1:
             return drawn[0], ended[0]
         after = min(self._after, self._least)
@@ -251,7 +251,7 @@ class _StageGap:
         best = int(likely.argmax())
         return drawn[best], ended[best]
 
-    def from_both_sides(self, lm: TwoSided, seed: int) -> Int64[Tensor, "Q N"]:
+    def from_both_sides(self, lm: TwoSided) -> Int64[Tensor, "Q N"]:
         """Draw the gap between both sides.
 
         A gap too long for one window is first continued from the left, up to where one window
@@ -261,7 +261,7 @@ class _StageGap:
         ahead = max(0, self.count - most)
         parts = [self._slice(self.stage.target, 0, self._before)]
         if ahead:
-            parts.append(self.continuations(1, seed, ahead)[0][0])
+            parts.append(self.continuations(1, ahead)[0][0])
         start, left = self._before + ahead, self.count - ahead
         stop = start + left
         spare = max(2 * self._least, self._window - left)
@@ -274,7 +274,7 @@ class _StageGap:
                 left,
                 Tokens.full(self._slice(self.stage.target, stop, stop + after)[None]),
                 self._sampling,
-                row_generators(seed + ahead, 1),
+                [own_generator(*self._seeds, 0, ahead)],
             )
         target = self.stage.target
         check_frames(self.lm, piece, 1, target.num_levels, target.codebook_size, left)

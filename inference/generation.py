@@ -22,7 +22,7 @@ from segue.core.assembly import Assembly
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
-from segue.core.sampling import row_generators
+from segue.core.sampling import own_generator
 from segue.core.spec import ACOUSTIC, StageSpec
 from segue.inference.promises import calling, check_frames, check_pieces
 from segue.inference.request import Request
@@ -255,7 +255,7 @@ class Generation:
                 sampling=request.sampling[config.name],
                 # Each stage has its own random numbers: changing the sampling of one stage leaves
                 # the draws of the others alone.
-                generators=[row_generators(seed + (index << 32), 1)[0] for seed in request.seeds],
+                generators=[own_generator(seed, index, 0) for seed in request.seeds],
                 chunk=None if chunk is None else max(1, int(chunk * target.frame_rate)),
                 progress=progress,
             )

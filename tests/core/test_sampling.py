@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segue.core.options import Sampling
-from segue.core.sampling import keep_top_k, keep_top_p, row_generators, sample
+from segue.core.sampling import keep_top_k, keep_top_p, own_generator, row_generators, sample
 
 INF = math.inf
 
@@ -50,6 +50,14 @@ def test_greedy_takes_the_most_likely_and_uses_no_randomness() -> None:
 def test_greedy_ignores_top_k_and_top_p() -> None:
     sampling = Sampling(temperature=0, top_k=2, top_p=0.1)
     assert sample(logits_of(0.2, 0.1, 0.7), sampling, row_generators(0, 1)).tolist() == [2]
+
+
+def test_seeds_stages_and_candidates_have_numbers_of_their_own() -> None:
+    """PyTorch keeps the lower half of a seed: numbers added above it must count, too."""
+    asked = [(1,), (1 + 2**32,), (1, 0, 1), (1, 1, 0), (2, 0, 0), (1, 0, 0)]
+    draws = [torch.rand(4, generator=own_generator(*numbers)).tolist() for numbers in asked]
+    assert len({tuple(draw) for draw in draws}) == len(asked)
+    assert torch.rand(4, generator=own_generator(1, 0, 1)).tolist() == draws[2]
 
 
 def test_drawing_uses_its_own_generators_only() -> None:
