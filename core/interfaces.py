@@ -234,6 +234,10 @@ class Tokenizer(Component):
         """
         return None
 
+    def likeness(self, known: Tokens, new: Tokens) -> Float[Tensor, "B"]:
+        """Return how much new frames are like those before them; for ``sampling.candidates``."""
+        raise NotImplementedError
+
 
 class SemanticTokenizer(Tokenizer):
     """Turn audio into tokens that capture content rather than sound: mostly one per frame."""

@@ -85,6 +85,9 @@ class DetectorOptions(Options):
     window_seconds: float = Field(default=2.0, gt=0.0, le=60.0)
 
 
+MAX_CANDIDATES = 64
+
+
 class Sampling(Options):
     """Settings for drawing a stage's tokens.
 
@@ -103,6 +106,8 @@ class Sampling(Options):
             own distribution, so that a low temperature does not stay in a pause or a tone
             (repetition-aware sampling, Chen et al., arXiv 2406.05370). For models that draw frame
             after frame.
+        candidates: continuations drawn in each window; the one stays that the tokenizer of the
+            stream finds most like what came before (``Tokenizer.likeness``).
     """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
@@ -111,6 +116,7 @@ class Sampling(Options):
     guidance: float = Field(default=1.0, ge=0.0, le=20.0)
     iterations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = None
     repeats: int | None = Field(default=None, ge=1, le=16)
+    candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
 
 
 class Decoding(Options):

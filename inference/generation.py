@@ -19,12 +19,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from segue.core.assembly import Assembly
-from segue.core.interfaces import StageLM, Tokens
+from segue.core.errors import GenerationError
+from segue.core.interfaces import StageLM, Tokenizer, Tokens
 from segue.core.options import Sampling
 from segue.core.progress import Progress
 from segue.core.sampling import own_generator
 from segue.core.spec import ACOUSTIC, StageSpec
-from segue.inference.promises import calling, check_frames, check_pieces
+from segue.inference.promises import calling, check_frames, check_pieces, check_scores
 from segue.inference.request import Request
 
 #: Stands for a piece after a window's last one; a model that yields None is refused.
@@ -37,6 +38,21 @@ def window_frames(stage: StageSpec, crop_seconds: float) -> int:
     return max(1, int(crop_seconds * stage.target.frame_rate) // unit) * unit
 
 
+def check_chooser(lm: StageLM, tokenizer: Tokenizer) -> None:
+    """Refuse candidates of a stage that the tokenizer of its stream cannot choose from.
+
+    Raises:
+        GenerationError: naming the stage.
+    """
+    place, kind = f"stages.{lm.stage.name}.sampling.candidates", type(tokenizer)
+    if kind.likeness is Tokenizer.likeness:
+        problem = f"{kind.__name__} does not compare continuations with their prompts"
+        raise GenerationError(place, problem, "leave it at 1")
+    if lm.stage.target.start:
+        problem = "the first levels of these tokens are drawn by an earlier stage"
+        raise GenerationError(place, problem, "leave it at 1, or set it for that stage")
+
+
 class StageRun:
     """One stage that continues every row of a prompt, window by window and piece by piece.
 
@@ -46,8 +62,10 @@ class StageRun:
         num_frames: frames to add to each row.
         window: most frames that the model sees at once, known and new together.
         overlap: part of a window that is known frames once the audio exceeds one window.
+        generators: as many for each row as candidates are drawn.
         chunk: most new frames of the first window; each further one may hold four times as many.
             None for as many as fit.
+        tokenizer: chooses one of each row's candidates.
         progress: called with the stage's name, frames done and frames in all.
     """
 
@@ -62,15 +80,22 @@ class StageRun:
         sampling: Sampling,
         generators: Sequence[torch.Generator],
         chunk: int | None = None,
+        tokenizer: Tokenizer | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.lm, self.stage = lm, lm.stage
         self.num_frames = num_frames
         self._unit = lm.stage.alignment
         self._window, self._overlap, self._chunk = window, overlap, chunk
-        self._sampling, self._generators, self._progress = sampling, list(generators), progress
+        self._sampling, self._progress = sampling, progress
         self._start, self._firsts = prompt.lengths, prompt.lengths.tolist()
         batch, levels, longest = prompt.ids.shape
+        self._tokenizer, self._candidates = tokenizer, len(generators) // max(1, batch)
+        #: Of each row.
+        self._generators = [
+            generators[row * self._candidates : (row + 1) * self._candidates]
+            for row in range(batch)
+        ]
         # Room for all frames at once: appending to a tensor would copy it for every frame.
         self._ids = prompt.ids.new_zeros(batch, levels, longest + num_frames)
         self._ids[:, :, :longest] = prompt.ids
@@ -124,16 +149,41 @@ class StageRun:
             self._chunk = min(4 * self._chunk, self._window)
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
-        spans = list(zip(self._active, starts, lengths, strict=True))
+        rows = zip(self._active, starts, lengths, strict=True)
+        spans = [span for span in rows for _ in range(self._candidates)]
+        known = Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans])
         with calling(self.lm, "stream"):
             pieces = self.lm.stream(
                 tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given)),
-                Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans]),
+                known,
                 count,
                 self._sampling,
-                [self._generators[row] for row in self._active],
+                [generator for row in self._active for generator in self._generators[row]],
             )
         self.pieces = check_pieces(self.lm, pieces)
+        if self._candidates > 1:
+            self.pieces = self._best(self.pieces, known, count)
+
+    def _best(self, pieces: Iterator[Tokens], known: Tokens, count: int) -> Iterator[Tokens]:
+        """Yield a window whole: of each row the candidate that is most like what came before."""
+        assert self._tokenizer is not None
+        target, drawn, waits = self.stage.target, list[Tokens](), 0
+        for piece in pieces:
+            rows, levels = known.ids.shape[:2]
+            check_frames(self.lm, piece, rows, levels, target.codebook_size, count, waits)
+            waits = 0 if piece.ids.shape[2] else waits + 1
+            count -= piece.ids.shape[2]
+            drawn.append(piece)
+        new = Tokens(
+            torch.cat([piece.ids for piece in drawn], dim=2),
+            torch.stack([piece.lengths for piece in drawn]).sum(dim=0),
+        )
+        with calling(self._tokenizer, "likeness"):
+            scores = self._tokenizer.likeness(known, new)
+        scores = check_scores(self._tokenizer, scores, (len(new.lengths),), "likeness")
+        best = scores.view(-1, self._candidates).argmax(dim=1)
+        best += self._candidates * torch.arange(len(best), device=best.device)
+        yield Tokens(new.ids[best], new.lengths[best])
 
     def take(self, piece: Tokens) -> None:
         """Store a piece of the current window; ``CLOSED`` closes the window."""
@@ -220,6 +270,7 @@ class Generation:
         stage_lm: finds a stage's model by name.
         added: seconds to add, a whole number of frames of every stream.
         prompt: the tokens of every stream of the prompt, ragged.
+        tokenizer_of: finds the tokenizer of a stream.
         known: streams that are not generated, as the prompt is all of them.
         progress: called with a stage's name, frames done and frames in all.
 
@@ -234,6 +285,7 @@ class Generation:
         request: Request,
         added: Fraction,
         prompt: Mapping[str, Tokens],
+        tokenizer_of: Callable[[str], Tokenizer],
         known: frozenset[str] = frozenset(),
         progress: Progress | None = None,
     ) -> None:
@@ -244,6 +296,7 @@ class Generation:
         for index, config in enumerate(stages):
             lm = stage_lm(config.name)
             target, chunk = lm.stage.target, request.chunk_seconds
+            sampling = request.sampling[config.name]
             if target.stream in known:
                 continue
             run = StageRun(
@@ -252,11 +305,16 @@ class Generation:
                 int(added * target.frame_rate),
                 window=window_frames(lm.stage, config.crop_seconds),
                 overlap=config.overlap,
-                sampling=request.sampling[config.name],
+                sampling=sampling,
                 # Each stage has its own random numbers: changing the sampling of one stage leaves
                 # the draws of the others alone.
-                generators=[own_generator(seed, index, 0) for seed in request.seeds],
+                generators=[
+                    own_generator(seed, index, candidate)
+                    for seed in request.seeds
+                    for candidate in range(sampling.candidates)
+                ],
                 chunk=None if chunk is None else max(1, int(chunk * target.frame_rate)),
+                tokenizer=tokenizer_of(target.stream),
                 progress=progress,
             )
             self.runs.append(run)

@@ -41,7 +41,7 @@ from segue.core.tokens import Tokens
 from segue.core.validation import suggestion
 from segue.inference.bars import shown
 from segue.inference.filling import Gap
-from segue.inference.generation import Generation
+from segue.inference.generation import Generation, check_chooser
 from segue.inference.hub import fetch, is_hub_name, model_card, publish
 from segue.inference.inputs import Prompt
 from segue.inference.promises import check_hooked
@@ -367,7 +367,10 @@ class LoadedPipeline:
             candidates=candidates,
         )
         for name, sampling in request.sampling.items():
-            self.stage_lm(name).check_sampling(sampling)
+            lm = self.stage_lm(name)
+            lm.check_sampling(sampling)
+            if sampling.candidates > 1:
+                check_chooser(lm, self.audio.tokenizer_of(lm.stage.target.stream))
         self.host.call_hook("segue_before_generate", pipeline=self, request=request)
         return request
 
@@ -406,7 +409,10 @@ class LoadedPipeline:
             gains = self._gains(request)
             prompt[SEMANTIC] = self.audio.encode_stream(SEMANTIC, request.prompts, gains)
         added = self.audio.whole_seconds(request.seconds)
-        return Generation(self.assembly, self.stage_lm, request, added, prompt, known, progress)
+        tokenizer_of = self.audio.tokenizer_of
+        return Generation(
+            self.assembly, self.stage_lm, request, added, prompt, tokenizer_of, known, progress
+        )
 
     def _deliver(self, request: Request, audio: GeneratedAudio, **more: Any) -> GeneratedAudio:
         """Describe the result, and let plugins mark it before anyone gets it."""

@@ -125,16 +125,18 @@ def check_codes(component: object, codes: object, levels: int, codebook_size: in
     return codes
 
 
-def check_scores(component: object, scores: object, shape: tuple[int, ...]) -> Tensor:
+def check_scores(
+    component: object, scores: object, shape: tuple[int, ...], call: str = "score"
+) -> Tensor:
     """Raise ``PluginError`` if scores or log-likelihoods have another shape or NaN."""
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        _refuse(component, f"score returned {kind}, not floating-point numbers")
-    _check_dense(component, "score", scores)
+        _refuse(component, f"{call} returned {kind}, not floating-point numbers")
+    _check_dense(component, call, scores)
     if scores.shape != shape:
-        _refuse(component, f"score returned shape {list(scores.shape)}, not {list(shape)}")
+        _refuse(component, f"{call} returned shape {list(scores.shape)}, not {list(shape)}")
     if scores.isnan().any():
-        _refuse(component, "score returned NaN")
+        _refuse(component, f"{call} returned NaN")
     return scores
 
 

@@ -19,7 +19,7 @@ from segue.core.assembly import TOKENIZER_OF, Assembly, Part
 from segue.core.audio import Audio, encoded_audio, write_audio
 from segue.core.config import StageConfig
 from segue.core.errors import GenerationError, OutputError
-from segue.core.options import Sampling
+from segue.core.options import MAX_CANDIDATES, Sampling
 from segue.core.tokens import Tokens, WaveBatch
 from segue.core.validation import real_number, validate, whole_number
 
@@ -50,7 +50,6 @@ class Drawing(TypedDict, total=False):
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
 MAX_BATCH = 1024
-MAX_CANDIDATES = 64
 MOST_SEED = 2**62 - 1  # below 2**63 with room for stages, whose own seeds are counted on from it
 MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 

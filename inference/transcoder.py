@@ -15,7 +15,7 @@ from torch import Tensor
 from segue.core.audio import SILENCE, Audio, resample
 from segue.core.config import PromptConfig
 from segue.core.errors import AudioError, GenerationError
-from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder
+from segue.core.interfaces import AcousticCodec, SemanticTokenizer, StreamingDecoder, Tokenizer
 from segue.core.spec import ACOUSTIC, TokenSpec, common_samples
 from segue.core.tokens import Ids, Tokens, WaveBatch
 from segue.inference.inputs import Prompt, as_prompt, prepare
@@ -143,6 +143,12 @@ class Transcoder:
         """
         return rows > 1 and self.device.type == "cpu"
 
+    def tokenizer_of(self, stream: str) -> Tokenizer:
+        """Return what makes the tokens of a stream."""
+        tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
+        assert tokenizer is not None
+        return tokenizer
+
     @torch.inference_mode()
     def encode_stream(
         self, stream: str, audios: Sequence[Audio], gains: Float[Tensor, "B"]
@@ -152,8 +158,7 @@ class Transcoder:
             pairs = zip(audios, gains.split(1), strict=True)
             rows = [self.encode_stream(stream, [audio], gain).row(0) for audio, gain in pairs]
             return Tokens.stack(rows)
-        tokenizer = self.codec if stream == ACOUSTIC else self.semantic_tokenizer
-        assert tokenizer is not None
+        tokenizer = self.tokenizer_of(stream)
         spec = tokenizer.spec
         waves = [audio.wave * gain for audio, gain in zip(audios, gains, strict=True)]
         if spec.sample_rate != self.sample_rate:

@@ -298,6 +298,21 @@ def check_vectors_belong_to_codes(subject: Subject) -> None:
     require(size == 1 or len(found.flatten(0, 1).unique(dim=0)) > 1, "all vectors are the same")
 
 
+def check_likeness_ranks_rows_on_their_own(subject: Subject) -> None:
+    """Check that a tokenizer that compares stretches gives each row a finite number of its own."""
+    tokenizer = tokenizer_of(subject)
+    if type(tokenizer).likeness is Tokenizer.likeness:
+        raise NotApplicable("it does not compare continuations with their prompts")
+    codes = torch.randint(tokenizer.spec.codebook_size, (3, tokenizer.spec.num_levels, 24))
+    known, new = Tokens.full(codes), Tokens(codes.flip(0), torch.tensor([24, 9, 1]))
+    found = tokenizer.likeness(known, new)
+    require(found.shape == (3,), f"likeness of 3 rows is {tuple(found.shape)}, not (3,)")
+    require_finite(found, "likeness")
+    for row in range(3):
+        alone = tokenizer.likeness(*(Tokens.full(t.row(row)[None]) for t in (known, new)))
+        require_close(alone, found[row : row + 1], "likeness of a row alone", subject.atol)
+
+
 def check_state_round_trip(subject: Subject) -> None:
     """Check that a saved and loaded instance gives the same tokens and the same fingerprint."""
     saved, loaded = tokenizer_of(subject), subject.blank(seed=99)

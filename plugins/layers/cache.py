@@ -48,12 +48,13 @@ class KeyValueCache:
 
     def halve(self) -> None:
         """Replace the slots by IEEE halves of the same numbers, beyond 65504 the largest one."""
-        full = list(filter(None, self.layers))
+        full, filled = list(filter(None, self.layers)), min(self.length, self.capacity)
         batch, heads, _, width = full[0][0].shape
         self.reserve(full[0][0].new_zeros(batch, heads, 0, width, dtype=torch.float16))
         for stored, halves in zip(full, filter(None, self.layers), strict=True):
             for slots, new in zip(stored, halves, strict=True):
-                new.copy_(slots.clamp(-LARGEST_HALF, LARGEST_HALF))
+                known = slots[:, :, :filled]
+                new[:, :, :filled] = known.clamp(-LARGEST_HALF, LARGEST_HALF)
 
     def row(self, row: int, first: int) -> KeyValueCache:
         """Return the cache of one row whose columns before ``first`` are padding.
@@ -65,6 +66,11 @@ class KeyValueCache:
         one.length = one._first = first
         one.layers = [(k[row : row + 1], v[row : row + 1]) for k, v in filter(None, self.layers)]
         return one
+
+    def repeat(self, row: int, count: int) -> None:
+        """Give a row the first ``count`` slots of the row before it."""
+        for slots in (slots for stored in filter(None, self.layers) for slots in stored):
+            slots[row, :, :count] = slots[row - 1, :, :count]
 
     def extend(self, layer: int, keys: Heads, values: Heads) -> tuple[Heads, Heads]:
         """Store new positions ``[B, H, n, d]`` of one layer; return all that they may see.

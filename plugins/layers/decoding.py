@@ -127,9 +127,14 @@ class Decoder:
         if count and not together:
             # A CPU gains nothing from taking the rows together, and sums in another order for other
             # shapes: one by one, each equals bit by bit what it is alone, without a mask.
-            hidden = []
+            hidden, before = list[Tensor](), -1
             for row, first in enumerate(self._padding.tolist()):
                 own = slice(row, row + 1), slice(first, None)
+                if first == before and torch.equal(x[row], x[row - 1]):  # candidates of one prompt
+                    self._cache.repeat(row, min(count, capacity))
+                    hidden.append(hidden[-1])
+                    continue
+                before = first
                 sight = transformer.sight(positions[own])
                 hidden.append(transformer(x[own], sight, self._cache.row(row, first))[:, -1])
             self._cache.advance(count)

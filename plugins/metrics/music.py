@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -15,7 +14,12 @@ from torchaudio.transforms import MelSpectrogram
 
 from segue.core.audio import resample
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
-from segue.plugins.metrics.common import is_silent, jensen_shannon, of_each, of_others
+from segue.plugins.metrics.common import is_silent, of_each, of_others
+from segue.plugins.tokenizers.common.distributions import (
+    interval_table,
+    intervals_of,
+    jensen_shannon,
+)
 
 CLASSES = 12
 #: How well each pitch class fits a key on C (Krumhansl & Kessler, Psych. Review 89(4), 1982).
@@ -93,10 +97,6 @@ def mean_of(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-CHORD_SECONDS = 0.05  # onsets closer than that are one
-SHORTEST, OCTAVES, BINS_PER_OCTAVE = 0.05, 6, 2  # of times between onsets: 0.05 to 3.2 s
-
-
 def timing_figures(
     prompt: Sequence[float],
     ours: Sequence[float],
@@ -123,7 +123,7 @@ def timing_figures(
     ratio, true_ratio = (one / before if before > 0 else math.nan for one in after)
     tables = [interval_table(onsets) for onsets in (prompt, ours, truth)]
     medians = [
-        statistics.median(intervals) if (intervals := _intervals(onsets)) else math.nan
+        statistics.median(intervals) if (intervals := intervals_of(onsets)) else math.nan
         for onsets in (prompt, ours, truth)
     ]
     return {
@@ -141,28 +141,6 @@ def timing_figures(
         "truth_interval_distance": jensen_shannon(tables[0], tables[2]),
         "interval_distance_to_truth": jensen_shannon(tables[1], tables[2]),
     }
-
-
-def joined(onsets: Sequence[float]) -> list[float]:
-    """Sort onsets and join those of a chord."""
-    kept: list[float] = []
-    for onset in sorted(onsets):
-        if not kept or onset - kept[-1] >= CHORD_SECONDS:
-            kept.append(onset)
-    return kept
-
-
-def interval_table(onsets: Sequence[float]) -> Float[Tensor, "12"]:
-    """Count the times between onsets in each half octave from 0.05 s on."""
-    table = torch.zeros(OCTAVES * BINS_PER_OCTAVE, dtype=torch.float64)
-    for interval in _intervals(onsets):
-        place = math.floor(BINS_PER_OCTAVE * math.log2(max(interval, SHORTEST) / SHORTEST))
-        table[min(place, len(table) - 1)] += 1
-    return table
-
-
-def _intervals(onsets: Sequence[float]) -> list[float]:
-    return [later - sooner for sooner, later in itertools.pairwise(onsets)]
 
 
 def _within(ratio: float) -> float:

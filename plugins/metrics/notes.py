@@ -20,14 +20,14 @@ from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured, Note
 from segue.plugins.metrics.common import (
     is_silent,
-    jensen_shannon,
     of_each,
     of_others,
     onnx_session,
     packaged_file,
 )
-from segue.plugins.metrics.music import CHORD_SECONDS, CLASSES, joined, key_figures, timing_figures
+from segue.plugins.metrics.music import CLASSES, key_figures, timing_figures
 from segue.plugins.metrics.options import NoteAccuracyOptions, NotesOptions
+from segue.plugins.tokenizers.common.distributions import CHORD_SECONDS, jensen_shannon, joined
 
 PACKAGE, MODEL = "basic_pitch", "saved_models/icassp_2022/nmp.onnx"
 # The package itself asks for a TensorFlow that new Pythons lack.

@@ -19,11 +19,11 @@ from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.metrics.common import (
     SPEECH_RATE,
-    jensen_shannon,
     of_each,
     transcript_error,
     with_truth,
 )
+from segue.plugins.tokenizers.common.distributions import jensen_shannon
 
 LONGEST_PHONE = 0.4  # seconds; what lasts longer holds a pause
 

@@ -10,15 +10,19 @@ import pytest
 import torch
 from tests.stage_runs import run_stage
 
-from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.errors import GenerationError
+from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokenizer, Tokens
 from segue.core.options import Options, Sampling
-from segue.core.sampling import row_generators
+from segue.core.sampling import own_generator, row_generators
 from segue.core.spec import SliceSpec, StageSpec
-from segue.inference.generation import window_frames
+from segue.inference.generation import check_chooser, window_frames
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
+from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
+from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
+from segue.plugins.tokenizers.note_kmeans.config import NoteKMeansOptions
 
 TARGET_RATE = 50
 RATIOS = [None, Fraction(1, 2), Fraction(1), Fraction(2)]
@@ -357,3 +361,65 @@ def test_real_models_go_on_from_what_the_window_shows(kind: str) -> None:
         shown = Tokens.full(known.ids[:, :, start:])
         known = known.append(lm.generate((part,), shown, 4, greedy, row_generators(0, 1)))
     assert torch.equal(result.ids, known.ids)
+
+
+class Chooser(Tokenizer):
+    """Likes frames whose first id is large."""
+
+    def __init__(self) -> None:
+        super().__init__(NoteKMeansOptions())
+        self.asked: list[tuple[list[int], list[int]]] = []
+
+    def encode(self, wave: torch.Tensor, lengths: torch.Tensor) -> Tokens:
+        raise NotImplementedError
+
+    def likeness(self, known: Tokens, new: Tokens) -> torch.Tensor:
+        self.asked.append((known.lengths.tolist(), new.lengths.tolist()))
+        return new.ids[:, 0, 0].float()
+
+
+def chosen(lengths: Sequence[int], frames: int, many: int, chunk: int | None = None) -> Tokens:
+    """Continue rows of an untrained model with ``many`` candidates each, row i with seed i."""
+    torch.manual_seed(0)
+    stage = stage_of(None, codes=50)
+    lm = DelayTransformer(DelayTransformerOptions(width=16, depth=1, heads=2), stage).eval()
+    generators = [own_generator(row, 0, c) for row in range(len(lengths)) for c in range(many)]
+    ids = torch.arange(20).remainder(50).expand(len(lengths), 2, -1)[:, :, : max(lengths)]
+    return run_stage(
+        lm, [], Tokens(ids, torch.tensor(lengths)), frames,
+        window=16, overlap=0.5, sampling=Sampling(), generators=generators, chunk=chunk,
+        tokenizer=Chooser(),
+    )  # fmt: skip
+
+
+def test_the_best_of_a_rows_candidates_stays() -> None:
+    """Each candidate is what its generator draws alone; rows choose on their own."""
+    together = chosen([6, 4], 5, 3)
+    for row, length in enumerate((6, 4)):
+        torch.manual_seed(0)
+        stage = stage_of(None, codes=50)
+        lm = DelayTransformer(DelayTransformerOptions(width=16, depth=1, heads=2), stage).eval()
+        prompt = Tokens.full(torch.arange(length).expand(1, 2, -1))
+        alone = [
+            lm.generate((), prompt, 5, Sampling(), [own_generator(row, 0, candidate)]).row(0)
+            for candidate in range(3)
+        ]
+        best = max(alone, key=lambda ids: int(ids[0, 0]))
+        assert len({int(ids[0, 0]) for ids in alone}) > 1
+        assert torch.equal(together.row(row)[:, length:], best)
+
+
+def test_every_window_is_chosen_for_itself() -> None:
+    assert chosen([6], 30, 2).lengths.tolist() == [36]
+    whole, chunked = chosen([6], 10, 2), chosen([6], 10, 2, chunk=2)
+    assert whole.lengths.equal(chunked.lengths) and not whole.ids.equal(chunked.ids)
+
+
+def test_a_tokenizer_that_compares_nothing_cannot_choose() -> None:
+    tokenizer = MelKMeansTokenizer(MelKMeansOptions())
+    with pytest.raises(GenerationError, match="does not compare") as caught:
+        check_chooser(Recorder(stage_of(None)), tokenizer)
+    assert caught.value.place == "stages.alone.sampling.candidates"
+    fine = StageSpec("fine", SliceSpec("acoustic", 1, 2, 50, Fraction(50)))
+    with pytest.raises(GenerationError, match="earlier stage"):
+        check_chooser(Recorder(fine), Chooser())

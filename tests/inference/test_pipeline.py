@@ -21,6 +21,7 @@ import yaml
 from pydantic import Field
 from tests.conftest import melody
 
+import segue.inference.generation
 from segue import Pipeline
 from segue.core.audio import Audio
 from segue.core.checkpoint_files import read_manifest
@@ -37,6 +38,7 @@ from segue.core.errors import (
 from segue.core.hookspecs import hookimpl
 from segue.core.options import Decoding, Options
 from segue.core.plugins import PluginHost
+from segue.core.sampling import own_generator
 from segue.inference.request import GeneratedAudio, Request, metadata_of
 from segue.plugins.layers.transformer import Transformer
 from segue.sound.reading import read_audio
@@ -164,6 +166,28 @@ def test_rows_may_have_seeds_of_their_own(pipeline: Pipeline) -> None:
     assert torch.equal(generated.row(1), pipeline.generate(0.4, seed=3).row())
     with pytest.raises(GenerationError, match="lists 3 seeds for 2 rows"):
         pipeline.generate(0.4, batch=2, seed=[1, 2, 3])
+
+
+def test_each_stage_of_a_row_draws_random_numbers_of_its_own(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def spy(*numbers: int) -> torch.Generator:
+        generator = own_generator(*numbers)
+        seeds.append(generator.initial_seed())
+        return generator
+
+    monkeypatch.setattr(segue.inference.generation, "own_generator", spy)
+    pipeline.generate(0.2, batch=2)
+    assert len(set(seeds)) == len(seeds) == 2 * len(pipeline.config.stages)
+
+
+def test_candidates_need_a_tokenizer_that_chooses(pipeline: Pipeline) -> None:
+    stage = pipeline.config.stages[0].name
+    with pytest.raises(GenerationError, match="does not compare") as caught:
+        pipeline.generate(0.2, sampling={stage: {"candidates": 2}})
+    assert caught.value.place == f"stages.{stage}.sampling.candidates"
 
 
 def test_an_exception_of_the_progress_callback_stops_the_work(pipeline: Pipeline) -> None:

@@ -623,6 +623,11 @@ class HasOneVector(TinyCodec):
         return torch.zeros(len(ids), ids.shape[2], 3)
 
 
+class ComparesTheBatch(TinyCodec):
+    def likeness(self, known: Tokens, new: Tokens) -> Tensor:
+        return known.lengths.float() - new.lengths.float().mean()
+
+
 Broken = tuple[str, type[AcousticCodec] | type[SemanticTokenizer], type[TinyOptions], str]
 BROKEN: list[Broken] = [
     ("unknown_options_are_refused", TinyCodec, BrokenOptions.Unknown, "unknown key"),
@@ -701,6 +706,7 @@ BROKEN: list[Broken] = [
     ("training_step_can_be_learnt_from", GivesALogOfVectors, TinyOptions, r"use as .*\[3\]"),
     ("training_step_can_be_learnt_from", WeighsLessThanNothing, TinyOptions, "returned -1"),
     ("vectors_belong_to_codes", TurnsItsVectors, TinyOptions, r"not \(2, 12, D\)"),
+    ("likeness_ranks_rows_on_their_own", ComparesTheBatch, TinyOptions, "of a row alone"),
     ("vectors_belong_to_codes", HasOneVector, TinyOptions, "all vectors are the same"),
 ]
 ONE_LEVEL = TinyOptions(num_levels=1)

@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import Ids, Lengths, Wave
+from segue.core.interfaces import Ids, Lengths, Tokens, Wave
 from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
 from segue.plugins.tokenizers.common.spectra import Framing, encode_rows, note_filters
 from segue.plugins.tokenizers.note_kmeans.config import HOP, KEYS, LOWEST, RATE, NoteKMeansOptions
+from segue.plugins.tokenizers.note_kmeans.likeness import Heard, likeness
 
 HARMONICS = (0.5, 1, 2, 3, 4, 5)
 BINS = 3  # per semitone
@@ -150,6 +151,16 @@ class NoteKMeansTokenizer(KMeansTokenizer):
         """Return what tokens say of each key: chances that it is struck, by frame, and sounds."""
         points = self.vectors(ids) / self.weighting + self.mean
         return points[..., self.order.argsort()].unflatten(2, (-1, KEYS))
+
+    @torch.no_grad()
+    def likeness(self, known: Tokens, new: Tokens) -> Float[Tensor, "B"]:
+        """Return how much key, rhythm and density stay as they were."""
+        seconds = float(1 / self.spec.frame_rate)
+        heard = [
+            [Heard(self.keys(row[None])[0].cpu(), seconds) for row in tokens.rows()]
+            for tokens in (known, new)
+        ]
+        return torch.tensor([likeness(*pair) for pair in zip(*heard, strict=True)])
 
     def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
         """Return probabilities, each row on its own."""

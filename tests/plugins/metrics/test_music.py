@@ -17,13 +17,12 @@ from segue.plugins.metrics.music import (
     Key,
     Onsets,
     find_onsets,
-    interval_table,
-    joined,
     key_figures,
     key_of,
     pitch_classes,
     timing_figures,
 )
+from segue.plugins.tokenizers.common.distributions import interval_table, joined
 
 SCALE = torch.zeros(12, dtype=torch.float64)
 for _pitch in C_MAJOR[:7]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from segue.core.interfaces import WaveBatch
 from segue.plugins.tokenizers.note_kmeans.config import RATE, NoteKMeansOptions
+from segue.plugins.tokenizers.note_kmeans.likeness import Heard, likeness
 from segue.plugins.tokenizers.note_kmeans.model import HarmonicSpectrum, NoteKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 
@@ -77,3 +78,27 @@ def test_partials_of_a_key_stand_side_by_side() -> None:
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         NoteKMeansOptions(**options)
+
+
+def heard(pitches: list[int], every: int) -> Heard:
+    """Return what is heard of notes that follow each other after so many parts of frames."""
+    keys = torch.zeros(100, 3, 88)
+    for number, part in enumerate(range(0, 200, every)):
+        key = pitches[number % len(pitches)] - 21
+        keys[part // 2, part % 2, key] = 1.0
+        keys[part // 2 : (part + every) // 2, 2, key] = 1.0
+    return Heard(keys, 0.04)
+
+
+def test_likeness_falls_with_key_rhythm_and_density() -> None:
+    scale, sharp = [60, 62, 64, 65, 67, 69, 71], [61, 63, 66, 68, 70]
+    known = heard(scale, 10)
+    assert likeness(known, heard(scale, 10)) == pytest.approx(0, abs=1e-6)
+    assert likeness(known, heard([p + 12 for p in scale], 10)) > -0.02  # octaves do not count
+    other_key = likeness(known, heard(sharp, 10))
+    other_rhythm = likeness(known, heard(scale, 16))
+    much_denser = likeness(known, heard(scale, 4))
+    assert other_key == pytest.approx(-1, abs=0.01)  # no class in common: one bit
+    assert -1.3 < other_rhythm < -1.0 and much_denser < other_rhythm - 0.2
+    silence = Heard(torch.zeros(100, 3, 88), 0.04)
+    assert likeness(known, silence) < -2 and likeness(silence, silence) == -2

@@ -1,0 +1,47 @@
+"""Compare the key, the rhythm and the density of two stretches of music, as tokens show them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from segue.plugins.tokenizers.common.distributions import interval_table, jensen_shannon, joined
+from segue.plugins.tokenizers.note_kmeans.config import KEYS, LOWEST
+
+STRUCK, SOUNDING = 0.35, 0.5  # chances from which on a key counts
+CLASSES = 12
+FREE = 0.3  # octaves by which the density may change at no cost
+RARE = 0.1  # notes a second that are added to densities, so that none is 0
+
+
+class Heard:
+    """How long each pitch class sounds, the times between onsets, and the notes a second.
+
+    Args:
+        keys: ``[N, R, K]`` chances that each key is struck in R - 1 parts of a frame, and sounds.
+        seconds: length of a frame.
+    """
+
+    def __init__(self, keys: Float[Tensor, "N R K"], seconds: float) -> None:
+        struck, held = keys[:, :-1].flatten(0, 1), keys[:, -1] > SOUNDING
+        around = functional.pad(struck, (0, 0, 1, 1))
+        peaks = (struck > STRUCK) & (struck >= around[:-2]) & (struck > around[2:])
+        times = peaks.nonzero()[:, 0] * seconds / (keys.shape[1] - 1)
+        self.intervals = interval_table(joined(times.tolist()))
+        classes = (torch.arange(KEYS) + LOWEST) % CLASSES
+        self.classes = torch.zeros(CLASSES).index_add_(0, classes, held.sum(0).float())
+        self.density = RARE + len(times) / max(seconds, len(keys) * seconds)
+
+
+def likeness(known: Heard, new: Heard) -> float:
+    """Return 0 for the same, less for others: by the divergences (bits) of pitch classes and of
+    times between onsets, and half of the octaves by which the density changes beyond ``FREE``."""
+    pairs = (known.classes, new.classes), (known.intervals, new.intervals)
+    bits = [jensen_shannon(*pair) for pair in pairs]
+    unlike = sum(1.0 if math.isnan(one) else one for one in bits)  # where one has nothing: 1 bit
+    octaves = abs(math.log2(new.density / known.density))
+    return -unlike - 0.5 * max(0.0, octaves - FREE)
