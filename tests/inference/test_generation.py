@@ -378,40 +378,46 @@ class Chooser(Tokenizer):
         return new.ids[:, 0, 0].float()
 
 
-def chosen(lengths: Sequence[int], frames: int, many: int, chunk: int | None = None) -> Tokens:
-    """Continue rows of an untrained model with ``many`` candidates each, row i with seed i."""
+def small_lm() -> DelayTransformer:
     torch.manual_seed(0)
-    stage = stage_of(None, codes=50)
-    lm = DelayTransformer(DelayTransformerOptions(width=16, depth=1, heads=2), stage).eval()
-    generators = [own_generator(row, 0, c) for row in range(len(lengths)) for c in range(many)]
-    ids = torch.arange(20).remainder(50).expand(len(lengths), 2, -1)[:, :, : max(lengths)]
+    options = DelayTransformerOptions(width=16, depth=1, heads=2)
+    lm = DelayTransformer(options, stage_of(None, codes=50)).eval()
+    lm.heads.weight.data *= 20  # so that what is drawn depends on the prompt, too
+    return lm
+
+
+def chosen(rows: list[torch.Tensor], frames: int, many: int, chunk: int | None = None) -> Tokens:
+    """Continue rows with ``many`` candidates each."""
     return run_stage(
-        lm, [], Tokens(ids, torch.tensor(lengths)), frames,
-        window=16, overlap=0.5, sampling=Sampling(), generators=generators, chunk=chunk,
-        tokenizer=Chooser(),
+        small_lm(), [], Tokens.stack(rows), frames,
+        window=16, overlap=0.5, sampling=Sampling(), chunk=chunk, tokenizer=Chooser(),
+        generators=[own_generator(row, 0, c) for row in range(len(rows)) for c in range(many)],
     )  # fmt: skip
 
 
 def test_the_best_of_a_rows_candidates_stays() -> None:
     """Each candidate is what its generator draws alone; rows choose on their own."""
-    together = chosen([6, 4], 5, 3)
-    for row, length in enumerate((6, 4)):
-        torch.manual_seed(0)
-        stage = stage_of(None, codes=50)
-        lm = DelayTransformer(DelayTransformerOptions(width=16, depth=1, heads=2), stage).eval()
-        prompt = Tokens.full(torch.arange(length).expand(1, 2, -1))
+    rows = [
+        torch.arange(first, first + count).expand(2, -1)
+        for first, count in ((0, 6), (9, 6), (3, 4))
+    ]
+    together = chosen(rows, 5, 3)
+    for row, known in enumerate(rows):
         alone = [
-            lm.generate((), prompt, 5, Sampling(), [own_generator(row, 0, candidate)]).row(0)
-            for candidate in range(3)
+            small_lm().generate(
+                (), Tokens.full(known[None]), 5, Sampling(), [own_generator(row, 0, c)]
+            )
+            for c in range(3)
         ]
-        best = max(alone, key=lambda ids: int(ids[0, 0]))
-        assert len({int(ids[0, 0]) for ids in alone}) > 1
-        assert torch.equal(together.row(row)[:, length:], best)
+        best = max((one.row(0) for one in alone), key=lambda ids: int(ids[0, 0]))
+        assert len({int(one.ids[0, 0, 0]) for one in alone}) > 1
+        assert torch.equal(together.row(row)[:, known.shape[1] :], best)
 
 
 def test_every_window_is_chosen_for_itself() -> None:
-    assert chosen([6], 30, 2).lengths.tolist() == [36]
-    whole, chunked = chosen([6], 10, 2), chosen([6], 10, 2, chunk=2)
+    row = torch.arange(6).expand(2, -1)
+    assert chosen([row], 30, 2).lengths.tolist() == [36]
+    whole, chunked = chosen([row], 10, 2), chosen([row], 10, 2, chunk=2)
     assert whole.lengths.equal(chunked.lengths) and not whole.ids.equal(chunked.ids)
 
 
