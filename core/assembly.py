@@ -181,8 +181,7 @@ def is_of(manifest: ComponentManifest, slot: Slot, host: PluginHost) -> bool:
 def _with_asked(place: str, asked: Options, trained: Options, directory: Path) -> dict[str, Any]:
     """Return the checkpoint's options, with those that the config names explicitly.
 
-    They must equal those the checkpoint was trained with, unless they only say how it is trained
-    further or fitted.
+    They must equal those of the checkpoint, unless they only say how it is trained or fitted.
     """
     free = asked.of_training | asked.of_fitting
     values = trained.model_dump(mode="json")

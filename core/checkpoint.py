@@ -108,10 +108,8 @@ def save_component(
         trained: the data and steps of its training, for people.
         dtype: store floating-point weights of a stage model in this type; ``torch.int8`` stores
             matrices as eight-bit codes (``segue.core.eight_bits``). Weights of a tokenizer never
-            change, as its fingerprint hashes them: those that half precision or eight bits hold
-            exactly are stored so.
-        state: what to store in place of the component's state dict, such as a tokenizer's
-            ``token_state``.
+            change: those that half precision or eight bits hold exactly are stored so.
+        state: what to store instead of the component's own, such as ``token_state``.
     """
     proof = ""
     if isinstance(component, Tokenizer):
@@ -184,8 +182,7 @@ def load_state(
         load: puts the weights into the component, for one whose modules were changed since.
 
     Raises:
-        CheckpointError: if weights are missing, do not fit, or are not those that were
-            fingerprinted.
+        CheckpointError: if weights are missing, do not fit, or have another fingerprint.
     """
     stored = load_tensors(directory)
     _check_numbers(stored, component, directory)

@@ -29,8 +29,7 @@ class LoraConfig(Options):
         rank: R of each update.
         alpha: updates are scaled by ``alpha / rank``.
         dropout: share of input channels that an update leaves out in a training step.
-        targets: glob patterns of names of linear layers; None takes all that are larger than the
-            rank.
+        targets: glob patterns of names of linear layers; None: all that are larger than the rank.
         also_train: glob patterns of tensors that are trained themselves, such as ``heads.*``.
     """
 
@@ -45,8 +44,7 @@ class TrainingConfig(Options):
     """Settings of one part's training.
 
     Attributes:
-        steps: optimisation steps in all. With 0 a tokenizer that has a checkpoint is fitted anew
-            without training.
+        steps: optimisation steps in all; with 0 a tokenizer's checkpoint is only fitted anew.
         batch_size: crops per step, over all ranks and all accumulated pieces.
         accumulate: pieces that each rank splits its crops of a step into; more take less memory.
         crop_seconds: length of each crop; a stage takes its own ``crop_seconds`` instead.
@@ -122,8 +120,7 @@ class TrainingConfig(Options):
 class ComponentConfig(Options):
     """A plugin by its registered name, with its options and how it is trained.
 
-    ``checkpoint`` names a directory of trained weights, relative to the config file; a part that
-    learns nothing needs none.
+    ``checkpoint``: directory of weights, relative to the config file; none if nothing is learnt.
     """
 
     use: str

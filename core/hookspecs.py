@@ -67,8 +67,7 @@ def segue_after_generate(
     """Look at or change generated audio before anyone gets it.
 
     Assign ``audio.wave`` to change what is returned (a watermark), or add to ``audio.metadata``.
-    Each implementation sees the changes of those before it. While streaming, it is called for each
-    chunk on its own.
+    Each implementation sees the changes of those before it; while streaming, chunk by chunk.
     """
 
 

@@ -18,8 +18,7 @@ class Continuation:
     Attributes:
         prompt: ``[T]``.
         continuation: ``[T]``, without the prompt.
-        truth: ``[T]``, the recording after the prompt, at most as long as was asked for; it may be
-            shorter or empty.
+        truth: ``[T]``, the recording after the prompt; at most as long as was asked for, or empty.
         sample_rate: samples per second of all three.
         group: speaker or piece; metrics compare a record with records of other groups.
         place: the recording, as messages name it.
@@ -61,8 +60,7 @@ class Measured:
 class ContinuationMetric(ABC):
     """Measure continuations.
 
-    Load models when the metric is built, so that a missing package is reported before any audio
-    is generated.
+    Load models in the constructor: a missing package is reported before audio is generated.
 
     Attributes:
         domains: domains it is made for, such as ``("speech",)``; empty for any audio.

@@ -50,8 +50,7 @@ FINGERPRINT_DIGITS = 16
 class TokenizerOptions(Options, ABC):
     """Options of a semantic tokenizer or an acoustic codec.
 
-    ``spec()`` must be answerable from the options alone, so that assembly can prove that parts
-    fit before any weight is loaded.
+    ``spec()`` needs the options alone: assembly proves that parts fit before weights are loaded.
     """
 
     @abstractmethod
@@ -61,8 +60,7 @@ class TokenizerOptions(Options, ABC):
     def identity(self) -> dict[str, Any]:
         """Return the options that determine what a token means, as JSON values.
 
-        By default all but those ``of_training``. Replace an option that names a file of weights by
-        a hash of the file.
+        All but those ``of_training``. Replace the name of a file of weights by its hash.
         """
         return self.model_dump(mode="json", exclude=set(self.of_training))
 
@@ -100,14 +98,12 @@ class Sampling(Options):
             away from those without the given slices, by this factor; 1 turns it off. Only for a
             model trained with ``condition_dropout``. A stage that is given nothing is guided by
             its prompt instead: away from what the last second alone leads to.
-        iterations: forward passes of each level, for a model that fills masks; further levels
-            take one.
-        repeats: a token that stands at so many of the last 16 frames is drawn anew from the model's
-            own distribution, so that a low temperature does not stay in a pause or a tone
-            (repetition-aware sampling, Chen et al., arXiv 2406.05370). For models that draw frame
-            after frame.
-        candidates: continuations drawn in each window; the one stays that the tokenizer of the
-            stream finds most like what came before (``Tokenizer.likeness``).
+        iterations: passes of each level, for a model that fills masks; further levels take one.
+        repeats: a token that stands at so many of the last 16 frames is drawn anew at temperature
+            1, so that a low temperature does not stay in a pause or a tone (Chen et al., arXiv
+            2406.05370). For models that draw frame after frame.
+        candidates: continuations drawn in each window, of which the one most like what came before
+            stays (``Tokenizer.likeness``).
     """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
