@@ -28,6 +28,11 @@ from segue.core.spec import ACOUSTIC, StageSpec
 from segue.inference.promises import calling, check_frames, check_pieces, check_scores
 from segue.inference.request import Request
 
+ONE = range(1)  # candidate
+
+#: A row of the batch, and the first and the last of its frames that a window shows.
+Span = tuple[int, int, int]
+
 #: Stands for a piece after a window's last one; a model that yields None is refused.
 CLOSED: Any = object()
 
@@ -149,41 +154,56 @@ class StageRun:
             self._chunk = min(4 * self._chunk, self._window)
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
-        rows = zip(self._active, starts, lengths, strict=True)
-        spans = [span for span in rows for _ in range(self._candidates)]
-        known = Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans])
+        spans = list(zip(self._active, starts, lengths, strict=True))
+        draw = self._pieces if self._candidates == 1 else self._best
+        self.pieces = draw(given, spans, count)
+
+    def _known(self, spans: Sequence[Span]) -> Tokens:
+        """Return the frames that a window shows of each row."""
+        return Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans])
+
+    def _pieces(
+        self, given: Sequence[Tokens], spans: Sequence[Span], count: int, candidates: range = ONE
+    ) -> Iterator[Tokens]:
+        """Let the model draw ``count`` frames after each row, by the generators of candidates."""
+        rows = [span for span in spans for _ in candidates]
+        generators = [self._generators[row][index] for row, *_ in spans for index in candidates]
         with calling(self.lm, "stream"):
             pieces = self.lm.stream(
-                tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given)),
-                known,
+                tuple(self._given_window(i, g, rows, count) for i, g in enumerate(given)),
+                self._known(rows),
                 count,
                 self._sampling,
-                [generator for row in self._active for generator in self._generators[row]],
+                generators,
             )
-        self.pieces = check_pieces(self.lm, pieces)
-        if self._candidates > 1:
-            self.pieces = self._best(self.pieces, known, count)
+        return check_pieces(self.lm, pieces)
 
-    def _best(self, pieces: Iterator[Tokens], known: Tokens, count: int) -> Iterator[Tokens]:
+    def _best(self, given: Sequence[Tokens], spans: Sequence[Span], count: int) -> Iterator[Tokens]:
         """Yield a window whole: of each row the candidate that is most like what came before."""
         assert self._tokenizer is not None
+        candidates, best = range(self._candidates), []
+        for span in spans:  # row by row: memory does not grow with the batch
+            new = self._joined(self._pieces(given, [span], count, candidates), count)
+            known = self._known([span for _ in candidates])
+            with calling(self._tokenizer, "likeness"):
+                scores = self._tokenizer.likeness(known, new)
+            check_scores(self._tokenizer, scores, (len(candidates),), "likeness")
+            best.append(new.row(int(scores.argmax())))
+        yield Tokens.stack(best)
+
+    def _joined(self, pieces: Iterator[Tokens], count: int) -> Tokens:
+        """Join the pieces of a window of one row's candidates."""
         target, drawn, waits = self.stage.target, list[Tokens](), 0
         for piece in pieces:
-            rows, levels = known.ids.shape[:2]
-            check_frames(self.lm, piece, rows, levels, target.codebook_size, count, waits)
+            levels, size = target.num_levels, target.codebook_size
+            check_frames(self.lm, piece, self._candidates, levels, size, count, waits)
             waits = 0 if piece.ids.shape[2] else waits + 1
             count -= piece.ids.shape[2]
             drawn.append(piece)
-        new = Tokens(
-            torch.cat([piece.ids for piece in drawn], dim=2),
-            torch.stack([piece.lengths for piece in drawn]).sum(dim=0),
-        )
-        with calling(self._tokenizer, "likeness"):
-            scores = self._tokenizer.likeness(known, new)
-        scores = check_scores(self._tokenizer, scores, (len(new.lengths),), "likeness")
-        best = scores.view(-1, self._candidates).argmax(dim=1)
-        best += self._candidates * torch.arange(len(best), device=best.device)
-        yield Tokens(new.ids[best], new.lengths[best])
+        if not drawn:
+            return Tokens.empty(self._candidates, target.num_levels, self._ids.device)
+        lengths = torch.stack([piece.lengths for piece in drawn]).sum(dim=0)
+        return Tokens(torch.cat([piece.ids for piece in drawn], dim=2), lengths)
 
     def take(self, piece: Tokens) -> None:
         """Store a piece of the current window; ``CLOSED`` closes the window."""
