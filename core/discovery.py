@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -233,7 +234,7 @@ def activate(found: PluginStatus, *, quiet: bool = True) -> PluginStatus:
 
 
 def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:
-    plugin, records = status.plugin, dict[tuple[str, str], PluginRecord]()
+    plugin, records, unstated = status.plugin, dict[tuple[str, str], PluginRecord](), list[str]()
     if isinstance(plugin, type):
         raise _fault(f"{plugin.__name__} is a class; name a module or an object")
     manager = hook_manager([status])  # raises where an argument is not in the specification
@@ -257,9 +258,15 @@ def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:
                     raise _fault(f"{caller.name} returned {record!r}, not a PluginRecord")
                 if record.kind != ONE_KIND.get(caller.name, record.kind):
                     raise _fault(f"{caller.name}: {record.name!r} is of kind {record.kind!r}")
+                if record.api_version is None:
+                    unstated.append(record.name)
+                    record = replace(record, api_version=1)
                 record = replace(record, source=status.source)
                 if records.setdefault((record.kind, record.name), record) != record:
                     raise _fault(f"registers {record.kind}/{record.name} twice")
+    if unstated:
+        text = f"{status.label} states no api_version of {', '.join(unstated)}; add api_version=1"
+        warnings.warn(text, FutureWarning, stacklevel=3)  # a DeprecationWarning is not shown
     return tuple(records.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, StrictInt
@@ -59,7 +58,7 @@ class PluginRecord:
         summary: one line for ``segue plugins list``.
         extra: the optional dependency group that it needs, if any.
         api_version: the plugin API that it was written for, now 1. Required: leaving it out means
-            1 and warns.
+            1, and a warning names the plugin once it is found.
         source: the distribution or registry file that registered it. Set by the host.
     """
 
@@ -71,9 +70,3 @@ class PluginRecord:
     extra: str = ""
     api_version: StrictInt = _UNSTATED
     source: str = ""
-
-    def __post_init__(self) -> None:
-        if self.api_version is _UNSTATED:
-            text = f"PluginRecord {self.name!r} states no api_version; add api_version=1"
-            warnings.warn(text, DeprecationWarning, stacklevel=3)
-            object.__setattr__(self, "api_version", 1)

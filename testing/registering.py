@@ -45,7 +45,7 @@ def main(report: Path) -> None:
     before, found, folder = process_state(), find_plugins(), Path.cwd()
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always", DeprecationWarning)
+        warnings.simplefilter("always")
         statuses = [activate(status, quiet=False) for status in found]
     seconds, after = time.perf_counter() - began, process_state()
     known = {
@@ -55,7 +55,9 @@ def main(report: Path) -> None:
         "changed": [name for name in before if before[name] != after[name]],
         "broken": {s.entry_point: s.error for s in statuses if s.state != "ok"},
         "deprecated": [
-            str(each.message) for each in warned if issubclass(each.category, DeprecationWarning)
+            str(each.message)
+            for each in warned
+            if issubclass(each.category, DeprecationWarning | FutureWarning)
         ],
         "records": [(r.kind, r.name) for s in statuses for r in s.records],
     }

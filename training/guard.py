@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from segue.core.files import add_line, write_text
-from segue.core.interfaces import Component
+from segue.core.interfaces import Component, StageLM
+from segue.inference.promises import check_likelihood
 
 MAX_SKIPPED_STEPS = 10
 LOG, ROLLBACKS = "log.jsonl", "rollbacks.jsonl"
@@ -35,12 +36,17 @@ class Guard:
 
         Figures that are not finite count as a skipped step and leave the means alone. A training
         that ends and skipped every step has failed, however short it is.
+
+        Raises:
+            PluginError: if a stage model breaks the contract of ``StageLM.loss``.
         """
         if not math.isfinite(figures["loss"]):
             self.skipped += 1
             if self.skipped > MAX_SKIPPED_STEPS or (last and not self._seen):
                 return f"the loss was not finite in {self.skipped} steps up to step {step}"
             return None
+        if isinstance(self._component, StageLM):
+            check_likelihood(self._component, figures["loss"])
         self.skipped = 0
         for name, value in figures.items():
             seen = self._seen.get(name, 0)

@@ -241,13 +241,17 @@ def test_the_hooks_of_version_0_1_work_and_warn(
 def test_an_installed_plugin_of_the_old_form_works_and_warns(install: Install) -> None:
     install("old_form")
     host = PluginHost.discover()
-    with pytest.warns(DeprecationWarning) as warned:
+    with pytest.warns() as warned:
         (status,) = host.statuses()
     assert status.state == "ok"
     assert {record.kind for record in status.records} == {"codec", "metric"}
     assert host.find("codec", "old_form.v1", "codec").api_version == 1
-    assert {str(w.message).split()[-1] for w in warned} == {"kinds", "api_version=1"}
-    assert {Path(w.filename).name for w in warned} == {"segue_old_form.py"}
+    hooks = [w for w in warned if w.category is DeprecationWarning]
+    assert {str(w.message).split()[-1] for w in hooks} == {"kinds"}
+    assert {Path(w.filename).name for w in hooks} == {"segue_old_form.py"}
+    (unstated,) = [w for w in warned if w.category is FutureWarning]  # shown to users, once
+    text = "segue-old-form:main states no api_version of old_form.v1, old_form.v1"
+    assert str(unstated.message).startswith(text)
 
 
 @pytest.mark.parametrize("blocked", ["segue-good", "Segue_Good", "segue-good:main"])

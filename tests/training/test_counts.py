@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed
 
 from segue.core.config_files import load_config
-from segue.core.errors import TrainingError
+from segue.core.errors import PluginError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens, WaveBatch
 from segue.core.options import Options, Sampling
@@ -26,6 +26,7 @@ from segue.inference.pipeline import Pipeline
 from segue.testing import TINY_STAGES, Subject, checks_for
 from segue.testing.check import run_check
 from segue.training.counts import check_equal
+from segue.training.guard import Guard
 from segue.training.ranks import Ranks
 from segue.training.workspace import Workspace, train_part
 
@@ -193,3 +194,10 @@ def test_counts_that_differ_between_ranks_are_refused_in_any_type(
     if kind.is_floating_point:
         with pytest.warns(UserWarning, match="counts differs between ranks, the first rank's is"):
             check_equal(holding(3.5), "part")
+
+
+def test_a_stage_model_whose_loss_is_below_0_is_named() -> None:
+    guard = Guard(Counts(CountOptions(), TINY_STAGES["first"]))
+    assert guard.watch(1, {"loss": -0.001}) is None  # 0, rounded in half precision
+    with pytest.raises(PluginError, match="Counts of .*: loss returned -1e\\+09, which is below 0"):
+        guard.watch(2, {"loss": -1e9})
