@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from segue.core import hookspecs
 from segue.core.errors import PluginError
 from segue.core.hookspecs import ENTRY_POINT_GROUP, PROJECT
-from segue.core.records import KINDS, PluginRecord
+from segue.core.records import KINDS, UNSTATED, PluginRecord
 from segue.core.validation import suggestion
 
 #: Environment variable: the distributions whose plugins may be used; ``off`` or empty means none.
@@ -258,7 +258,7 @@ def _records(status: PluginStatus) -> tuple[PluginRecord, ...]:
                     raise _fault(f"{caller.name} returned {record!r}, not a PluginRecord")
                 if record.kind != ONE_KIND.get(caller.name, record.kind):
                     raise _fault(f"{caller.name}: {record.name!r} is of kind {record.kind!r}")
-                if record.api_version is None:
+                if record.api_version is UNSTATED:
                     unstated.append(record.name)
                     record = replace(record, api_version=1)
                 record = replace(record, source=status.source)

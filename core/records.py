@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 #: The plugin API that this host speaks, and the oldest one that it still accepts.
 API_VERSION = 1
 OLDEST_API_VERSION = 1
-_UNSTATED: Any = None  # pydantic does not check defaults, so a plugin cannot give it
+UNSTATED: Any = None  # pydantic does not check defaults, so a plugin cannot give it
 
 
 def form(pattern: str, what: str) -> AfterValidator:
@@ -68,5 +68,5 @@ class PluginRecord:
     config: OptionalTarget = ""
     summary: str = ""
     extra: str = ""
-    api_version: StrictInt = _UNSTATED
+    api_version: StrictInt = UNSTATED
     source: str = ""

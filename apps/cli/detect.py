@@ -28,7 +28,7 @@ MOST_SHOWN = 20  # digits of a file in the table
 def command(
     files: Annotated[list[Path], typer.Argument(help="Audio in any format that libsndfile reads.")],
     domain: Annotated[
-        str, typer.Option("--domain", "-d", help="A domain with a shipped detector: speech.")
+        str, typer.Option("--domain", "-d", help="A domain with a shipped detector: speech, piano.")
     ] = "speech",
     detector: Annotated[
         Path | None,
