@@ -6,7 +6,6 @@ raises one sentence that names the component and the distribution that it comes 
 
 from __future__ import annotations
 
-import dis
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,30 +47,16 @@ def calling(component: object, call: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SegueError, GeneratorExit):
+    except (SegueError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # SystemExit, too
         kind = type(component)
         owner, _ = distribution_of(kind)
         if isinstance(error, Exception) and (owner == PROJECT or out_of_memory(error)):
             raise
-        if isinstance(error, KeyboardInterrupt) and not _raised_in(kind, error):
-            raise
         place, fix = f"{kind.__name__} of {owner}", f"report it to {owner}"
         problem = f"{call} failed: {described(error, kind.__module__)}"
         raise PluginError(place, problem, fix) from error
-
-
-def _raised_in(kind: type, error: BaseException) -> bool:
-    """Return whether a ``raise`` in a class's package raised an error, and not Ctrl-C there."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or kind.__module__.startswith(f"{PROJECT}."):
-        return False
-    code, module = trace.tb_frame.f_code.co_code, str(trace.tb_frame.f_globals.get("__name__"))
-    same = module.partition(".")[0] == kind.__module__.partition(".")[0]
-    return same and dis.opname[code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def check_tokens(component: object, tokens: object, spec: TokenSpec, lengths: Tensor) -> Tokens:

@@ -8,6 +8,9 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from segue.core.options import Options
 
+#: Endless layers would fill memory.
+Layers = Annotated[int, Field(ge=1, le=1000)]
+
 #: Sizes by name. ``paper`` is the size of each of AudioLM's three stages (arXiv 2209.03143).
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 2, "heads": 2},
@@ -96,7 +99,7 @@ class TransformerOptions(ConditionOptions):
     of_training = frozenset({"condition_dropout", "dropout"})
 
     width: int = Field(default=512, ge=2)
-    depth: int = Field(default=6, ge=1)
+    depth: Layers = 6
     heads: int = Field(default=8, ge=1)
     feed_forward: int | None = Field(default=None, ge=1)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)

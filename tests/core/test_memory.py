@@ -27,7 +27,7 @@ from segue.core.errors import (
     DataError,
 )
 from segue.core.memory import available_memory, bounded_build, without_draws
-from segue.core.plugins import PluginHost
+from segue.core.plugins import PluginHost, default_host
 from segue.core.yaml_files import MOST_BYTES, read_yaml
 from segue.data.tars import expand, tar_index
 from segue.data.token_store import read_shard_header
@@ -311,3 +311,9 @@ def test_what_is_drawn_and_not_saved_is_drawn() -> None:
     with without_draws():
         drawn = torch.empty(100).normal_(generator=torch.Generator().manual_seed(3))
     assert torch.equal(drawn, torch.empty(100).normal_(generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("name", ["flat_transformer.v1", "masked_transformer.v1"])
+def test_endless_layers_are_refused_by_the_options(name: str) -> None:
+    with pytest.raises(ConfigError, match="less than or equal to 1000"):
+        default_host().options("stage_lm", name, {"depth": 10**6}, "stages.semantic.lm")

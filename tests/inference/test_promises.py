@@ -206,9 +206,7 @@ def test_what_a_component_breaks_while_it_is_fitted_is_refused(
 
 
 @pytest.mark.parametrize(
-    "error",
-    [ValueError("x"), SystemExit(5), BaseException(), StopIteration(), KeyboardInterrupt()],
-    ids=repr,
+    "error", [ValueError("x"), SystemExit(5), BaseException(), StopIteration()], ids=repr
 )
 @pytest.mark.parametrize(
     ("part", "call"),
@@ -217,28 +215,15 @@ def test_what_a_component_breaks_while_it_is_fitted_is_refused(
 def test_a_component_of_others_that_fails_is_named(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, part: str, call: str, error: BaseException
 ) -> None:
-    names = {"__name__": "others.parts", "error": error}
-    exec("def fails(*arguments):\n    raise error", names)
-    fails = names["fails"]
+    def fails(*arguments: object) -> object:
+        raise error
+
     component = pipeline.parts[part]
     members = {call: fails, "__module__": "others.parts"}
     monkeypatch.setattr(component, "__class__", type("Theirs", (type(component),), members))
     with pytest.raises(PluginError, match=f"{call} failed: {type(error).__name__}") as caught:
         pipeline.continue_(WAVE, RATE, seconds=0.2)
     assert caught.value.place == "Theirs of others"
-
-
-def test_ctrl_c_within_a_component_of_others_interrupts(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names: dict[str, Any] = {"__name__": "others.parts"}
-    source = "import signal\ndef fails(*arguments):\n    signal.raise_signal(signal.SIGINT)"
-    exec(source, names)
-    members = {"decode": names["fails"], "__module__": "others.parts"}
-    theirs = type("Theirs", (type(pipeline.codec),), members)
-    monkeypatch.setattr(pipeline.codec, "__class__", theirs)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.resynthesize(WAVE, RATE)
 
 
 def test_a_mistake_of_segue_s_own_keeps_its_traceback(

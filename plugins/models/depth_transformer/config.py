@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from segue.plugins.layers.config import (
     CausalOptions,
     GivenOptions,
+    Layers,
     TransformerOptions,
     check_heads,
 )
@@ -23,7 +24,7 @@ class DepthTransformerOptions(CausalOptions, GivenOptions):
     """
 
     level_width: int | None = Field(default=None, ge=2)
-    level_depth: int = Field(default=3, ge=1)
+    level_depth: Layers = 3
     level_heads: int | None = Field(default=None, ge=1)
     level_feed_forward: int | None = Field(default=None, ge=1)
 

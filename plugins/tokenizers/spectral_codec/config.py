@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
-from segue.plugins.layers.config import OddKernel
+from segue.plugins.layers.config import Layers, OddKernel
 from segue.plugins.tokenizers.common.options import (
     AdversaryOptions,
     CodecLossWeights,
@@ -63,8 +63,8 @@ class SpectralCodecOptions(TrainedCodecOptions):
     window: int = Field(default=640, ge=4)
     width: int = Field(default=256, ge=4)
     expansion: int = Field(default=3, ge=1)
-    encoder_depth: int = Field(default=4, ge=1)
-    decoder_depth: int = Field(default=8, ge=1)
+    encoder_depth: Layers = 4
+    decoder_depth: Layers = 8
     subframes: int = Field(default=1, ge=1)
     kernel: OddKernel = 7
     head: Literal["complex", "polar"] = "complex"

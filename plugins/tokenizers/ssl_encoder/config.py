@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segue.plugins.layers.config import OddKernel, check_heads
+from segue.plugins.layers.config import Layers, OddKernel, check_heads
 from segue.plugins.tokenizers.common.options import KMeansOptions, check_margins, check_window
 
 
@@ -86,7 +86,7 @@ class SslEncoderOptions(KMeansOptions):
     num_mels: int = Field(default=80, ge=16)
     normalise: Literal["band", "row"] = "band"
     width: int = Field(default=144, ge=2)
-    depth: int = Field(default=6, ge=1)
+    depth: Layers = 6
     heads: int = Field(default=4, ge=1)
     feed_forward: int | None = Field(default=None, ge=2)
     kernel: OddKernel = 15
@@ -106,7 +106,7 @@ class SslEncoderOptions(KMeansOptions):
     num_codebooks: int = Field(default=1, ge=1)
     target_codes: int = Field(default=128, ge=2)
     code_width: int = Field(default=32, ge=1)
-    contrastive_depth: int = Field(default=3, ge=1)
+    contrastive_depth: Layers = 3
     temperature: float = Field(default=0.1, gt=0.0)
     diversity: float = Field(default=0.5, ge=0.0)
     gumbel: tuple[float, float] = (2.0, 0.5)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
-from segue.plugins.layers.config import check_heads
+from segue.plugins.layers.config import Layers, check_heads
 from segue.plugins.tokenizers.common.options import ClusterOptions, check_margins
 
 RATE = 16000  # that Whisper hears
@@ -32,7 +32,7 @@ class WhisperKMeansOptions(ClusterOptions):
 
     num_mels: Literal[80, 128] = 80
     width: int = Field(default=512, ge=2)
-    depth: int = Field(default=4, ge=1)
+    depth: Layers = 4
     heads: int = Field(default=8, ge=1)
     pool: Literal[1, 2, 4] = 2
     window_seconds: float = Field(default=20.0, ge=1.0, le=LONGEST)
