@@ -14,12 +14,12 @@ from torchaudio.transforms import MelSpectrogram
 
 from segue.core.audio import resample
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
-from segue.plugins.metrics.common import is_silent, of_each, of_others
-from segue.plugins.tokenizers.common.distributions import (
+from segue.plugins.layers.distributions import (
     interval_table,
     intervals_of,
     jensen_shannon,
 )
+from segue.plugins.metrics.common import is_silent, of_each, of_others
 
 CLASSES = 12
 #: How well each pitch class fits a key on C (Krumhansl & Kessler, Psych. Review 89(4), 1982).

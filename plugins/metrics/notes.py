@@ -18,6 +18,7 @@ from segue.core.audio import resample
 from segue.core.errors import ConfigError
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured, Note
+from segue.plugins.layers.distributions import CHORD_SECONDS, jensen_shannon, joined
 from segue.plugins.metrics.common import (
     is_silent,
     of_each,
@@ -27,7 +28,6 @@ from segue.plugins.metrics.common import (
 )
 from segue.plugins.metrics.music import CLASSES, key_figures, timing_figures
 from segue.plugins.metrics.options import NoteAccuracyOptions, NotesOptions
-from segue.plugins.tokenizers.common.distributions import CHORD_SECONDS, jensen_shannon, joined
 
 PACKAGE, MODEL = "basic_pitch", "saved_models/icassp_2022/nmp.onnx"
 # The package itself asks for a TensorFlow that new Pythons lack.

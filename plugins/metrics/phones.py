@@ -17,13 +17,13 @@ from torch import Tensor
 from segue.core.audio import resample
 from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.plugins.layers.distributions import jensen_shannon
 from segue.plugins.metrics.common import (
     SPEECH_RATE,
     of_each,
     transcript_error,
     with_truth,
 )
-from segue.plugins.tokenizers.common.distributions import jensen_shannon
 
 LONGEST_PHONE = 0.4  # seconds; what lasts longer holds a pause
 

@@ -24,8 +24,8 @@ from segue.evaluation.statistics import (
     mutual_information,
     summarise,
 )
+from segue.plugins.layers.distributions import jensen_shannon
 from segue.plugins.metrics.quality import LogMelDistance, SiSdr
-from segue.plugins.tokenizers.common.distributions import jensen_shannon
 
 RATE = 16_000
 

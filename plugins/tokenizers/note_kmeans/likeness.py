@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from segue.plugins.tokenizers.common.distributions import interval_table, jensen_shannon, joined
+from segue.plugins.layers.distributions import interval_table, jensen_shannon, joined
 from segue.plugins.tokenizers.note_kmeans.config import KEYS, LOWEST
 
 STRUCK, SOUNDING = 0.35, 0.5  # chances from which on a key counts

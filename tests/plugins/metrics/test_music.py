@@ -12,6 +12,7 @@ from helpers_audio import C_MAJOR, RATE, SHARPS, melody, noise, record, tone
 from segue.core.errors import ConfigError, PluginError
 from segue.core.metrics import Note
 from segue.core.plugins import PluginHost
+from segue.plugins.layers.distributions import interval_table, joined
 from segue.plugins.metrics.music import (
     Chroma,
     Key,
@@ -22,7 +23,6 @@ from segue.plugins.metrics.music import (
     pitch_classes,
     timing_figures,
 )
-from segue.plugins.tokenizers.common.distributions import interval_table, joined
 
 SCALE = torch.zeros(12, dtype=torch.float64)
 for _pitch in C_MAJOR[:7]:
