@@ -23,6 +23,7 @@ from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.registry import first_party_registry
 from segue.core.validation import suggestion
+from segue.inference.threads import survive_forks
 
 if TYPE_CHECKING:
     from segue.testing.check import Check
@@ -208,6 +209,7 @@ def _run(planned: Mapping[str, tuple[Check, Subject]]) -> Iterator[ComponentResu
 
 def _run_apart(planned: Mapping[str, tuple[Check, Subject]]) -> Iterator[ComponentResult]:
     """Run checks in a forked process; name the one in which compiled code ends it."""
+    survive_forks()
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
 

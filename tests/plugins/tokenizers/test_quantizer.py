@@ -168,8 +168,7 @@ def learn_on_a_rank(rank: int, world: int, folder: str) -> None:
             clusters(batch[own].nan_to_num(), mask[own] > 0)
         state = quantizer.state_dict() | clusters.state_dict() | {"used": torch.stack(used)}
         torch.save((state, latents), f"{folder}/{world}-{rank}-{kmeans}.pt")
-    if world > 1:
-        dist.destroy_process_group()
+    # The process ends without leaving the group: that may wait for ever where the other has left.
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
