@@ -34,12 +34,18 @@ class Heard:
         self.intervals = interval_table(joined(times.tolist()))
         classes = (torch.arange(KEYS) + LOWEST) % CLASSES
         self.classes = torch.zeros(CLASSES).index_add_(0, classes, held.sum(0).float())
-        self.density = RARE + len(times) / max(seconds, len(keys) * seconds)
+        self.notes = len(times)
+        self.density = RARE + self.notes / max(seconds, len(keys) * seconds)
 
 
 def likeness(known: Heard, new: Heard) -> float:
     """Return 0 for the same, less for others: by the divergences (bits) of pitch classes and of
-    times between onsets, and half of the octaves by which the density changes beyond ``FREE``."""
+    times between onsets, and half of the octaves by which the density changes beyond ``FREE``.
+
+    After silence, or nothing, all music is alike.
+    """
+    if not known.notes:
+        return 0.0
     pairs = (known.classes, new.classes), (known.intervals, new.intervals)
     bits = [jensen_shannon(*pair) for pair in pairs]
     unlike = sum(1.0 if math.isnan(one) else one for one in bits)  # where one has nothing: 1 bit

@@ -101,4 +101,6 @@ def test_likeness_falls_with_key_rhythm_and_density() -> None:
     assert other_key == pytest.approx(-1, abs=0.01)  # no class in common: one bit
     assert -1.3 < other_rhythm < -1.0 and much_denser < other_rhythm - 0.2
     silence = Heard(torch.zeros(100, 3, 88), 0.04)
-    assert likeness(known, silence) < -2 and likeness(silence, silence) == -2
+    assert likeness(known, silence) < -2
+    nothing = Heard(torch.zeros(0, 3, 88), 0.04)
+    assert likeness(silence, known) == likeness(nothing, known) == likeness(nothing, silence) == 0
