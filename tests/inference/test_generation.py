@@ -414,6 +414,17 @@ def test_the_best_of_a_rows_candidates_stays() -> None:
         assert torch.equal(together.row(row)[:, known.shape[1] :], best)
 
 
+def test_rows_of_one_length_keep_their_own_prompts() -> None:
+    """Only a row that equals the one before it takes over its keys and values."""
+    rows = [torch.arange(first, first + 6).expand(2, -1) for first in (0, 0, 9)]
+    together = chosen(rows, 5, 1)
+    for row, known in enumerate(rows):
+        alone = small_lm().generate(
+            (), Tokens.full(known[None]), 5, Sampling(), [own_generator(row, 0, 0)]
+        )
+        assert torch.equal(together.row(row)[:, 6:], alone.row(0))
+
+
 def test_every_window_is_chosen_for_itself() -> None:
     row = torch.arange(6).expand(2, -1)
     assert chosen([row], 30, 2).lengths.tolist() == [36]
