@@ -28,8 +28,6 @@ from segue.core.spec import ACOUSTIC, StageSpec
 from segue.inference.promises import calling, check_frames, check_pieces, check_scores
 from segue.inference.request import Request
 
-ONE = range(1)  # candidate
-
 #: A row of the batch, and the first and the last of its frames that a window shows.
 Span = tuple[int, int, int]
 
@@ -155,55 +153,39 @@ class StageRun:
         lengths = [self._firsts[row] + self.done for row in self._active]
         starts = [length - min(length, budget) for length in lengths]
         spans = list(zip(self._active, starts, lengths, strict=True))
-        draw = self._pieces if self._candidates == 1 else self._best
-        self.pieces = draw(given, spans, count)
+        if self._candidates > 1:
+            self.pieces = self._best(given, spans, count)
+            return
+        with calling(self.lm, "stream"):
+            pieces = self.lm.stream(
+                self._given_windows(given, spans, count),
+                self._known(spans),
+                count,
+                self._sampling,
+                [generator for row, *_ in spans for generator in self._generators[row]],
+            )
+        self.pieces = check_pieces(self.lm, pieces)
 
     def _known(self, spans: Sequence[Span]) -> Tokens:
         """Return the frames that a window shows of each row."""
         return Tokens.stack([self._ids[row, :, start:stop] for row, start, stop in spans])
 
-    def _pieces(
-        self, given: Sequence[Tokens], spans: Sequence[Span], count: int, candidates: range = ONE
-    ) -> Iterator[Tokens]:
-        """Let the model draw ``count`` frames after each row, by the generators of candidates."""
-        rows = [span for span in spans for _ in candidates]
-        generators = [self._generators[row][index] for row, *_ in spans for index in candidates]
-        with calling(self.lm, "stream"):
-            pieces = self.lm.stream(
-                tuple(self._given_window(i, g, rows, count) for i, g in enumerate(given)),
-                self._known(rows),
-                count,
-                self._sampling,
-                generators,
-            )
-        return check_pieces(self.lm, pieces)
-
     def _best(self, given: Sequence[Tokens], spans: Sequence[Span], count: int) -> Iterator[Tokens]:
         """Yield a window whole: of each row the candidate that is most like what came before."""
         assert self._tokenizer is not None
-        candidates, best = range(self._candidates), []
+        target, many, best = self.stage.target, self._candidates, []
         for span in spans:  # row by row: memory does not grow with the batch
-            new = self._joined(self._pieces(given, [span], count, candidates), count)
-            known = self._known([span for _ in candidates])
+            rows = [span] * many
+            known, windows = self._known(rows), self._given_windows(given, rows, count)
+            with calling(self.lm, "generate"):
+                generators = self._generators[span[0]]
+                new = self.lm.generate(windows, known, count, self._sampling, generators)
+            check_frames(self.lm, new, many, target.num_levels, target.codebook_size, count)
             with calling(self._tokenizer, "likeness"):
                 scores = self._tokenizer.likeness(known, new)
-            check_scores(self._tokenizer, scores, (len(candidates),), "likeness")
+            check_scores(self._tokenizer, scores, (many,), "likeness")
             best.append(new.row(int(scores.argmax())))
         yield Tokens.stack(best)
-
-    def _joined(self, pieces: Iterator[Tokens], count: int) -> Tokens:
-        """Join the pieces of a window of one row's candidates."""
-        target, drawn, waits = self.stage.target, list[Tokens](), 0
-        for piece in pieces:
-            levels, size = target.num_levels, target.codebook_size
-            check_frames(self.lm, piece, self._candidates, levels, size, count, waits)
-            waits = 0 if piece.ids.shape[2] else waits + 1
-            count -= piece.ids.shape[2]
-            drawn.append(piece)
-        if not drawn:
-            return Tokens.empty(self._candidates, target.num_levels, self._ids.device)
-        lengths = torch.stack([piece.lengths for piece in drawn]).sum(dim=0)
-        return Tokens(torch.cat([piece.ids for piece in drawn], dim=2), lengths)
 
     def take(self, piece: Tokens) -> None:
         """Store a piece of the current window; ``CLOSED`` closes the window."""
@@ -271,9 +253,12 @@ class StageRun:
         budget = min(budget // self._unit * self._unit, self._window - self._unit)
         return budget, min(wanted, self._window - budget)
 
-    def _given_window(
-        self, index: int, given: Tokens, spans: Sequence[tuple[int, int, int]], count: int
-    ) -> Tokens:
+    def _given_windows(
+        self, given: Sequence[Tokens], spans: Sequence[Span], count: int
+    ) -> tuple[Tokens, ...]:
+        return tuple(self._given_window(i, g, spans, count) for i, g in enumerate(given))
+
+    def _given_window(self, index: int, given: Tokens, spans: Sequence[Span], count: int) -> Tokens:
         """Return the frames of a given stream that lie under each row's window."""
         ratio = self.stage.frames_per_target_frame(index)
         rows = []
