@@ -50,7 +50,7 @@ class Drawing(TypedDict, total=False):
 MAX_SECONDS = 3600.0
 MIN_CHUNK = 0.02
 MAX_BATCH = 1024
-MOST_SEED = 2**62 - 1  # below 2**63 with room for stages, whose own seeds are counted on from it
+MOST_SEED = 2**62 - 1  # of any row; fits 64 bits wherever it is written down
 MAX_PLAYERS = 8  # in a notebook; each holds its audio in the page
 
 
