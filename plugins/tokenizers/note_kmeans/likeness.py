@@ -19,7 +19,7 @@ RARE = 0.1  # notes a second that are added to densities, so that none is 0
 
 
 class Heard:
-    """How long each pitch class sounds, the times between onsets, and the notes a second.
+    """Count how long each pitch class sounds, the times between onsets, and notes a second.
 
     Args:
         keys: ``[N, R, K]`` chances that each key is struck in R - 1 parts of a frame, and sounds.
