@@ -23,10 +23,12 @@ class KeyValueCache:
 
     Args:
         ring: whether new positions may overwrite old ones; otherwise a full cache raises.
+        halves: keep IEEE halves, beyond 65504 the largest one. Then positions can be stored only
+            once: the kernel alone reads them.
     """
 
-    def __init__(self, depth: int, capacity: int, ring: bool = False) -> None:
-        self.capacity, self.ring = capacity, ring
+    def __init__(self, depth: int, capacity: int, ring: bool = False, halves: bool = False) -> None:
+        self.capacity, self.ring, self.halves = capacity, ring, halves
         # Counts positions, not slots: in a ring it grows beyond the capacity.
         self.length = 0
         self._first = 0  # columns before it are padding, which nothing sees
@@ -38,30 +40,20 @@ class KeyValueCache:
     def reserve(self, like: Heads) -> None:
         """Allocate for keys like ``[B, H, n, d]`` before any position is known."""
         shape = (len(self.layers), 2, *like.shape[:2], self.capacity, like.shape[3])
+        dtype = torch.float16 if self.halves else like.dtype
         if like.device.type == "cpu":
-            size = math.prod(shape) * like.element_size()
-            slots = large_pages(size).view(like.dtype).view(shape)
+            slots = large_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
         else:
             slots = like.new_zeros(shape)
         # By index: views made by iteration must not be written to while gradients are on.
         self.layers = [(slots[layer, 0], slots[layer, 1]) for layer in range(len(self.layers))]
-
-    def halve(self) -> None:
-        """Replace the slots by IEEE halves of the same numbers, beyond 65504 the largest one."""
-        full, filled = list(filter(None, self.layers)), min(self.length, self.capacity)
-        batch, heads, _, width = full[0][0].shape
-        self.reserve(full[0][0].new_zeros(batch, heads, 0, width, dtype=torch.float16))
-        for stored, halves in zip(full, filter(None, self.layers), strict=True):
-            for slots, new in zip(stored, halves, strict=True):
-                known = slots[:, :, :filled]
-                new[:, :, :filled] = known.clamp(-LARGEST_HALF, LARGEST_HALF)
 
     def row(self, row: int, first: int) -> KeyValueCache:
         """Return the cache of one row whose columns before ``first`` are padding.
 
         It writes to this cache's memory, and is for storing the row's prefix in one call.
         """
-        one = KeyValueCache(len(self.layers), self.capacity, self.ring)
+        one = KeyValueCache(len(self.layers), self.capacity, self.ring, self.halves)
         # The row's own positions start behind its padding, in the same slots as those of the batch.
         one.length = one._first = first
         one.layers = [(k[row : row + 1], v[row : row + 1]) for k, v in filter(None, self.layers)]
@@ -83,7 +75,10 @@ class KeyValueCache:
             self.reserve(keys)
         stored = self.layers[layer]
         assert stored is not None
-        pairs = list(zip(stored, (keys, values), strict=True))
+        kept_as: tuple[Tensor, ...] = keys, values
+        if self.halves:
+            kept_as = tuple(x.clamp(-LARGEST_HALF, LARGEST_HALF).half() for x in kept_as)
+        pairs = list(zip(stored, kept_as, strict=True))
         if self.fixed_slot is not None:
             for slots, new in pairs:
                 # The slot is a tensor, so that a compiled or captured step need not be made again
@@ -107,6 +102,8 @@ class KeyValueCache:
         for slots, new in pairs:
             slots.narrow(2, start % self.capacity, count).copy_(new)
         first = self._first
+        if start == first:
+            return keys, values
         return stored[0][:, :, first:filled], stored[1][:, :, first:filled]
 
     def advance(self, count: int) -> None:

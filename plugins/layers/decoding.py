@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +23,12 @@ from segue.core.errors import ConfigError
 from segue.core.options import Decoding
 from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import KernelError, available, library
-from segue.plugins.layers.native.step import NativeStep, native_linear
+from segue.plugins.layers.native.step import (
+    NativeStep,
+    native_linear,
+    native_prefix,
+    transformer_weights,
+)
 from segue.plugins.layers.quantize import eight_bits, made_from, rounded
 from segue.plugins.layers.transformer import Sight, Transformer
 
@@ -103,7 +109,12 @@ class Decoder:
             weights = list(transformer.parameters())
             stepwise = made_from(transformer, weights, "rounded", lambda: rounded(transformer))
         ring, fixed = window is not None, None
-        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring)
+        matrices = transformer_weights(transformer, int8) if backend == "native" else None
+        halves = matrices is not None and matrices.coded
+        self._cache = KeyValueCache(len(transformer.blocks), capacity, ring, halves)
+        prefix: Callable[..., Tensor] = transformer
+        if matrices is not None and matrices.coded and matrices.exact:
+            prefix = partial(native_prefix, transformer, matrices)
         if backend in ("graph", "compile"):
             like = x.new_zeros(batch, width)
             fixed = kept_step(self, stepwise, backend, like, capacity, ring)
@@ -116,11 +127,12 @@ class Decoder:
         kept = torch.arange(max(0, count - capacity), count, device=x.device)
         self._keys[:, kept % capacity] = positions[:, kept].float()
         self.hidden: Tensor = x.new_zeros(batch, width)
+        known = torch.arange(batch)
         last = x.new_full((batch,), -1.0, dtype=torch.float32)
         together = x.device.type != "cpu" or batch == 1
         if count and together:
             sight = transformer.sight(positions, valid)
-            self.hidden = transformer(x, sight, self._cache)[:, -1]
+            self.hidden = prefix(x, sight, self._cache)[:, -1]
         elif self._cache.layers[0] is None:  # no kept step brought its slots
             heads = transformer.layers[0].attention.heads
             self._cache.reserve(x.new_zeros(batch, heads, 0, width // heads))
@@ -128,15 +140,19 @@ class Decoder:
             # A CPU gains nothing from taking the rows together, and sums in another order for other
             # shapes: one by one, each equals bit by bit what it is alone, without a mask.
             hidden, before = list[Tensor](), -1
+            sharing = matrices is not None and count + steps <= capacity
             for row, first in enumerate(self._padding.tolist()):
                 own = slice(row, row + 1), slice(first, None)
                 if first == before and torch.equal(x[row], x[row - 1]):  # candidates of one prompt
-                    self._cache.repeat(row, min(count, capacity))
+                    if sharing:
+                        known[row] = known[row - 1]
+                    else:
+                        self._cache.repeat(row, min(count, capacity))
                     hidden.append(hidden[-1])
                     continue
                 before = first
                 sight = transformer.sight(positions[own])
-                hidden.append(transformer(x[own], sight, self._cache.row(row, first))[:, -1])
+                hidden.append(prefix(x[own], sight, self._cache.row(row, first))[:, -1])
             self._cache.advance(count)
             self.hidden = torch.cat(hidden)
         if count:
@@ -147,8 +163,11 @@ class Decoder:
         self.step: Step
         if backend == "torch":
             self.step = self._torch_step
-        elif backend == "native":
-            self.step = self._native_step(int8)
+        elif matrices is not None:
+            keys = None if transformer.rotary is not None else self._keys
+            self.step = self._native_step(
+                NativeStep(transformer, matrices, self._cache, self._padding, known, keys)
+            )
         else:
             assert fixed is not None
             fixed.begin(self._padding, self._shift, self._keys)
@@ -170,11 +189,9 @@ class Decoder:
         sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
         return self._transformer(x[:, None], sight, self._cache)[:, 0]
 
-    def _native_step(self, int8: bool) -> Step:
+    def _native_step(self, call: NativeStep) -> Step:
         """Return steps by the C kernel."""
         cache, rotary, start = self._cache, self._transformer.rotary, self._cache.length
-        keys = None if rotary is not None else self._keys
-        call = NativeStep(self._transformer, cache, self._padding, keys, int8)
         tables: dict[int, list[Tensor]] = {}
 
         def step(x: Tensor) -> Tensor:

@@ -58,8 +58,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(options.width, options.width, bias=False)
 
     def forward(self, x: Hidden, sight: Sight, cache: KeyValueCache | None) -> Hidden:
-        batch, count, width = x.shape
-        qkv = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads)
+        return self.out(self.mix(self.qkv(x), sight, cache))
+
+    def mix(self, qkv: Tensor, sight: Sight, cache: KeyValueCache | None) -> Hidden:
+        """Return what attention mixes for ``out``, given the products of ``qkv``."""
+        batch, count = qkv.shape[:2]
+        qkv = qkv.view(batch, count, 3, self.heads, -1)
         turned = qkv[:, :, :2] if sight.rotary is None else rotate(qkv[:, :, :2], sight.rotary)
         queries, keys = turned.permute(2, 0, 3, 1, 4).unbind(0)
         values = qkv[:, :, 2].transpose(1, 2)
@@ -70,7 +74,7 @@ class Attention(nn.Module):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(queries.dtype)  # autocast may have changed the dtype of queries
         mixed = attend(queries, keys, values, mask, sight.causal)
-        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def attend(
@@ -103,8 +107,13 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Hidden) -> Hidden:
-        gate, value = self.rise(x).chunk(2, dim=-1)
-        return self.out(functional.silu(gate) * value)
+        return self.out(self.gated(self.rise(x)))
+
+    @staticmethod
+    def gated(risen: Tensor) -> Tensor:
+        """Return the input of ``out``, given the products of ``rise``."""
+        gate, value = risen.chunk(2, dim=-1)
+        return functional.silu(gate) * value
 
 
 def dropped(change: Hidden, dropout: float) -> Hidden:

@@ -12,6 +12,7 @@
  */
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -25,10 +26,10 @@ static int omp_get_num_threads(void) { return 1; }
 #define EPSILON 1e-5f
 
 /* [rows, columns] in panels, the last one filled up with rows that are not used. A weight is a number
- * of ``full``, or its code times one scale. */
+ * of ``full`` [panels, columns, PANEL], or its code times one scale. */
 typedef struct {
     const float *full;
-    const int8_t *codes;
+    const int8_t *codes;        /* [panels, ceil(columns / 2), PANEL, 2]: two columns side by side */
     const float *row_scales;    /* [panels, ceil(columns / GROUP), PANEL], or NULL */
     const float *column_scales; /* [panels, columns]: of all rows of a panel, or NULL */
     int64_t rows, columns;
@@ -46,16 +47,13 @@ typedef struct {
     const Layer *layers;
     const float *norm;           /* [D] */
     const int64_t *first;        /* [B] first position that is no padding */
+    const int64_t *known;        /* [B] row that keeps a row's first ``shared`` positions: itself or another */
+    int64_t shared;              /* only where no position is ever overwritten */
     const float *bias;           /* [H, 2 * reach + 1] by distance, or NULL */
     int64_t reach;
     float *key_positions;        /* [B, C], only with bias */
     float *scratch;              /* see scratch_floats */
 } Plan;
-
-int64_t scratch_floats(const Plan *p) {
-    int64_t shared = p->batch * (3 * p->width + p->width + 2 * p->hidden);
-    return shared + p->threads * (p->batch * p->width + p->capacity);
-}
 
 /* A float and its bits. */
 typedef union { uint32_t bits; float value; } Word;
@@ -91,7 +89,9 @@ static inline uint16_t narrow(float y) {
     return (uint16_t)(sign | (x.bits + 0xfff + (x.bits >> 13 & 1)) >> 13);
 }
 
-/* As many floats as a register holds, and the operations on them. */
+/* As many floats as a register holds, and the operations on them. ``totals`` sums up as many registers
+ * as one has lanes, each sum in one lane and all in the same order. A ``Pairs`` holds two 16-bit numbers
+ * for each lane; ``add_pairs`` multiplies them and adds both products to a lane's 32 bits. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define LANES 16
@@ -100,10 +100,37 @@ static inline Floats floats(const float *x) { return _mm512_loadu_ps(x); }
 static inline void store(float *x, Floats y) { _mm512_storeu_ps(x, y); }
 static inline Floats same(float x) { return _mm512_set1_ps(x); }
 static inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
-static inline float total(Floats x) { return _mm512_reduce_add_ps(x); }
-static inline Floats decoded(const int8_t *codes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+static inline Floats merged(Floats a, Floats b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 }
+static inline Floats quarters(const Floats *x) {
+    __m512d a = _mm512_castps_pd(merged(x[0], x[1])), b = _mm512_castps_pd(merged(x[2], x[3]));
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+}
+static inline Floats halved(Floats a, Floats b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+static inline Floats totals(const Floats *x) {
+    return halved(halved(quarters(x), quarters(x + 4)), halved(quarters(x + 8), quarters(x + 12)));
+}
+typedef __m512i Ints, Pairs;
+static inline Ints zeros(void) { return _mm512_setzero_si512(); }
+static inline Pairs pairs(const int8_t *codes) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)codes));
+}
+static inline Pairs same_pair(const int16_t *x) {
+    int32_t both;
+    memcpy(&both, x, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+static inline Ints add_pairs(Ints sum, Pairs a, Pairs b) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+}
+static inline Floats converted(Ints x) { return _mm512_cvtepi32_ps(x); }
 static inline Floats widened(const uint16_t *halves) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
 }
@@ -115,14 +142,25 @@ static inline Floats floats(const float *x) { return _mm256_loadu_ps(x); }
 static inline void store(float *x, Floats y) { _mm256_storeu_ps(x, y); }
 static inline Floats same(float x) { return _mm256_set1_ps(x); }
 static inline Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
-static inline float total(Floats x) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+static inline Floats totals(const Floats *x) {
+    __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
-static inline Floats decoded(const int8_t *codes) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+typedef __m256i Ints, Pairs;
+static inline Ints zeros(void) { return _mm256_setzero_si256(); }
+static inline Pairs pairs(const int8_t *codes) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)codes));
 }
+static inline Pairs same_pair(const int16_t *x) {
+    int32_t both;
+    memcpy(&both, x, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+static inline Ints add_pairs(Ints sum, Pairs a, Pairs b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+static inline Floats converted(Ints x) { return _mm256_cvtepi32_ps(x); }
 static inline Floats widened(const uint16_t *halves) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
 }
@@ -137,10 +175,20 @@ static inline Floats floats(const float *x) {
 static inline void store(float *x, Floats y) { memcpy(x, &y, sizeof y); }
 static inline Floats same(float x) { return (Floats){x, x, x, x}; }
 static inline Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
-static inline float total(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
-static inline Floats decoded(const int8_t *codes) {
-    return (Floats){codes[0], codes[1], codes[2], codes[3]};
+static inline float one_total(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+static inline Floats totals(const Floats *x) {
+    return (Floats){one_total(x[0]), one_total(x[1]), one_total(x[2]), one_total(x[3])};
 }
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef int16_t Pairs __attribute__((vector_size(16)));
+static inline Ints zeros(void) { return (Ints){0, 0, 0, 0}; }
+static inline Pairs pairs(const int8_t *c) { return (Pairs){c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]}; }
+static inline Pairs same_pair(const int16_t *x) { return (Pairs){x[0], x[1], x[0], x[1], x[0], x[1], x[0], x[1]}; }
+static inline Ints add_pairs(Ints sum, Pairs a, Pairs b) {
+    for (int i = 0; i < 4; i++) sum[i] += (int32_t)a[2 * i] * b[2 * i] + (int32_t)a[2 * i + 1] * b[2 * i + 1];
+    return sum;
+}
+static inline Floats converted(Ints x) { return (Floats){(float)x[0], (float)x[1], (float)x[2], (float)x[3]}; }
 static inline Floats widened(const uint16_t *halves) {
     return (Floats){wide(halves[0]), wide(halves[1]), wide(halves[2]), wide(halves[3])};
 }
@@ -159,50 +207,111 @@ static inline Floats widened(const uint16_t *halves) {
 #define INLINE static inline
 #endif
 
-/* sums += columns ``start`` to ``stop`` of a block, one column after the other: the sum of a row and
- * an input does not depend on what else is in the block. */
-INLINE void add_columns(const Matrix *m, int64_t panel, int64_t row, int64_t start, int64_t stop,
-                        const float *x, int64_t stride, Floats sums[VECTORS_ALONE][TOGETHER],
-                        int vectors, int count, int coded, int scaled) {
-    for (int64_t i = start; i < stop; i++) {
+/* Inputs of a matrix of codes, in 16 bits: products with codes and their sums within a group are then
+ * exact in integers. numbers: [count, ceil(columns / GROUP) * GROUP], scales: of each group. */
+typedef struct {
+    int16_t *numbers;
+    float *scales;
+} Inputs;
+
+/* Inputs that are rounded together: they stay in cache while all panels are multiplied with them. */
+#define CHUNK 48
+
+static int64_t groups_of(int64_t columns) { return (columns + GROUP - 1) / GROUP; }
+
+/* Memory of one chunk of Inputs, in floats. */
+static int64_t inputs_floats(int64_t columns) {
+    return CHUNK * groups_of(columns) * (GROUP / 2 + 1);
+}
+
+static Inputs inputs_at(float *memory, int64_t columns) {
+    return (Inputs){(int16_t *)(memory + CHUNK * groups_of(columns)), memory};
+}
+
+/* Round a group of ``count`` numbers of x, each times its own of ``by`` if there are some. */
+INLINE void round_group(const float *x, const float *by, int64_t count, int16_t *numbers, float *scale) {
+    float values[GROUP] = {0.0f}, largest = 0.0f, broken = 0.0f;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) values[i] = by ? x[i] * by[i] : x[i];
+#pragma omp simd reduction(max : largest) reduction(+ : broken)
+    for (int64_t i = 0; i < GROUP; i++) {
+        float size = fabsf(values[i]);
+        largest = size > largest ? size : largest;
+        broken += values[i] * 0.0f; /* NaN for what no integer stands for */
+    }
+    float inverse = largest > 0.0f ? 32767.0f / largest : 0.0f;
+#pragma omp simd
+    for (int64_t i = 0; i < GROUP; i++) numbers[i] = (int16_t)(int32_t)rintf(values[i] * inverse);
+    *scale = largest / 32767.0f + broken;
+}
+
+static void round_inputs(const float *x, const float *by, int64_t stride, int64_t columns, int64_t count,
+                         Inputs to) {
+    int64_t groups = groups_of(columns);
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t start = g * GROUP, size = columns - start < GROUP ? columns - start : GROUP;
+            round_group(x + k * stride + start, by ? by + start : NULL, size,
+                        to.numbers + (k * groups + g) * GROUP, to.scales + k * groups + g);
+        }
+}
+
+/* sums += a block of floats times x[k], one column after the other: the sum of a row and an input does
+ * not depend on what else is in the block. */
+INLINE void add_full(const Matrix *m, int64_t panel, int64_t row, const float *x, int64_t stride,
+                     Floats sums[VECTORS_ALONE][TOGETHER], int vectors, int count) {
+    for (int64_t i = 0; i < m->columns; i++) {
         Floats weights[VECTORS_ALONE];
-        int64_t at = (panel * m->columns + i) * PANEL + row;
-        for (int v = 0; v < vectors; v++)
-            weights[v] = coded ? decoded(m->codes + at + v * LANES) : floats(m->full + at + v * LANES);
-        for (int k = 0; k < count; k++) {
-            float input = x[k * stride + i];
-            Floats inputs = same(scaled ? input * m->column_scales[panel * m->columns + i] : input);
+        const float *from = m->full + (panel * m->columns + i) * PANEL + row;
+        for (int v = 0; v < vectors; v++) weights[v] = floats(from + v * LANES);
+        for (int k = 0; k < count; k++)
             for (int v = 0; v < vectors; v++)
-                sums[v][k] = add_product(sums[v][k], weights[v], inputs);
+                sums[v][k] = add_product(sums[v][k], weights[v], same(x[k * stride + i]));
+    }
+}
+
+/* sums += a block of codes times inputs ``first`` and on. */
+INLINE void add_coded(const Matrix *m, int64_t panel, int64_t row, Inputs inputs, int64_t first,
+                      Floats sums[VECTORS_ALONE][TOGETHER], int vectors, int count) {
+    int64_t groups = groups_of(m->columns), halves = (m->columns + 1) / 2;
+    const int8_t *codes = m->codes + (panel * halves * PANEL + row) * 2;
+    for (int64_t g = 0; g < groups; g++) {
+        Ints part[VECTORS_ALONE][TOGETHER];
+        int64_t start = g * GROUP / 2, stop = start + GROUP / 2 < halves ? start + GROUP / 2 : halves;
+        for (int v = 0; v < vectors; v++)
+            for (int k = 0; k < count; k++) part[v][k] = zeros();
+        for (int64_t i = start; i < stop; i++) {
+            Pairs weights[VECTORS_ALONE];
+            for (int v = 0; v < vectors; v++) weights[v] = pairs(codes + (i * PANEL + v * LANES) * 2);
+            for (int k = 0; k < count; k++) {
+                Pairs input = same_pair(inputs.numbers + (first + k) * groups * GROUP + 2 * i);
+                for (int v = 0; v < vectors; v++) part[v][k] = add_pairs(part[v][k], weights[v], input);
+            }
+        }
+        const float *scales = m->row_scales ? m->row_scales + (panel * groups + g) * PANEL + row : NULL;
+        for (int k = 0; k < count; k++) {
+            Floats scale = same(inputs.scales[(first + k) * groups + g]);
+            for (int v = 0; v < vectors; v++) {
+                Floats both = scale;
+                if (scales) both *= floats(scales + v * LANES);
+                sums[v][k] = add_product(sums[v][k], converted(part[v][k]), both);
+            }
         }
     }
 }
 
-/* y[k] (+)= rows ``row`` to ``row + vectors * LANES`` of a panel times x[k]. */
-INLINE void block(const Matrix *m, int64_t panel, int64_t row, const float *x, int64_t stride,
-                  float *y, int64_t y_stride, int add, int vectors, int count) {
+/* y[k] (+)= rows ``row`` to ``row + vectors * LANES`` of a panel times input ``first + k``. */
+INLINE void block(const Matrix *m, int64_t panel, int64_t row, const float *x, int64_t stride, Inputs inputs,
+                  int64_t first, float *y, int64_t y_stride, int add, int vectors, int count) {
     Floats sums[VECTORS_ALONE][TOGETHER];
-    int64_t n = m->columns, groups = (n + GROUP - 1) / GROUP;
     for (int v = 0; v < vectors; v++)
         for (int k = 0; k < count; k++) sums[v][k] = same(0.0f);
-    if (m->full) add_columns(m, panel, row, 0, n, x, stride, sums, vectors, count, 0, 0);
-    else if (m->column_scales) add_columns(m, panel, row, 0, n, x, stride, sums, vectors, count, 1, 1);
-    else
-        for (int64_t g = 0; g < groups; g++) {
-            Floats part[VECTORS_ALONE][TOGETHER];
-            int64_t start = g * GROUP, stop = start + GROUP < n ? start + GROUP : n;
-            const float *scales = m->row_scales + (panel * groups + g) * PANEL + row;
-            for (int v = 0; v < vectors; v++)
-                for (int k = 0; k < count; k++) part[v][k] = same(0.0f);
-            add_columns(m, panel, row, start, stop, x, stride, part, vectors, count, 1, 0);
-            for (int v = 0; v < vectors; v++)
-                for (int k = 0; k < count; k++)
-                    sums[v][k] = add_product(sums[v][k], part[v][k], floats(scales + v * LANES));
-        }
+    if (m->full) add_full(m, panel, row, x + first * stride, stride, sums, vectors, count);
+    else add_coded(m, panel, row, inputs, first, sums, vectors, count);
     for (int v = 0; v < vectors; v++)
         for (int k = 0; k < count; k++) {
-            int64_t first = panel * PANEL + row + v * LANES, left = m->rows - first;
-            float *output = y + k * y_stride + first;
+            int64_t number = panel * PANEL + row + v * LANES, left = m->rows - number;
+            float *output = y + (first + k) * y_stride + number;
             if (left >= LANES) {
                 if (add) sums[v][k] += floats(output);
                 store(output, sums[v][k]);
@@ -215,27 +324,44 @@ INLINE void block(const Matrix *m, int64_t panel, int64_t row, const float *x, i
 }
 
 /* All rows of a panel times ``count`` inputs. */
-INLINE void panel_products(const Matrix *m, int64_t panel, const float *x, int64_t stride, float *y,
-                           int64_t y_stride, int add, int vectors, int count) {
+INLINE void panel_products(const Matrix *m, int64_t panel, const float *x, int64_t stride, Inputs inputs,
+                           int64_t first, float *y, int64_t y_stride, int add, int vectors, int count) {
     for (int64_t row = 0; row < PANEL && panel * PANEL + row < m->rows; row += vectors * LANES)
-        block(m, panel, row, x, stride, y, y_stride, add, vectors, count);
+        block(m, panel, row, x, stride, inputs, first, y, y_stride, add, vectors, count);
 }
 
-/* y[b] (+)= m x[b]: this thread's share of the rows, for every b while a panel is at hand. */
+/* y[b] (+)= m x[b]: this thread's share of the rows. memory: of this thread, ``inputs_floats``. */
 static void multiply(const Matrix *m, const float *x, int64_t stride, float *y, int64_t y_stride,
-                     int64_t batch, int add) {
+                     int64_t batch, int add, float *memory) {
     int64_t count = omp_get_num_threads(), id = omp_get_thread_num(), panels = (m->rows + PANEL - 1) / PANEL;
-    for (int64_t panel = panels * id / count; panel < panels * (id + 1) / count; panel++)
-        for (int64_t b = 0, many; b < batch; b += many) {
-            const float *from = x + b * stride;
-            float *to = y + b * y_stride;
-            int64_t left = batch - b;
-            many = left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            if (many == 6) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 6);
-            else if (many == 4) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS, 4);
-            else if (many == 2) panel_products(m, panel, from, stride, to, y_stride, add, VECTORS_PAIR, 2);
-            else panel_products(m, panel, from, stride, to, y_stride, add, VECTORS_ALONE, 1);
+    Inputs inputs = inputs_at(memory, m->columns);
+    for (int64_t start = 0; start < batch; start += CHUNK, x += CHUNK * stride, y += CHUNK * y_stride) {
+        int64_t chunk = batch - start < CHUNK ? batch - start : CHUNK;
+        if (m->row_scales) round_inputs(x, NULL, stride, m->columns, chunk, inputs);
+        for (int64_t panel = panels * id / count; panel < panels * (id + 1) / count; panel++) {
+            if (m->column_scales)
+                round_inputs(x, m->column_scales + panel * m->columns, stride, m->columns, chunk, inputs);
+            for (int64_t b = 0, many; b < chunk; b += many) {
+                int64_t left = chunk - b;
+                many = left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+                if (many == 6) panel_products(m, panel, x, stride, inputs, b, y, y_stride, add, VECTORS, 6);
+                else if (many == 4) panel_products(m, panel, x, stride, inputs, b, y, y_stride, add, VECTORS, 4);
+                else if (many == 2) panel_products(m, panel, x, stride, inputs, b, y, y_stride, add, VECTORS_PAIR, 2);
+                else panel_products(m, panel, x, stride, inputs, b, y, y_stride, add, VECTORS_ALONE, 1);
+            }
         }
+    }
+}
+
+/* What a thread has for itself: normalised inputs, inputs in 16 bits, scores. */
+static int64_t own_floats(const Plan *p) {
+    int64_t widest = p->width > p->hidden ? p->width : p->hidden;
+    return p->batch * p->width + inputs_floats(widest) + p->capacity;
+}
+
+int64_t scratch_floats(const Plan *p) {
+    int64_t shared = p->batch * (3 * p->width + p->width + 2 * p->hidden);
+    return shared + p->threads * own_floats(p);
 }
 
 static void normalise(const float *restrict x, const float *restrict weight, int64_t n,
@@ -274,28 +400,32 @@ INLINE float stored_one(const void *numbers, int64_t i, int halves) {
     return halves ? wide(((const uint16_t *)numbers)[i]) : ((const float *)numbers)[i];
 }
 
-/* scores[k] = query . key ``first + k`` for ``together`` keys at a time. */
-INLINE void score_some(const float *query, const void *keys, int64_t first, int64_t d,
-                       float *scores, int together, int halves) {
-    Floats sums[4];
+/* sums[k] += the products of query and key ``first + k``, by register. Returns how many channels those are. */
+INLINE int64_t add_scores(const float *query, const void *keys, int64_t first, int64_t count, int64_t d,
+                          Floats *sums, int halves) {
     int64_t c = 0;
-    for (int k = 0; k < together; k++) sums[k] = same(0.0f);
-    for (; c + LANES <= d; c += LANES)
-        for (int k = 0; k < together; k++)
+    for (int64_t k = 0; k < count; k++)
+        for (c = 0; c + LANES <= d; c += LANES)
             sums[k] = add_product(sums[k], floats(query + c), stored(keys, (first + k) * d + c, halves));
-    for (int k = 0; k < together; k++) {
-        float sum = total(sums[k]);
-        for (int64_t e = c; e < d; e++) sum += query[e] * stored_one(keys, (first + k) * d + e, halves);
-        scores[k] = sum;
-    }
+    return c;
 }
 
-/* scores[i] = query . key ``first + i``. */
+/* scores[i] = query . key ``first + i``: as many keys at a time as a register has lanes. */
 INLINE void score_keys(const float *query, const void *keys, int64_t first, int64_t count,
                        int64_t d, float *scores, int halves) {
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) score_some(query, keys, first + i, d, scores + i, 4, halves);
-    for (; i < count; i++) score_some(query, keys, first + i, d, scores + i, 1, halves);
+    for (int64_t i = 0; i < count; i += LANES, first += LANES) {
+        Floats sums[LANES];
+        float values[LANES];
+        int64_t some = count - i < LANES ? count - i : LANES, c;
+        for (int k = 0; k < LANES; k++) sums[k] = same(0.0f);
+        if (some == LANES) c = add_scores(query, keys, first, LANES, d, sums, halves);
+        else c = add_scores(query, keys, first, some, d, sums, halves);
+        store(values, totals(sums));
+        for (int64_t k = 0; k < some; k++) {
+            for (int64_t e = c; e < d; e++) values[k] += query[e] * stored_one(keys, (first + k) * d + e, halves);
+            scores[i + k] = values[k];
+        }
+    }
 }
 
 /* Channels ``c`` and on of output += sum of weights[i] * value ``first + i``. */
@@ -341,17 +471,23 @@ static void add_bias(const Plan *p, int64_t b, int64_t h, int64_t position, int6
 
 /* Softmax attention of one row and head over all positions that it sees, itself included. */
 INLINE void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int64_t position,
-                   float *query, float *scores, float *output, int halves) {
-    int64_t d = p->width / p->heads, C = p->capacity, start = (b * p->heads + h) * C;
-    int64_t oldest = position + 1 > C ? position + 1 - C : 0;
+                   float *query, float *scores, float *output, int64_t d, int halves) {
+    int64_t C = p->capacity, oldest = position + 1 > C ? position + 1 - C : 0;
     if (p->first[b] > oldest) oldest = p->first[b];
     int64_t count = position + 1 - oldest, slot = oldest % C;
     /* The ring from its oldest slot to its end, and on from its beginning. */
-    int64_t early = count < C - slot ? count : C - slot;
+    int64_t early = count < C - slot ? count : C - slot, row = b, next = 0;
+    if (p->known[b] != b) { /* or what another row knows, and on behind that */
+        row = p->known[b];
+        next = p->shared;
+        early = next - oldest;
+    }
+    int64_t start = (row * p->heads + h) * C + slot;
+    next += (b * p->heads + h) * C;
     float scale = 1.0f / sqrtf((float)d), largest = -3e38f, sum = 0.0f;
     for (int64_t c = 0; c < d; c++) query[c] *= scale;
-    score_keys(query, layer->keys, start + slot, early, d, scores, halves);
-    score_keys(query, layer->keys, start, count - early, d, scores + early, halves);
+    score_keys(query, layer->keys, start, early, d, scores, halves);
+    score_keys(query, layer->keys, next, count - early, d, scores + early, halves);
     if (p->bias) add_bias(p, b, h, position, oldest, count, scores);
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < count; i++) largest = scores[i] > largest ? scores[i] : largest;
@@ -361,8 +497,8 @@ INLINE void attend(const Plan *p, const Layer *layer, int64_t b, int64_t h, int6
         sum += scores[i];
     }
     memset(output, 0, sizeof(float) * d);
-    mix_values(scores, layer->values, start + slot, early, d, output, halves);
-    mix_values(scores + early, layer->values, start, count - early, d, output, halves);
+    mix_values(scores, layer->values, start, early, d, output, halves);
+    mix_values(scores + early, layer->values, next, count - early, d, output, halves);
     for (int64_t c = 0; c < d; c++) output[c] /= sum;
 }
 
@@ -373,14 +509,16 @@ static void keep(void *numbers, int64_t at, const float *x, int64_t d, int64_t h
     else memcpy((float *)numbers + at, x, sizeof(float) * d);
 }
 
-/* Keys, values and attention of this thread's share of rows and heads. */
+/* Keys, values and attention of this thread's share of rows and heads: of one head after the other, since
+ * rows that share keys find them in cache. */
 static void attention(const Plan *p, const Layer *layer, const float *cosine, const float *sine,
                       int64_t position, float *qkv, float *scores, float *mixed) {
     int64_t D = p->width, d = D / p->heads, C = p->capacity, all = p->batch * p->heads;
     int64_t count = omp_get_num_threads(), id = omp_get_thread_num();
     for (int64_t i = all * id / count; i < all * (id + 1) / count; i++) {
-        int64_t b = i / p->heads, h = i % p->heads;
+        int64_t b = i % p->batch, h = i / p->batch;
         float *query = qkv + b * 3 * D + h * d, *key = query + D, *value = key + D;
+        float *output = mixed + b * D + h * d;
         int64_t at = ((b * p->heads + h) * C + position % C) * d;
         if (cosine) {
             turn(query, cosine + b * d, sine + b * d, d);
@@ -388,8 +526,10 @@ static void attention(const Plan *p, const Layer *layer, const float *cosine, co
         }
         keep(layer->keys, at, key, d, p->halves);
         keep(layer->values, at, value, d, p->halves);
-        if (p->halves) attend(p, layer, b, h, position, query, scores, mixed + b * D + h * d, 1);
-        else attend(p, layer, b, h, position, query, scores, mixed + b * D + h * d, 0);
+        /* The compiler unrolls the loops over 64 channels. */
+        if (p->halves && d == 64) attend(p, layer, b, h, position, query, scores, output, 64, 1);
+        else if (p->halves) attend(p, layer, b, h, position, query, scores, output, d, 1);
+        else attend(p, layer, b, h, position, query, scores, output, d, 0);
     }
 }
 
@@ -414,37 +554,47 @@ void step(const Plan *p, float *x, const float *cosine, const float *sine, const
           int64_t position, float *output) {
     int64_t B = p->batch, D = p->width, F = p->hidden;
     float *qkv = p->scratch, *mixed = qkv + B * 3 * D, *rise = mixed + B * D;
-    float *own = rise + B * 2 * F;
+    float *all_own = rise + B * 2 * F;
     if (p->bias)
         for (int64_t b = 0; b < B; b++)
             p->key_positions[b * p->capacity + position % p->capacity] = positions[b];
 #pragma omp parallel num_threads(p->threads)
     {
-        float *normed = own + omp_get_thread_num() * (B * D + p->capacity), *scores = normed + B * D;
+        float *own = all_own + omp_get_thread_num() * own_floats(p);
+        float *normed = own, *scores = own + B * D, *inputs = scores + p->capacity;
         for (int64_t l = 0; l < p->depth; l++) {
             const Layer *layer = p->layers + l;
             normalise_all(p, x, layer->attention_norm, normed);
-            multiply(&layer->qkv, normed, D, qkv, 3 * D, B, 0);
+            multiply(&layer->qkv, normed, D, qkv, 3 * D, B, 0, inputs);
 #pragma omp barrier
             attention(p, layer, cosine, sine, position, qkv, scores, mixed);
 #pragma omp barrier
-            multiply(&layer->out, mixed, D, x, D, B, 1);
+            multiply(&layer->out, mixed, D, x, D, B, 1, inputs);
 #pragma omp barrier
             normalise_all(p, x, layer->feed_forward_norm, normed);
-            multiply(&layer->rise, normed, D, rise, 2 * F, B, 0);
+            multiply(&layer->rise, normed, D, rise, 2 * F, B, 0, inputs);
 #pragma omp barrier
             gate(p, rise);
 #pragma omp barrier
-            multiply(&layer->fall, rise, 2 * F, x, D, B, 1);
+            multiply(&layer->fall, rise, 2 * F, x, D, B, 1, inputs);
 #pragma omp barrier
         }
         if (omp_get_thread_num() == 0) normalise_all(p, x, p->norm, output);
     }
 }
 
-/* y [B, count, rows] = x [B, columns] times each of ``count`` matrices of one shape. */
-void linear(const Matrix *m, int64_t count, const float *x, float *y, int64_t batch, int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    for (int64_t i = 0; i < count; i++)
-        multiply(m + i, x, m->columns, y + i * m->rows, count * m->rows, batch, 0);
+/* y [B, count, rows] = x [B, columns] times each of ``count`` matrices of one shape. Returns 0, or 1 if
+ * there is no memory. */
+int linear(const Matrix *m, int64_t count, const float *x, float *y, int64_t batch, int64_t threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        float *memory = malloc(sizeof(float) * inputs_floats(m->columns));
+        if (memory)
+            for (int64_t i = 0; i < count; i++)
+                multiply(m + i, x, m->columns, y + i * m->rows, count * m->rows, batch, 0, memory);
+        failed |= memory == NULL;
+        free(memory);
+    }
+    return failed;
 }

@@ -19,7 +19,7 @@ from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import library
 from segue.plugins.layers.pages import large_pages
 from segue.plugins.layers.quantize import eight_bits, made_from
-from segue.plugins.layers.transformer import Transformer
+from segue.plugins.layers.transformer import Sight, Transformer
 
 #: Explicit, because PyTorch's defaults can be changed and the kernel reads memory as it is.
 FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -57,7 +57,9 @@ class Plan(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads halves"),
-        *_fields(ctypes.c_void_p, "layers norm first bias"),
+        *_fields(ctypes.c_void_p, "layers norm first known"),
+        *_fields(ctypes.c_int64, "shared"),
+        *_fields(ctypes.c_void_p, "bias"),
         *_fields(ctypes.c_int64, "reach"),
         *_fields(ctypes.c_void_p, "key_positions scratch"),
     )
@@ -75,10 +77,11 @@ def num_threads(products: int) -> int:
     return threads
 
 
-def in_panels(rows: Tensor) -> Tensor:
-    """Return ``[R, C]`` as the kernel reads it, ``[panels, C, PANEL]``."""
-    rows = functional.pad(rows, (0, 0, 0, -len(rows) % PANEL))
-    return rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
+def in_panels(rows: Tensor, together: int = 1) -> Tensor:
+    """Return ``[R, C]`` as the kernel reads it, ``[panels, C / together, PANEL, together]``."""
+    rows = functional.pad(rows, (0, -rows.shape[1] % together, 0, -len(rows) % PANEL))
+    columns = rows.shape[1] // together
+    return rows.view(-1, PANEL, columns, together).transpose(1, 2).contiguous()
 
 
 class Packed:
@@ -86,6 +89,8 @@ class Packed:
 
     Attributes:
         matrices: an array of the kernel's ``Matrix``.
+        coded: whether all of them are codes.
+        exact: whether they stand for the given weights, without rounding.
 
     Args:
         weights: each ``[R, C]``, or a view of that shape.
@@ -94,7 +99,11 @@ class Packed:
     """
 
     def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
-        fields = [self._fields(weight.detach(), int8) for weight in weights]
+        fields = [self._fields(weight.detach(), False) for weight in weights]
+        self.exact = not int8 or all("codes" in parts for parts in fields)
+        if not self.exact:
+            fields = [self._fields(weight.detach(), True) for weight in weights]
+        self.coded = all("codes" in parts for parts in fields)
         parts = [part for parts in fields for part in parts.values()]
         # Each part begins on a cache line.
         sizes = [-(-part.nbytes // CACHE_LINE) * CACHE_LINE for part in parts]
@@ -110,6 +119,16 @@ class Packed:
             rows, columns = weight.shape
             self.matrices[index] = Matrix(rows=rows, columns=columns, **addresses)
 
+    def products(self, x: Float[Tensor, "N C"], start: int, stop: int) -> Float[Tensor, "N Q R"]:
+        """Return the products with matrices ``start`` to ``stop``, which have one shape."""
+        x, first, count = x.float().contiguous(), self.matrices[start], stop - start
+        y = torch.empty(len(x), count, first.rows, **FLOATS)
+        threads = num_threads(count * first.rows * first.columns * len(x))
+        address = ctypes.addressof(self.matrices) + start * ctypes.sizeof(Matrix)
+        if library().linear(address, count, x.data_ptr(), y.data_ptr(), len(x), threads):
+            raise MemoryError("the kernel has no memory for its inputs")
+        return y
+
     @staticmethod
     def _fields(weight: Float[Tensor, "R C"], int8: bool) -> dict[str, Tensor]:
         found = eight_bits(weight, int8)
@@ -118,8 +137,8 @@ class Packed:
         matrix, of_columns = found
         if of_columns:
             scales = matrix.scales.t().contiguous()
-            return {"codes": in_panels(matrix.codes.t()), "column_scales": scales}
-        return {"codes": in_panels(matrix.codes), "row_scales": in_panels(matrix.scales)}
+            return {"codes": in_panels(matrix.codes.t(), 2), "column_scales": scales}
+        return {"codes": in_panels(matrix.codes, 2), "row_scales": in_panels(matrix.scales)}
 
 
 def packed(module: nn.Module, weights: Sequence[Tensor], int8: bool) -> Packed:
@@ -136,38 +155,60 @@ def require_float32(*tensors: Tensor) -> None:
             raise TypeError(f"the kernel was given {tensor.dtype} on {tensor.device}")
 
 
+def transformer_weights(transformer: Transformer, int8: bool) -> Packed:
+    """Return the matrices of all layers, four of each."""
+    matrices = [
+        layer.weight
+        for block in transformer.layers
+        for layer in (
+            block.attention.qkv, block.attention.out,
+            block.feed_forward.rise, block.feed_forward.out,
+        )
+    ]  # fmt: skip
+    return packed(transformer, matrices, int8)
+
+
+def native_prefix(
+    transformer: Transformer, weights: Packed, x: Float[Tensor, "1 N D"], sight: Sight,
+    cache: KeyValueCache,
+) -> Float[Tensor, "1 N D"]:  # fmt: skip
+    """Return what ``transformer(x, sight, cache)`` does; the kernel multiplies the codes."""
+
+    def product(index: int, x: Tensor) -> Tensor:
+        return weights.products(x[0], index, index + 1).transpose(0, 1)
+
+    for index, block in enumerate(transformer.layers):
+        qkv = product(4 * index, block.attention_norm(x))
+        x = x + product(4 * index + 1, block.attention.mix(qkv, sight, cache))
+        risen = product(4 * index + 2, block.feed_forward_norm(x))
+        x = x + product(4 * index + 3, block.feed_forward.gated(risen))
+    cache.advance(x.shape[1])
+    return transformer.norm(x)
+
+
 class NativeStep:
     """Steps of a transformer in float32 on a CPU, after a prefix.
 
-    Where all weights are read as eight-bit codes, keys and values are kept in 16 bits: a step of
-    many rows spends most of its time reading them.
-
     Args:
-        cache: filled by the prefix; further positions go into its tensors, which may become halves.
+        weights: ``transformer_weights``.
+        cache: filled by the prefix; further positions go into its tensors.
         first: ``[B]`` first column of each row that is not padding.
+        known: ``[B]`` row that keeps a row's prefix: itself, or one with the same prefix. The
+            others' slots for it stay empty. Only where the cache never overwrites a position.
         key_positions: ``[B, C]`` by slot, written to; needed with a relative bias only.
-        int8: read the weights as eight-bit codes.
     """
 
     def __init__(
         self,
         transformer: Transformer,
+        weights: Packed,
         cache: KeyValueCache,
         first: Int64[Tensor, " B"],
+        known: Int64[Tensor, " B"],
         key_positions: Float[Tensor, "B C"] | None,
-        int8: bool,
     ) -> None:
         self._library, self._cache = library(), cache
         blocks, relative = transformer.layers, transformer.relative
-        matrices = [
-            layer.weight
-            for block in blocks
-            for layer in (
-                block.attention.qkv, block.attention.out,
-                block.feed_forward.rise, block.feed_forward.out,
-            )
-        ]  # fmt: skip
-        weights = packed(transformer, matrices, int8)
         #: All memory that the plan points to.
         self._alive: list[object] = [weights]
 
@@ -176,10 +217,8 @@ class NativeStep:
             self._alive.append(tensor)
             return tensor.data_ptr()
 
-        halves = all(matrix.codes for matrix in weights.matrices)
-        require_float32(*(slots for stored in cache.layers for slots in stored or ()))
-        if halves:
-            cache.halve()
+        if not cache.halves:
+            require_float32(*(slots for stored in cache.layers for slots in stored or ()))
         layers = (Layer * len(blocks))()
         for index, (block, stored) in enumerate(zip(blocks, cache.layers, strict=True)):
             assert stored is not None
@@ -192,10 +231,12 @@ class NativeStep:
             )
         width, hidden = blocks[0].feed_forward.out.weight.shape
         self._shape = len(first), width
+        products = sum(matrix.rows * matrix.columns for matrix in weights.matrices)
         self._plan = Plan(
             len(first), width, blocks[0].attention.heads, hidden, len(blocks),
-            cache.capacity, num_threads(len(first) * sum(w.numel() for w in matrices)), halves,
+            cache.capacity, num_threads(len(first) * products), cache.halves,
             ctypes.addressof(layers), pointer(transformer.norm.weight), pointer(first),
+            pointer(known), cache.length,
             None if relative is None else pointer(relative.table().to(**FLOATS)),
             0 if relative is None else relative.reach,
             None if key_positions is None else key_positions.data_ptr(), None,
@@ -237,16 +278,4 @@ def native_linear(
         weights: each ``[V, D]``, or a view of that shape.
         int8: read them as eight-bit codes.
     """
-    kernel, memory, rows = library(), packed(owner, weights, int8), weights[0].shape[0]
-    address, size = ctypes.addressof(memory.matrices), ctypes.sizeof(Matrix)
-
-    def call(x: Tensor, start: int, stop: int, alive: Packed = memory) -> Tensor:
-        x, count = x.float().contiguous(), stop - start
-        y = torch.empty(x.shape[0], count, rows, **FLOATS)
-        threads = num_threads(count * weights[0].numel() * x.shape[0])
-        kernel.linear(
-            address + start * size, count, x.data_ptr(), y.data_ptr(), x.shape[0], threads
-        )
-        return y
-
-    return call
+    return packed(owner, weights, int8).products

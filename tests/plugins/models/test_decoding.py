@@ -127,9 +127,9 @@ def test_a_model_with_a_window_is_run_in_one_whatever_the_crop(kind: str) -> Non
     original = engine.KeyValueCache
 
     class Spy(original):  # type: ignore[misc,valid-type]
-        def __init__(self, depth: int, capacity: int, ring: bool = False) -> None:
+        def __init__(self, depth: int, capacity: int, *others: bool) -> None:
             decoder_slots.append(capacity)
-            super().__init__(depth, capacity, ring)
+            super().__init__(depth, capacity, *others)
 
     engine.KeyValueCache = Spy  # type: ignore[misc]
     try:
@@ -299,13 +299,16 @@ def test_the_kernel_is_given_nothing_but_float32() -> None:
     torch.testing.assert_close(found, head(x).detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 7])
-@pytest.mark.parametrize("shape", [(1, 1), (70, 100), (130, 64)])
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 101), (130, 64)])
 def test_the_kernel_multiplies_and_a_row_is_what_it_is_alone(
     shape: tuple[int, int], batch: int
 ) -> None:
-    """Numbers, codes with groups along rows, and codes with groups along columns."""
-    decoding("native")
+    """Numbers, codes with groups along rows, and codes with groups along columns.
+
+    Inputs of codes are rounded to 16 bits: an error of a few 10^-5 of what the product is mostly.
+    """
     weight = torch.randn(shape)
     x = torch.randn(batch, shape[1])
     by_rows, by_columns = quantize(weight).dense(), quantize(weight.t()).dense().t()
@@ -318,11 +321,29 @@ def test_the_kernel_multiplies_and_a_row_is_what_it_is_alone(
             assert getattr(packed.matrices[0], field)
         assert found.shape == (batch, 2, shape[0])
         for index in range(2):
-            torch.testing.assert_close(
-                found[:, index], x @ (values + index).t(), atol=1e-4, rtol=1e-4
-            )
-        for row in range(batch):
+            wanted = x @ (values + index).t()
+            most = 1e-4 if field == "full" else 3e-4 * float(wanted.square().mean().sqrt())
+            torch.testing.assert_close(found[:, index], wanted, atol=most, rtol=1e-4)
+        for row in range(min(batch, 9)):
             assert torch.equal(found[row : row + 1, 1:], product(x[row : row + 1], 1, 2))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("x", [0.0, 1e-30, 3e30, torch.inf, torch.nan])
+def test_the_kernel_rounds_no_input_to_another(x: float) -> None:
+    """A group of inputs has a scale of its own, and what is no number stays none."""
+    layer = torch.nn.Linear(128, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(quantize(layer.weight).dense())
+    inputs = torch.randn(2, 128)
+    inputs[1, 5] = x
+    product = native_step.native_linear(layer, [layer.weight], int8=False)
+    found, wanted = product(inputs, 0, 1)[:, 0], layer(inputs).detach()
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-3, rtol=1e-3)
+    if abs(x) < torch.inf:
+        torch.testing.assert_close(found[1], wanted[1], atol=1e-3, rtol=1e-3)
+    else:
+        assert not found[1].isfinite().any()
 
 
 @pytest.mark.parametrize("weights", ["stored", "int8"])
@@ -386,8 +407,40 @@ def test_keys_and_values_are_halves_only_where_weights_are_codes(window: int | N
     for halves, full in zip(decoder._cache.layers, plain._cache.layers, strict=True):
         assert halves and full and halves[0].dtype == halves[1].dtype == torch.float16
     for halves, full in zip(decoder._cache.layers[0], plain._cache.layers[0], strict=True):  # type: ignore[arg-type]
-        torch.testing.assert_close(halves.float(), full, rtol=2**-11, atol=1e-5)
+        torch.testing.assert_close(halves.float(), full, rtol=2**-11, atol=5e-4)
     torch.testing.assert_close(hidden, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("kind", ["flat", "flat_relative"])
+def test_rows_of_one_prefix_share_its_keys_and_values(kind: str, window: int | None) -> None:
+    """Three of one prefix and two of another, in ``x``; each is what it is alone."""
+    model = build(kind, STAGES["plain"], attention_window=window)
+    with torch.no_grad():
+        for block in model.transformer.layers:
+            for layer in filter(lambda part: isinstance(part, torch.nn.Linear), block.modules()):
+                layer.weight.copy_(quantize(layer.weight).dense())  # type: ignore[union-attr, operator]
+    width = model.transformer.norm.weight.numel()
+    generator = torch.Generator().manual_seed(1)
+    prefixes = torch.randn(2, 9, width, generator=generator)[[0, 0, 0, 1, 1]]
+    x = torch.cat([prefixes, torch.randn(5, 6, width, generator=generator)], dim=1)
+    positions = torch.arange(9.0).repeat(5, 1)
+    valid = torch.tensor([[0] * 2 + [1] * 7] * 3 + [[1] * 9] * 2).bool()
+
+    def hidden(rows: list[int], backend: str, start: int = 0) -> torch.Tensor:
+        chosen = Decoding.model_validate({"backend": backend})
+        known = x[rows, start:9], positions[rows, start:], valid[rows, start:]
+        with torch.no_grad():
+            decoder = engine.Decoder(model.transformer, *known, 6, chosen)
+            new = [decoder.step(x[rows, at]).clone() for at in range(9, 15)]
+        return torch.stack([decoder.hidden, *new], dim=1)
+
+    together = hidden([0, 1, 2, 3, 4], "native")
+    for row in range(5):
+        alone = hidden([row], "native", int((~valid[row]).sum()))
+        assert torch.equal(together[row : row + 1], alone)
+    torch.testing.assert_close(together, hidden([0, 1, 2, 3, 4], "torch"), rtol=0, atol=0.01)
 
 
 @pytest.mark.usefixtures("kernel")
