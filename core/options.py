@@ -102,8 +102,9 @@ class Sampling(Options):
         repeats: a token that stands at so many of the last 16 frames is drawn anew at temperature
             1, so that a low temperature does not stay in a pause or a tone (Chen et al., arXiv
             2406.05370). For models that draw frame after frame.
-        candidates: continuations drawn in each window, of which the one most like what came before
-            stays (``Tokenizer.likeness``).
+        candidates: continuations drawn at a time, of which the one after which all that is new is
+            most like the prompt stays (``Tokenizer.likeness``).
+        candidate_seconds: length of a candidate; as long as a window allows if left out.
     """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
@@ -113,6 +114,7 @@ class Sampling(Options):
     iterations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = None
     repeats: int | None = Field(default=None, ge=1, le=16)
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
+    candidate_seconds: float | None = Field(default=None, gt=0.0, le=3600.0)
 
 
 class Decoding(Options):

@@ -91,6 +91,9 @@ class StageRun:
         self._unit = lm.stage.alignment
         self._window, self._overlap, self._chunk = window, overlap, chunk
         self._sampling, self._progress = sampling, progress
+        seconds, rate = sampling.candidate_seconds, float(lm.stage.target.frame_rate)
+        #: Frames of a candidate; None for as many as fit.
+        self._length = None if seconds is None or sampling.candidates < 2 else int(seconds * rate)
         self._start, self._firsts = prompt.lengths, prompt.lengths.tolist()
         batch, levels, longest = prompt.ids.shape
         self._tokenizer, self._candidates = tokenizer, len(generators) // max(1, batch)
@@ -175,14 +178,17 @@ class StageRun:
         assert self._tokenizer is not None
         target, many, best = self.stage.target, self._candidates, []
         for span in spans:  # row by row: memory does not grow with the batch
-            rows = [span] * many
+            (row, start, stop), rows = span, [span] * many
             known, windows = self._known(rows), self._given_windows(given, rows, count)
             with calling(self.lm, "generate"):
-                generators = self._generators[span[0]]
+                generators = self._generators[row]
                 new = self.lm.generate(windows, known, count, self._sampling, generators)
             check_frames(self.lm, new, many, target.num_levels, target.codebook_size, count)
+            # All that is new against the prompt; once that has left the window, halves.
+            at, whole = max(self._firsts[row] - start, (stop - start) // 2), known.append(new)
+            before, after = zip(*((ids[:, :at], ids[:, at:]) for ids in whole.rows()), strict=True)
             with calling(self._tokenizer, "likeness"):
-                scores = self._tokenizer.likeness(known, new)
+                scores = self._tokenizer.likeness(Tokens.stack(before), Tokens.stack(after))
             check_scores(self._tokenizer, scores, (many,), "likeness")
             best.append(new.row(int(scores.argmax())))
         yield Tokens.stack(best)
@@ -244,8 +250,9 @@ class StageRun:
         if self.lm.unbounded:
             return int((self._start + self.done).max()), left
         wanted = left
-        if self._chunk is not None:  # up to where every given slice ends a frame
-            wanted = min(left, -(-max(1, self._chunk) // self._unit) * self._unit)
+        for most in (self._chunk, self._length):  # up to where every given slice ends a frame
+            if most is not None:
+                wanted = min(wanted, -(-max(1, most) // self._unit) * self._unit)
         # Show all that leaves room for the wanted frames, if those fit one window; else the
         # overlap. No row's length counts, so that a row has the same windows alone and in a batch.
         budget = max(self._window - wanted, int(self._window * self._overlap))

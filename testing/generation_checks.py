@@ -168,8 +168,9 @@ def check_guidance_is_used(subject: Subject) -> None:
 
 
 def check_iterations_are_used(subject: Subject) -> None:
-    """Check that a model that accepts iterations draws other tokens with one."""
-    _require_used(subject, Sampling(temperature=10.0), "iterations", (1,))
+    """Check that a model that accepts iterations draws other tokens with four than with one."""
+    once = Sampling(temperature=10.0, iterations=(1,))
+    _require_used(subject, once, "iterations", (4,))
 
 
 def check_repeats_are_used(subject: Subject) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -364,7 +365,7 @@ def test_real_models_go_on_from_what_the_window_shows(kind: str) -> None:
 
 
 class Chooser(Tokenizer):
-    """Likes frames whose first id is large."""
+    """Likes a large id at the end."""
 
     def __init__(self) -> None:
         super().__init__(NoteKMeansOptions())
@@ -375,7 +376,7 @@ class Chooser(Tokenizer):
 
     def likeness(self, known: Tokens, new: Tokens) -> torch.Tensor:
         self.asked.append((known.lengths.tolist(), new.lengths.tolist()))
-        return new.ids[:, 0, 0].float()
+        return new.ids[:, 0, -1].float()
 
 
 def small_lm() -> DelayTransformer:
@@ -386,11 +387,19 @@ def small_lm() -> DelayTransformer:
     return lm
 
 
-def chosen(rows: list[torch.Tensor], frames: int, many: int, chunk: int | None = None) -> Tokens:
+def chosen(
+    rows: list[torch.Tensor],
+    frames: int,
+    many: int,
+    chunk: int | None = None,
+    chooser: Chooser | None = None,
+    **sampling: Any,
+) -> Tokens:
     """Continue rows with ``many`` candidates each."""
+    settings = Sampling(candidates=many, **sampling)
     return run_stage(
         small_lm(), [], Tokens.stack(rows), frames,
-        window=16, overlap=0.5, sampling=Sampling(), chunk=chunk, tokenizer=Chooser(),
+        window=16, overlap=0.5, sampling=settings, chunk=chunk, tokenizer=chooser or Chooser(),
         generators=[own_generator(row, 0, c) for row in range(len(rows)) for c in range(many)],
     )  # fmt: skip
 
@@ -409,8 +418,8 @@ def test_the_best_of_a_rows_candidates_stays() -> None:
             )
             for c in range(3)
         ]
-        best = max((one.row(0) for one in alone), key=lambda ids: int(ids[0, 0]))
-        assert len({int(one.ids[0, 0, 0]) for one in alone}) > 1
+        best = max((one.row(0) for one in alone), key=lambda ids: int(ids[0, -1]))
+        assert len({int(one.ids[0, 0, -1]) for one in alone}) > 1
         assert torch.equal(together.row(row)[:, known.shape[1] :], best)
 
 
@@ -430,6 +439,18 @@ def test_every_window_is_chosen_for_itself() -> None:
     assert chosen([row], 30, 2).lengths.tolist() == [36]
     whole, chunked = chosen([row], 10, 2), chosen([row], 10, 2, chunk=2)
     assert whole.lengths.equal(chunked.lengths) and not whole.ids.equal(chunked.ids)
+
+
+def test_short_candidates_are_chosen_by_all_that_is_new() -> None:
+    """50 frames a second: three at a time, against the prompt as long as the window shows it."""
+    row, chooser = torch.arange(6).expand(2, -1), Chooser()
+    found = chosen([row], 18, 2, chooser=chooser, candidate_seconds=0.06)
+    sides = [(known[0], new[0]) for known, new in chooser.asked]
+    # A window of 16 shows 13 frames before three new ones: 13 from frame 2 on, then from 5 on.
+    assert sides == [(6, 3), (6, 6), (6, 9), (6, 10), (6, 10), (6, 10)]
+    assert found.lengths.tolist() == [24]
+    alone = chosen([row], 18, 1, candidate_seconds=0.06)
+    assert alone.ids.equal(chosen([row], 18, 1).ids)  # there is nothing to choose
 
 
 def test_a_tokenizer_that_compares_nothing_cannot_choose() -> None:
