@@ -58,9 +58,10 @@ typedef struct {
 /* A float and its bits. */
 typedef union { uint32_t bits; float value; } Word;
 
-/* e^x for x <= 88, to a few parts in 10^7 (Cephes' polynomial): unlike expf it vectorises. */
+/* e^x for -70 <= x <= 88, to a few parts in 10^7 (Cephes' polynomial): unlike expf it vectorises. Less
+ * would make products with values denormal, which take a hundred times as long. */
 static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+    x = x < -70.0f ? -70.0f : x;
     float n = rintf(x * 1.44269504f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float q = 1.9875691500e-4f;
@@ -179,16 +180,31 @@ static inline float one_total(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); 
 static inline Floats totals(const Floats *x) {
     return (Floats){one_total(x[0]), one_total(x[1]), one_total(x[2]), one_total(x[3])};
 }
-typedef int32_t Ints __attribute__((vector_size(16)));
-typedef int16_t Pairs __attribute__((vector_size(16)));
-static inline Ints zeros(void) { return (Ints){0, 0, 0, 0}; }
-static inline Pairs pairs(const int8_t *c) { return (Pairs){c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]}; }
-static inline Pairs same_pair(const int16_t *x) { return (Pairs){x[0], x[1], x[0], x[1], x[0], x[1], x[0], x[1]}; }
-static inline Ints add_pairs(Ints sum, Pairs a, Pairs b) {
-    for (int i = 0; i < 4; i++) sum[i] += (int32_t)a[2 * i] * b[2 * i] + (int32_t)a[2 * i + 1] * b[2 * i + 1];
-    return sum;
+/* Without instructions for pairs, floats are as fast; the order of sums is the same everywhere. */
+typedef Floats Ints;
+typedef struct { Floats even, odd; } Pairs;
+typedef int32_t Words __attribute__((vector_size(16)));
+static inline Ints zeros(void) { return same(0.0f); }
+static inline Pairs split(Words both) {
+    return (Pairs){__builtin_convertvector((both << 16) >> 16, Floats), __builtin_convertvector(both >> 16, Floats)};
 }
-static inline Floats converted(Ints x) { return (Floats){(float)x[0], (float)x[1], (float)x[2], (float)x[3]}; }
+static inline Pairs pairs(const int8_t *codes) {
+    typedef int8_t Bytes __attribute__((vector_size(8)));
+    typedef int16_t Shorts __attribute__((vector_size(16)));
+    Bytes bytes;
+    memcpy(&bytes, codes, sizeof bytes);
+    Shorts shorts = __builtin_convertvector(bytes, Shorts);
+    Words both;
+    memcpy(&both, &shorts, sizeof both);
+    return split(both);
+}
+static inline Pairs same_pair(const int16_t *x) {
+    int32_t both;
+    memcpy(&both, x, sizeof both);
+    return split((Words){both, both, both, both});
+}
+static inline Ints add_pairs(Ints sum, Pairs a, Pairs b) { return sum + a.even * b.even + a.odd * b.odd; }
+static inline Floats converted(Ints x) { return x; }
 static inline Floats widened(const uint16_t *halves) {
     return (Floats){wide(halves[0]), wide(halves[1]), wide(halves[2]), wide(halves[3])};
 }
@@ -208,7 +224,7 @@ static inline Floats widened(const uint16_t *halves) {
 #endif
 
 /* Inputs of a matrix of codes, in 16 bits: products with codes and their sums within a group are then
- * exact in integers. numbers: [count, ceil(columns / GROUP) * GROUP], scales: of each group. */
+ * exact, in integers. numbers: [count, ceil(columns / GROUP) * GROUP]; scales: one of each group. */
 typedef struct {
     int16_t *numbers;
     float *scales;
