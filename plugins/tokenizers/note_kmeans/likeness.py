@@ -15,6 +15,7 @@ from segue.plugins.tokenizers.note_kmeans.config import KEYS, LOWEST
 STRUCK, SOUNDING = 0.35, 0.5  # chances from which on a key counts
 CLASSES = 12
 FREE = 0.3  # octaves by which the density may change at no cost
+RHYTHM = 2.0  # what a bit of times between onsets counts
 RARE = 0.1  # notes a second that are added to densities, so that none is 0
 
 
@@ -39,8 +40,8 @@ class Heard:
 
 
 def likeness(known: Heard, new: Heard) -> float:
-    """Return 0 for the same, less for others: by the divergences (bits) of pitch classes and of
-    times between onsets, and half of the octaves by which the density changes beyond ``FREE``.
+    """Return 0 for the same, less for others: by the divergences (bits) of pitch classes and, twice,
+    of times between onsets, and half of the octaves by which the density changes beyond ``FREE``.
 
     After silence, or nothing, all music is alike.
     """
@@ -48,6 +49,6 @@ def likeness(known: Heard, new: Heard) -> float:
         return 0.0
     pairs = (known.classes, new.classes), (known.intervals, new.intervals)
     bits = [jensen_shannon(*pair) for pair in pairs]
-    unlike = sum(1.0 if math.isnan(one) else one for one in bits)  # where one has nothing: 1 bit
+    keys, rhythm = (1.0 if math.isnan(one) else one for one in bits)  # where one has nothing: 1 bit
     octaves = abs(math.log2(new.density / known.density))
-    return -unlike - 0.5 * max(0.0, octaves - FREE)
+    return -keys - RHYTHM * rhythm - 0.5 * max(0.0, octaves - FREE)
