@@ -40,7 +40,7 @@ class Heard:
 
 
 def likeness(known: Heard, new: Heard) -> float:
-    """Return 0 for the same, less for others: by the divergences (bits) of pitch classes and, twice,
+    """Return 0 for the same, less for others: by divergences (bits) of pitch classes and, twice,
     of times between onsets, and half of the octaves by which the density changes beyond ``FREE``.
 
     After silence, or nothing, all music is alike.
