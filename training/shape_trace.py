@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segue.core.interfaces import Adversary, Component, StageBatch, WaveBatch
 
-LARGEST_REAL = 1 << 16  # elements of a tensor that is computed for real
-
 ATEN = torch.ops.aten
 
 
@@ -111,9 +109,6 @@ class _ShapesOfUnknowns(TorchDispatchMode):
         if not any(tensor.is_meta for tensor in tensors):
             if kwargs.get("device") is not None:
                 kwargs["device"] = torch.device("cpu")
-            # Random numbers and masks are real if small; a large mask would take real memory.
-            if not tensors and not _is_small(args):
-                kwargs["device"] = torch.device("meta")
             return func(*args, **kwargs)
         if func._schema.is_mutable and not args[0].is_meta:
             return args[0]  # a real buffer takes in unknown values: it stays as it was
@@ -184,8 +179,7 @@ def _prepare_buffers(module: nn.Module) -> None:
         for name, value in part._buffers.items():
             if value is None or value.is_meta:
                 continue
-            table = value.ndim > 0 and (value.is_floating_point() or value.is_complex())
-            if table or value.numel() > LARGEST_REAL:
+            if value.ndim > 0 and (value.is_floating_point() or value.is_complex()):
                 part._buffers[name] = value.to("meta")
             elif value.is_floating_point() or value.dtype == torch.bool:
                 part._buffers[name] = torch.ones_like(value)
@@ -197,10 +191,3 @@ def _positions(index: Tensor | None) -> list[Tensor | None]:
         return [index]
     return list(index.nonzero().unbind(1))
 
-
-def _is_small(args: Any) -> bool:
-    """Return whether a new tensor of this shape is small enough to be computed for real."""
-    size = 1
-    for leaf in tree_leaves(args):
-        size *= max(1, abs(leaf)) if isinstance(leaf, int) else 1
-    return size <= LARGEST_REAL
