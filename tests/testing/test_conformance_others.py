@@ -8,7 +8,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from tests.broken import after, broken
 from torch import Tensor, nn
 
 from segue.core.domain import Domain
@@ -36,85 +37,6 @@ class Distance(Metric):
         return float((reference - audio).abs().mean())
 
 
-class HasAWrongUnit(Distance):
-    unit = None  # type: ignore[assignment]
-
-
-class ReturnsATensor(Distance):
-    def __call__(self, *arguments: Any) -> Any:
-        return torch.tensor(super().__call__(*arguments))
-
-
-class WritesToTheReference(Distance):
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        return super().__call__(reference.mul_(0.5), audio, sample_rate)
-
-
-class KnowsOneRate(Distance):
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        return {16_000: 1.0}[sample_rate]
-
-
-class PointsTheWrongWay(Distance):
-    higher_is_better = True
-
-
-class DoesNotMeasureSilence(Distance):
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        return super().__call__(reference, audio, sample_rate) if audio.any() else math.nan
-
-
-class LikesSilence(Distance):
-    higher_is_better = True
-
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        return float(not audio.any())
-
-
-class DividesByTheReference(Distance):
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        return super().__call__(reference, audio, sample_rate) / float(reference.abs().max())
-
-
-class CountsCalls(Distance):
-    calls = 0
-
-    def __call__(self, *arguments: Any) -> float:
-        self.calls += 1
-        return super().__call__(*arguments) + self.calls
-
-
-class Reseeds(Distance):
-    def __call__(self, *arguments: Any) -> float:
-        random.seed(0)
-        return super().__call__(*arguments)
-
-
-class SetsTheDtypeOnce(Distance):
-    """Set what other checks would leave set, so that it seems to change nothing."""
-
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        torch.set_default_dtype(torch.float64)
-        return super().__call__(reference, audio, sample_rate)
-
-
-class SetsTheDtypeWhenBuilt(Distance):
-    def __init__(self) -> None:
-        torch.set_default_dtype(torch.float64)
-
-
-class EndsTheProcess(Distance):
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        os._exit(0)
-
-
-class Panics(Distance):
-    """Raise as compiled code of Rust does."""
-
-    def __call__(self, reference: Tensor, audio: Tensor, sample_rate: int) -> float:
-        raise BaseException("panic")
-
-
 class Levels(ContinuationMetric):
     def measure(self, records: Sequence[Continuation]) -> Measured:
         levels = torch.stack([r.continuation.abs().mean() for r in records]).double()
@@ -123,48 +45,6 @@ class Levels(ContinuationMetric):
 
     def truth(self, record: Continuation) -> float:
         return float(record.truth.abs().mean()) if record.truth.numel() else math.nan
-
-
-class NamesOneDomain(Levels):
-    domains = "speech"  # type: ignore[assignment]
-
-
-class SkipsARecord(Levels):
-    def measure(self, records: Sequence[Continuation]) -> Measured:
-        return Measured(super().measure(records).rows[1:])
-
-
-class NeedsATruth(Levels):
-    def truth(self, record: Continuation) -> float:
-        return float(record.truth.abs().max())
-
-
-class SortsItsRows(Levels):
-    def measure(self, records: Sequence[Continuation]) -> Measured:
-        rows = super().measure(records).rows
-        return Measured(sorted(rows, key=lambda row: row["level"]))
-
-
-class ReturnsTensorsOfTheSet(Levels):
-    def measure(self, records: Sequence[Continuation]) -> Measured:
-        return replace(super().measure(records), overall={"all": lambda weights: weights.sum()})
-
-
-class NeedsTwoRecords(Levels):
-    def measure(self, records: Sequence[Continuation]) -> Measured:
-        assert records[1]
-        return super().measure(records)
-
-
-class DrawsAtRandom(Levels):
-    def truth(self, record: Continuation) -> float:
-        return float(torch.rand(()))
-
-
-class SwitchesGradOff(Levels):
-    def measure(self, records: Sequence[Continuation]) -> Measured:
-        torch.set_grad_enabled(False)
-        return super().measure(records)
 
 
 class Tilt(Detector):
@@ -190,93 +70,111 @@ class Tilt(Detector):
         return nn.functional.cross_entropy(self.logits(batch.wave, batch.lengths), origins)
 
 
-class ScoresLogits(Tilt):
-    def score(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return self.logits(wave, lengths)
+def measuring(change: Callable[..., float], **more: Any) -> type[Any]:
+    """Return a metric whose figure is ``change(sound metric, reference, audio, sample rate)``."""
+    return broken(Distance, __call__=lambda right, self, *rest: change(right, *rest), **more)
 
 
-class HearsBeyondTheEnd(Tilt):
-    def logits(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return super().logits(wave, torch.full_like(lengths, wave.shape[1]))
+def measured(change: Callable[[Measured], Measured]) -> type[Any]:
+    """Return a metric of continuations with other figures."""
+    return broken(Levels, measure=lambda right, self, records: change(right(records)))
 
 
-class HearsTheLevel(Tilt):
-    def logits(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return super().logits(wave, lengths) + wave.abs().mean(dim=1)[:, None] * torch.arange(3)
+def heard(change: Callable[..., Tensor]) -> type[Any]:
+    """Return a detector whose logits are ``change(sound logits, wave, lengths)``."""
+    return broken(Tilt, logits=lambda right, self, wave, lengths: change(right, wave, lengths))
 
 
-class ScoresAtRandom(Tilt):
-    def logits(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return super().logits(wave, lengths) + torch.rand(3)
+def counting(self: Any, *_: object) -> None:
+    self.calls += 1
 
 
-class LearnsNothing(Tilt):
-    def origin_loss(self, batch: WaveBatch, origins: Tensor) -> Tensor:
-        return 0 * self.readings.weight.sum()
+def panic(*_: object) -> None:
+    """Raise as compiled code of Rust does."""
+    raise BaseException("panic")
 
 
-class ForgetsAPart(Tilt):
-    def __init__(self, config: DetectorOptions) -> None:
-        super().__init__(config)
-        self.offset = torch.randn(3)
-
-    def logits(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return super().logits(wave, lengths) + self.offset
+def refuse_ten_seconds(self: Any, wave: Tensor, lengths: Tensor) -> None:
+    if wave.shape[1] > 10 * self.config.sample_rate:
+        raise RuntimeError("too long")
 
 
-class ScoresElsewhere(Tilt):
-    def score(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return super().score(wave, lengths).to("meta")
+def forgets_a_part(right: Any, self: Any, config: DetectorOptions) -> None:
+    right(config)
+    self.offset = torch.randn(3)
 
 
-class TakesTenSeconds(Tilt):
-    def score(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        if wave.shape[1] > 10 * self.config.sample_rate:
-            raise RuntimeError("too long")
-        return super().score(wave, lengths)
+def set_double(*_: object) -> None:
+    torch.set_default_dtype(torch.float64)
 
 
-class ReseedsTorch(Tilt):
-    def score(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return super().score(wave, lengths)
-
-
-Broken = tuple[Kind, str, Any, str]
-BROKEN: list[Broken] = [
-    ("metric", "attributes_describe_it", HasAWrongUnit, "unit is None"),
-    ("metric", "returns_a_number", ReturnsATensor, "returned a Tensor, not a number"),
-    ("metric", "returns_a_number", WritesToTheReference, "reference is written to"),
-    ("metric", "returns_a_number", KnowsOneRate, "KeyError: 24000"),
-    ("metric", "damage_is_no_improvement", PointsTheWrongWay, "but higher_is_better = True"),
-    ("metric", "silence_has_the_worst_figure", DoesNotMeasureSilence, "the figure NaN"),
-    ("metric", "silence_has_the_worst_figure", LikesSilence, "silence has 1"),
-    ("metric", "takes_any_reference", DividesByTheReference, "ZeroDivisionError"),
-    ("metric", "is_deterministic", CountsCalls, "the next time"),
-    ("metric", "leaves_the_process_alone", Reseeds, "Python's random state"),
-    ("metric", "leaves_the_process_alone", SetsTheDtypeWhenBuilt, "default dtype"),
-    ("metric", "returns_a_number", EndsTheProcess, r"it called os\._exit\(0\)"),
-    ("metric", "returns_a_number", Panics, "BaseException: panic"),
-    ("continuation_metric", "attributes_describe_it", NamesOneDomain, "not a tuple"),
-    ("continuation_metric", "gives_a_row_per_record", SkipsARecord, "3 rows for 4 records"),
-    ("continuation_metric", "gives_a_row_per_record", NeedsATruth, "RuntimeError|IndexError"),
-    ("continuation_metric", "rows_follow_their_records", SortsItsRows, "in another order"),
-    (
-        "continuation_metric", "figures_of_the_set_take_weights", ReturnsTensorsOfTheSet,
-        "returned a Tensor",
-    ),
-    ("continuation_metric", "takes_few_and_silent_records", NeedsTwoRecords, "IndexError"),
-    ("continuation_metric", "is_deterministic", DrawsAtRandom, "the next time"),
-    ("continuation_metric", "leaves_the_process_alone", SwitchesGradOff, "grad mode"),
-    ("detector", "scores_are_probabilities", ScoresLogits, "a probability is|sum of a row"),
-    ("detector", "scores_are_probabilities", TakesTenSeconds, "too long"),
-    ("detector", "scored_batch_equals_rows", HearsBeyondTheEnd, "in a batch"),
-    ("detector", "level_does_not_matter", HearsTheLevel, "a fifth as loud"),
-    ("detector", "is_deterministic", ScoresAtRandom, "the next time"),
-    ("detector", "training_step_can_be_learnt_from", LearnsNothing, "reaches no parameter"),
-    ("detector", "state_round_trip", ForgetsAPart, "after loading"),
-    ("detector", "respects_the_device", ScoresElsewhere, "scores are on meta"),
-    ("detector", "leaves_the_process_alone", ReseedsTorch, "random state"),
+#: Kind, check, what it says, and what it says it of.
+BROKEN: list[tuple[Kind, str, str, Any]] = [
+    ("metric", "attributes_describe_it", "unit is None", broken(Distance, unit=None)),
+    ("metric", "returns_a_number", "returned a Tensor, not a number",
+     measuring(lambda right, *rest: torch.tensor(right(*rest)))),
+    ("metric", "returns_a_number", "reference is written to",
+     measuring(lambda right, reference, *rest: right(reference.mul_(0.5), *rest))),
+    ("metric", "returns_a_number", "KeyError: 24000",
+     measuring(lambda right, reference, audio, rate: {16_000: 1.0}[rate])),
+    ("metric", "damage_is_no_improvement", "but higher_is_better = True",
+     broken(Distance, higher_is_better=True)),
+    ("metric", "silence_has_the_worst_figure", "the figure NaN",
+     measuring(lambda right, reference, audio, rate: (
+         right(reference, audio, rate) if audio.any() else math.nan))),
+    ("metric", "silence_has_the_worst_figure", "silence has 1",
+     measuring(lambda right, reference, audio, rate: float(not audio.any()),
+               higher_is_better=True)),
+    ("metric", "takes_any_reference", "ZeroDivisionError",
+     measuring(lambda right, reference, *rest: (
+         right(reference, *rest) / float(reference.abs().max())))),
+    ("metric", "is_deterministic", "the next time",
+     broken(Distance, calls=0, __call__=lambda right, self, *rest: (
+         counting(self) or right(*rest) + self.calls))),
+    ("metric", "leaves_the_process_alone", "Python's random state",
+     broken(Distance, __call__=after(lambda *_: random.seed(0)))),
+    ("metric", "leaves_the_process_alone", "default dtype",
+     broken(Distance, __init__=after(set_double))),
+    ("metric", "returns_a_number", r"it called os\._exit\(0\)",
+     broken(Distance, __call__=after(lambda *_: os._exit(0)))),
+    ("metric", "returns_a_number", "BaseException: panic",
+     broken(Distance, __call__=after(panic))),
+    ("continuation_metric", "attributes_describe_it", "not a tuple",
+     broken(Levels, domains="speech")),
+    ("continuation_metric", "gives_a_row_per_record", "3 rows for 4 records",
+     measured(lambda found: Measured(found.rows[1:]))),
+    ("continuation_metric", "gives_a_row_per_record", "RuntimeError|IndexError",
+     broken(Levels, truth=lambda right, self, record: float(record.truth.abs().max()))),
+    ("continuation_metric", "rows_follow_their_records", "in another order",
+     measured(lambda found: Measured(sorted(found.rows, key=lambda row: row["level"])))),
+    ("continuation_metric", "figures_of_the_set_take_weights", "returned a Tensor",
+     measured(lambda found: replace(found, overall={"all": lambda weights: weights.sum()}))),
+    ("continuation_metric", "takes_few_and_silent_records", "IndexError",
+     broken(Levels, measure=after(lambda self, records: records[1]))),
+    ("continuation_metric", "is_deterministic", "the next time",
+     broken(Levels, truth=lambda right, self, record: float(torch.rand(())))),
+    ("continuation_metric", "leaves_the_process_alone", "grad mode",
+     broken(Levels, measure=after(lambda *_: torch.set_grad_enabled(False)))),
+    ("detector", "scores_are_probabilities", "a probability is|sum of a row",
+     broken(Tilt, score=lambda right, self, *rest: self.logits(*rest))),
+    ("detector", "scores_are_probabilities", "too long",
+     broken(Tilt, score=after(refuse_ten_seconds))),
+    ("detector", "scored_batch_equals_rows", "in a batch",
+     heard(lambda right, wave, lengths: right(wave, torch.full_like(lengths, wave.shape[1])))),
+    ("detector", "level_does_not_matter", "a fifth as loud",
+     heard(lambda right, wave, lengths: (
+         right(wave, lengths) + wave.abs().mean(dim=1)[:, None] * torch.arange(3)))),
+    ("detector", "is_deterministic", "the next time",
+     heard(lambda right, *rest: right(*rest) + torch.rand(3))),
+    ("detector", "training_step_can_be_learnt_from", "reaches no parameter",
+     broken(Tilt, origin_loss=lambda right, self, *_: 0 * self.readings.weight.sum())),
+    ("detector", "state_round_trip", "after loading",
+     broken(Tilt, __init__=forgets_a_part,
+            logits=lambda right, self, *rest: right(*rest) + self.offset)),
+    ("detector", "respects_the_device", "scores are on meta",
+     broken(Tilt, score=lambda right, self, *rest: right(*rest).to("meta"))),
+    ("detector", "leaves_the_process_alone", "random state",
+     broken(Tilt, score=after(lambda *_: torch.manual_seed(0)))),
 ]  # fmt: skip
 BROKEN_DOMAINS = [
     ("is_called_what_it_is_registered_as", {"name": "two words"}, "not one plain word"),
@@ -331,10 +229,10 @@ def test_shipped_ones_pass(kind: Kind, name: str, plugin_host: PluginHost) -> No
     assert [str(result) for result in results if not result.ok] == []
 
 
-@pytest.mark.parametrize(("kind", "name", "broken", "problem"), BROKEN)
-def test_a_broken_one_is_caught(kind: Kind, name: str, broken: Any, problem: str) -> None:
+@pytest.mark.parametrize(("kind", "name", "problem", "component"), BROKEN)
+def test_a_broken_one_is_caught(kind: Kind, name: str, problem: str, component: Any) -> None:
     checks = {check.name: check for check in checks_for(kind)}
-    result = run_check(checks[name], subject_of(kind, broken))
+    result = run_check(checks[name], subject_of(kind, component))
     assert result.outcome == "failed"
     assert re.search(problem, result.message), result.message
 
@@ -346,16 +244,16 @@ def test_a_broken_domain_is_caught(
     if "prompt" in changes:
         changes = {"prompt": tmp_path / "silence.wav"}
         soundfile.write(changes["prompt"], torch.zeros(800).numpy(), 8000)
-    broken: Domain = replace(DOMAIN, **changes)
+    domain: Domain = replace(DOMAIN, **changes)
     check = next(check for check in checks_for("domain") if check.name == name)
-    result = run_check(check, Subject("domain", lambda: broken, label="x", host=plugin_host))
+    result = run_check(check, Subject("domain", lambda: domain, label="x", host=plugin_host))
     assert result.outcome == "failed" and problem in result.message, result.message
 
 
 def test_what_one_check_has_set_is_seen_all_the_same() -> None:
     """The check of the process comes first, as all checks run in one."""
-    checks = checks_for("metric")
-    results = {c.name: run_check(c, subject_of("metric", SetsTheDtypeOnce)) for c in checks}
+    subject = subject_of("metric", broken(Distance, __call__=after(set_double)))
+    results = {check.name: run_check(check, subject) for check in checks_for("metric")}
     assert "default dtype" in results["leaves_the_process_alone"].message
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from time import time as clock
@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ConfigDict
+from tests.broken import after, broken
 from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
 from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
-from segue.core.options import Decoding, Options, Sampling
+from segue.core.options import Options, Sampling
 from segue.core.sampling import sample
 from segue.core.spec import SliceSpec, StageSpec
 from segue.core.two_sided import TwoSided
@@ -117,413 +118,139 @@ class TinyLM(StageLM):
         return Tokens.full(ids.gather(2, new[:, None].expand(-1, prompt.num_levels, -1)))
 
 
-class TakesAnyOption(TinyLM):
-    class Config(TinyOptions):
-        model_config = ConfigDict(extra="ignore")
+def redrawn(change: Callable[[Tensor, Sequence[Any]], Tensor], **more: Any) -> type[Any]:
+    """Return a model that generates ``change(ids, arguments)``, modulo the codebook's size."""
 
-    config_class = Config
+    def generate(right: Any, self: Any, *arguments: Any) -> Tokens:
+        ids = change(right(*arguments).ids, arguments)
+        return Tokens.full(ids % self.stage.target.codebook_size)
 
-
-class HasLooseOptions(TinyLM):
-    class Config(TinyOptions):
-        model_config = ConfigDict(frozen=False)
-
-    config_class = Config
+    return broken(TinyLM, generate=generate, **more)
 
 
-class LosesNaN(TinyLM):
-    def loss(self, batch: StageBatch) -> StageLoss:
-        loss = super().loss(batch)
-        return StageLoss(loss.total * torch.nan, loss.per_level)
+def sampling(change: Callable[[Sampling], dict[str, Any]]) -> type[Any]:
+    """Return a model that draws with other settings of sampling than was asked for."""
+
+    def generate(right: Any, self: Any, *arguments: Any) -> Tokens:
+        given, prompt, frames, asked, generators = arguments
+        return right(given, prompt, frames, asked.model_copy(update=change(asked)), generators)
+
+    return broken(TinyLM, generate=generate)
 
 
-class LosesTheSum(TinyLM):
-    def loss(self, batch: StageBatch) -> StageLoss:
-        per_level = self.nll(batch).sum(dim=(0, 2))
+def generators(change: Callable[[Sequence[Any]], Sequence[Any]]) -> type[Any]:
+    """Return a model that draws with other generators."""
+    return broken(TinyLM, generate=lambda right, self, *rest: right(*rest[:-1], change(rest[-1])))
+
+
+def prompted(change: Callable[[Tokens], Tokens]) -> type[Any]:
+    """Return a model that continues another prompt."""
+    return broken(
+        TinyLM,
+        generate=lambda right, self, given, prompt, *rest: right(given, change(prompt), *rest),
+    )
+
+
+def scored(change: Callable[[Tensor], Tensor]) -> type[Any]:
+    return broken(TinyLM, score=lambda right, self, batch: change(right(batch)))
+
+
+def with_logits(change: Callable[[Any, Tensor], Tensor], **more: Any) -> type[Any]:
+    """Return a model of other logits: ``change(model, logits)``."""
+    return broken(TinyLM, logits=lambda right, self, *rest: change(self, right(*rest)), **more)
+
+
+def with_hidden(change: Callable[[Tensor], Tensor]) -> type[Any]:
+    return broken(TinyLM, hidden=lambda right, self, ids: change(right(ids)))
+
+
+def with_part(build: Callable[[Any], object], **more: Any) -> type[Any]:
+    """Return a model that builds one part more."""
+
+    def init(right: Any, self: Any, *arguments: Any) -> None:
+        right(*arguments)
+        build(self)
+
+    return broken(TinyLM, __init__=init, **more)
+
+
+def losing(change: Callable[[Tensor, StageLoss], Tensor]) -> type[Any]:
+    """Return a model with another loss of each level, ``change(nll, loss)``."""
+
+    def loss(right: Any, self: Any, batch: StageBatch) -> StageLoss:
+        per_level = change(self.nll(batch), right(batch))
         return StageLoss(per_level.mean(), per_level)
 
+    return broken(TinyLM, loss=loss)
 
-class ScoresPadding(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        return super().score(batch) - 1e-3
 
+def in_inference_mode(right: Any, self: Any, *arguments: Any) -> Tokens:
+    with torch.inference_mode():
+        found: Tokens = right(*arguments)
+    return found
 
-class CountsPadding(TinyLM):
-    def loss(self, batch: StageBatch) -> StageLoss:
-        per_level = self.nll(batch).mean(dim=(0, 2))
-        return StageLoss(per_level.mean(), per_level)
 
+def a_frame_more(right: Any, self: Any, given: Any, prompt: Any, frames: int, *rest: Any) -> Tokens:
+    new: Tokens = right(given, prompt, frames, *rest)
+    return new.append(new.levels(0, 99)) if frames > 1 else new
 
-class NormalisesTheBatch(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        score = super().score(batch)
-        return score * (1 + 0.1 * score.shape[0] * batch.target.mask[:, None])
 
+def own_generators(count: int) -> list[torch.Generator]:
+    seeds = torch.randint(1 << 30, (count,)).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-class SeesTheFuture(TinyLM):
-    def hidden(self, ids: Tensor) -> Tensor:
-        hidden = super().hidden(ids)
-        return hidden + hidden.roll(-1, dims=1)
 
+def last_frame_twice(right: Any, self: Any, *arguments: Any) -> Iterator[Tokens]:
+    new = self.generate(*arguments)
+    yield new
+    yield Tokens.full(new.ids[:, :, -1:])
 
-class SeesItself(TinyLM):
-    def hidden(self, ids: Tensor) -> Tensor:
-        hidden = super().hidden(ids)
-        return hidden + hidden.roll(-1, dims=2)
 
+def late(given: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
+    """Put the first frame under the second of the target, and the last nowhere."""
+    ids = [torch.cat([one.ids[:, :, :1], one.ids[:, :, :-1]], 2) for one in given]
+    return tuple(Tokens(i, one.lengths) for i, one in zip(ids, given, strict=True))
 
-class IgnoresWhatIsGiven(TinyLM):
-    def under(self, given: tuple[Tokens, ...], frames: int) -> Tensor:
-        return torch.zeros(())
 
+def shifted(given: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
+    return tuple(Tokens(tokens.ids.roll(1, 2), tokens.lengths) for tokens in given)
 
-class HasAnUnusedLayer(TinyLM):
-    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage)
-        self.unused = nn.Linear(2, 2)
 
+def all_frames(right: Any, self: Any, given: Any, prompt: Tokens, frames: int, *rest: Any) -> Any:
+    """Stream each frame, with a cache that grows."""
+    cache = []
+    for _ in range(frames):
+        cache.append(torch.zeros(100))
+        yield Tokens.full(torch.zeros(1, prompt.num_levels, 1, dtype=torch.long))
 
-class StaysInEvalMode(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        self.eval()
-        return super().score(batch)
 
+def counting(self: Any, *_: object) -> None:
+    self.calls += 1
 
-class DropsOutWhileGenerating(TinyLM):
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        return nn.functional.dropout(super().logits(given, ids), 0.5, self.training)
 
+def at_most(rows: int, found: int) -> None:
+    assert found <= rows
 
-class GeneratesInferenceTensors(TinyLM):
-    def generate(self, *arguments: object) -> Tokens:  # type: ignore[override]
-        with torch.inference_mode():
-            return super().generate(*arguments)  # type: ignore[arg-type]
 
+def packed(prompt: Tokens) -> Tokens:
+    """Read memory in order, whatever the strides."""
+    order = torch.empty(prompt.ids.shape).stride()
+    return Tokens(prompt.ids.as_strided(prompt.ids.shape, order), prompt.lengths)
 
-class ForgetsAPart(TinyLM):
-    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage)
-        self.hidden_bias = torch.randn(stage.target.codebook_size)
 
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        return super().logits(given, ids) + self.hidden_bias
+def refuse_long(self: Any, given: Any, prompt: Tokens, *rest: Any) -> None:
+    if prompt.ids.shape[2] > 40:
+        raise ValueError("the prompt is too long")
 
 
-class ScoresInSinglePrecision(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        return super().score(batch).float()
+def end_the_process(self: Any, batch: StageBatch) -> None:
+    raise SystemExit(3)
 
 
-class ScoresElsewhere(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        return super().score(batch).to("meta")
+class Unlucky(TinyLM):
+    """Takes any setting of sampling, and uses none of the less usual ones."""
 
-
-class AddsAFrame(TinyLM):
-    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
-        new = super().generate(given, prompt, num_frames, sampling, generators)
-        return new.append(new.levels(0, 99)) if num_frames > 1 else new
-
-
-class DrawsIllegalCodes(TinyLM):
-    def generate(self, *arguments):  # type: ignore[no-untyped-def]
-        return Tokens.full(super().generate(*arguments).ids + 1)
-
-
-class WritesToThePrompt(TinyLM):
-    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
-        prompt.ids.clamp_(max=0)
-        return super().generate(given, prompt, *rest)
-
-
-class NeedsAPrompt(TinyLM):
-    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
-        prompt.ids[:, :, -1]
-        return super().generate(given, prompt, *rest)
-
-
-class DrawsWithOneGenerator(TinyLM):
-    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
-        shared = [generators[-1]] * len(generators)
-        return super().generate(given, prompt, num_frames, sampling, shared)
-
-
-class DrawsFromTheGlobalState(TinyLM):
-    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
-        seeds = torch.randint(1 << 30, (len(generators),)).tolist()
-        mine = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return super().generate(given, prompt, num_frames, sampling, mine)
-
-
-class ContinuesPadding(TinyLM):
-    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
-        new, size = super().generate(given, prompt, *rest), self.stage.target.codebook_size
-        last = prompt.ids[:, :, -1:] if prompt.ids.shape[2] else 0
-        return Tokens.full((new.ids + last) % size)
-
-
-class HasAStaleCache(TinyLM):
-    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
-        forgotten = Tokens(torch.zeros_like(prompt.ids), prompt.lengths)
-        return super().generate(given, forgotten, *rest)
-
-
-class DrawsTooBoldly(TinyLM):
-    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
-        bold = sampling.model_copy(update={"temperature": 4 * sampling.temperature})
-        return super().generate(given, prompt, num_frames, bold, generators)
-
-
-class BansACode(TinyLM):
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        logits = super().logits(given, ids)
-        return torch.cat([logits[..., :-1], logits[..., -1:] - 1e4], dim=-1)
-
-
-class StreamsTheLastFrameTwice(TinyLM):
-    def stream(
-        self,
-        given: tuple[Tokens, ...],
-        prompt: Tokens,
-        num_frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-    ) -> Iterator[Tokens]:
-        new = self.generate(given, prompt, num_frames, sampling, generators)
-        yield new
-        yield Tokens.full(new.ids[:, :, -1:])
-
-
-def with_sampling(lm: TinyLM, arguments: Sequence[Any], **changes: object) -> Tokens:
-    """Generate with other settings of sampling than was asked for."""
-    given, prompt, num_frames, sampling, generators = arguments
-    sampling = sampling.model_copy(update=changes)
-    return TinyLM.generate(lm, given, prompt, num_frames, sampling, generators)
-
-
-class IgnoresTemperature(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        return with_sampling(self, arguments, temperature=1.0)
-
-
-class IsAlwaysGreedy(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        return with_sampling(self, arguments, temperature=0.0)
-
-
-class KnowsTwoTemperatures(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        return with_sampling(self, arguments, temperature=float(arguments[3].temperature > 0))
-
-
-class KnowsTopKOfOne(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        return with_sampling(self, arguments, top_k=1 if arguments[3].top_k == 1 else None)
-
-
-class KnowsSmallTopP(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        small = (arguments[3].top_p or 1) < 0.01
-        return with_sampling(self, arguments, top_p=arguments[3].top_p if small else None)
-
-
-class ScoresByTheMode(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        return super().score(batch) * (0.5 if self.training else 1.0)
-
-
-class IgnoresTopK(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        return with_sampling(self, arguments, top_k=None)
-
-
-class IgnoresTopP(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        return with_sampling(self, arguments, top_p=None)
-
-
-class IgnoresWhatIsCounted(TinyLM):
-    def loss(self, batch: StageBatch) -> StageLoss:
-        return super().loss(replace(batch, counted=None))
-
-
-def shifted(given: tuple[Tokens, ...], frames: int) -> tuple[Tokens, ...]:
-    return tuple(Tokens(tokens.ids.roll(frames, 2), tokens.lengths) for tokens in given)
-
-
-class ShiftsTheGivenSlice(TinyLM):
-    """The first frame of what is given stands under the second of the target, the last nowhere."""
-
-    def under(self, given: tuple[Tokens, ...], frames: int) -> Tensor:
-        late = tuple(Tokens(g.ids[:, :, :1].expand_as(g.ids), g.lengths) for g in given)
-        kept = tuple(
-            Tokens(torch.cat([one.ids[:, :, :1], all_.ids[:, :, :-1]], 2), all_.lengths)
-            for one, all_ in zip(late, given, strict=True)
-        )
-        return super().under(kept, frames)
-
-
-class GeneratesWithAShiftedSlice(TinyLM):
-    def generate(self, given: tuple[Tokens, ...], *arguments: Any) -> Tokens:  # type: ignore[override]
-        return super().generate(shifted(given, 1), *arguments)
-
-
-class FailsBeyond64Frames(TinyLM):
-    def hidden(self, ids: Tensor) -> Tensor:
-        return super().hidden(ids) + torch.zeros(1, 64, 1, 1)[:, : ids.shape[2]]
-
-
-class SaysUnbounded(TinyLM):
-    unbounded = True  # type: ignore[assignment]
-
-
-class KeepsAllFrames(SaysUnbounded):
-    """Streams each frame, with a cache that grows."""
-
-    def stream(self, given: Any, prompt: Tokens, num_frames: int, *rest: Any) -> Iterator[Tokens]:
-        cache = []
-        for _ in range(num_frames):
-            cache.append(torch.zeros(100))
-            yield Tokens.full(torch.zeros(1, prompt.num_levels, 1, dtype=torch.long))
-
-
-class ReadsTheClock(TinyLM):
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        return super().logits(given, ids).roll(int(clock()), -1)
-
-
-class CountsCalls(TinyLM):
-    calls = 0
-
-    def generate(self, *arguments: Any) -> Tokens:
-        self.calls += 1
-        new = super().generate(*arguments)
-        return Tokens.full((new.ids + self.calls // 3) % self.stage.target.codebook_size)
-
-
-class ReseedsTorch(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        torch.manual_seed(0)
-        return super().generate(*arguments)
-
-
-class SwitchesGradOff(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        score = super().score(batch)
-        torch.set_grad_enabled(False)
-        return score
-
-
-class AcceptsAll(TinyLM):
     def check_sampling(self, sampling: Sampling) -> None: ...
-
-
-class IsGuidedToIllegalCodes(AcceptsAll):
-    def generate(self, *arguments: Any) -> Tokens:
-        new, sampling = super().generate(*arguments), arguments[3]
-        return Tokens.full(new.ids + int(sampling.guidance != 1))
-
-
-class KnowsNoLargerTopK(TinyLM):
-    def generate(self, *arguments: Any) -> Tokens:
-        torch.empty(self.stage.target.codebook_size)[(arguments[3].top_k or 1) - 1]
-        return super().generate(*arguments)
-
-
-class ForgetsAfter30Frames(TinyLM):
-    def generate(self, given: Any, prompt: Tokens, num_frames: int, *rest: Any) -> Tokens:  # type: ignore[override]
-        new = super().generate(given, prompt, num_frames, *rest)
-        return Tokens.full(new.ids * (torch.arange(num_frames) < 30))
-
-
-class IsAnotherOnceMoved(TinyLM):
-    moved = -1  # not counting the first time
-
-    def decode_with(self, decoding: Decoding) -> None:
-        self.moved += 1
-
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        return super().logits(given, ids).roll(self.moved, -1)
-
-
-class LearnsWhileItScores(TinyLM):
-    def __init__(self, config: TinyOptions, stage: StageSpec) -> None:
-        super().__init__(config, stage)
-        self.register_buffer("seen", torch.zeros(()))
-
-    def score(self, batch: StageBatch) -> Tensor:
-        self.get_buffer("seen").add_(1)
-        return super().score(batch)
-
-
-class TakesShortPromptsOnly(TinyLM):
-    def generate(self, given: tuple[Tokens, ...], prompt: Tokens, *rest: Any) -> Tokens:  # type: ignore[override]
-        if prompt.ids.shape[2] > 40:
-            raise ValueError("the prompt is too long")
-        return super().generate(given, prompt, *rest)
-
-
-class RoundsProducts(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        torch.set_float32_matmul_precision("medium")
-        return super().score(batch)
-
-
-class HoldsOnAtCtrlC(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        signal.signal(signal.SIGINT, lambda *_: None)
-        return super().score(batch)
-
-
-class EndsTheProcess(TinyLM):
-    def score(self, batch: StageBatch) -> Tensor:
-        raise SystemExit(3)
-
-
-class DoublesTheTemperature(TinyLM):
-    def generate(self, given, prompt, num_frames, sampling, generators):  # type: ignore[no-untyped-def]
-        bold = sampling.model_copy(update={"temperature": 2 * sampling.temperature})
-        return super().generate(given, prompt, num_frames, bold, generators)
-
-
-class FailsBeyond132Frames(TinyLM):
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        assert ids.shape[2] <= 132
-        return super().logits(given, ids)
-
-
-class LearnsFromFewRows(TinyLM):
-    def loss(self, batch: StageBatch) -> StageLoss:
-        assert len(batch.target.lengths) <= 8
-        return super().loss(batch)
-
-
-class NeedsContiguousIds(TinyLM):
-    def logits(self, given: tuple[Tokens, ...], ids: Tensor) -> Tensor:
-        return super().logits(given, ids.view(-1).view(ids.shape))
-
-
-class ContinuesMemory(TinyLM):
-    def generate(self, given, prompt, *rest):  # type: ignore[no-untyped-def]
-        order = torch.empty(prompt.ids.shape).stride()
-        read = Tokens(prompt.ids.as_strided(prompt.ids.shape, order), prompt.lengths)
-        return super().generate(given, read, *rest)
-
-
-class LearnsFromOneSeed(TinyLM):
-    def training_step(self, batch: StageBatch) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        return super().training_step(batch)
-
-
-class FillsMasks(TinyLM):
-    """Promises of models that draw each token from its score are none of its."""
-
-    autoregressive = False
-
-    def loss(self, batch: StageBatch) -> StageLoss:
-        loss = super().loss(batch)
-        return StageLoss(loss.total / 2, loss.per_level / 2)
 
 
 class FillsGaps(TinyLM, TwoSided):
@@ -544,89 +271,154 @@ class FillsGaps(TinyLM, TwoSided):
         return Tokens.full(ids % self.stage.target.codebook_size)
 
 
-class FillsFromTheWidestRow(FillsGaps):
-    def fill(self, given, left, num_frames, right, sampling, generators) -> Tokens:  # type: ignore[no-untyped-def]
-        new = super().fill(given, left, num_frames, right, sampling, generators)
-        return Tokens.full((new.ids + right.ids.shape[2]) % self.stage.target.codebook_size)
+FILLS_MASKS = broken(
+    TinyLM,
+    autoregressive=False,  # promises of models that draw each token from its score are none of its
+    loss=lambda right, self, batch: StageLoss(right(batch).total / 2, right(batch).per_level / 2),
+)
+UNBOUNDED = broken(TinyLM, unbounded=True)
+#: Check, what it says, and what it says it of.
+BROKEN: list[tuple[str, str, type[Any]]] = [
+    ("fills_rows_as_if_alone", "filled in a batch",
+     broken(FillsGaps, fill=lambda right, self, given, left, frames, wide, *rest: Tokens.full(
+         (right(given, left, frames, wide, *rest).ids + wide.ids.shape[2])
+         % self.stage.target.codebook_size))),
+    ("filling_sees_both_sides", "whatever the right side",
+     broken(FillsGaps, fill=lambda right, self, given, left, frames, _, *rest: self.generate(
+         given, left, frames, *rest))),
+    ("loss_is_finite", "NaN", losing(lambda nll, loss: loss.per_level * torch.nan)),
+    ("score_agrees_with_loss", "off by", losing(lambda nll, loss: nll.sum(dim=(0, 2)))),
+    ("score_is_zero_at_padding", "not 0", scored(lambda score: score - 1e-3)),
+    ("padding_has_no_influence", "loss with other padding",
+     losing(lambda nll, loss: nll.mean(dim=(0, 2)))),
+    ("scored_batch_equals_rows", "in a batch",
+     broken(TinyLM, score=lambda right, self, batch: right(batch) * (
+         1 + 0.1 * len(batch.target.lengths) * batch.target.mask[:, None]))),
+    ("score_is_a_likelihood", "sum to", with_hidden(lambda hidden: hidden + hidden.roll(-1, 1))),
+    ("given_frames_matter", "whatever the given slice",
+     broken(TinyLM, under=lambda right, self, given, frames: torch.zeros(()))),
+    ("gradients_reach_every_parameter", "unused.bias, unused.weight",
+     with_part(lambda lm: setattr(lm, "unused", nn.Linear(2, 2)))),
+    ("generating_restores_the_mode", "training mode is off",
+     broken(TinyLM, score=after(lambda self, batch: self.eval()))),
+    ("generating_restores_the_mode", "in training mode",
+     with_logits(lambda lm, logits: nn.functional.dropout(logits, 0.5, lm.training))),
+    ("can_be_trained_after_generating", "[Ii]nference",
+     broken(TinyLM, generate=in_inference_mode)),
+    ("state_round_trip", "after loading",
+     with_part(lambda lm: setattr(lm, "bias", torch.randn(lm.stage.target.codebook_size)),
+               logits=lambda right, self, *rest: right(*rest) + self.bias)),
+    ("works_in_double_precision", "float32", scored(lambda score: score.float())),
+    ("respects_the_device", "scores are on meta", scored(lambda score: score.to("meta"))),
+    ("generates_what_is_asked_for", "new frames instead of",
+     broken(TinyLM, generate=a_frame_more)),
+    ("generates_what_is_asked_for", "allowed are",
+     broken(TinyLM, generate=lambda right, self, *rest: Tokens.full(right(*rest).ids + 1))),
+    ("generates_what_is_asked_for", "prompt is written to",
+     broken(TinyLM, generate=after(lambda self, given, prompt, *_: prompt.ids.clamp_(max=0)))),
+    ("generates_from_nothing", "IndexError",
+     broken(TinyLM, generate=after(lambda self, given, prompt, *_: prompt.ids[:, :, -1]))),
+    ("generated_batch_equals_rows", "in a batch", generators(lambda own: own[-1:] * len(own))),
+    ("rows_do_not_depend_on_each_other", "beside another row",
+     generators(lambda own: own[-1:] * len(own))),
+    ("is_deterministic", "second time", generators(lambda own: own_generators(len(own)))),
+    ("padding_does_not_change_generation", "other padding",
+     redrawn(lambda ids, asked: ids + (asked[1].ids[:, :, -1:] if asked[1].ids.numel() else 0))),
+    ("greedy_tokens_score_best", "the greedy token",
+     prompted(lambda prompt: Tokens(torch.zeros_like(prompt.ids), prompt.lengths))),
+    ("draws_follow_the_scores", "shares of drawn frames",
+     sampling(lambda asked: {"temperature": 4 * asked.temperature})),
+    ("every_code_can_be_drawn", "never draws",
+     with_logits(lambda lm, logits: torch.cat([logits[..., :-1], logits[..., -1:] - 1e4], -1))),
+    ("streamed_equals_generated", "tokens of row 0|streamed",
+     broken(TinyLM, stream=last_frame_twice)),
+    ("settings_of_sampling_are_used", "at temperature 0 with other seeds",
+     sampling(lambda asked: {"temperature": 1.0})),
+    ("settings_of_sampling_are_used", "at temperature 10, other seeds",
+     sampling(lambda asked: {"temperature": 0.0})),
+    ("settings_of_sampling_are_used", "with {'top_k': 1}", sampling(lambda asked: {"top_k": None})),
+    ("settings_of_sampling_are_used", "with {'top_p': 1e-06}",
+     sampling(lambda asked: {"top_p": None})),
+    ("settings_between_their_limits_are_used", "temperature 0.001 draws",
+     sampling(lambda asked: {"temperature": float(asked.temperature > 0)})),
+    ("settings_between_their_limits_are_used", "top_k 3 draws",
+     sampling(lambda asked: {"top_k": 1 if asked.top_k == 1 else None})),
+    ("settings_between_their_limits_are_used", "top_p 0.3 draws",
+     sampling(lambda asked: {"top_p": asked.top_p if (asked.top_p or 1) < 0.01 else None})),
+    ("generating_restores_the_mode", "scored in training mode",
+     broken(TinyLM, score=lambda right, self, batch: right(batch) * (1 + self.training))),
+    ("guidance_is_used", "let check_sampling refuse it", Unlucky),
+    ("counted_frames_alone_count", "counted frames against score",
+     broken(TinyLM, loss=lambda right, self, batch: right(replace(batch, counted=None)))),
+    ("every_given_frame_matters", "the last frame of the given slice",
+     broken(TinyLM, under=lambda right, self, given, frames: right(late(given), frames))),
+    ("greedy_tokens_score_best", "the greedy token",
+     broken(TinyLM, generate=lambda right, self, given, *rest: right(shifted(given), *rest))),
+    ("generates_many_frames", "RuntimeError",  # beyond 64
+     with_hidden(lambda hidden: hidden + torch.zeros(1, 64, 1, 1)[:, : hidden.shape[1]])),
+    ("unbounded_is_true", "given slices", UNBOUNDED),
+    ("is_deterministic", "second time",
+     with_logits(lambda lm, logits: logits.roll(int(clock()), -1))),
+    ("is_deterministic", "third time",
+     broken(TinyLM, calls=0, generate=after(counting),
+            logits=lambda right, self, *rest: right(*rest).roll(self.calls // 3, -1))),
+    ("leaves_the_process_alone", "torch's random state changed",
+     broken(TinyLM, generate=after(lambda *_: torch.manual_seed(0)))),
+    ("leaves_the_process_alone", "grad mode changed",
+     broken(TinyLM, generate=after(lambda *_: torch.set_grad_enabled(False)))),
+    ("leaves_the_process_alone", "precision of matrix products changed",
+     broken(TinyLM, score=after(lambda *_: torch.set_float32_matmul_precision("medium")))),
+    ("leaves_the_process_alone", "handler of Ctrl-C changed",
+     broken(TinyLM, score=after(lambda *_: signal.signal(signal.SIGINT, lambda *_: None)))),
+    ("takes_long_prompts", "the prompt is too long", broken(TinyLM, generate=after(refuse_long))),
+    ("score_agrees_with_loss", "SystemExit: 3", broken(TinyLM, score=after(end_the_process))),
+    ("guidance_is_used", "guidance 20.0: ids",
+     broken(Unlucky, generate=lambda right, self, *rest: Tokens.full(
+         right(*rest).ids + int(rest[3].guidance != 1)))),
+    ("iterations_are_used", "let check_sampling refuse it", Unlucky),
+    ("repeats_are_used", "let check_sampling refuse it", Unlucky),
+    ("generates_what_is_asked_for", "IndexError",  # no top_k above the codebook's size
+     broken(TinyLM, generate=after(lambda self, *rest: torch.empty(
+         self.stage.target.codebook_size)[(rest[3].top_k or 1) - 1]))),
+    ("generates_many_frames", "of 66 frames",
+     redrawn(lambda ids, asked: ids * (torch.arange(asked[2]) < 30))),
+    ("is_deterministic", "second time",
+     with_logits(lambda lm, logits: logits.roll(lm.moved, -1), moved=-1,
+                 decode_with=lambda right, self, decoding: setattr(self, "moved", self.moved + 1))),
+    ("takes_long_prompts", "AssertionError",
+     broken(TinyLM, logits=after(lambda self, given, ids: at_most(132, ids.shape[2])))),
+    ("gradients_reach_every_parameter", "AssertionError",
+     broken(TinyLM, loss=after(lambda self, batch: at_most(8, len(batch.target.lengths))))),
+    ("gradients_reach_every_parameter", "seeds torch",
+     broken(TinyLM, training_step=after(lambda *_: torch.manual_seed(0)))),
+    ("padding_has_no_influence", "stride",
+     broken(TinyLM, logits=after(lambda self, given, ids: ids.view(-1)))),
+    ("padding_does_not_change_generation", "padding and strides", prompted(packed)),
+    ("leaves_the_process_alone", "seen of its state",
+     with_part(lambda lm: lm.register_buffer("seen", torch.zeros(())),
+               score=after(lambda self, batch: self.seen.add_(1)))),
+]  # fmt: skip
 
 
-class ForgetsTheRight(FillsGaps):
-    def fill(self, given, left, num_frames, right, sampling, generators) -> Tokens:  # type: ignore[no-untyped-def]
-        return self.generate(given, left, num_frames, sampling, generators)
+class LooseOptions:
+    class Unknown(TinyOptions):
+        model_config = ConfigDict(extra="ignore")
+
+    class Unfrozen(TinyOptions):
+        model_config = ConfigDict(frozen=False)
 
 
-BROKEN = [
-    ("fills_rows_as_if_alone", FillsFromTheWidestRow, "filled in a batch"),
-    ("filling_sees_both_sides", ForgetsTheRight, "whatever the right side"),
-    ("unknown_options_are_refused", TakesAnyOption, "unknown key"),
-    ("options_are_frozen", HasLooseOptions, "can be assigned"),
-    ("loss_is_finite", LosesNaN, "NaN"),
-    ("score_agrees_with_loss", LosesTheSum, "off by"),
-    ("score_is_zero_at_padding", ScoresPadding, "not 0"),
-    ("padding_has_no_influence", CountsPadding, "loss with other padding"),
-    ("scored_batch_equals_rows", NormalisesTheBatch, "in a batch"),
-    ("score_is_a_likelihood", SeesTheFuture, "sum to"),
-    ("given_frames_matter", IgnoresWhatIsGiven, "whatever the given slice"),
-    ("gradients_reach_every_parameter", HasAnUnusedLayer, "unused.bias, unused.weight"),
-    ("generating_restores_the_mode", StaysInEvalMode, "training mode is off"),
-    ("generating_restores_the_mode", DropsOutWhileGenerating, "in training mode"),
-    ("can_be_trained_after_generating", GeneratesInferenceTensors, "[Ii]nference"),
-    ("state_round_trip", ForgetsAPart, "after loading"),
-    ("works_in_double_precision", ScoresInSinglePrecision, "float32"),
-    ("respects_the_device", ScoresElsewhere, "scores are on meta"),
-    ("generates_what_is_asked_for", AddsAFrame, "new frames instead of"),
-    ("generates_what_is_asked_for", DrawsIllegalCodes, "allowed are"),
-    ("generates_what_is_asked_for", WritesToThePrompt, "prompt is written to"),
-    ("generates_from_nothing", NeedsAPrompt, "IndexError"),
-    ("generated_batch_equals_rows", DrawsWithOneGenerator, "in a batch"),
-    ("rows_do_not_depend_on_each_other", DrawsWithOneGenerator, "beside another row"),
-    ("is_deterministic", DrawsFromTheGlobalState, "second time"),
-    ("padding_does_not_change_generation", ContinuesPadding, "other padding"),
-    ("greedy_tokens_score_best", HasAStaleCache, "the greedy token"),
-    ("draws_follow_the_scores", DrawsTooBoldly, "shares of drawn frames"),
-    ("every_code_can_be_drawn", BansACode, "never draws"),
-    ("streamed_equals_generated", StreamsTheLastFrameTwice, "tokens of row 0|streamed"),
-    ("settings_of_sampling_are_used", IgnoresTemperature, "at temperature 0 with other seeds"),
-    ("settings_of_sampling_are_used", IsAlwaysGreedy, "at temperature 10, other seeds"),
-    ("settings_of_sampling_are_used", IgnoresTopK, "with {'top_k': 1}"),
-    ("settings_of_sampling_are_used", IgnoresTopP, "with {'top_p': 1e-06}"),
-    ("settings_between_their_limits_are_used", KnowsTwoTemperatures, "temperature 0.001 draws"),
-    ("settings_between_their_limits_are_used", KnowsTopKOfOne, "top_k 3 draws"),
-    ("settings_between_their_limits_are_used", KnowsSmallTopP, "top_p 0.3 draws"),
-    ("generating_restores_the_mode", ScoresByTheMode, "scored in training mode"),
-    ("guidance_is_used", AcceptsAll, "let check_sampling refuse it"),
-    ("counted_frames_alone_count", IgnoresWhatIsCounted, "counted frames against score"),
-    ("every_given_frame_matters", ShiftsTheGivenSlice, "the last frame of the given slice"),
-    ("greedy_tokens_score_best", GeneratesWithAShiftedSlice, "the greedy token"),
-    ("generates_many_frames", FailsBeyond64Frames, "RuntimeError"),
-    ("unbounded_is_true", SaysUnbounded, "given slices"),
-    ("is_deterministic", ReadsTheClock, "second time"),
-    ("is_deterministic", CountsCalls, "third time"),
-    ("leaves_the_process_alone", ReseedsTorch, "torch's random state changed"),
-    ("leaves_the_process_alone", SwitchesGradOff, "grad mode changed"),
-    ("leaves_the_process_alone", RoundsProducts, "precision of matrix products changed"),
-    ("leaves_the_process_alone", HoldsOnAtCtrlC, "handler of Ctrl-C changed"),
-    ("takes_long_prompts", TakesShortPromptsOnly, "the prompt is too long"),
-    ("score_agrees_with_loss", EndsTheProcess, "SystemExit: 3"),
-    ("guidance_is_used", IsGuidedToIllegalCodes, "guidance 20.0: ids"),
-    ("iterations_are_used", AcceptsAll, "let check_sampling refuse it"),
-    ("repeats_are_used", AcceptsAll, "let check_sampling refuse it"),
-    ("generates_what_is_asked_for", KnowsNoLargerTopK, "IndexError"),
-    ("generates_many_frames", ForgetsAfter30Frames, "of 66 frames"),
-    ("is_deterministic", IsAnotherOnceMoved, "second time"),
-    ("takes_long_prompts", FailsBeyond132Frames, "AssertionError"),
-    ("gradients_reach_every_parameter", LearnsFromFewRows, "AssertionError"),
-    ("gradients_reach_every_parameter", LearnsFromOneSeed, "seeds torch"),
-    ("padding_has_no_influence", NeedsContiguousIds, "stride"),
-    ("padding_does_not_change_generation", ContinuesMemory, "padding and strides"),
-    ("leaves_the_process_alone", LearnsWhileItScores, "seen of its state"),
+BROKEN_OPTIONS = [
+    ("unknown_options_are_refused", "unknown key", LooseOptions.Unknown),
+    ("options_are_frozen", "can be assigned", LooseOptions.Unfrozen),
 ]
 CHECKS = {check.name: check for check in checks_for("stage_lm")}
 
 
-def subject_of(lm: type[TinyLM], stage: str = "second") -> Subject:
-    options = getattr(lm, "config_class", TinyOptions)()
-    return Subject("stage_lm", lm, options, TINY_STAGES[stage])
+def subject_of(
+    lm: type[TinyLM], stage: str = "second", options: type[TinyOptions] = TinyOptions
+) -> Subject:
+    return Subject("stage_lm", lm, options(), TINY_STAGES[stage])
 
 
 @parametrize_with_checks(
@@ -636,30 +428,43 @@ def test_a_good_one_passes(subject: Subject, check: Check) -> None:
     check(subject)
 
 
-@pytest.mark.parametrize(("name", "broken", "problem"), BROKEN)
-def test_a_broken_one_is_caught(name: str, broken: type[TinyLM], problem: str) -> None:
-    precision, handler = torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGINT)
-    try:
-        result = run_check(CHECKS[name], subject_of(broken))
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        signal.signal(signal.SIGINT, handler)
+def assert_caught(name: str, subject: Subject, problem: str) -> None:
+    result = run_check(CHECKS[name], subject)
     assert result.outcome == "failed"
     assert re.search(problem, result.message), result.message
 
 
+@pytest.mark.parametrize(("name", "problem", "lm"), BROKEN)
+def test_a_broken_one_is_caught(name: str, problem: str, lm: type[TinyLM]) -> None:
+    precision, handler = torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGINT)
+    try:
+        assert_caught(name, subject_of(lm), problem)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize(("name", "problem", "options"), BROKEN_OPTIONS)
+def test_broken_options_are_caught(name: str, problem: str, options: type[TinyOptions]) -> None:
+    assert_caught(name, subject_of(TinyLM, options=options), problem)
+
+
 @pytest.mark.parametrize(
-    ("broken", "problem"), [(SaysUnbounded, "too few pieces"), (KeepsAllFrames, "memory grows")]
+    ("name", "problem", "lm"),
+    [
+        ("unbounded_is_true", "too few pieces", UNBOUNDED),
+        ("unbounded_is_true", "memory grows", broken(UNBOUNDED, stream=all_frames)),
+        (
+            "draws_follow_the_scores",
+            "shares of drawn frames are off",
+            sampling(lambda asked: {"temperature": 2 * asked.temperature}),
+        ),
+    ],
 )
-def test_a_false_claim_of_constant_memory_is_caught(broken: type[TinyLM], problem: str) -> None:
-    result = run_check(CHECKS["unbounded_is_true"], subject_of(broken, "first"))
-    assert problem in result.message
-
-
-def test_a_doubled_temperature_is_caught() -> None:
-    subject = subject_of(DoublesTheTemperature, "first")
-    result = run_check(CHECKS["draws_follow_the_scores"], subject)
-    assert "shares of drawn frames are off" in result.message
+def test_a_broken_one_without_given_slices_is_caught(
+    name: str, problem: str, lm: type[TinyLM]
+) -> None:
+    assert_caught(name, subject_of(lm, "first"), problem)
 
 
 def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:
@@ -674,17 +479,18 @@ def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:
     "name", ["score_agrees_with_loss", "greedy_tokens_score_best", "draws_follow_the_scores"]
 )
 def test_models_that_fill_masks_are_not_held_to_their_scores(name: str) -> None:
-    assert run_check(CHECKS[name], subject_of(FillsMasks)).outcome == "skipped"
+    assert run_check(CHECKS[name], subject_of(FILLS_MASKS)).outcome == "skipped"
 
 
 def test_every_check_can_fail() -> None:
     of_options = {"options_survive_json", "options_import_no_torch"}  # broken with tokenizers
-    assert {name for name, *_ in BROKEN} | of_options == set(CHECKS)
+    assert {name for name, *_ in (*BROKEN, *BROKEN_OPTIONS)} | of_options == set(CHECKS)
 
 
 def test_large_codebooks_are_checked_token_by_token() -> None:
     stage = StageSpec("large", SliceSpec("acoustic", 0, 3, 99, Fraction(50)))
     check = CHECKS["score_is_a_likelihood"]
     assert run_check(check, Subject("stage_lm", TinyLM, TinyOptions(), stage)).outcome == "passed"
-    seer = Subject("stage_lm", SeesItself, TinyOptions(), stage)
+    sees_itself = with_hidden(lambda hidden: hidden + hidden.roll(-1, 2))
+    seer = Subject("stage_lm", sees_itself, TinyOptions(), stage)
     assert "of one token at level" in run_check(check, seer).message
