@@ -24,66 +24,52 @@ from segue.inference import detection
 from segue.inference.pipeline import Pipeline
 
 Write = Callable[..., Path]
+WEIGHTS = "stages/semantic/model.safetensors: heads.weight holds"
 
 
 # --- prompts ----------------------------------------------------------------------------------
 
 
-def _missing(path: Path) -> None:
-    pass
-
-
-def _empty(path: Path) -> None:
-    path.touch()
-
-
-def _text(path: Path) -> None:
-    path.write_text("no audio\n" * 100)
+def _nan() -> numpy.ndarray:
+    wave = tone(1)
+    wave[7] = numpy.nan
+    return wave
 
 
 def _cut_flac(path: Path) -> None:
-    soundfile.write(path.with_suffix(".whole.flac"), tone(1), 16_000)
-    path.write_bytes(path.with_suffix(".whole.flac").read_bytes()[:60])
+    soundfile.write(path, tone(1), 16_000, format="FLAC")
+    path.write_bytes(path.read_bytes()[:60])
 
 
-def _no_samples(path: Path) -> None:
-    soundfile.write(path, numpy.zeros(0), 16_000)
-
-
-def _nan(path: Path) -> None:
-    wave = tone(1)
-    wave[7] = numpy.nan
-    soundfile.write(path, wave, 16_000, subtype="FLOAT")
-
-
-def _short(path: Path) -> None:
-    soundfile.write(path, tone(0.1), 16_000)
-
-
-def _pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-PROMPTS: dict[Callable[[Path], None], str] = {
-    _missing: "does not exist; check the path",
-    _empty: "is an empty file; name a file that holds audio",
-    _text: "cannot be read as audio",
-    _cut_flac: "cannot be read as audio",
-    _no_samples: "holds no sample",
-    _nan: "holds NaN or infinite samples; repair the file",
-    _short: "lasts 0.100 s; give at least 0.5 s of audio",
-    Path.mkdir: "is a directory; name one audio file",
-    _pipe: "is an empty file",
+PROMPTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "does not exist; check the path"),
+    "empty": (Path.touch, "is an empty file; name a file that holds audio"),
+    "text": (lambda path: path.write_text("no audio\n" * 100), "cannot be read as audio"),
+    "cut": (_cut_flac, "cannot be read as audio"),
+    "no samples": (
+        lambda path: soundfile.write(path, numpy.zeros(0), 16_000),
+        "holds no sample",
+    ),
+    "nan": (
+        lambda path: soundfile.write(path, _nan(), 16_000, subtype="FLOAT"),
+        "holds NaN or infinite samples; repair the file",
+    ),
+    "short": (
+        lambda path: soundfile.write(path, tone(0.1), 16_000),
+        "lasts 0.100 s; give at least 0.5 s of audio",
+    ),
+    "a directory": (Path.mkdir, "is a directory; name one audio file"),
+    "a pipe": (os.mkfifo, "is an empty file"),
 }
 
 
-@pytest.mark.parametrize("make", PROMPTS, ids=lambda make: make.__name__.strip("_"))
-def test_prompts(segue: Segue, tiny: Path, make: Callable[[Path], None]) -> None:
-    name = "prompt.flac" if make is _cut_flac else "prompt.wav"
-    make(Path(name))
-    command = "resynthesize" if make is _missing else "continue"
-    done = segue(command, name, "-o", "new/out.wav", "-p", tiny)
-    assert done.refused(f"error: {name}: ", PROMPTS[make])
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompts(segue: Segue, tiny: Path, case: str) -> None:
+    make, problem = PROMPTS[case]
+    make(Path("prompt.wav"))
+    command = "resynthesize" if case == "missing" else "continue"
+    done = segue(command, "prompt.wav", "-o", "new/out.wav", "-p", tiny)
+    assert done.refused("error: prompt.wav: ", problem)
 
 
 @pytest.mark.parametrize(
@@ -332,29 +318,9 @@ def test_usage(segue: Segue, arguments: tuple[str, ...]) -> None:
 # --- pipelines --------------------------------------------------------------------------------
 
 
-def _no_pipeline_file(folder: Path) -> None:
-    (folder / "pipeline.yaml").unlink()
-
-
-def _bad_yaml(folder: Path) -> None:
-    (folder / "pipeline.yaml").write_text("codec: [")
-
-
-def _no_part(folder: Path) -> None:
-    shutil.rmtree(folder / "codec")
-
-
-def _no_weights(folder: Path) -> None:
-    (folder / "codec" / "model.safetensors").unlink()
-
-
 def _cut_weights(folder: Path) -> None:
     path = folder / "stages" / "acoustic" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def _bad_manifest(folder: Path) -> None:
-    (folder / "codec" / "component.json").write_text("{")
 
 
 def _weights_of_another(folder: Path) -> None:
@@ -364,87 +330,89 @@ def _weights_of_another(folder: Path) -> None:
     save_file(state, path)
 
 
-def _nan_weights(folder: Path) -> None:
-    _change_weights(folder, lambda value: value * numpy.nan)
-
-
-def _infinite_weights(folder: Path) -> None:
-    _change_weights(folder, lambda value: value * 1e39)
-
-
-def _whole_numbers_for_weights(folder: Path) -> None:
-    _change_weights(folder, torch.Tensor.long)
-
-
-def _change_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    path = folder / "stages" / "semantic" / "model.safetensors"
-    save_file({name: change(value) for name, value in load_file(path).items()}, path)
-
-
-def _no_stage(folder: Path) -> None:
-    _change_manifest(folder / "stages" / "semantic", stage=None)
-
-
-def _no_spec(folder: Path) -> None:
-    _change_manifest(folder / "codec", spec=None)
-
-
-def _number_for_a_name(folder: Path) -> None:
-    _change_manifest(folder / "codec", distribution=5, version=[1])
-
-
-def _change_manifest(folder: Path, **values: object) -> None:
-    path = folder / "component.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def _links_in_a_circle(folder: Path) -> None:
     shutil.rmtree(folder / "codec")
     (folder / "codec").symlink_to(folder / "codec")
 
 
-def _long_name(folder: Path) -> None:
-    _change_config(folder, "checkpoint: codec", f"checkpoint: {'x' * 5000}")
+def _weights(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        path = folder / "stages" / "semantic" / "model.safetensors"
+        save_file({name: change(value) for name, value in load_file(path).items()}, path)
+
+    return spoil
 
 
-def _zero_in_a_name(folder: Path) -> None:
-    _change_config(folder, "checkpoint: codec", 'checkpoint: "a\\0b"')
+def _manifest(part: str, **values: object) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        path = folder / part / "component.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return spoil
 
 
-def _change_config(folder: Path, old: str, new: str) -> None:
-    path = folder / "pipeline.yaml"
-    path.write_text(path.read_text().replace(old, new))
+def _codec_at(place: str) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        path = folder / "pipeline.yaml"
+        path.write_text(path.read_text().replace("checkpoint: codec", f"checkpoint: {place}"))
+
+    return spoil
 
 
-BROKEN: dict[Callable[[Path], None], str] = {
-    _no_pipeline_file: "holds no pipeline.yaml; name a saved pipeline",
-    _bad_yaml: "pipeline.yaml, line 1:",
-    _no_part: "codec: holds no component.json; name a directory",
-    _no_weights: "codec: holds no model.safetensors; restore the file, or train again",
-    _cut_weights: "stages/acoustic/model.safetensors: cannot be read",
-    _bad_manifest: "codec/component.json: cannot be read",
-    _weights_of_another: "codec: weights have fingerprint",
-    _nan_weights: "stages/semantic/model.safetensors: heads.weight holds NaN",
-    _infinite_weights: "stages/semantic/model.safetensors: heads.weight holds infinite numbers",
-    _whole_numbers_for_weights: "stages/semantic/model.safetensors: heads.weight holds torch.int64",
-    _no_stage: "stages/semantic/component.json: names neither",
-    _no_spec: "codec/component.json: names neither",
-    _number_for_a_name: "codec/component.json: cannot be read (TypeError('distribution is 5'))",
-    _links_in_a_circle: "checkpoint 'codec' cannot be a path (Symlink loop"
-    if sys.version_info < (3, 13)  # which finds out when it opens them
-    else "codec: holds no component.json",
-    _long_name: "...' cannot be a path (File name too long)",
-    _zero_in_a_name: "checkpoint 'a\\x00b' cannot be a path (",
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no pipeline.yaml": (
+        lambda folder: (folder / "pipeline.yaml").unlink(),
+        "holds no pipeline.yaml; name a saved pipeline",
+    ),
+    "bad YAML": (
+        lambda folder: (folder / "pipeline.yaml").write_text("codec: ["),
+        "pipeline.yaml, line 1:",
+    ),
+    "no part": (
+        lambda folder: shutil.rmtree(folder / "codec"),
+        "codec: holds no component.json; name a directory",
+    ),
+    "no weights": (
+        lambda folder: (folder / "codec" / "model.safetensors").unlink(),
+        "codec: holds no model.safetensors; restore the file, or train again",
+    ),
+    "cut weights": (_cut_weights, "stages/acoustic/model.safetensors: cannot be read"),
+    "bad manifest": (
+        lambda folder: (folder / "codec" / "component.json").write_text("{"),
+        "codec/component.json: cannot be read",
+    ),
+    "weights of another": (_weights_of_another, "codec: weights have fingerprint"),
+    "NaN": (_weights(lambda value: value * numpy.nan), f"{WEIGHTS} NaN"),
+    "infinite": (_weights(lambda value: value * 1e39), f"{WEIGHTS} infinite numbers"),
+    "whole numbers": (_weights(torch.Tensor.long), f"{WEIGHTS} torch.int64"),
+    "no stage": (
+        _manifest("stages/semantic", stage=None),
+        "stages/semantic/component.json: names neither",
+    ),
+    "no spec": (_manifest("codec", spec=None), "codec/component.json: names neither"),
+    "a number for a name": (
+        _manifest("codec", distribution=5, version=[1]),
+        "codec/component.json: cannot be read (TypeError('distribution is 5'))",
+    ),
+    "links in a circle": (
+        _links_in_a_circle,
+        "checkpoint 'codec' cannot be a path (Symlink loop"
+        if sys.version_info < (3, 13)  # which finds out when it opens them
+        else "codec: holds no component.json",
+    ),
+    "a long name": (_codec_at("x" * 5000), "...' cannot be a path (File name too long)"),
+    "zero in a name": (_codec_at('"a\\0b"'), "checkpoint 'a\\x00b' cannot be a path ("),
 }
 
 
-@pytest.mark.parametrize("spoil", BROKEN, ids=lambda spoil: spoil.__name__.strip("_"))
-def test_pipelines(segue: Segue, tiny: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("case", BROKEN)
+def test_pipelines(segue: Segue, tiny: Path, tmp_path: Path, case: str) -> None:
+    spoil, problem = BROKEN[case]
     folder = tmp_path / "pipeline"
     shutil.copytree(tiny, folder)
     spoil(folder)
     done = segue("generate", "-o", "out.wav", "-p", folder, "--seconds", 0.5)
-    assert done.refused(f"{folder}", BROKEN[spoil])
+    assert done.refused(f"{folder}", problem)
 
 
 def test_domains(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
