@@ -1,14 +1,13 @@
 """How well residual quantizers learn: Segue's next to those of vector-quantize-pytorch.
 
-    python benchmarks/quantizers.py [--steps 120] [--size 1024] [--levels 12] [--latents FOLDER]
+    python benchmarks/quantizers.py [--steps 120] [--size 1024] [--levels 12]
 
 Each learns from the same stream of batches of 800 vectors of 32 channels, fewer than a level has
 codes, and is then compared with vectors that it has not seen. Printed for each: the share of codes
 that the held-out vectors use and its perplexity (over the codebook's size), mean over levels and
 worst level; the error after 1, 4 and all levels, relative to the vectors' variance; and CPU
 seconds per step. The stream is a mixture whose components are visited with unequal frequency, for
-a few frames at a time, and wander slowly, as latents do while an encoder learns; with
-``--latents``, latent frames of the shipped speech codec on a folder of recordings. ``--only`` takes
+a few frames at a time, and wander slowly, as latents do while an encoder learns. ``--only`` takes
 those whose names begin with a word.
 The library is optional: ``pip install vector-quantize-pytorch``.
 """
@@ -33,7 +32,6 @@ from benchmarks.report import Report
 ROWS, FRAMES, DIM = 16, 50, 32
 HELD_OUT = 20  # batches
 STAY = 0.75  # probability that the next frame is of the same component
-AUDIO, MOST_FILES = {".wav", ".flac", ".ogg", ".mp3"}, 600
 DECAY, REVIVE = 0.98, 0.1  # as in Segue's codecs
 
 
@@ -144,32 +142,6 @@ class Mixture:
         return self.centres[chosen] + noise * self.spread
 
 
-class Latents:
-    """Yield batches of latent frames of the shipped speech codec from a folder of recordings."""
-
-    def __init__(self, folder: Path) -> None:
-        from segue import Pipeline
-        from segue.core.audio import resample
-        from segue.plugins.tokenizers.spectral_codec.model import SpectralCodec
-        from segue.sound.reading import read_audio
-
-        codec = Pipeline.from_pretrained("speech").codec
-        assert isinstance(codec, SpectralCodec)
-        found: list[Tensor] = []
-        for path in [p for p in sorted(folder.rglob("*")) if p.suffix in AUDIO][:MOST_FILES]:
-            audio = read_audio(path)
-            wave = resample(audio.wave[None], audio.sample_rate, codec.spec.sample_rate)
-            mask = torch.ones(1, codec.spec.num_frames(wave.shape[1]))
-            with torch.no_grad():
-                found.append(codec._latents(wave, mask)[0])
-        self.frames = torch.cat(found)
-        self.draw = torch.Generator().manual_seed(0)
-
-    def __call__(self) -> Tensor:
-        starts = torch.randint(len(self.frames) - FRAMES, (ROWS, 1), generator=self.draw)
-        return self.frames[starts + torch.arange(FRAMES)]
-
-
 def compare(
     report: Report,
     stream: Callable[[], Tensor],
@@ -218,14 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--levels", type=int, default=12)
     parser.add_argument("--only", default="")
-    parser.add_argument("--latents", type=Path, help="a folder of recordings")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    stream = Mixture() if options.latents is None else Latents(options.latents)
     report = Report()
-    compare(report, stream, options.steps, options.levels, options.size, options.only)
+    compare(report, Mixture(), options.steps, options.levels, options.size, options.only)
     report.write(options.json)
 
 

@@ -142,15 +142,3 @@ def peak_memory_mib(command: Sequence[str]) -> float:
     if code:
         raise RuntimeError(f"{command[0]} ended with code {code}: {done.stderr[-2000:]}")
     return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def main() -> None:
-    for key, value in machine().items():
-        print(f"{key}: {value}")
-    print(f"fp32 GEMM: {measured_gemm_rate():.1f} GFLOP/s")
-    print(f"memory read: {measured_bandwidth() / 1e9:.1f} GB/s")
-    print(f"importing torch: {peak_memory_mib([sys.executable, '-c', 'import torch']):.0f} MiB")
-
-
-if __name__ == "__main__":
-    main()

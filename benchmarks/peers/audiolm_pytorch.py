@@ -2,27 +2,20 @@
 
 Weights and tokens are random, which costs the same time. Only what it needs to run offline is
 changed: stubs stand in for fairseq and wandb, a codec that holds nothing for the trained one.
-Run it alone: `python benchmarks/peers/audiolm_pytorch.py --seconds 3`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
-
-if not __package__:  # run as a script: this file's folder would hide the package of its name
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.packages import use_packages
 from benchmarks.timing import median_seconds
 
 Name = Literal["semantic", "coarse", "fine"]
@@ -224,32 +217,3 @@ def training_step(
         return float(loss.detach())
 
     return step
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=2, help="of a training step")
-    parser.add_argument("--max-frames", type=int, help="generate only the first frames")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stages", nargs="+", choices=get_args(Name), default=get_args(Name))
-    sizes = asdict(Sizes())
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    options = parser.parse_args()
-    if not use_packages("audiolm_pytorch"):
-        return
-    for name in options.stages:
-        torch.manual_seed(0)
-        stage = build(name, Sizes(**{key: getattr(options, key) for key in sizes}))
-        step = training_step(stage, options.batch, options.seconds)
-        rate = generation_rate(stage, options.seconds, options.max_frames, options.repeats)
-        print(
-            f"{name}: {stage.parameters / 1e6:.2f} M parameters, {rate:.1f} tokens/s, "
-            f"training step {median_seconds(step, options.repeats):.2f} s",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()

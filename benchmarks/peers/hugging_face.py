@@ -1,25 +1,17 @@
 """GPT-2 and Llama as Hugging Face transformers builds them, in the size of a Segue transformer.
 
 Nothing is downloaded: weights are random, which costs the same time.
-Run it alone: `python benchmarks/peers/hugging_face.py --tokens 200`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal, get_args
-
-if not __package__:  # run as a script: import from the checkout's root, not from beside this file
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 from torch import nn
 
-from benchmarks.peers.packages import use_packages
 from benchmarks.timing import median_seconds
 
 Kind = Literal["gpt2", "llama"]
@@ -94,18 +86,6 @@ def build(
     return LlamaForCausalLM(llama).float().eval()  # type: ignore[no-any-return]
 
 
-def parameters(model: nn.Module) -> int:
-    """Count all parameters, embeddings included; tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def layer_parameters(model: nn.Module) -> int:
-    """Count the parameters of the transformer layers alone."""
-    inner: Any = model
-    layers = inner.transformer.h if hasattr(inner, "transformer") else inner.model.layers
-    return parameters(layers)
-
-
 def generate(model: nn.Module, tokens: int, setting: Setting) -> torch.Tensor:
     """Draw exactly ``tokens`` tokens after a short prompt, batch 1, from the whole distribution."""
     decoder: Any = model
@@ -146,29 +126,3 @@ def generation_rate(
         trials = {each: taken(each, 1) for each in SETTINGS}
         setting = min(trials, key=trials.__getitem__)
     return Rate(tokens / taken(setting, repeats), setting)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--vocabulary", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    if not use_packages("transformers"):
-        return
-    for kind in get_args(Kind):
-        model = build(kind, options.width, options.depth, options.heads, options.vocabulary)
-        rate = generation_rate(model, options.tokens, options.repeats)
-        print(
-            f"{kind}: {parameters(model) / 1e6:.2f} M parameters "
-            f"({layer_parameters(model) / 1e6:.2f} M in layers), "
-            f"{rate.tokens_per_second:.1f} tokens/s ({rate.setting})",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()
