@@ -58,7 +58,8 @@ def draw_rate_distortion(
                 has = ", ".join(report["metrics"])
                 raise DataError(stem, f"has no metric {name!r}", f"it has {has}")
     if not names:
-        raise DataError("the reports", "share no metric", "name what all of them have: --metrics")
+        fix = "make them with the same --metrics of `segue evaluate codec`"
+        raise DataError("the reports", "share no metric", fix)
     rates = {stem: report.get("sample_rate") for stem, report in reports.items()}
     known = {rate for rate in rates.values() if rate}
     if len(known) > 1:

@@ -64,7 +64,7 @@ def make_recordings(folder: Path, minutes: float) -> None:
 
 
 def run(command: Sequence[str], threads: int) -> None:
-    """Return a command with so many threads in each process.
+    """Run a command with so many threads in each process.
 
     Raises:
         RuntimeError: it failed; the message ends with what it wrote.
@@ -91,7 +91,7 @@ def train(
     folder: Path, name: str, part: str, options: dict[str, object], program: Sequence[str] = SEGUE,
     threads: int = 1, config: str = TOKENIZERS, more: Sequence[str] = (),
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train on what ``tokenizing`` left; the lines of its log after the first."""
+    """Train on what ``tokenizing`` left; return the lines of its log after the first."""
     run_folder = folder / name
     run_folder.mkdir()
     (run_folder / "tokens").symlink_to(folder / "tokens-1" / "tokens")

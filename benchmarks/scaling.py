@@ -109,7 +109,7 @@ def long_file(path: Path, minutes: float) -> None:
 
 
 def long_mp3(path: Path, minutes: float) -> None:
-    """Yield the same minute again and again, without a table of contents."""
+    """Write the same minute again and again, without a table of contents."""
     long_file(path, 1)
     with path.open("rb") as file:
         found = find_frames(file)

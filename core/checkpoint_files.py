@@ -107,6 +107,6 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 def holding_weights(directory: Path) -> Path:
-    """Return a directory of weights: the given one, or the newest in what `segue train` wrote."""
+    """Return a directory of weights: this one, or the newest checkpoint that it holds."""
     newest = None if (directory / MANIFEST).is_file() else newest_checkpoint(directory)
     return newest or directory

@@ -280,7 +280,7 @@ class AcousticCodec(Tokenizer):
     def streaming_encoder(self) -> StreamingEncoder | None:
         """Return an encoder that takes audio chunk by chunk, or None if the codec has none.
 
-        All chunks together equal ``encode``.
+        The codes of all chunks together equal those of ``encode``.
         """
         return None
 

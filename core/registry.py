@@ -132,7 +132,7 @@ def unknown_names(
 
     Args:
         named: each name -> the file that it stands in.
-        records, statuses: all that there are.
+        records, statuses: all components and plugins that were found.
     """
     known = {f"{record.kind}/{record.name}" for record in records}
     known |= {name for one in statuses for name in (one.source, one.label)}

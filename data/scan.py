@@ -37,7 +37,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A task for one process: recordings, and the file that keeps what was heard."""
+    """One process's share: recordings, and the file for what is found out about them."""
 
     target: Path
     recordings: Sequence[Recording]

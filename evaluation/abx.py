@@ -41,7 +41,8 @@ def abx_errors(
     blocks = _blocks(items, labels)
     pairs = [torch.combinations(block) for block in blocks]
     if not pairs:
-        raise DataError("items", "no two labels share a context", "add items")
+        fix = "add items of another label with the same context"
+        raise DataError("items", "no two labels share a context", fix)
     found = pair_distances(sequences, torch.cat(pairs), distance)
     count = int(speakers.max()) + 1
     tables = {"within": Errors(count), "across": Errors(count)}

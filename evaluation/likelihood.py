@@ -77,7 +77,8 @@ class FirstStage:
     def __init__(self, pipeline: Pipeline) -> None:
         found = next((stage for stage in pipeline.config.stages if not stage.given), None)
         if found is None:
-            raise ConfigError("stages", "each is given something", "name another pipeline")
+            fix = "name a pipeline with a stage whose `given` is empty"
+            raise ConfigError("stages", "each is given tokens of another", fix)
         self._pipeline = pipeline
         self.config: StageConfig = found
         self.lm: StageLM = pipeline.stage_lm(found.name)

@@ -120,8 +120,10 @@ class Corrected(io.RawIOBase):
 
 
 def corrected(source: Source) -> tuple[Source, float]:
-    """Return the source, or its corrected form if its header states less than it holds; and how
-    many times as many samples as there are a header in chunks promises.
+    """Return the source, with a corrected header if that states less than the file holds.
+
+    Returns:
+        The source, and the samples that its header promises as a multiple of those there are.
 
     Raises:
         AudioError: if it holds several streams or files, one after the other.

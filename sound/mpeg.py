@@ -55,7 +55,7 @@ class MpegFrames:
 
     @property
     def correction(self) -> tuple[int, bytes] | None:
-        """Return a place and what should stand there, if the header leaves frames out."""
+        """Return where the number of frames stands and its right bytes, if it is too small."""
         if self.counted is None or len(self.offsets) - self.counted[1] < LEAST_LEFT_OUT:
             return None
         return self.counted[0], len(self.offsets).to_bytes(4, "big")

@@ -96,7 +96,7 @@ def lowest_loss(directory: Path) -> float:
 def resume(run: TrainingRun, learner: Learner) -> int:
     """Load the newest checkpoint, or raise ``CheckpointError``; return its step, 0 without one.
 
-    Log entries after that step go, since the run writes them again.
+    Log entries after that step are removed: the run writes them again.
     """
     newest = on_first(lambda: _tidied(run))
     # Every rank loads, and all fail together: one that stopped alone would leave the others

@@ -190,4 +190,3 @@ def _positions(index: Tensor | None) -> list[Tensor | None]:
     if index is None or index.is_meta or index.dtype != torch.bool:
         return [index]
     return list(index.nonzero().unbind(1))
-

@@ -117,7 +117,10 @@ def continue_(
         typer.Option(help="Most new audio of one window of a stage; as in `segue stream`."),
     ] = None,
     prompt_audio: Annotated[
-        str, typer.Option(help="The start of the file: original, codec or none.")
+        str,
+        typer.Option(
+            help="Prompt in the file: original, codec (as it decodes the prompt) or none."
+        ),
     ] = "original",
     picture: Annotated[
         Path | None, typer.Option(help="Also draw a spectrogram (PNG; needs segue\\[plot]).")

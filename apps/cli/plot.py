@@ -49,7 +49,7 @@ def audio(
 @with_groups
 def tokens(
     chosen: Chosen,
-    recording: Annotated[Path, typer.Argument(help="Audio; only the end that prompts use.")],
+    recording: Annotated[Path, typer.Argument(help="Audio; its end, as of a prompt.")],
     output: PictureOption = Path("tokens.png"),
     json: JsonOption = False,
 ) -> None:

@@ -150,7 +150,7 @@ def chosen_metrics(
         settings = [(text, *_with_options(text)) for text in listed(wanted)]
         if not settings:
             example = "log_mel.v1,pesq.v1" if kind == "metric" else "health.v1,speaker.v1"
-            raise ConfigError("--metrics", "names none", f"write --metrics {example}")
+            raise ConfigError("--metrics", "names no metric", f"write --metrics {example}")
         return {
             text: host.create(kind, name, options, place="--metrics")
             for text, name, options in settings

@@ -39,7 +39,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Stage:
-    """Return one of its transformers in its wrapper."""
+    """Hold one of its transformers in its wrapper."""
 
     name: Name
     wrapper: nn.Module
@@ -51,20 +51,20 @@ class Stage:
         return sum(parameter.numel() for parameter in self.wrapper.parameters())
 
     def frames(self, seconds: float, limit: int | None = None) -> int:
-        """Frames that the stage generates for so many seconds, at most ``limit``."""
+        """Count the frames that the stage generates for so many seconds, at most ``limit``."""
         semantic = self.name == "semantic"
         rate = self.sizes.semantic_rate if semantic else self.sizes.acoustic_rate
         count = round(seconds * rate)
         return count if limit is None else min(count, limit)
 
     def tokens(self, seconds: float, max_frames: int | None = None) -> int:
-        """Tokens that the stage generates for so many seconds."""
+        """Count the tokens that the stage generates for so many seconds."""
         sizes = self.sizes
         levels = {"coarse": sizes.coarse_quantizers, "fine": sizes.fine_quantizers}
         return self.frames(seconds, max_frames) * levels.get(self.name, 1)
 
     def inputs(self, batch: int, seconds: float) -> dict[str, Tensor]:
-        """Random tokens of the slices that the stage reads and of the slice that it models."""
+        """Draw random tokens of the slices that the stage reads and of the one that it models."""
         sizes = self.sizes
         semantic = (batch, round(seconds * sizes.semantic_rate))
         acoustic = (batch, round(seconds * sizes.acoustic_rate))

@@ -48,7 +48,7 @@ def hubert_with_kmeans(package: Any, sizes: Sizes) -> nn.Module:
 def training_steps(
     name: Name, batch: int, seconds: float, sizes: Sizes
 ) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Steps of a stage with AdamW: on waves, and on tokens made before.
+    """Return steps of a stage with AdamW: on waves, and on tokens made before.
 
     Args:
         batch: crops of a step.

@@ -210,7 +210,7 @@ class Continuation:
             yield
 
     def draw_ends(self, frame: int, head: nn.Linear | None, hidden: Float[Tensor, "R D"]) -> None:
-        """Draw which rows end in place of new frame ``frame``, which ``hidden`` predicts.
+        """Draw which rows end instead of having new frame ``frame``, from its hidden states.
 
         A row never ends before it has a frame. Without an end head nothing is drawn.
         """

@@ -145,7 +145,7 @@ class Agreement(ContinuationMetric):
 
 
 def figures(first: Sequence[str], second: Sequence[str], seconds: float) -> dict[str, float]:
-    """Return the figures of one file from what was heard in it; of no audio, nothing."""
+    """Return the figures of one file from the words heard in it; NaN if it holds no audio."""
     if not seconds:
         return dict.fromkeys(("word_error", "english", "words_per_second", "repeated"), math.nan)
     phrases = [tuple(first[i : i + PHRASE]) for i in range(len(first) - PHRASE + 1)]

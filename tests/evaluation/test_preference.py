@@ -195,5 +195,5 @@ def test_a_shuffled_sequence_has_the_same_pieces_elsewhere() -> None:
 def test_a_pipeline_of_which_every_stage_is_given_something() -> None:
     pipeline = FakePipeline()
     pipeline.config.stages = pipeline.config.stages[:1]
-    with pytest.raises(ConfigError, match="each is given something"):
+    with pytest.raises(ConfigError, match="each is given tokens of another"):
         evaluate_pairs(pipeline, [])  # type: ignore[arg-type]

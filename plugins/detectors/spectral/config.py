@@ -8,7 +8,7 @@ from segue.core.options import DetectorOptions
 
 
 class SpectralDetectorOptions(DetectorOptions):
-    """Options of ``spectral_detector``.
+    """Configure ``spectral_detector``.
 
     Attributes:
         bands: mel bands.

@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
 
 class NoteNetwork(nn.Module):
-    """Logits of what each key does in each frame."""
+    """Compute for each frame the logits that a key is struck and that it sounds."""
 
     def __init__(self, config: NoteKMeansOptions) -> None:
         super().__init__()
