@@ -176,14 +176,3 @@ class Epochs:
         begin = float(self._ends[unit - 1]) if unit else 0.0
         slot = int((place - begin) / float(self._weights[unit]))
         return Drawn(unit, min(slot, int(self._slots[unit]) - 1), turn)
-
-    def padding(self, steps: int) -> float:
-        """Return the share of the first steps' batches that is padding."""
-        padded = full = 0
-        for step in range(min(steps, self.steps)):
-            lengths = [
-                int(self._lengths[row.unit]) for row in self.rows(step, range(self._batch_size))
-            ]
-            full += max(lengths) * len(lengths)
-            padded += max(lengths) * len(lengths) - sum(lengths)
-        return padded / max(1, full)

@@ -21,11 +21,27 @@ from segue.plugins.models.depth_transformer.config import DepthTransformerOption
 from segue.plugins.models.depth_transformer.model import DepthTransformer
 from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
+from segue.testing import Subject, checks_for
 
 CODES, UNITS = 7, 11
 CausalLM = FlatTransformer | DelayTransformer | DepthTransformer
 SIZE = {"width": 32, "depth": 2, "heads": 2}
 RELATIVE = {"position_encoding": "relative", "relative_buckets": 8, "relative_reach": 16}
+
+
+#: What each variant of a model could do wrong on its own; all other checks of them are slow.
+QUICK = {
+    "scored_batch_equals_rows", "score_is_zero_at_padding", "score_agrees_with_loss",
+    "padding_has_no_influence", "score_is_a_likelihood", "gradients_reach_every_parameter",
+    "generated_batch_equals_rows", "greedy_tokens_score_best", "every_code_can_be_drawn",
+}  # fmt: skip
+
+
+def quickly(subjects: list[Subject]) -> pytest.MarkDecorator:
+    """Run a test once for each subject and each of the ``QUICK`` checks."""
+    checks = [check for check in checks_for("stage_lm") if check.name in QUICK]
+    cases = [pytest.param(s, check, id=f"{s}-{check}") for s in subjects for check in checks]
+    return pytest.mark.parametrize(("subject", "check"), cases)
 
 
 def acoustic(levels: int, start: int = 0) -> SliceSpec:

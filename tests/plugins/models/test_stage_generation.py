@@ -1,4 +1,4 @@
-"""Generation: the cache, ragged rows, legal codes, randomness."""
+"""Generation, beyond what conformance checks: the cache, settings of sampling, refusals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from helpers_stage import (
     decoding,
     given_for,
     recorded,
-    repeated,
     tokens,
 )
 from pytest import MonkeyPatch
@@ -61,31 +60,8 @@ def test_cached_logits_of_one_row_from_nothing_equal_uncached_ones(
         check_logits(kind, STAGES[name], (0,), backend, monkeypatch)
 
 
-def test_greedy_tokens_are_the_most_likely_ones(kind: str, stage: StageSpec) -> None:
-    """Redone without a cache: no other code scores higher at any position."""
-    model = build(kind, stage)
-    given = given_for(stage, 6)
-    prompt = tokens(stage.target, 2)
-    new = model.generate(given, prompt, 4, GREEDY, row_generators(0, 1))
-    full = prompt.append(new)
-    best = model.score(StageBatch(full, given))
-    codes = torch.arange(stage.target.codebook_size)
-    places = [(level, frame) for level in range(stage.target.num_levels) for frame in range(2, 6)]
-    tried = full.ids.repeat(len(places), len(codes), 1, 1)  # [place, code, Q, N]
-    for index, (level, frame) in enumerate(places):
-        tried[index, :, level, frame] = codes
-    rows = tried.flatten(0, 1)
-    every = model.score(StageBatch(Tokens.full(rows), repeated(given, len(rows))))
-    for (level, frame), scores in zip(places, every.split(len(codes)), strict=True):
-        assert scores[:, level, frame].max() <= best[0, level, frame] + 1e-5
-
-
 #: All models draw by one function, so one of each family shows what settings of sampling do.
 SAMPLINGS = [Sampling(top_k=4, top_p=0.9), Sampling(temperature=0.05, repeats=2), GREEDY]
-
-
-def test_a_row_generates_the_same_alone_and_in_a_ragged_batch(kind: str, stage: StageSpec) -> None:
-    check_rows(kind, stage, Sampling())
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -124,28 +100,6 @@ def test_given_frames_beyond_the_request_are_not_seen(kind: str) -> None:
     assert torch.equal(*drawn)
 
 
-def test_every_legal_code_is_drawn_and_no_other(kind: str) -> None:
-    stage = STAGES["slower"]
-    model = build(kind, stage, spread=0.0)
-    prompt = Tokens.empty(32, 3)
-    hot = Sampling(temperature=10)
-    new = model.generate(given_for(stage, *[6] * 32), prompt, 6, hot, row_generators(0, 32))
-    for level in range(3):
-        assert new.ids[:, level].unique().tolist() == list(range(CODES))
-
-
-def test_a_seed_determines_the_draw(kind: str) -> None:
-    stage = STAGES["slower"]
-    model = build(kind, stage)
-    given, prompt = given_for(stage, 12, 12), tokens(stage.target, 2, 2)
-
-    def draw(seed: int) -> torch.Tensor:
-        return model.generate(given, prompt, 10, Sampling(), row_generators(seed, 2)).ids
-
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(7))
-
-
 def test_temperature_zero_uses_no_randomness(kind: str) -> None:
     stage = STAGES["slower"]
     model = build(kind, stage)
@@ -169,14 +123,6 @@ def test_dropout_is_off_and_training_is_restored(kind: str) -> None:
     with pytest.raises(AttributeError):
         model.generate(*arguments[:3], None, row_generators(0, 1))  # type: ignore[arg-type]
     assert model.training
-
-
-def test_generated_tokens_can_be_learnt_from(kind: str) -> None:
-    stage = STAGES["slower"]
-    model = build(kind, stage)
-    given = given_for(stage, 5)
-    new = model.generate(given, Tokens.empty(1, 3), 5, Sampling(), row_generators(0, 1))
-    model.loss(StageBatch(new, given)).total.backward()
 
 
 def test_no_frames_are_no_tokens(kind: str) -> None:
