@@ -3,11 +3,11 @@
     python benchmarks/scaling.py [--json FILE] [--minutes 6] [--seconds 4] [--hours 1] [--only NAME]
 
 ``reading``, ``detect``, ``fit`` and ``mp3`` compare files of ``--minutes`` with files ten times as
-long (6 minutes against an hour), ``tokenize`` one process with two on ``--minutes`` of audio,
-``continue`` continuations of ``--seconds`` with ten times as much, ``store`` tokens of ``--hours``
-with a hundred times as many. Peak memory is that of a process of its own. Ten times the work takes
-ten times as long, or less, and memory stays as it is (1). Other work on the machine disturbs times,
-not memory.
+long (6 minutes against an hour), ``continue`` continuations of ``--seconds`` with ten times as
+much, ``store`` tokens of ``--hours`` with a hundred times as many; ``data_and_training.py`` has
+one process that tokenizes and two. Peak memory is that of a process of its own. Ten times the work
+takes ten times as long, or less, and memory stays as it is (1). Other work on the machine disturbs
+times, not memory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ import numpy as np
 import soundfile
 import torch
 
-from benchmarks.data_and_training import SEGUE, TOKENIZERS, make_recordings, run
 from benchmarks.report import Report
-from benchmarks.timing import machine, peak_memory_mib, seconds
+from benchmarks.timing import machine, peak_memory_mib
 from segue.sound.mpeg import find_frames
 
 FACTOR = 10
@@ -175,19 +174,6 @@ def growth(
     report.ratio(f"{name}_memory", peaks[-1] / peaks[0], "peak memory, goal 1")
 
 
-def tokenizing(report: Report, minutes: float) -> None:
-    """Measure audio seconds per second of the whole command with one process and with two."""
-    took = {}
-    with tempfile.TemporaryDirectory() as folder:
-        make_recordings(Path(folder) / "audio", minutes)
-        for workers in (1, 2):
-            command = (*SEGUE, "tokenize", "--config", TOKENIZERS, "--data", f"{folder}/audio")
-            options = ("-o", f"{folder}/tokens-{workers}", "--workers", str(workers))
-            took[workers] = seconds(lambda c=(*command, *options): run(c, threads=1))  # type: ignore[misc]
-            report.note(f"tokenize_{workers}", took[workers], "s")
-    report.ratio("tokenize", took[1] / took[2], "two processes against one, goal 1.8")
-
-
 CHILDREN = {
     name.removeprefix("child_"): call for name, call in list(globals().items())
     if name.startswith("child_")
@@ -200,7 +186,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="of the shorter recordings")
     parser.add_argument("--seconds", type=float, default=4.0, help="of the shorter continuation")
     parser.add_argument("--hours", type=float, default=1.0, help="of the smallest token store")
-    parser.add_argument("--only", choices=[*CHILDREN, "tokenize"], help="one comparison")
+    parser.add_argument("--only", choices=CHILDREN, help="one comparison")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -226,7 +212,6 @@ def main() -> None:
     comparisons["continue"] = lambda: growth(
         report, "continue", (much, FACTOR * much), lambda folder, size: None
     )
-    comparisons["tokenize"] = lambda: tokenizing(report, short)
     for name, compare in comparisons.items():
         if arguments.only in (None, name):
             compare()

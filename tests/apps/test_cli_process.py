@@ -168,14 +168,6 @@ def test_a_broken_plugin_is_named_and_stops_nothing(tmp_path: Path) -> None:
     assert "segue-exits" in broken
 
 
-def test_a_broken_registry_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "segue-registry.yaml").write_text("api_version: 1\nplugin: {}\n")
-    done = run([*COMMAND, "plugins", "list"], tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert "segue-registry.yaml" in done.stderr and "plugin" in done.stderr
-
-
 def test_audio_travels_through_pipes(
     segue: Segue, tiny: Path, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,16 +85,6 @@ def test_a_pin_chooses(
     assert found.source == winner.format(path=path)
 
 
-def test_the_line_that_a_conflict_proposes_works(
-    install: Install, write_registry: WriteRegistry
-) -> None:
-    install("good", "rival")
-    text = refusal(PluginHost.discover(), "metric", "loudness.v1")
-    line = text[text.index("pins:") : text.index(" or pins:")]
-    host = PluginHost.discover(registry=write_registry(line))
-    assert host.find("metric", "loudness.v1", "metric").source == "segue-good"
-
-
 def test_a_first_party_name_wins_and_the_claim_is_reported(
     install: Install, write_registry: WriteRegistry, write_distribution: WriteDistribution
 ) -> None:

@@ -113,14 +113,6 @@ def test_group_outranks_speaker_and_the_file_name_stands_in(tmp_path: Path) -> N
     assert [r.group for r in load_recordings(path, "train")] == ["g", "s", "c"]
 
 
-def test_a_manifest_without_a_split_holds_out_groups(tmp_path: Path) -> None:
-    lines = [f"{s}-{take}.wav,speaker{s},1" for s in range(45) for take in range(3)]
-    path = manifest(tmp_path, "path,speaker,duration_s", *lines)
-    train, valid = load_recordings(path, "train"), load_recordings(path, "valid")
-    assert not {r.group for r in train} & {r.group for r in valid}
-    assert 3 <= len(valid) <= 5 * 3 and len(train) + len(valid) == 45 * 3
-
-
 def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("path,duration_s\na.wav,1\nb.wav,1\n", encoding="utf-8-sig")

@@ -8,11 +8,9 @@ import io
 import json
 import pickle
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -36,11 +34,10 @@ from segue.core.errors import (
     UntrainedError,
 )
 from segue.core.hookspecs import hookimpl
-from segue.core.options import Decoding, Options
+from segue.core.options import Options
 from segue.core.plugins import PluginHost
 from segue.core.sampling import own_generator
 from segue.inference.request import GeneratedAudio, Request, metadata_of
-from segue.plugins.layers.transformer import Transformer
 from segue.sound.reading import read_audio
 
 RATE = 16_000
@@ -342,30 +339,6 @@ def test_a_pipeline_and_its_audio_have_short_descriptions(
     torch.testing.assert_close(read_audio(path).wave, audio.row(1), atol=1e-4, rtol=0)
     with pytest.raises(OutputError, match="save"):
         audio.play()
-
-
-def test_few_calls_lie_between_a_request_and_a_stage_s_transformer(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the first of our functions to the forward of a transformer there are at most seven."""
-    compute, calls = Transformer.forward, set()
-
-    def forward(*arguments: Any) -> Any:
-        own, frame = ["forward"], sys._getframe(1)
-        while frame.f_back is not None:
-            if frame.f_globals["__name__"].startswith("segue."):
-                own.append(frame.f_code.co_name)
-            frame = frame.f_back
-        calls.add(tuple(reversed(own)))
-        return compute(*arguments)
-
-    monkeypatch.setattr(Transformer, "forward", forward)
-    for stage in pipeline.config.stages:
-        monkeypatch.setattr(pipeline.stage_lm(stage.name), "decoding", Decoding(backend="torch"))
-    pipeline.continue_batch([(melody(1.0, seed=5), RATE)], seconds=0.4)
-    assert ("continue_batch", "run", "advance", "pieces", "frames_by_token", "_torch_step",
-            "forward") in calls  # fmt: skip
-    assert all(len(call) <= 7 for call in calls), calls
 
 
 def test_progress_reaches_the_end_of_every_stage(pipeline: Pipeline) -> None:

@@ -433,29 +433,6 @@ def test_validation_loss_is_reproducible_and_training_loss_is_not() -> None:
     assert len({float(model.loss(batch).total.detach()) for _ in range(4)}) > 1
 
 
-def test_only_counted_frames_count() -> None:
-    stage = STAGES["slower"]
-    model, batch = build(stage).eval(), batch_for(stage, 12, 12)
-    counted = torch.zeros(2, 12, dtype=torch.bool)
-    nothing = model.loss(StageBatch(batch.target, batch.given, counted=counted)).total
-    assert nothing == 0
-    counted[0] = True
-    half = model.loss(StageBatch(batch.target, batch.given, counted=counted)).total
-    first = tuple(alone(given, 0) for given in batch.given)
-    single = model.loss(StageBatch(alone(batch.target, 0), first)).total
-    torch.testing.assert_close(half, single)
-
-
-@BLOCKS
-def test_half_precision_weights_generate(blocks: str) -> None:
-    stage = STAGES["slower"]
-    model = build(stage, blocks=blocks).to(torch.bfloat16)
-    new = model.generate(
-        given_for(stage, 12, 9), tokens(stage.target, 4, 1), 8, Sampling(), row_generators(0, 2)
-    )
-    assert new.ids.shape == (2, 3, 8) and new.ids.max() < CODES
-
-
 def repeated(batch: Tokens) -> Tokens:
     return Tokens(batch.ids.repeat(8, 1, 1), batch.lengths.repeat(8))
 

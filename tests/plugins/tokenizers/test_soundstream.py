@@ -65,15 +65,6 @@ def test_the_defaults_are_those_of_the_paper() -> None:
     assert all(4.5e6 < count < 5.2e6 for count in weights)
 
 
-def test_rows_of_a_batch_are_encoded_as_alone(stream: SoundStream, audio: WaveBatch) -> None:
-    together = stream.encode(audio.wave, audio.lengths)
-    assert together.lengths.tolist() == [25, 17, 2, 2, 1]
-    assert together.ids.unique().numel() > 8
-    for row, length in enumerate(audio.lengths.tolist()):
-        alone = stream.encode(audio.wave[row : row + 1, :length], torch.tensor([length]))
-        assert torch.equal(alone.ids[0], together.row(row))
-
-
 @pytest.mark.parametrize("samples", [0, 1, 321])
 def test_short_audio(stream: SoundStream, samples: int) -> None:
     tokens = stream.encode(torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
@@ -134,30 +125,6 @@ def test_encoding_in_chunks_changes_nothing(stream: SoundStream, sizes: list[int
     pieces.append(encoder.finish())
     offline = stream.encode(wave, torch.tensor([2313, 2313]))
     assert torch.equal(torch.cat(pieces, dim=2), offline.ids)
-
-
-def test_finish_leaves_no_state_behind(stream: SoundStream) -> None:
-    wave, codes = torch.randn(1, 1000), random_codes(stream, 1, 4)
-    encoder, decoder = stream.streaming_encoder(), stream.streaming_decoder()
-    first, heard = [], []
-    for _ in range(2):
-        first.append(torch.cat([encoder.push(wave), encoder.finish()], dim=2))
-        heard.append(torch.cat([decoder.push(codes), decoder.finish()], dim=1))
-    assert torch.equal(first[0], first[1]) and torch.equal(heard[0], heard[1])
-    # The states are of use: without a past the same chunk gives something else.
-    decoder.push(codes)
-    assert not torch.equal(decoder.push(codes), heard[0])
-
-
-def test_streams_of_one_codec_do_not_disturb_each_other(stream: SoundStream) -> None:
-    codes = random_codes(stream, 1, 6)
-    one, other = stream.streaming_decoder(), stream.streaming_decoder()
-    pieces = []
-    for part in codes.split(2, dim=2):
-        pieces.append(one.push(part))
-        other.push((part + 1) % 32)
-        decode(stream, part)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), decode(stream, codes), atol=1e-5, rtol=0)
 
 
 # --- training ---------------------------------------------------------------------------------
