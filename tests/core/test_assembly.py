@@ -270,20 +270,6 @@ STAGE_LMS = ("flat_transformer.v1", "delay_transformer.v1")
 TOKENIZERS = ("mel_kmeans.v1", "chroma_kmeans.v1")
 
 
-@pytest.mark.parametrize("domain", ["speech", "piano"])
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("lm", STAGE_LMS)
-def test_every_part_is_swapped_by_one_line(
-    domain: str, tokenizer: str, lm: str, host: PluginHost
-) -> None:
-    swaps = [f"semantic_tokenizer.use={tokenizer}", *(f"stages.{s}.lm.use={lm}" for s in
-             ("semantic", "acoustic"))]  # fmt: skip
-    for swap in swaps:
-        assembly = assemble(config(host, swap, source=f"{domain}/baseline"), host)
-        part, _, use = swap.partition("=")
-        assert assembly.parts[part.removesuffix(".lm.use").removesuffix(".use")].use == use
-
-
 @pytest.mark.parametrize(
     ("domain", "tokenizer", "semantic", "acoustic"),
     [

@@ -1,5 +1,4 @@
-"""Test the example package: assembled into both domains by config, missing, and with parts that do
-not fit."""
+"""Test the example package: assembled into both domains by config, trained, and missing."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tests.conftest import TINY, melody
 from segue.core.assembly import assemble
 from segue.core.checkpoint import load_component, save_component
 from segue.core.config_files import load_config
-from segue.core.errors import AssemblyError, PluginError
+from segue.core.errors import PluginError
 from segue.core.plugins import PluginHost
 from segue.inference.pipeline import Pipeline
 from segue.training.workspace import Workspace, train_all
@@ -26,26 +25,16 @@ SWAPS = {
     "stages.semantic.lm.use": "toy_gru.v1",
     "stages.acoustic.lm.use": "toy_gru.v1",
 }
-Toy = Callable[..., PluginHost]
 
 
 @pytest.fixture
-def toy(tmp_path: Path, install: Callable[..., None]) -> Toy:
-    """A host that sees the example package, with edits: (file, old text, new text)."""
-
-    def build(*edits: tuple[str, str, str]) -> PluginHost:
-        site = tmp_path / "site"
-        package = site / "segue_toy"
-        shutil.copytree(EXAMPLE / "src" / "segue_toy", package)
-        for file, old, new in edits:
-            text = (package / file).read_text()
-            assert old in text, f"{file} holds no {old!r}"
-            (package / file).write_text(text.replace(old, new))
-        _describe(site, "segue_toy", "segue_toy.register")
-        install(site)
-        return PluginHost.discover()
-
-    return build
+def toy(tmp_path: Path, install: Callable[..., None]) -> PluginHost:
+    """A host that sees the example package."""
+    site = tmp_path / "site"
+    shutil.copytree(EXAMPLE / "src" / "segue_toy", site / "segue_toy")
+    _describe(site, "segue_toy", "segue_toy.register")
+    install(site)
+    return PluginHost.discover()
 
 
 def _describe(site: Path, name: str, module: str) -> None:
@@ -56,36 +45,33 @@ def _describe(site: Path, name: str, module: str) -> None:
 
 
 @pytest.mark.parametrize("domain", ["speech", "piano"])
-def test_each_component_enters_each_domain_by_one_line(domain: str, toy: Toy) -> None:
-    host = toy()
+def test_each_component_enters_each_domain_by_one_line(domain: str, toy: PluginHost) -> None:
     for key, name in SWAPS.items():
-        config = load_config(f"{domain}/baseline", host, [f"{key}={name}"]).config
-        parts = assemble(config, host).parts
+        config = load_config(f"{domain}/baseline", toy, [f"{key}={name}"]).config
+        parts = assemble(config, toy).parts
         assert parts[key.removesuffix(".use").removesuffix(".lm")].use == name
 
 
 @pytest.mark.parametrize("domain", ["speech", pytest.param("piano", marks=pytest.mark.slow)])
 def test_a_pipeline_of_foreign_parts_trains_and_continues(
-    domain: str, toy: Toy, tmp_path: Path, recordings_folder: Path
+    domain: str, toy: PluginHost, tmp_path: Path, recordings_folder: Path
 ) -> None:
-    host = toy()
     kept = [text for text in TINY if ".options." not in text]
     overrides = [f"{key}={name}" for key, name in SWAPS.items()]
-    config = load_config(f"{domain}/baseline", host, [*kept, *overrides]).config
-    directory = train_all(Workspace(config, tmp_path / "run", recordings_folder, host))
-    pipeline = Pipeline.from_pretrained(directory, host=host)
+    config = load_config(f"{domain}/baseline", toy, [*kept, *overrides]).config
+    directory = train_all(Workspace(config, tmp_path / "run", recordings_folder, toy))
+    pipeline = Pipeline.from_pretrained(directory, host=toy)
     result = pipeline.continue_(melody(1.0, seed=1), 16_000, seconds=0.4)
     assert result.continuation().shape[0] == 0.4 * 16_000
     assert torch.isfinite(result.wave).all()
 
 
 def test_a_missing_plugin_is_named_with_the_package_to_install(
-    toy: Toy, tmp_path: Path, tiny_pipelines: dict[str, Path]
+    toy: PluginHost, tmp_path: Path, tiny_pipelines: dict[str, Path]
 ) -> None:
-    host = toy()
     saved = tmp_path / "codec"
     saved.mkdir()
-    codec = host.create("codec", "toy_mdct.v1", {}, place="codec")
+    codec = toy.create("codec", "toy_mdct.v1", {}, place="codec")
     save_component(codec, saved, "codec", "toy_mdct.v1", {})
     text = (saved / "component.json").read_text()
     assert '"distribution": "segue-toy"' in text.replace("_", "-")
@@ -98,43 +84,3 @@ def test_a_missing_plugin_is_named_with_the_package_to_install(
             assemble(config, without)
     with pytest.raises(PluginError, match=r"segue.toy==0\.1\.0"):
         load_component(saved, without, "codec")
-
-
-@pytest.mark.parametrize(
-    ("edit", "overrides", "words"),
-    [
-        (("Fraction(25)", "Fraction(20)"), ["semantic_tokenizer.use=toy_loudness.v1"],
-         ["semantic_tokenizer 20", "codec emits 50", "no whole ratio"]),
-        (("Fraction(50)", "Fraction(40)"), ["codec.use=toy_mdct.v1"],
-         ["codec emits 40", "semantic_tokenizer 25", "no whole ratio"]),
-        (("Fraction(50)", "Fraction(51)"), ["codec.use=toy_mdct.v1"],
-         ["codec", "51 frames/s do not divide"]),
-        (("", ""), ["codec.use=toy_mdct.v1", "stages.acoustic.predicts=acoustic[0:30]"],
-         ["level 30", "codec emits 6"]),
-        (("", ""), ["codec.use=toy_mdct.v1", "stages.acoustic.predicts=acoustic[2:6]"],
-         ["no stage predicts level 0 of the 6"]),
-    ],
-)  # fmt: skip
-def test_wrong_rates_and_levels_are_refused(
-    edit: tuple[str, str], overrides: list[str], words: list[str], toy: Toy
-) -> None:
-    host = toy(("config.py", *edit))
-    with pytest.raises(AssemblyError) as caught:
-        assemble(load_config("speech/baseline", host, overrides).config, host)
-    for word in words:
-        assert word in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("swap", "place"),
-    [
-        ("semantic_tokenizer.use=toy_loudness.v1", "stages.semantic"),
-        ("codec.use=toy_mdct.v1", "stages.acoustic"),
-    ],
-)
-def test_a_wrong_vocabulary_is_refused_before_weights_load(
-    swap: str, place: str, toy: Toy, tiny_pipelines: dict[str, Path]
-) -> None:
-    with pytest.raises(AssemblyError) as caught:
-        Pipeline.from_pretrained(tiny_pipelines["speech"], overrides=[swap], host=toy())
-    assert caught.value.place == place

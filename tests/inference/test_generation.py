@@ -326,28 +326,6 @@ def random_tokens(seed: int, levels: int, *lengths: int) -> Tokens:
     return Tokens.stack([torch.randint(0, 9, (levels, n), generator=random) for n in lengths])
 
 
-@pytest.mark.parametrize(
-    ("kind", "ratio", "overlap"),
-    [("flat", None, 0.5), ("flat", Fraction(1, 2), 0.0), ("delay", Fraction(2), 0.5)],
-)
-def test_real_models_give_a_row_the_same_alone_and_in_a_batch(
-    kind: str, ratio: Fraction | None, overlap: float
-) -> None:
-    stage = stage_of(ratio, codes=9)
-    lm = model(kind, stage)
-    lengths, frames = (0, 14, 4, 6), 21
-    prompt = random_tokens(1, 2, *lengths)
-    given = []
-    if ratio is not None:
-        given = [random_tokens(2, 1, *[frames_of(n + frames, ratio) for n in lengths])]
-    together = run(lm, given, prompt, frames, 8, overlap, seed=3)
-    assert int(together.ids.min()) >= 0 and int(together.ids.max()) < 9
-    for row in range(4):
-        own = [Tokens.full(part.row(row)[None]) for part in given]
-        single = run(lm, own, Tokens.full(prompt.row(row)[None]), frames, 8, overlap, seed=3 + row)
-        assert torch.equal(single.row(0), together.row(row))
-
-
 @pytest.mark.parametrize("kind", ["flat", "delay"])
 def test_real_models_go_on_from_what_the_window_shows(kind: str) -> None:
     """A window's tokens are those that the model draws for that window alone."""

@@ -206,12 +206,6 @@ def test_trained_but_unfitted_is_refused_for_tokens(
     assert caught.value.place == PART and f"segue train {PART}" in caught.value.fix
 
 
-def test_other_options_are_refused(whole: Path, recordings_folder: Path) -> None:
-    space, _ = workspace(whole.parent.parent, recordings_folder, f"{PART}.options.layer=2")
-    with pytest.raises(AssemblyError, match=f"{PART}.options.layer"):
-        train_part(space, PART)
-
-
 def test_a_pipeline_is_trained_with_it(tmp_path: Path, recordings_folder: Path) -> None:
     space, watch = workspace(tmp_path, recordings_folder)
     pipeline = train_all(space)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from tests.conftest import TINY
 
 from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.config_files import load_config
-from segue.core.errors import DataError, PluginError, SegueError, TrainingError
+from segue.core.errors import DataError, PluginError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
@@ -74,45 +73,6 @@ def test_a_finished_run_is_left_as_it_is(
     assert tokens == {p: p.stat().st_mtime_ns for p in tokens}
 
 
-def test_more_steps_go_on_from_the_last_checkpoint(
-    tmp_path: Path, recordings_folder: Path, host: PluginHost
-) -> None:
-    train_part(workspace(tmp_path, recordings_folder, host), "codec")
-    longer = workspace(tmp_path, recordings_folder, host, "codec.training.steps=5")
-    assert train_part(longer, "codec").name == "step-00000005"
-
-
-def test_a_workspace_keeps_the_resolved_config(
-    tmp_path: Path, recordings_folder: Path, host: PluginHost
-) -> None:
-    train_part(workspace(tmp_path, recordings_folder, host), "semantic_tokenizer")
-    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert saved["semantic_tokenizer"]["options"]["num_clusters"] == 16
-
-
-@pytest.mark.parametrize("part", ["stages.corse", "", "tokens"])
-def test_an_unknown_part_is_refused(
-    part: str, tmp_path: Path, recordings_folder: Path, host: PluginHost
-) -> None:
-    with pytest.raises(TrainingError) as caught:
-        train_part(workspace(tmp_path, recordings_folder, host), part)
-    assert caught.value.place == part and "stages.acoustic" in caught.value.fix
-
-
-def test_a_stage_without_tokens_is_refused(
-    tmp_path: Path, recordings_folder: Path, host: PluginHost
-) -> None:
-    with pytest.raises(DataError, match="segue tokenize"):
-        train_part(workspace(tmp_path, recordings_folder, host), "stages.semantic")
-
-
-def test_tokenizing_with_untrained_tokenizers_is_refused(
-    tmp_path: Path, recordings_folder: Path, host: PluginHost
-) -> None:
-    with pytest.raises(SegueError, match="trained"):
-        tokenize(workspace(tmp_path, recordings_folder, host))
-
-
 def test_a_stage_refuses_tokens_that_another_codec_made(
     tmp_path: Path, recordings_folder: Path, host: PluginHost
 ) -> None:
@@ -124,14 +84,6 @@ def test_a_stage_refuses_tokens_that_another_codec_made(
             workspace(tmp_path, None, host, "stages.acoustic.lm.training.steps=9"),
             "stages.acoustic",
         )
-
-
-def test_missing_and_unusable_data_are_refused(tmp_path: Path, host: PluginHost) -> None:
-    with pytest.raises(DataError, match="--data"):
-        train_part(workspace(tmp_path / "a", None, host), "codec")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="recording"):
-        train_part(workspace(tmp_path / "b", tmp_path / "empty", host), "codec")
 
 
 def test_audio_that_vanishes_ends_a_training_that_goes_on_once_it_is_back(
@@ -182,31 +134,6 @@ def test_a_tokenizer_whose_codes_are_illegal_is_not_kept(
     with pytest.raises(PluginError, match=r"MelKMeansTokenizer .*encode returned the code"):
         train_part(space, "semantic_tokenizer")
     assert newest_checkpoint(space.part_directory("semantic_tokenizer")) is None
-
-
-def test_lifecycle_hooks_are_called_while_training(
-    tmp_path: Path, recordings_folder: Path, host: PluginHost
-) -> None:
-    class Logger:
-        def __init__(self) -> None:
-            self.steps: list[tuple[str, int]] = []
-            self.saved: list[tuple[str, str]] = []
-
-        @hookimpl
-        def segue_train_step(self, part: str, step: int, losses: dict[str, float]) -> None:
-            assert losses["loss"] > 0
-            self.steps.append((part, step))
-
-        @hookimpl
-        def segue_checkpoint_saved(self, part: str, directory: Path, step: int) -> None:
-            assert (directory / "model.safetensors").is_file()
-            self.saved.append((part, directory.name))
-
-    logger = Logger()
-    host.register(logger)
-    train_part(workspace(tmp_path, recordings_folder, host), "codec")
-    assert logger.steps == [("codec", 1), ("codec", 2), ("codec", 3)]
-    assert logger.saved == [("codec", "step-00000003")]
 
 
 class Ear:

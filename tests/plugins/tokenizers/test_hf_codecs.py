@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers")
 from segue.core.assembly import assemble
 from segue.core.checkpoint import load_component, save_component
 from segue.core.config_files import load_config
-from segue.core.errors import CheckpointError, ConfigError, SegueError
+from segue.core.errors import ConfigError, SegueError
 from segue.core.interfaces import Component, Tokens
 from segue.core.plugins import default_host
 from segue.inference.pipeline import Pipeline
@@ -432,18 +432,6 @@ def test_mimi_forgets_its_codebooks_when_others_are_loaded(tmp_path: Path) -> No
     one.load_state_dict(other.state_dict())
     torch.testing.assert_close(one.decode(codes, lengths), other.decode(codes, lengths))
     assert not torch.allclose(one.decode(codes, lengths), before)
-
-
-def test_exchanged_weights_are_noticed(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        save_tiny("dac", tmp_path / f"source{seed}", seed=seed)
-        (tmp_path / f"saved{seed}").mkdir()
-        codec = create("dac", pretrained=str(tmp_path / f"source{seed}"))
-        save_component(codec, tmp_path / f"saved{seed}", "codec", "dac.v1", {})
-    weights = "model.safetensors"
-    shutil.copy(tmp_path / "saved1" / weights, tmp_path / "saved0" / weights)
-    with pytest.raises(CheckpointError, match="fingerprint"):
-        load_component(tmp_path / "saved0", default_host(), "codec")
 
 
 STAGE = {
