@@ -19,8 +19,7 @@ from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Ids, Lengths, SemanticTokenizer, Tokens, Wave, WaveBatch
 from segue.plugins.layers.lengths import length_mask, without_padding
 from segue.plugins.tokenizers.common.options import ClusterOptions
-
-LARGEST_DISTANCES = 1 << 24  # elements of the table of distances in memory at once
+from segue.plugins.tokenizers.common.quantizer import nearest
 
 MOST_SAMPLE_BYTES = 1 << 29  # of the frames that clusters are fitted on
 ROWS_AT_ONCE = 1 << 14
@@ -164,14 +163,8 @@ class KMeansTokenizer(SemanticTokenizer):
     def _nearest(self, points: Float[Tensor, "M D"]) -> Int64[Tensor, "Q M"]:
         """Return the nearest centroid of each level."""
         centroids = self.centroids.to(points.dtype).split(self.parts, 1)
-        step = max(1, LARGEST_DISTANCES // self.centroids.shape[0])
-        ids = []
-        for theirs, ours in zip(centroids, points.split(self.parts, 1), strict=True):
-            lengths = theirs.square().sum(1)
-            # |x - c|^2 without |x|^2, which is the same for every centroid.
-            chunks = (lengths - 2.0 * part @ theirs.T for part in torch.split(ours, step))
-            ids.append(torch.cat([distances.argmin(dim=1) for distances in chunks]))
-        return torch.stack(ids)
+        pairs = zip(points.split(self.parts, 1), centroids, strict=True)
+        return torch.stack([nearest(ours, theirs) for ours, theirs in pairs])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any

@@ -69,7 +69,7 @@ class Codebook(nn.Module):
 
     def nearest(self, x: Float[Tensor, "M D"]) -> Int64[Tensor, "M"]:
         """Return the id of the code nearest to each vector."""
-        return _nearest(x, self.codes)
+        return nearest(x, self.codes)
 
     @torch.no_grad()
     def learn(
@@ -283,7 +283,8 @@ def chosen_among_ranks(
     return summed(vectors)
 
 
-def _nearest(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Int64[Tensor, "M"]:
+def nearest(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Int64[Tensor, "M"]:
+    """Return the number of the code nearest to each vector."""
     # |x - c|^2 without |x|^2, which is the same for every code.
     energies, turned = codes.square().sum(1), codes.T
     parts = x.split(max(1, LARGEST_DISTANCES // codes.shape[0]))
@@ -293,7 +294,7 @@ def _nearest(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Int64[Tens
 def _kmeans(x: Float[Tensor, "M D"], codes: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
     """Return codes after Lloyd's iterations; a code that no vector is nearest to stays."""
     for _ in range(KMEANS_ITERATIONS):
-        ids = _nearest(x, codes)
+        ids = nearest(x, codes)
         uses = summed(torch.bincount(ids, minlength=len(codes)).to(x.dtype))[:, None]
         sums = summed(torch.zeros_like(codes).index_add_(0, ids, x))
         codes = torch.where(uses > 0, sums / uses.clamp(min=1), codes)
