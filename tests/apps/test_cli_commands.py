@@ -201,15 +201,6 @@ def test_a_component_is_checked(segue: Segue, monkeypatch: pytest.MonkeyPatch) -
     assert done.json[2]["problem"] == "drifts"
 
 
-@pytest.mark.slow
-def test_a_shipped_component_passes(segue: Segue) -> None:
-    done = segue(
-        *("plugins", "check", "delay_transformer.v1"),
-        *("--options", "{width: 16, depth: 1, heads: 2}", "--json"),
-    )
-    assert done.code == 0 and len(done.json) > 20
-
-
 # --- doctor -----------------------------------------------------------------------------------
 
 

@@ -132,16 +132,6 @@ def test_outputs(segue: Segue, tiny: Path, write: Write, name: str, problem: str
     assert prompt.read_bytes() == before
 
 
-@pytest.mark.parametrize("suffix", ["sd2", "htk", "sds", "wve", "xi", "raw"])
-def test_formats_that_leave_side_files_or_lose_the_rate(
-    segue: Segue, tiny: Path, suffix: str
-) -> None:
-    done = segue("generate", "-o", f"out.{suffix}", "-p", tiny)
-    assert done.refused(
-        f"out.{suffix}: the suffix '.{suffix}' names no audio format; use one of .wav"
-    )
-
-
 def test_of_several_files_each_place_is_checked_first(segue: Segue, tiny: Path) -> None:
     Path("new-3.wav").mkdir()
     done = segue("generate", "-o", "new.wav", "-p", tiny, "--count", 3)

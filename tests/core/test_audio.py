@@ -479,7 +479,13 @@ def test_a_tensor_that_is_learnt_can_be_written(tmp_path: Path) -> None:
     assert read_audio(tmp_path / "a.wav").wave.shape == (100,)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "a.", "a.raw", "a.wave", ".wav", "a.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.txt", "a", "a.", "a.raw", "a.wave", ".wav", "a.json"),
+        *("a.sd2", "a.htk", "a.sds", "a.wve", "a.xi"),  # leave side files, or lose the rate
+    ],
+)
 def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     for write in (check_format, lambda path: write_audio(path, torch.zeros(9), RATE)):

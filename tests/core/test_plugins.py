@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -24,8 +22,6 @@ from segue.sound import reading
 Install = Callable[..., None]
 WriteDistribution = Callable[[str, str, str], Path]
 WriteRegistry = Callable[[str], Path]
-
-FIXTURES = Path(__file__).parent.parent / "plugin_fixtures"
 
 
 @pytest.fixture
@@ -264,26 +260,3 @@ def test_there_is_one_default_host(install: Install) -> None:
     assert [status.source for status in host.statuses()] == ["segue-good"]
     reset_default_host()
     assert default_host() is not host
-
-
-def test_listing_and_validating_import_no_torch() -> None:
-    """In a process of its own, as `segue plugins list` and `segue config validate` do."""
-    script = """if True:
-        import sys
-        from segue.core.plugins import default_host
-        host = default_host()
-        assert "segue-good" in {status.source for status in host.statuses()}
-        assert host.records()
-        host.options("metric", "loudness.v1", {}, "x")
-        host.load(host.find("domain", "speech", "x"), "x")
-        for record in host.records():
-            host.options_model(record)
-            assert "torch" not in sys.modules, record
-        assert "segue_good.model" not in sys.modules
-    """
-    path = os.pathsep.join([str(FIXTURES / "good"), os.environ.get("PYTHONPATH", "")])
-    environment = {"PYTHONPATH": path, "SEGUE_REGISTRY": "", "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -13,14 +13,13 @@ from pytest import MonkeyPatch
 from tests.conftest import Install, WriteDistribution, registering
 
 from segue.core.audio import Audio, write_audio
-from segue.core.checkpoint import save_component
 from segue.core.checkpoint_files import MANIFEST
 from segue.core.errors import AudioError, CheckpointError, DataError
 from segue.core.interfaces import Detector
 from segue.core.plugins import PluginHost
 from segue.data.origin_clips import Clip
 from segue.evaluation.detector import DISTURBANCES, disturbances, evaluate_detector
-from segue.inference.detection import judge, judge_file, load_detector, shipped
+from segue.inference.detection import judge, judge_file, shipped
 from segue.plugins.detectors import spectral
 from segue.plugins.detectors.spectral.config import SpectralDetectorOptions
 from segue.plugins.detectors.spectral.model import SpectralDetector
@@ -52,14 +51,6 @@ def clip(seed: int, group: str, tested: bool) -> Clip:
     generated = 0.3 * torch.sin(2 * torch.pi * (300 + 20 * seed) * time) + 0.1 * real
     waves = torch.stack([real, coded, generated]).clamp(-1, 1)
     return Clip((waves * 32767).to(torch.int16), group, tested, unseen=tested)
-
-
-def test_it_is_saved_and_loaded_as_it_was(detector: SpectralDetector, tmp_path: Path) -> None:
-    save_component(detector, tmp_path, "detector", "spectral_detector.v1", {"by": "a test"})
-    loaded = load_detector(tmp_path, PluginHost.discover(entry_points=False))
-    wave, lengths = noise(2.0)[None], torch.tensor([2 * RATE])
-    assert torch.equal(loaded.score(wave, lengths), detector.score(wave, lengths))
-    assert loaded.config == detector.config
 
 
 @pytest.mark.slow
