@@ -23,8 +23,8 @@ if not __package__:  # run as a script: import from the checkout's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.pipelines import DOMAINS, command
-from benchmarks.report import Report
-from benchmarks.timing import machine, seconds
+from benchmarks.report import Report, reported
+from benchmarks.timing import seconds
 from segue.inference.threads import available_cores
 
 BUSY = (0, 1, 2, 4)
@@ -80,15 +80,11 @@ def measure(report: Report, domain: str, audio_seconds: float, repeats: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--domain", default=DOMAINS[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="of audio that the job makes")
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    report = Report()
-    measure(report, arguments.domain, arguments.seconds, arguments.repeats)
-    report.write(arguments.json)
+    with reported(parser) as (arguments, report):
+        measure(report, arguments.domain, arguments.seconds, arguments.repeats)
 
 
 if __name__ == "__main__":

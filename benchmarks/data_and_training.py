@@ -31,8 +31,8 @@ import torch
 
 from benchmarks import stages
 from benchmarks.peers.packages import use_packages
-from benchmarks.report import Report
-from benchmarks.timing import machine, median_seconds, seconds
+from benchmarks.report import Report, reported
+from benchmarks.timing import median_seconds, seconds
 from segue.core.config_files import find_domain
 from segue.core.plugins import default_host
 from segue.plugins.layers.config import SIZES
@@ -207,24 +207,19 @@ def crop_step(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--minutes", type=float, default=40.0, help="of audio to tokenize")
     parser.add_argument("--steps", type=int, default=60, help="of each training")
     parser.add_argument("--repeats", type=int, default=5, help="of the peer's steps")
-    arguments = parser.parse_args()
-    if arguments.steps < 2 * LOG_EVERY:
-        parser.error(f"--steps {arguments.steps}: fewer than {2 * LOG_EVERY} leave nothing to read")
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    report = Report()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with reported(parser) as (arguments, report), tempfile.TemporaryDirectory() as folder:
+        root, least = Path(folder), 2 * LOG_EVERY
+        if arguments.steps < least:
+            parser.error(f"--steps {arguments.steps}: fewer than {least} leave nothing to read")
         make_recordings(root / "audio", arguments.minutes)
         tokenizing(report, root, arguments.minutes)
         waiting(report, root, arguments.steps)
         ranks(report, root, arguments.steps)
         if use_packages("audiolm_pytorch"):
             against_audiolm_pytorch(report, root, arguments.steps, arguments.repeats)
-    report.write(arguments.json)
 
 
 if __name__ == "__main__":

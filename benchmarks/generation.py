@@ -25,8 +25,8 @@ from benchmarks import stages
 from benchmarks.peers import hugging_face
 from benchmarks.peers.packages import use_packages
 from benchmarks.pipelines import long_audio, real_time, rows, same_greedy_tokens
-from benchmarks.report import Report
-from benchmarks.timing import machine, measured_bandwidth, median_seconds
+from benchmarks.report import Report, reported
+from benchmarks.timing import measured_bandwidth, median_seconds
 from segue.core.interfaces import AcousticCodec, StageLM
 from segue.core.options import Decoding
 from segue.core.plugins import default_host
@@ -211,16 +211,11 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    arguments = parser.parse_args()
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    report = Report()
-    with torch.inference_mode():
+    with reported(parser) as (arguments, report), torch.inference_mode():
         for name in arguments.only:
             PARTS[name](report, arguments.repeats)
-    report.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ if not __package__:  # run as a script: import from the checkout's root, not fro
 import torch
 from torch import Tensor
 
-from benchmarks.report import Report
+from benchmarks.report import Report, reported
 
 ROWS, FRAMES, DIM = 16, 50, 32
 HELD_OUT = 20  # batches
@@ -184,19 +184,16 @@ def _use(report: Report, name: str, ids: Tensor, size: int) -> None:
         report.note(f"{name}: {what}, worst level", min(values), "of V")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--levels", type=int, default=12)
     parser.add_argument("--only", default="")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    report = Report()
-    compare(report, Mixture(), options.steps, options.levels, options.size, options.only)
-    report.write(options.json)
+    with reported(parser) as (options, report):
+        torch.set_num_threads(options.threads)
+        compare(report, Mixture(), options.steps, options.levels, options.size, options.only)
 
 
 if __name__ == "__main__":

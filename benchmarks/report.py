@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,3 +43,14 @@ class Report:
         data = {"ratios": self.ratios, "machine": machine(), "raw": self.raw}
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         print(f"written: {path}")
+
+
+@contextmanager
+def reported(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.Namespace, Report]]:
+    """Read the options, ``--json`` among them, say on which machine it runs, and in the end write
+    the report."""
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments, report = parser.parse_args(), Report()
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    yield arguments, report
+    report.write(arguments.json)

@@ -27,7 +27,7 @@ import httpx
 import torch
 import uvicorn
 
-from benchmarks.report import Report
+from benchmarks.report import Report, reported
 from segue import Pipeline
 from segue.apps.server.app import create_app
 from segue.apps.server.limits import Limits
@@ -171,12 +171,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of audio asked for")
     parser.add_argument("--inside", type=int, default=64, help="requests that the server holds")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
     torch.manual_seed(0)
-    report = Report()
-    measure(report, Pipeline.from_pretrained(arguments.pipeline), arguments)
-    report.write(arguments.json)
+    with reported(parser) as (arguments, report):
+        measure(report, Pipeline.from_pretrained(arguments.pipeline), arguments)
 
 
 if __name__ == "__main__":

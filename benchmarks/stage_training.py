@@ -21,8 +21,8 @@ import torch
 
 from benchmarks import stages
 from benchmarks.peers.packages import use_packages
-from benchmarks.report import Report
-from benchmarks.timing import machine, measured_gemm_rate, median_seconds
+from benchmarks.report import Report, reported
+from benchmarks.timing import measured_gemm_rate, median_seconds
 from segue.core.interfaces import StageBatch, StageLM
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 
@@ -93,13 +93,9 @@ def against_audiolm_pytorch(report: Report, repeats: int, ours: dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    report = Report()
-    measure(report, arguments.repeats)
-    report.write(arguments.json)
+    with reported(parser) as (arguments, report):
+        measure(report, arguments.repeats)
 
 
 if __name__ == "__main__":
