@@ -595,6 +595,7 @@ BROKEN = [
     ("settings_between_their_limits_are_used", KnowsSmallTopP, "top_p 0.3 draws"),
     ("generating_restores_the_mode", ScoresByTheMode, "scored in training mode"),
     ("guidance_is_used", AcceptsAll, "let check_sampling refuse it"),
+    ("prompt_guidance_is_used", AcceptsAll, "let check_sampling refuse it"),
     ("counted_frames_alone_count", IgnoresWhatIsCounted, "counted frames against score"),
     ("every_given_frame_matters", ShiftsTheGivenSlice, "the last frame of the given slice"),
     ("greedy_tokens_score_best", GeneratesWithAShiftedSlice, "the greedy token"),
@@ -665,7 +666,11 @@ def test_a_doubled_temperature_is_caught() -> None:
 def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:
     lm = subject_of(TinyLM).create()
     lm.check_sampling(Sampling(temperature=0.5, top_k=3))
-    for setting in (Sampling(guidance=2.0), Sampling(iterations=(4,))):
+    for setting in (
+        Sampling(guidance=2.0),
+        Sampling(prompt_guidance=2.0),
+        Sampling(iterations=(4,)),
+    ):
         with pytest.raises(GenerationError, match=r"stages\.second\.sampling\."):
             lm.check_sampling(setting)
 
