@@ -320,8 +320,8 @@ class StageLM(Component):
             GenerationError: naming the value.
         """
         place, fix = f"stages.{self.stage.name}.sampling", "leave it out, or use another model"
-        for name, unset in (("guidance", 1.0), ("iterations", None), ("repeats", None)):
-            if getattr(sampling, name) != unset:
+        for name in ("guidance", "prompt_guidance", "iterations", "repeats"):
+            if getattr(sampling, name) != getattr(Sampling(), name):
                 raise GenerationError(f"{place}.{name}", "this model does not know it", fix)
 
     @property

@@ -83,9 +83,6 @@ class DetectorOptions(Options):
     window_seconds: float = Field(default=2.0, gt=0.0, le=60.0)
 
 
-MAX_CANDIDATES = 64
-
-
 class Sampling(Options):
     """Settings for drawing a stage's tokens.
 
@@ -96,14 +93,15 @@ class Sampling(Options):
             Holtzman et al., arXiv 1904.09751).
         guidance: classifier-free guidance (Ho and Salimans, arXiv 2207.12598): logits are moved
             away from those without the given slices, by this factor; 1 turns it off. Only for a
-            model trained with ``condition_dropout``. A stage that is given nothing is guided by
-            its prompt instead: away from what the last second alone leads to.
+            model trained with ``condition_dropout``.
+        prompt_guidance: the same by the prompt (Sanchez et al., arXiv 2306.17806): away from what
+            the given slices alone lead to, or the last second if there are none.
         iterations: passes of each level, for a model that fills masks; further levels take one.
         repeats: a token that stands at so many of the last 16 frames is drawn anew at temperature
-            1, so that a low temperature does not stay in a pause or a tone (Chen et al., arXiv
-            2406.05370). For models that draw frame after frame.
-        candidates: continuations drawn at a time, of which the one after which all that is new is
-            most like the prompt stays (``Tokenizer.likeness``).
+            1, so that a low temperature does not stay in a pause (Chen et al., arXiv 2406.05370).
+            This and ``prompt_guidance`` are for models that draw frame after frame.
+        candidates: continuations drawn at a time; that which keeps all that is new most like the
+            prompt stays (``Tokenizer.likeness``).
         candidate_seconds: length of a candidate; as long as a window allows if left out.
     """
 
@@ -111,9 +109,10 @@ class Sampling(Options):
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     guidance: float = Field(default=1.0, ge=0.0, le=20.0)
+    prompt_guidance: float = Field(default=1.0, ge=0.0, le=20.0)
     iterations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None = None
     repeats: int | None = Field(default=None, ge=1, le=16)
-    candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
+    candidates: int = Field(default=1, ge=1, le=64)
     candidate_seconds: float | None = Field(default=None, gt=0.0, le=3600.0)
 
 

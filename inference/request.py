@@ -19,7 +19,7 @@ from segue.core.assembly import TOKENIZER_OF, Assembly, Part
 from segue.core.audio import Audio, encoded_audio, write_audio
 from segue.core.config import StageConfig
 from segue.core.errors import GenerationError, OutputError
-from segue.core.options import MAX_CANDIDATES, Sampling
+from segue.core.options import Sampling
 from segue.core.tokens import Tokens, WaveBatch
 from segue.core.validation import real_number, validate, whole_number
 
@@ -118,8 +118,8 @@ class Request:
             fix = f"use {MIN_CHUNK:g} to {MAX_SECONDS:g}"
             raise GenerationError("chunk_seconds", f"{chunk_seconds!r} is out of range", fix)
         drawn = whole_number(candidates)
-        if drawn is None or not 1 <= drawn <= MAX_CANDIDATES:
-            fix = f"use 1 to {MAX_CANDIDATES}"
+        if drawn is None or not 1 <= drawn <= 64:
+            fix = "use 1 to 64"
             raise GenerationError("candidates", f"{candidates!r} is out of range", fix)
         return cls(task, length, seeds, sampling, chunk, prompts, prompt_audio, gap, drawn)
 

@@ -167,6 +167,11 @@ def check_guidance_is_used(subject: Subject) -> None:
     _require_used(subject, Sampling(temperature=10.0), "guidance", 20.0)
 
 
+def check_prompt_guidance_is_used(subject: Subject) -> None:
+    """Check that a model that accepts guidance by the prompt draws other tokens with it."""
+    _require_used(subject, Sampling(temperature=10.0), "prompt_guidance", 20.0)
+
+
 def check_iterations_are_used(subject: Subject) -> None:
     """Check that a model that accepts iterations draws other tokens with four than with one."""
     once = Sampling(temperature=10.0, iterations=(1,))
@@ -181,8 +186,9 @@ def check_repeats_are_used(subject: Subject) -> None:
 def _require_used(subject: Subject, plain: Sampling, name: str, value: object) -> None:
     """Require that a setting, if the model accepts it, changes what is drawn."""
     lm, stage = lm_of(subject), subject.stage
-    # A stage that is given nothing is guided by its prompt: away from its last second alone.
-    known = 0 if stage.given else 2 * math.ceil(stage.target.frame_rate)
+    # Longer than the last second, away from which a prompt guides a stage that is given nothing.
+    known = 2 * math.ceil(stage.target.frame_rate) if name == "prompt_guidance" else 0
+    known -= known % stage.alignment
     prompt = tokens_for(stage.target, [known] * 8)
     batch = StageBatch(prompt, given_for(stage, [known + _GREEDY_FRAMES] * 8))
     strong = plain.model_copy(update={name: value})

@@ -1,6 +1,7 @@
 """One call of ``StageLM.stream``: its rows, its random draws, and where each row ends.
 
-Shape legend: B rows asked for, R rows computed (with guidance 2 B), q levels, V codebook size.
+Shape legend: B rows asked for, R rows computed (2 B with guidance, 3 B if prompts guide as well),
+q levels, V codebook size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from segue.plugins.layers.stage import evaluating, given_in_time
 FRAMES_PER_PIECE = 8
 #: Frames among which ``Sampling.repeats`` counts.
 RECENT_FRAMES = 16
-#: Seconds at the end of the prompt that the second rows know, where the prompt guides.
+#: Seconds at the end of the prompt that rows without it know, in a stage that is given nothing.
 LAST_SECONDS = 1.0
 #: The model's own distribution.
 PLAIN = Sampling()
@@ -56,9 +57,9 @@ def last_frames(tokens: Tokens, count: int) -> Int64[Tensor, "B Q F"]:
 class Drawer:
     """Draw tokens, with classifier-free guidance where it is asked for.
 
-    With guidance each row is computed a second time, knowing less, and its logits are moved away
-    from those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1). See
-    ``Continuation`` for what the second rows know.
+    With guidance each row is computed once more, knowing less, and its logits are moved away from
+    those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1). See
+    ``Continuation`` for what those rows know.
 
     Args:
         prompt: the frames of the B rows before the first that is drawn; counted by
@@ -78,18 +79,20 @@ class Drawer:
         if prompt is not None and sampling.repeats is not None and sampling.temperature > 0:
             self._recent = last_frames(prompt, RECENT_FRAMES)
         self.generators = [on_device(generator, torch.device(device)) for generator in generators]
-        self.guided = sampling.guidance != 1.0
+        #: By what the rows lack that are computed for it; in their order.
+        self.guides = [s for s in (sampling.guidance, sampling.prompt_guidance) if s != 1.0]
 
     def per_row(self, values: Tensor) -> Tensor:
         """Return ``[B, ...]`` as ``[R, ...]``, for the rows that are computed."""
-        return torch.cat([values, values]) if self.guided else values
+        return torch.cat([values] * (1 + len(self.guides))) if self.guides else values
 
     def guide(self, logits: Float[Tensor, "R ..."]) -> Float[Tensor, "B ..."]:
         """Return the logits of the rows asked for."""
-        if not self.guided:
+        if not self.guides:
             return logits
-        conditional, unconditional = logits.float().chunk(2)
-        return unconditional + self.sampling.guidance * (conditional - unconditional)
+        own, *others = logits.float().chunk(1 + len(self.guides))
+        first, *more = (o + g * (own - o) for o, g in zip(others, self.guides, strict=True))
+        return sum((moved - own for moved in more), start=first)
 
     def draw(self, logits: Float[Tensor, "R V"], level: int = 0) -> Int64[Tensor, "B"]:
         """Draw one token of a level per row."""
@@ -138,11 +141,11 @@ class Continuation:
     follow the new ones.
 
     Attributes:
-        given: the given slices of the R rows, cut to the frames that pass during the target; with
-            guidance, those of the second half have no frames.
-        prompt: the prompts of the R rows; with guidance in a stage that is given nothing, those of
-            the second half have their last second only (Sanchez et al., arXiv 2306.17806: the
-            prompt guides).
+        given: the given slices of the R rows, cut to the frames that pass during the target: with
+            guidance nothing for the second B rows; with prompt guidance for the last B rows those
+            that pass after the prompt.
+        prompt: the prompts of the R rows; with prompt guidance the last B rows have none, or their
+            last second in a stage that is given nothing.
         drawer: draws tokens for the rows.
         rows: B.
         empty: whether nothing is to be computed.
@@ -187,16 +190,27 @@ class Continuation:
         self.prompt = prompt.cut(prompt.lengths)
         self._known = prompt.lengths.tolist()
         self._ends = [num_frames] * len(lengths)  # the new frames that each row has in the end
-        if self.drawer.guided:
-            self.given = tuple(
-                Tokens(t.ids.repeat(2, 1, 1), torch.cat([t.lengths, torch.zeros_like(t.lengths)]))
-                for t in self.given
-            )
-            rows = list(self.prompt.rows())
-            kept = self.prompt.ids.shape[2]
-            if not self.given:
-                kept = math.ceil(LAST_SECONDS * lm.stage.target.frame_rate)
-            self.prompt = Tokens.stack([*rows, *(row[:, -kept:] for row in rows)])
+        if self.drawer.guides:
+            self._add_rows(lm, sampling)
+
+    def _add_rows(self, lm: StageLM, sampling: Sampling) -> None:
+        """Add the rows that know less, of which guidance moves away."""
+        prompts = list(self.prompt.rows())
+        givens = [list(tokens.rows()) for tokens in self.given]
+        added, given = list(prompts), [list(rows) for rows in givens]
+        if sampling.guidance != 1.0:
+            added += prompts
+            for rows, own in zip(given, givens, strict=True):
+                rows += [row[:, :0] for row in own]
+        if sampling.prompt_guidance != 1.0:
+            kept = 0 if givens else math.ceil(LAST_SECONDS * lm.stage.target.frame_rate)
+            added += [prompt[:, max(0, prompt.shape[1] - kept) :] for prompt in prompts]
+            for index, (rows, own) in enumerate(zip(given, givens, strict=True)):
+                rate = lm.stage.frames_per_target_frame(index)
+                passed = [known * rate.numerator // rate.denominator for known in self._known]
+                rows += [row[:, first:] for row, first in zip(own, passed, strict=True)]
+        self.given = tuple(map(Tokens.stack, given))
+        self.prompt = Tokens.stack(added)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

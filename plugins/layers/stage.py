@@ -101,12 +101,16 @@ def check_sampling(lm: StageLM, sampling: Sampling, iterations: bool = False) ->
     if sampling.repeats is not None and iterations:
         problem = "is for models that draw frame after frame; this one fills masks"
         raise GenerationError(f"{place}.repeats", problem, "leave it out")
+    if sampling.prompt_guidance != 1.0 and iterations:
+        problem = "is for models that draw frame after frame; this one fills masks"
+        raise GenerationError(f"{place}.prompt_guidance", problem, "leave it at 1")
     if sampling.guidance == 1.0:
         return
     place, value = f"{place}.guidance", f"is {sampling.guidance:g}"
-    if not stage.given and iterations:
-        raise GenerationError(place, f"{value}, but the stage is given nothing", "leave it at 1")
-    if stage.given and not _condition_dropout(lm):
+    if not stage.given:
+        fix = "leave it at 1, or use prompt_guidance"
+        raise GenerationError(place, f"{value}, but the stage is given nothing", fix)
+    if not _condition_dropout(lm):
         raise GenerationError(
             place,
             f"{value}, but the model was trained without condition_dropout",

@@ -348,6 +348,7 @@ BROKEN: list[tuple[str, str, type[Any]]] = [
     ("generating_restores_the_mode", "scored in training mode",
      broken(TinyLM, score=lambda right, self, batch: right(batch) * (1 + self.training))),
     ("guidance_is_used", "let check_sampling refuse it", Unlucky),
+    ("prompt_guidance_is_used", "let check_sampling refuse it", Unlucky),
     ("counted_frames_alone_count", "counted frames against score",
      broken(TinyLM, loss=lambda right, self, batch: right(replace(batch, counted=None)))),
     ("every_given_frame_matters", "the last frame of the given slice",
@@ -470,7 +471,11 @@ def test_a_broken_one_without_given_slices_is_caught(
 def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:
     lm = subject_of(TinyLM).create()
     lm.check_sampling(Sampling(temperature=0.5, top_k=3))
-    for setting in (Sampling(guidance=2.0), Sampling(iterations=(4,))):
+    for setting in (
+        Sampling(guidance=2.0),
+        Sampling(prompt_guidance=2.0),
+        Sampling(iterations=(4,)),
+    ):
         with pytest.raises(GenerationError, match=r"stages\.second\.sampling\."):
             lm.check_sampling(setting)
 

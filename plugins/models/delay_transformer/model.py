@@ -8,7 +8,7 @@ s - q for every q at once:
     level 1   -    f0   f1   f2      so level 1 of a frame is drawn with level 0 known,
     level 2   -    -    f0   f1      in one step per frame instead of one per token.
 
-Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, S steps,
+Shape legend: B rows asked for, R rows computed (more with guidance), Q levels, N frames, S steps,
 D width.
 """
 

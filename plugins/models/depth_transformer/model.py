@@ -3,8 +3,8 @@
 RQ-Transformer (Lee et al., arXiv 2203.01941, section 3.2); called depth transformer in Moshi
 (Defossez et al., arXiv 2410.00037, section 3.4.1).
 
-Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, M frames of
-all rows, D width, d width of the transformer over levels.
+Shape legend: B rows asked for, R rows computed (more with guidance), Q levels, N frames,
+M frames of all rows, D width, d width of the transformer over levels.
 """
 
 from __future__ import annotations

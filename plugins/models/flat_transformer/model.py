@@ -10,7 +10,7 @@ and each column from ``start`` on predicts the next token. The pieces of this fi
 are flattened and embedded (``_rows``), seen in one pass in training (``forward``), and continued
 token by token in generation (``frames``).
 
-Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, L columns
+Shape legend: B rows asked for, R rows computed (more with guidance), Q levels, N frames, L columns
 of the sequence, D width.
 """
 

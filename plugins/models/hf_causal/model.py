@@ -3,7 +3,7 @@
 All tokens lie in one sequence, as in ``flat_transformer``. Starting from a text model is what TWIST
 does for speech (Hassid et al., arXiv 2305.13009): the layers are pretrained, the audio tokens new.
 
-Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, L columns
+Shape legend: B rows asked for, R rows computed (more with guidance), Q levels, N frames, L columns
 of the sequence, D width, V size of the text vocabulary.
 """
 

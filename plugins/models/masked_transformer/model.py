@@ -5,7 +5,7 @@ masked frames at once and keeps those the model is surest of, as in MaskGIT (Cha
 2202.04200). A stage that predicts all acoustic levels from the semantic stream is SoundStorm
 itself; a stage that is given coarse levels predicts the fine ones in the same way.
 
-Shape legend: B rows asked for, R rows computed (with guidance 2 B), Q levels, N frames, M masked
+Shape legend: B rows asked for, R rows computed (more with guidance), Q levels, N frames, M masked
 frames, D width, V codebook size.
 """
 

@@ -668,7 +668,8 @@ def test_what_is_given_nothing_is_guided_by_its_prompt(kind: str) -> None:
     model, second = build(kind, stage), math.ceil(stage.target.frame_rate)
     lengths = second + 6, second - 1
     prompt = random_tokens(stage.target, *lengths)
-    new = model.generate((), prompt, 5, Sampling(temperature=0, guidance=2.5), row_generators(0, 2))
+    sampling = Sampling(temperature=0, prompt_guidance=2.5)
+    new = model.generate((), prompt, 5, sampling, row_generators(0, 2))
     for row, known in enumerate(lengths):
         whole, first = alone(prompt.append(new), row).ids, max(0, known - second)
         for level in range(whole.shape[1]):
@@ -679,6 +680,36 @@ def test_what_is_given_nothing_is_guided_by_its_prompt(kind: str) -> None:
                 less = model.score(StageBatch(Tokens.full(tried[:, :, first:]), ()))
                 other = less[:, level, frame - first]
                 combined = other + 2.5 * (seen - other)
+                assert combined[whole[0, level, frame]] >= combined.max() - 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_a_prompt_guides_beside_what_is_given(kind: str, guidance: float) -> None:
+    """Greedily, every token is the best under the logits after all, after the prompt alone and
+    after the given slice alone combined, redone uncached."""
+    stage, new = STAGES["slower"], 4
+    model, lengths = build(kind, stage, condition_dropout=0.2), (4, 2)
+    given, prompt = given_for(stage, 8, 6), random_tokens(stage.target, *lengths)
+    sampling = Sampling(temperature=0, guidance=guidance, prompt_guidance=2.5)
+    made = model.generate(given, prompt, new, sampling, row_generators(0, 2))
+    for row, known in enumerate(lengths):
+        whole = alone(prompt.append(made), row).ids
+        own = tuple(alone(g, row) for g in given)
+        none = tuple(Tokens(g.ids, torch.zeros_like(g.lengths)) for g in own)
+        later = tuple(
+            Tokens.full(g.ids[:, :, stage.given_frames(index, known) :])
+            for index, g in enumerate(own)
+        )
+        for level in range(whole.shape[1]):
+            for frame in range(known, known + new):
+                tried = whole.repeat(7, 1, 1)
+                tried[:, level, frame] = torch.arange(7)
+                at = frame - known - new  # counted from the end
+                seen, blind, unprompted = (
+                    model.score(StageBatch(Tokens.full(ids), repeated(side, 7)))[:, level, at]
+                    for ids, side in ((tried, own), (tried, none), (tried[:, :, known:], later))
+                )
+                combined = blind + guidance * (seen - blind) + 1.5 * (seen - unprompted)
                 assert combined[whole[0, level, frame]] >= combined.max() - 1e-4
 
 
