@@ -134,6 +134,7 @@ def tokenizers() -> Json:
         "w2v_bert": ("w2v_bert.v1", SSL | {"objective": "w2v_bert", "contrastive_depth": 1}),
         "best_rq": ("w2v_bert.v1", SSL | {"objective": "best_rq", "num_codebooks": 2}),
         "swap": ("w2v_bert.v1", SSL | {"objective": "swap", "layer": 2, "equalise": 0.5}),
+        "spidr": ("ssl_encoder.v1", SSL | {"objective": "spidr", "num_codebooks": 2}),
         "chroma": ("w2v_bert.v1", SSL | {"objective": "chroma", "bands": "note", "warp": 0,
                    "window": 4096, "num_mels": 84, "normalise": "row", "transpose": 5}),
         "mel_kmeans": ("mel_kmeans.v1", {"num_clusters": 16}),

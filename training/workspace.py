@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from segue.core.assembly import Assembly, Part, assemble
+from segue.core.assembly import Assembly, Part, assemble, is_of
 from segue.core.checkpoint import build_part, load_state, save_component
 from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, read_manifest
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
@@ -100,11 +100,13 @@ class Workspace:
             TrainingError: if it was trained as another plugin than the config names.
         """
         checkpoint = newest_checkpoint(self.part_directory(part))
-        use = self.config.parts[part].use
-        if checkpoint is not None and (then := read_manifest(checkpoint).use) != use:
+        if checkpoint is None:
+            return None
+        manifest, slot = read_manifest(checkpoint), self.config.slots[part]
+        if not is_of(manifest, slot, self.host):
             raise TrainingError(
                 part,
-                f"is {use}, but was trained as {then} in {self.directory}",
+                f"is {slot.component.use}, but was trained as {manifest.use} in {self.directory}",
                 f"go on with --config {self.directory / CONFIG_FILE}, or name a new -o",
             )
         return checkpoint

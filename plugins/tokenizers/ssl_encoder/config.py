@@ -42,6 +42,8 @@ class SslEncoderOptions(KMeansOptions):
             (Hsu et al., arXiv 2106.07447);
             ``swap``: prototypes that a slow copy of the encoder chooses for the same row under
             other disturbances (Chang et al., arXiv 2305.11072); best after another objective;
+            ``spidr``: by each of the upper ``num_codebooks`` layers, clusters of the same layer of
+            a slow copy (Poli et al., arXiv 2512.20308);
             ``chroma``: with bands of notes, the strengths of the twelve pitch classes.
         mask_share: mean share of the frames that are hidden from the encoder.
         mask_seconds: length of one hidden span.
@@ -54,11 +56,11 @@ class SslEncoderOptions(KMeansOptions):
             normalised bands it changes only how much ``noise`` covers.
         transpose: most semitones by which bands of notes are moved up or down in training.
         seen_weight: of the loss on frames that are not hidden, where hidden ones have 1.
-        num_codebooks: G, ids per frame to predict; 1 for ``hubert`` and ``swap``, unused by
-            ``chroma``.
+        num_codebooks: G, ids per frame to predict, for ``spidr`` one from each of as many layers;
+            1 for ``hubert`` and ``swap``, unused by ``chroma``.
         target_codes: V, entries of each codebook (unused by ``chroma``).
-        code_width: channels of a codebook's entries and of a projection (unused by ``hubert`` and
-            ``chroma``).
+        code_width: channels of a codebook's entries and of a projection (unused by ``hubert``,
+            ``spidr`` and ``chroma``).
         contrastive_depth: layers of the contrastive module; those above it predict ids.
         temperature: of the contrastive loss and of ``swap``.
         diversity: weight of the loss that asks for even use of the codes.
@@ -67,8 +69,9 @@ class SslEncoderOptions(KMeansOptions):
         refine_at: for ``hubert``: step from which targets are clusters of the encoder's own
             ``layer``, as it is then, instead of cepstra; None keeps the cepstra. With 0 and a
             checkpoint, a trained encoder is its own teacher from the start.
-        copy_decay: for ``swap``: share of the slow copy that a step leaves unchanged.
-        fresh_copy: for ``swap``: begin with random weights in the slow copy, not the encoder's.
+        copy_decay: for ``swap`` and ``spidr``: share of the slow copy that a step leaves unchanged.
+        fresh_copy: for ``swap`` and ``spidr``: begin with random weights in the slow copy, not the
+            encoder's.
     """
 
     of_training = frozenset(
@@ -94,7 +97,7 @@ class SslEncoderOptions(KMeansOptions):
     layer: int = Field(default=5, ge=1)
     window_seconds: float = Field(default=20.0, ge=1.0, le=600.0)
     margin_seconds: float = Field(default=2.0, ge=0.0)
-    objective: Literal["w2v_bert", "best_rq", "hubert", "swap", "chroma"] = "hubert"
+    objective: Literal["w2v_bert", "best_rq", "hubert", "swap", "spidr", "chroma"] = "hubert"
     mask_share: float = Field(default=0.45, gt=0.0, lt=1.0)
     mask_seconds: float = Field(default=0.24, gt=0.0)
     mask_fill: Literal["noise", "zero"] = "noise"
@@ -140,6 +143,11 @@ class SslEncoderOptions(KMeansOptions):
             )
         if self.objective in ("hubert", "swap") and self.num_codebooks != 1:
             raise ValueError(f"{self.objective} has one codebook, not {self.num_codebooks}")
+        if self.objective == "spidr" and self.num_codebooks > self.depth:
+            raise ValueError(
+                f"spidr has a codebook for each of the upper layers: with depth {self.depth}, set"
+                f" num_codebooks to at most {self.depth}, not {self.num_codebooks}"
+            )
         if self.refine_at is not None and self.objective != "hubert":
             raise ValueError(f"refine_at is for hubert, not {self.objective}")
         if self.objective == "swap" and self.layer != self.depth:

@@ -1,6 +1,6 @@
-"""Train the encoder by masked prediction: w2v-BERT, BEST-RQ and HuBERT.
+"""Train the encoder by masked prediction: w2v-BERT, BEST-RQ, HuBERT and SpidR.
 
-``swap`` and ``chroma`` hold the other two objectives. Their parts are used in training only.
+``targets`` holds the other two objectives. Their parts are used in training only.
 
 Shape legend: B batch, N frames, M chosen frames of all rows, D width, G codebooks, V codes,
 C code width.
@@ -24,6 +24,7 @@ from segue.plugins.tokenizers.ssl_encoder.targets import (
     ChromaRegression,
     OnlineClusters,
     RandomQuantizer,
+    SlowCopy,
     Swap,
     perplexity,
 )
@@ -39,17 +40,19 @@ def make_objective(config: SslEncoderOptions, encoder: Encoder) -> nn.Module:
         return BestRq(config)
     if config.objective == "swap":
         return Swap(config, encoder)
+    if config.objective == "spidr":
+        return Spidr(config, encoder)
     if config.objective == "chroma":
         return ChromaRegression(config)
     return Hubert(config, encoder) if config.objective == "hubert" else W2vBert(config)
 
 
 class Prediction(nn.Module):
-    """Predict ids from the uppermost layer."""
+    """Predict ids from the activations of one layer."""
 
-    def __init__(self, config: SslEncoderOptions) -> None:
+    def __init__(self, config: SslEncoderOptions, codebooks: int, layer: int = -1) -> None:
         super().__init__()
-        self.codebooks, self.codes = config.num_codebooks, config.target_codes
+        self.codebooks, self.codes, self.layer = codebooks, config.target_codes, layer
         self.seen_weight = config.seen_weight
         self.norm = nn.LayerNorm(config.width)
         self.heads = nn.Linear(config.width, self.codebooks * self.codes)
@@ -58,7 +61,7 @@ class Prediction(nn.Module):
         """Return the figures of ``masked_figures``, losses in nats per id."""
 
         def compare(chosen: Mask) -> tuple[Tensor, Tensor]:
-            states, wanted = batch.states[-1][chosen], ids[chosen]
+            states, wanted = batch.states[self.layer][chosen], ids[chosen]
             logits = self.heads(self.norm(states)).view(-1, self.codebooks, self.codes)
             count = max(1, wanted.numel())
             loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="sum") / count
@@ -74,7 +77,7 @@ class BestRq(nn.Module):
     def __init__(self, config: SslEncoderOptions) -> None:
         super().__init__()
         self.quantizer = RandomQuantizer(config)
-        self.prediction = Prediction(config)
+        self.prediction = Prediction(config, config.num_codebooks)
 
     def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
         return self.prediction(batch, self.quantizer(batch.mel, batch.valid))
@@ -95,11 +98,11 @@ class Hubert(nn.Module):
         self.cepstral = (
             ChromaClusters(config) if config.bands == "note" else CepstralClusters(config)
         )
-        self.prediction = Prediction(config)
+        self.prediction = Prediction(config, config.num_codebooks)
         # Present from the start, so that a training without refinement can go on with it.
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.refined = OnlineClusters(config.width, config.target_codes)
-        self.refined_prediction = Prediction(config)
+        self.refined_prediction = Prediction(config, config.num_codebooks)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("refines", torch.tensor(False))
 
@@ -120,6 +123,36 @@ class Hubert(nn.Module):
     def _teacher_ids(self, batch: Masked) -> Int64[Tensor, "B N 1"]:
         states = self.teacher.eval()(batch.mel, batch.valid, self.layer)
         return self.refined(states[-1], batch.valid)
+
+
+CODE_DECAY = 0.99  # the papers' 0.9 is for batches of an hour of speech, not of half a minute
+
+
+class Spidr(SlowCopy):
+    """Predict, by each of the upper layers, clusters of the same layer of a slow copy.
+
+    Poli et al., arXiv 2512.20308. In DinoSR (Liu et al., arXiv 2305.10005) the last layer predicts
+    those of all.
+    """
+
+    def __init__(self, config: SslEncoderOptions, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.depth = config.depth
+        layers = range(config.depth - config.num_codebooks, config.depth)
+        self.predictions = nn.ModuleList(Prediction(config, 1, layer) for layer in layers)
+        self.clusters = nn.ModuleList(
+            OnlineClusters(config.width, config.target_codes, CODE_DECAY) for _ in layers
+        )
+
+    def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
+        """Return the figures of ``masked_figures``, averaged over layers."""
+        if self.training:
+            self.follow((self.encoder_copy, encoder))
+        with torch.no_grad():
+            states = self.encoder_copy.eval()(batch.mel, batch.valid, self.depth)
+        parts = zip(self.predictions, self.clusters, states[-len(self.clusters) :], strict=True)
+        found = [predict(batch, cluster(x, batch.valid)) for predict, cluster, x in parts]
+        return {key: torch.stack([each[key] for each in found]).mean() for key in found[0]}
 
 
 class GumbelQuantizer(nn.Module):
@@ -181,7 +214,7 @@ class W2vBert(nn.Module):
         self.context = nn.Sequential(
             nn.LayerNorm(config.width), nn.Linear(config.width, config.code_width)
         )
-        self.prediction = Prediction(config)
+        self.prediction = Prediction(config, config.num_codebooks)
 
     def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
         whole = encoder.subsampling(batch.mel, batch.valid)

@@ -66,7 +66,8 @@ class OnlineClusters(nn.Module):
     """Run mini-batch k-means (Sculley, WWW 2010), one step for each training batch.
 
     The first batch sets the scale and the first centroids. Each centroid then is the mean of the
-    frames that came to it, on all ranks.
+    frames that came to it, on all ranks. With a ``decay`` below 1 a step multiplies the weight of
+    all earlier frames by it, for features that move.
     """
 
     mean: Tensor
@@ -74,8 +75,9 @@ class OnlineClusters(nn.Module):
     centroids: Tensor
     counts: Tensor
 
-    def __init__(self, num_features: int, codes: int) -> None:
+    def __init__(self, num_features: int, codes: int, decay: float = 1.0) -> None:
         super().__init__()
+        self.decay = decay
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
         self.register_buffer("centroids", torch.zeros(codes, num_features))
@@ -107,6 +109,7 @@ class OnlineClusters(nn.Module):
 
     def _move(self, points: Float[Tensor, "M E"]) -> None:
         ids = self._nearest(points)
+        self.counts.mul_(self.decay)
         new = summed(torch.bincount(ids, minlength=len(self.counts)).to(points))
         sums = summed(torch.zeros_like(self.centroids).index_add_(0, ids, points))
         total = (self.counts + new).clamp(min=1)[:, None]
@@ -263,7 +266,31 @@ class PrototypeHead(nn.Module):
         return points @ functional.normalize(self.prototypes, dim=-1).T
 
 
-class Swap(nn.Module):
+class SlowCopy(nn.Module):
+    """Keep a copy of the encoder that follows it slowly.
+
+    Targets then change less from step to step than what learns from them.
+    """
+
+    followed: Tensor
+
+    def __init__(self, config: SslEncoderOptions, encoder: Encoder) -> None:
+        super().__init__()
+        self.decay, self.fresh = config.copy_decay, config.fresh_copy
+        self.encoder_copy = copy.deepcopy(encoder).requires_grad_(False)
+        self.register_buffer("followed", torch.tensor(False))
+
+    @torch.no_grad()
+    def follow(self, *pairs: tuple[nn.Module, nn.Module]) -> None:
+        """Move each slow module, at first all the way, unless copies begin with own weights."""
+        decay = self.decay if self.followed or self.fresh else 0.0
+        for slow, fast in pairs:
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1 - decay)
+        self.followed.fill_(True)
+
+
+class Swap(SlowCopy):
     """Predict prototypes of another disturbance of the row (Chang et al., arXiv 2305.11072).
 
     As in DINO (Caron et al., arXiv 2104.14294) a slow copy of the encoder and of the head sees the
@@ -271,22 +298,17 @@ class Swap(nn.Module):
     not all frames can go to one.
     """
 
-    followed: Tensor
-
     def __init__(self, config: SslEncoderOptions, encoder: Encoder) -> None:
-        super().__init__()
+        super().__init__(config, encoder)
         self.temperature, self.seen_weight = config.temperature, config.seen_weight
-        self.decay, self.layer = config.copy_decay, config.layer
-        self.fresh = config.fresh_copy
+        self.layer = config.layer
         self.head = PrototypeHead(config)
-        self.encoder_copy = copy.deepcopy(encoder).requires_grad_(False)
         self.head_copy = copy.deepcopy(self.head).requires_grad_(False)
-        self.register_buffer("followed", torch.tensor(False))
 
     def forward(self, batch: Masked, encoder: Encoder) -> Mapping[str, Tensor]:
         """Return the figures of ``masked_figures``, losses in nats."""
         if self.training:
-            self._follow(encoder)
+            self.follow((self.encoder_copy, encoder), (self.head_copy, self.head))
         found = self._targets(batch)
         targets = found.new_zeros(*batch.valid.shape, found.shape[1])
         targets[batch.valid] = found
@@ -309,16 +331,6 @@ class Swap(nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             cosines = self.head_copy(states.to(self.head.prototypes.dtype))
             return share_out(cosines.float())
-
-    @torch.no_grad()
-    def _follow(self, encoder: Encoder) -> None:
-        """Move the slow copies, at first all the way, unless they begin with their own weights."""
-        decay = self.decay if self.followed or self.fresh else 0.0
-        for slow, fast in ((self.encoder_copy, encoder), (self.head_copy, self.head)):
-            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-                # Slow, so that targets change less from step to step than what learns from them.
-                old.lerp_(new, 1 - decay)
-        self.followed.fill_(True)
 
 
 def share_out(cosines: Float[Tensor, "M V"]) -> Float[Tensor, "M V"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,16 @@ from segue.plugins.tokenizers.ssl_encoder.encoder import (
     warped_bands,
 )
 from segue.plugins.tokenizers.ssl_encoder.model import SslEncoderTokenizer
-from segue.plugins.tokenizers.ssl_encoder.objectives import GumbelQuantizer, Hubert
+from segue.plugins.tokenizers.ssl_encoder.objectives import (
+    CODE_DECAY,
+    GumbelQuantizer,
+    Hubert,
+    Spidr,
+)
 from segue.plugins.tokenizers.ssl_encoder.targets import (
     OnlineClusters,
     RandomQuantizer,
+    SlowCopy,
     Swap,
     perplexity,
     share_out,
@@ -50,12 +57,14 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 PLAIN = {"warp": 0.0, "seen_weight": 0.0}
 SWAP: dict[str, Any] = {"objective": "swap", "depth": 2}
+SPIDR: dict[str, Any] = {"objective": "spidr", "num_codebooks": 2}
 CHROMA: dict[str, Any] = {
     "objective": "chroma", "bands": "note", "normalise": "row", "window": 2048, "num_mels": 48,
     "lowest_note": 36, "warp": 0.0, "transpose": 3,
 }  # fmt: skip
 OBJECTIVES: list[dict[str, Any]] = [
-    {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP, CHROMA,
+    {"objective": "w2v_bert"}, {"objective": "best_rq"}, {"objective": "hubert"}, SWAP, SPIDR,
+    CHROMA,
 ]  # fmt: skip
 LENGTHS = [32_000, 6_001, 70]
 
@@ -93,6 +102,7 @@ def test_conformance(subject: Subject, check: Check) -> None:
             TINY | SWAP | {"noise": 0.5, "equalise": 0.5},
             label="swap",
         ),
+        Subject("semantic_tokenizer", "ssl_encoder.v1", TINY | SPIDR, label="spidr"),
         Subject("semantic_tokenizer", "ssl_encoder.v1", TINY | CHROMA, label="chroma"),
     ]
 )
@@ -252,10 +262,11 @@ def test_prototypes_are_share_out() -> None:
     assert cosines[most, 5].mean() > cosines[:, 5].mean() + 0.15
 
 
-def test_the_slow_copy_follows() -> None:
-    model = build(**SWAP, copy_decay=0.75).train()
+@pytest.mark.parametrize("options", [SWAP, SPIDR], ids=lambda given: given["objective"])
+def test_the_slow_copy_follows(options: dict[str, Any]) -> None:
+    model = build(**options, copy_decay=0.75).train()
     objective = model.objective
-    assert isinstance(objective, Swap)
+    assert isinstance(objective, SlowCopy)
     with torch.no_grad():
         model.encoder.subsampling.out.weight.add_(0.1)
     first = model.encoder.subsampling.out.weight.clone()
@@ -265,15 +276,15 @@ def test_the_slow_copy_follows() -> None:
         model.encoder.subsampling.out.weight.add_(0.4)
     model.training_step(recordings())
     torch.testing.assert_close(objective.encoder_copy.subsampling.out.weight, first + 0.1)
-    fresh = build(**SWAP, copy_decay=0.75, fresh_copy=True).train()
-    assert isinstance(fresh.objective, Swap)
+    fresh = build(**options, copy_decay=0.75, fresh_copy=True).train()
+    assert isinstance(fresh.objective, SlowCopy)
     before = fresh.objective.encoder_copy.subsampling.out.weight.clone()
     with torch.no_grad():
         fresh.encoder.subsampling.out.weight.add_(0.4)
     fresh.training_step(recordings())
     torch.testing.assert_close(fresh.objective.encoder_copy.subsampling.out.weight, before + 0.1)
-    copies = [*objective.encoder_copy.parameters(), *objective.head_copy.parameters()]
-    assert not any(p.requires_grad for p in copies)
+    copies = [(key, p) for key, p in objective.named_parameters() if "_copy." in key]
+    assert copies and not any(p.requires_grad for _, p in copies)
 
 
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda given: given["objective"])
@@ -351,6 +362,118 @@ def test_online_clusters_find_what_is_there() -> None:
     ids = clusters(centres[None], torch.ones(1, 4, dtype=torch.bool))[0, :, 0]
     assert len(set(ids.tolist())) == 4
     assert torch.equal(before, clusters.centroids)
+
+
+def spidr_batch(model: SslEncoderTokenizer, seed: int = 0) -> Masked:
+    """Return a batch of rows of 20 and 13 frames, of which the encoder does not see some."""
+    torch.manual_seed(seed)
+    mel, valid = torch.randn(2, 80, 20), length_mask(torch.tensor([20, 13]), 20)
+    hidden = torch.zeros_like(valid)
+    hidden[0, 4:9] = hidden[1, 10:13] = True
+    return Masked(mel, valid, hidden, model.encoder(mel, valid, 3))
+
+
+def nearest(points: Tensor, codes: Tensor) -> Tensor:
+    """Return the nearest code of each point, found one by one."""
+    return torch.tensor([int((codes - point).square().sum(1).argmin()) for point in points])
+
+
+def test_each_layer_predicts_the_codes_of_its_own_layer_of_the_copy() -> None:
+    """Loss and accuracy are those of hidden frames, computed row by row."""
+    model = build(**SPIDR, **PLAIN, fresh_copy=True, copy_decay=0.5, dropout=0.0).train()
+    spidr = model.objective
+    assert isinstance(spidr, Spidr)
+    spidr(spidr_batch(model), model.encoder)  # sets the codes
+    model.eval()
+    batch = spidr_batch(model, seed=1)
+    found = spidr(batch, model.encoder)
+    taught = spidr.encoder_copy(batch.mel, batch.valid, 3)
+    losses, right = [], []
+    for place, layer in enumerate((1, 2)):  # counted from 0, the upper two of three
+        clusters, predict = spidr.clusters[place], spidr.predictions[place]
+        points = (taught[layer][batch.hidden] - clusters.mean) / clusters.deviation
+        ids = nearest(points, clusters.centroids)
+        logits = predict.heads(predict.norm(batch.states[layer][batch.hidden]))
+        chances = logits.log_softmax(1)
+        losses.append(-sum(chances[row, code] for row, code in enumerate(ids)) / len(ids))
+        right.append((logits.argmax(1) == ids).float().mean())
+    torch.testing.assert_close(found["loss"], torch.stack(losses).mean())
+    torch.testing.assert_close(found["accuracy"], torch.stack(right).mean())
+    assert len(losses) == 2 and set(found) == {"loss", "masked", "accuracy", "perplexity"}
+    loss = spidr(batch, model.encoder)["loss"]
+    loss.backward()
+    assert all(p.grad is not None for p in spidr.predictions.parameters())
+    assert not any(p.requires_grad for p in spidr.encoder_copy.parameters())
+
+
+def test_only_hidden_frames_count_where_seen_ones_have_no_weight() -> None:
+    model = build(**SPIDR, **PLAIN).eval()
+    batch = spidr_batch(model)
+    first = model.objective(batch, model.encoder)["loss"]
+    keep = batch.hidden[..., None]
+    changed = [torch.where(keep, x, torch.randn_like(x)) for x in batch.states]
+    second = model.objective(replace(batch, states=changed), model.encoder)["loss"]
+    assert torch.equal(first, second)
+    moved = [torch.where(keep, torch.randn_like(x), x) for x in batch.states]
+    third = model.objective(replace(batch, states=moved), model.encoder)["loss"]
+    assert not torch.equal(first, third)
+
+
+def test_codes_move_to_the_decayed_mean_of_what_came_to_them() -> None:
+    """Frames of earlier steps weigh ``decay`` times as much as in the step before."""
+    clusters = OnlineClusters(2, 3, decay=0.5).train()
+    clusters.counts.copy_(torch.tensor([4.0, 2.0, 8.0]))
+    clusters.centroids.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]]))
+    x = torch.tensor([[[1.0, 1.0], [3.0, 1.0], [9.0, 1.0], [0.0, 99.0]]])
+    ids = clusters(x, torch.tensor([[True, True, True, False]]))
+    # Code 0: (2 * (0, 0) + (1, 1) + (3, 1)) / (2 + 2); code 1: (1 * (10, 0) + (9, 1)) / (1 + 1).
+    wanted = torch.tensor([[1.0, 0.5], [9.5, 0.5], [0.0, 10.0]])
+    torch.testing.assert_close(clusters.centroids, wanted)
+    torch.testing.assert_close(clusters.counts, torch.tensor([4.0, 2.0, 4.0]))
+    assert ids[0, :, 0].tolist() == [0, 0, 1, 2]
+
+
+def test_a_decayed_code_is_the_moving_average_of_the_papers() -> None:
+    """DinoSR keeps moving averages of sums and of counts and divides them; so do we, in effect."""
+    torch.manual_seed(0)
+    clusters = OnlineClusters(4, 5, decay=CODE_DECAY).train()
+    clusters(torch.randn(2, 60, 4), torch.ones(2, 60, dtype=torch.bool))
+    counts = (1 - CODE_DECAY) * clusters.counts
+    sums = counts[:, None] * clusters.centroids
+    for step in range(4):
+        x = torch.randn(1, 50, 4) + 0.2 * step
+        points = ((x - clusters.mean) / clusters.deviation)[0]
+        ids = nearest(points, sums / counts[:, None])
+        for code in range(5):
+            came = points[ids == code]
+            sums[code] = CODE_DECAY * sums[code] + (1 - CODE_DECAY) * came.sum(0)
+            counts[code] = CODE_DECAY * counts[code] + (1 - CODE_DECAY) * len(came)
+        clusters(x, torch.ones(1, 50, dtype=torch.bool))
+        torch.testing.assert_close(clusters.centroids, sums / counts[:, None])
+
+
+@pytest.mark.parametrize("options", [SWAP, SPIDR], ids=lambda given: given["objective"])
+def test_training_on_a_slow_copy_goes_on_as_if_never_stopped(options: dict[str, Any]) -> None:
+    """All that a step needs of the steps before it is in the state."""
+
+    def step(model: SslEncoderTokenizer) -> Tensor:
+        torch.manual_seed(3)
+        loss = model.training_step(recordings())["loss"]
+        loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.grad is not None:
+                    p -= 0.1 * p.grad
+        model.zero_grad()
+        return loss
+
+    first, second = build(**options).train(), build(seed=1, **options).train()
+    for _ in range(2):
+        step(first)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        assert torch.equal(step(first), step(second))
+    assert all(torch.equal(x, second.state_dict()[key]) for key, x in first.state_dict().items())
 
 
 def test_hubert_goes_over_to_its_own_layer() -> None:
@@ -524,6 +647,7 @@ def test_a_window_sees_its_margins() -> None:
         ({"window": 100}, "window"),
         ({"objective": "swap", "layer": 2}, "set depth to 2"),
         ({"objective": "swap", "depth": 2, "num_codebooks": 2}, "swap has one codebook"),
+        ({"objective": "spidr", "num_codebooks": 4}, "set num_codebooks to at most 3, not 4"),
         ({"noise": 1.5}, "noise"),
     ],
 )
