@@ -23,8 +23,8 @@ class KeyValueCache:
 
     Args:
         ring: whether new positions may overwrite old ones; otherwise a full cache raises.
-        halves: keep IEEE halves, beyond 65504 the largest one. Then positions can be stored only
-            once: the kernel alone reads them.
+        halves: keep IEEE halves, beyond 65504 the largest one: a step of many rows spends most of
+            its time reading them. Only the kernel can, so nothing else may extend a prefix.
     """
 
     def __init__(self, depth: int, capacity: int, ring: bool = False, halves: bool = False) -> None:
