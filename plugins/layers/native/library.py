@@ -81,7 +81,8 @@ def _loaded() -> ctypes.CDLL:
 def _compiled(compiler: str) -> Path:
     """Return the shared library for this source, compiler and processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    key = [SOURCE.read_text(), version.stdout, *FLAGS, _processor()]
+    sources = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]"))]
+    key = [*sources, version.stdout, *FLAGS, _processor()]
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:16]
     failures = []
     for directory in _directories():

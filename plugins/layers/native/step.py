@@ -24,7 +24,7 @@ from segue.plugins.layers.transformer import Sight, Transformer
 #: Explicit, because PyTorch's defaults can be changed and the kernel reads memory as it is.
 FLOATS: Mapping[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 CACHE_LINE = 64  # bytes
-PANEL = 64  # of kernel.c
+PANEL = 64  # of products.h
 #: About half a millisecond of one core.
 PRODUCTS_PER_THREAD = 8_000_000
 
@@ -34,7 +34,7 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 class Matrix(ctypes.Structure):
-    """``Matrix`` of kernel.c."""
+    """``Matrix`` of products.h."""
 
     _fields_ = (
         *_fields(ctypes.c_void_p, "full codes row_scales column_scales"),
