@@ -18,8 +18,9 @@ from torch import Tensor
 from segue.core.errors import CheckpointError, TrainingError
 from segue.core.interfaces import Ids, Lengths, SemanticTokenizer, Tokens, Wave, WaveBatch
 from segue.plugins.layers.lengths import length_mask, without_padding
-from segue.plugins.tokenizers.common.options import ClusterOptions
+from segue.plugins.tokenizers.common.options import ClusterOptions, WindowOptions
 from segue.plugins.tokenizers.common.quantizer import nearest
+from segue.plugins.tokenizers.common.spectra import in_windows
 
 MOST_SAMPLE_BYTES = 1 << 29  # of the frames that clusters are fitted on
 ROWS_AT_ONCE = 1 << 14
@@ -176,6 +177,31 @@ class KMeansTokenizer(SemanticTokenizer):
             state_dict[f"{prefix}centroids"] = torch.zeros_like(self.centroids)
             state_dict[f"{prefix}fitted"] = torch.tensor(False)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class WindowedTokenizer(KMeansTokenizer):
+    """Cluster what a network makes of each row on its own, a long one in overlapping windows.
+
+    A batched network sums in another order, so that a token close to two centroids could depend
+    on the rows beside it.
+    """
+
+    config: WindowOptions
+
+    @abstractmethod
+    def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+        """Return the features of each frame of one row, ``N = ceil(T / frame_size)``."""
+
+    def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
+        size, width, config = self.spec.frame_size, self.mean.shape[0], self.config
+        window = config.frames(config.window_seconds)
+        margin = min(config.frames(config.margin_seconds), (window - 1) // 2)
+        found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // size), width)
+        for row, length in enumerate(lengths.tolist()):
+            if length:
+                frames = in_windows(self.row_features, wave[row, :length], size, window, margin)
+                found[row, : frames.shape[0]] = frames
+        return found
 
 
 class Reservoir:

@@ -29,6 +29,31 @@ class ClusterOptions(TokenizerOptions):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
+class WindowOptions(ClusterOptions):
+    """Configure a tokenizer that encodes each recording on its own, a long one in windows.
+
+    Attributes:
+        window_seconds: longer audio is encoded in windows of this length.
+        margin_seconds: part of a window's overlap with its neighbours that is dropped.
+    """
+
+    window_seconds: float = Field(default=20.0, ge=1.0, le=600.0)
+    margin_seconds: float = Field(default=2.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _check_margins(self) -> WindowOptions:
+        if 2 * self.margin_seconds >= self.window_seconds:
+            raise ValueError(
+                f"window_seconds ({self.window_seconds:g}) must be more than two margins of"
+                f" {self.margin_seconds:g}"
+            )
+        return self
+
+    def frames(self, seconds: float) -> int:
+        """Return how many tokens stand for a time."""
+        return round(seconds * self.spec().frame_rate)
+
+
 class KMeansOptions(ClusterOptions):
     """Configure a tokenizer that clusters features of spectra.
 
@@ -137,12 +162,3 @@ def check_window(name: str, window: int, hop: int) -> None:
     """Refuse a window that cannot be centred on its hop: both are even, the window is longer."""
     if window < hop or window % 2:
         raise ValueError(f"{name} ({window}) must be even and at least one hop ({hop}) long")
-
-
-def check_margins(window_seconds: float, margin_seconds: float) -> None:
-    """Refuse windows that consist of their margins."""
-    if 2 * margin_seconds >= window_seconds:
-        raise ValueError(
-            f"window_seconds ({window_seconds:g}) must be more than two margins of"
-            f" {margin_seconds:g}"
-        )

@@ -1,4 +1,4 @@
-"""Turn waves into spectra and back, and spectra into frames; encode long rows in windows.
+"""Turn waves into spectra and back, and spectra into frames; encode long audio in windows.
 
 Shape legend: B batch, T samples, N frames or spectra, F frequencies, D features.
 """
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 
-from segue.core.interfaces import Lengths, Wave
+from segue.core.interfaces import Wave
 
 PITCH_CLASSES = 12
 
@@ -128,34 +128,6 @@ def note_filters(
 
 
 Encode = Callable[[Float[Tensor, "T"]], Float[Tensor, "N D"]]
-
-
-def encode_rows(
-    encode: Encode,
-    wave: Wave,
-    lengths: Lengths,
-    frame_size: int,
-    width: int,
-    window: int,
-    margin: int,
-) -> Float[Tensor, "B N D"]:
-    """Return the frames of a ragged batch, each row encoded on its own by ``in_windows``.
-
-    A batched network sums in another order, so that a token close to two centroids could depend
-    on the rows beside it.
-
-    Args:
-        encode: returns ``ceil(T / frame_size)`` frames of D = ``width`` features.
-        wave: the rows; what lies beyond ``lengths`` is ignored.
-        window: most frames to encode at once.
-        margin: frames to drop where windows meet.
-    """
-    found = wave.new_zeros(wave.shape[0], -(-wave.shape[1] // frame_size), width)
-    for row, length in enumerate(lengths.tolist()):
-        if length:
-            frames = in_windows(encode, wave[row, :length], frame_size, window, margin)
-            found[row, : frames.shape[0]] = frames
-    return found
 
 
 def in_windows(

@@ -8,18 +8,14 @@ from itertools import pairwise
 from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
-from segue.plugins.tokenizers.common.options import (
-    ClusterOptions,
-    check_margins,
-    check_window,
-)
+from segue.plugins.tokenizers.common.options import WindowOptions, check_window
 
 RATE = 16000
 HOP = 320  # samples from one frame of the network to the next
 LOWEST, KEYS = 21, 88  # of a piano: MIDI number of its first key, and how many it has
 
 
-class NoteKMeansOptions(ClusterOptions):
+class NoteKMeansOptions(WindowOptions):
     """Configure ``note_kmeans``. The keyboard is cut in registers, each of which is one level.
 
     Attributes:
@@ -29,8 +25,6 @@ class NoteKMeansOptions(ClusterOptions):
         pitch_window: samples of the window for pitches.
         onset_window: samples of the window for onsets.
         channels: of the network's layers.
-        window_seconds: longer audio is encoded in windows of this length.
-        margin_seconds: of what a window has in common with its neighbours, which is dropped.
     """
 
     splits: tuple[int, ...] = (48, 60, 72)
@@ -46,7 +40,6 @@ class NoteKMeansOptions(ClusterOptions):
     def _shapes_fit(self) -> NoteKMeansOptions:
         check_window("pitch_window", self.pitch_window, HOP)
         check_window("onset_window", self.onset_window, HOP)
-        check_margins(self.window_seconds, self.margin_seconds)
         if RATE % (HOP * self.pool):
             raise ValueError(f"pool ({self.pool}) must divide {RATE // HOP} frames a second")
         edges = (LOWEST, *self.splits, LOWEST + KEYS)
@@ -62,10 +55,6 @@ class NoteKMeansOptions(ClusterOptions):
         """Return the keys of each register: first and last plus one, counted from 0."""
         edges = (LOWEST, *self.splits, LOWEST + KEYS)
         return [(low - LOWEST, high - LOWEST) for low, high in pairwise(edges)]
-
-    def frames(self, seconds: float) -> int:
-        """Return the tokens of so many seconds."""
-        return round(seconds * RATE / (HOP * self.pool))
 
     def spec(self) -> TokenSpec:
         rate = Fraction(RATE, HOP * self.pool)

@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import Ids, Lengths, Tokens, Wave
-from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.spectra import Framing, encode_rows, note_filters
+from segue.core.interfaces import Ids, Tokens, Wave
+from segue.plugins.tokenizers.common.kmeans import WindowedTokenizer
+from segue.plugins.tokenizers.common.spectra import Framing, note_filters
 from segue.plugins.tokenizers.note_kmeans.config import HOP, KEYS, LOWEST, RATE, NoteKMeansOptions
 from segue.plugins.tokenizers.note_kmeans.likeness import Heard, likeness
 
@@ -121,7 +121,7 @@ class NoteNetwork(nn.Module):
         return struck, sounding
 
 
-class NoteKMeansTokenizer(KMeansTokenizer):
+class NoteKMeansTokenizer(WindowedTokenizer):
     """The network is used as it was trained; only the clusters are fitted."""
 
     config: NoteKMeansOptions
@@ -133,8 +133,6 @@ class NoteKMeansTokenizer(KMeansTokenizer):
         sizes = [rows * (last - first) for first, last in config.registers]
         super().__init__(config, sum(sizes), sizes)
         self.network = NoteNetwork(config).requires_grad_(False)
-        self.window = config.frames(config.window_seconds)
-        self.margin = config.frames(config.margin_seconds)
         # Features of a register lie together: onsets of each frame, then what sounds.
         key = torch.arange(rows * KEYS).reshape(rows, KEYS)
         order = torch.cat([key[:, first:last].flatten() for first, last in config.registers])
@@ -162,15 +160,9 @@ class NoteKMeansTokenizer(KMeansTokenizer):
         ]
         return torch.tensor([likeness(*pair) for pair in zip(*heard, strict=True)])
 
-    def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        """Return probabilities, each row on its own."""
+    def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+        """Return the chances that each key is struck and sounds."""
         self.network.eval()
-        size, width = self.spec.frame_size, self.mean.shape[0]
-        return encode_rows(
-            self._probabilities, wave, lengths, size, width, self.window, self.margin
-        )
-
-    def _probabilities(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         whole = functional.pad(wave, (0, -wave.shape[0] % self.spec.frame_size))
         struck, sounding = self.network(whole[None].to(self.centroids.dtype))
         pool = self.config.pool

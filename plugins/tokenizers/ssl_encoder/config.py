@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from segue.plugins.layers.config import Layers, OddKernel, check_heads
-from segue.plugins.tokenizers.common.options import KMeansOptions, check_margins, check_window
+from segue.plugins.tokenizers.common.options import KMeansOptions, WindowOptions, check_window
 
 
-class SslEncoderOptions(KMeansOptions):
+class SslEncoderOptions(KMeansOptions, WindowOptions):
     """Configure ``ssl_encoder``.
 
     Defaults are the best for ``hubert`` on seven hours of speech and half an hour of one CPU core,
@@ -32,8 +32,6 @@ class SslEncoderOptions(KMeansOptions):
         kernel: frames that a layer's convolution spans; odd.
         dropout: in training, of what each sublayer adds.
         layer: whose activations are clustered, 1 being the lowest.
-        window_seconds: longer audio is encoded in windows of this length.
-        margin_seconds: part of a window's overlap with its neighbours that is dropped.
         objective: how the encoder learns:
             ``w2v_bert``: a contrastive loss below, codes of a learnt quantizer above (Chung et al.,
             arXiv 2108.06209);
@@ -95,8 +93,6 @@ class SslEncoderOptions(KMeansOptions):
     kernel: OddKernel = 15
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     layer: int = Field(default=5, ge=1)
-    window_seconds: float = Field(default=20.0, ge=1.0, le=600.0)
-    margin_seconds: float = Field(default=2.0, ge=0.0)
     objective: Literal["w2v_bert", "best_rq", "hubert", "swap", "spidr", "chroma"] = "hubert"
     mask_share: float = Field(default=0.45, gt=0.0, lt=1.0)
     mask_seconds: float = Field(default=0.24, gt=0.0)
@@ -128,7 +124,6 @@ class SslEncoderOptions(KMeansOptions):
     @model_validator(mode="after")
     def _check_sizes(self) -> SslEncoderOptions:
         check_window("window", self.window, self.hop)
-        check_margins(self.window_seconds, self.margin_seconds)
         check_heads(self.width, self.heads)
         if self.layer > self.depth:
             raise ValueError(f"layer {self.layer} does not exist: depth is {self.depth}")

@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.core.interfaces import Lengths, StageBatch, Wave, WaveBatch
+from segue.core.interfaces import Lengths, StageBatch, WaveBatch
 from segue.plugins.layers.lengths import length_mask, without_padding
 from segue.plugins.layers.transformer import transformer_blocks
-from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.spectra import encode_rows
+from segue.plugins.tokenizers.common.kmeans import WindowedTokenizer
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.encoder import (
     Encoder,
@@ -36,7 +35,7 @@ from segue.plugins.tokenizers.ssl_encoder.objectives import make_objective
 VALIDATION_SEED = 0  # each validation hides the same frames
 
 
-class SslEncoderTokenizer(KMeansTokenizer):
+class SslEncoderTokenizer(WindowedTokenizer):
     """Train an encoder by self-supervision, then cluster one of its layers."""
 
     needs_training, needs_fitting = True, True
@@ -79,14 +78,8 @@ class SslEncoderTokenizer(KMeansTokenizer):
     def _disturbed(self, raw: Mel, lengths: Lengths) -> Mel:
         return self.mel.normalised(disturb(raw, self.config, None), lengths)
 
-    def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        config = self.config
-        window = round(config.window_seconds * config.frame_rate)
-        margin = round(config.margin_seconds * config.frame_rate)
-        size = self.spec.frame_size
-        return encode_rows(self._activations, wave, lengths, size, config.width, window, margin)
-
-    def _activations(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+    def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+        """Return the activations of the layer that is clustered."""
         lengths = torch.tensor([wave.shape[0]], device=wave.device)
         mel = self.mel(wave[None], lengths).to(self.centroids.dtype)
         frames = mel.shape[1] // self.config.subframes

@@ -13,7 +13,7 @@ from segue.core.errors import ConfigError
 from segue.core.options import Options
 from segue.core.spec import TokenSpec
 from segue.plugins.layers.hugging_face import Source
-from segue.plugins.tokenizers.common.options import ClusterOptions, check_margins
+from segue.plugins.tokenizers.common.options import WindowOptions
 
 PREPROCESSOR = "preprocessor_config.json"
 TORCHAUDIO = "torchaudio:"
@@ -82,7 +82,7 @@ class FoundModel(Options):
         return ModelShape(rate, stride, reach, layers, width)
 
 
-class SslKMeansOptions(ClusterOptions):
+class SslKMeansOptions(WindowOptions):
     """Configure ``ssl_kmeans``.
 
     Attributes:
@@ -93,8 +93,6 @@ class SslKMeansOptions(ClusterOptions):
         state: for a bundle of torchaudio, the safetensors file with its weights.
         layer: whose activations are clustered, 1 being the lowest.
         pool: frames of the model that one token stands for: their mean is clustered.
-        window_seconds: longer audio is encoded in windows of this length.
-        margin_seconds: part of a window's overlap with its neighbours that is dropped.
         found: written by the tokenizer itself, not for configs. With it the tokenizer is built
             without reading ``pretrained``, since its weights come from its checkpoint.
     """
@@ -107,12 +105,10 @@ class SslKMeansOptions(ClusterOptions):
     layer: int = Field(ge=1)
     pool: int = Field(default=1, ge=1)
     window_seconds: float = Field(default=30.0, ge=1.0, le=600.0)
-    margin_seconds: float = Field(default=2.0, ge=0.0)
     found: FoundModel | None = None
 
     @model_validator(mode="after")
     def _check_values(self) -> SslKMeansOptions:
-        check_margins(self.window_seconds, self.margin_seconds)
         if (self.state is not None) != self.of_torchaudio:
             raise ValueError(
                 "a bundle of torchaudio needs state, the safetensors file with its weights"
@@ -159,5 +155,5 @@ class SslKMeansOptions(ClusterOptions):
         return self.model_dump(mode="json", include=chosen) | self.source().model_dump(mode="json")
 
     def frames(self, seconds: float) -> int:
-        """Return how many tokens fit into a time."""
+        """Return how many whole tokens fit into a time, at least one."""
         return max(1, math.floor(seconds * self.spec().frame_rate))

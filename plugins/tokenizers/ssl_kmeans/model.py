@@ -23,10 +23,8 @@ from torch.nn import functional
 from torchaudio.models import wav2vec2_model, wavlm_model
 
 from segue.core.errors import ConfigError
-from segue.core.interfaces import Lengths, Wave
 from segue.plugins.layers.hugging_face import Source, first_sentence, load_model
-from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.spectra import encode_rows
+from segue.plugins.tokenizers.common.kmeans import WindowedTokenizer
 from segue.plugins.tokenizers.ssl_kmeans.config import (
     MEL_MODEL,
     WAVE_MODELS,
@@ -47,7 +45,7 @@ _FEATURES_ONLY = {
 }
 
 
-class SslKMeansTokenizer(KMeansTokenizer):
+class SslKMeansTokenizer(WindowedTokenizer):
     """Cluster the activations of a model that stays as it is.
 
     Rows are encoded one by one: models whose first layer normalises over time (wav2vec 2.0 and
@@ -61,11 +59,8 @@ class SslKMeansTokenizer(KMeansTokenizer):
 
     def __init__(self, config: SslKMeansOptions) -> None:
         shape, found = config.shape(), config.source()
-        kept = config.model_copy(update={"found": found})
-        super().__init__(kept, shape.width)
+        super().__init__(config.model_copy(update={"found": found}), shape.width)
         self.backbone = _backbone(config, shape, found).requires_grad_(False).eval()
-        self.window = kept.frames(kept.window_seconds)
-        self.margin = min(kept.frames(kept.margin_seconds), (self.window - 1) // 2)
 
     def train(self, mode: bool = True) -> SslKMeansTokenizer:
         """Set the mode, but keep the model inside in eval mode, without dropout and masks."""
@@ -73,11 +68,7 @@ class SslKMeansTokenizer(KMeansTokenizer):
         self.backbone.eval()
         return self
 
-    def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        size, width = self.spec.frame_size, self.mean.shape[0]
-        return encode_rows(self._pooled, wave, lengths, size, width, self.window, self.margin)
-
-    def _pooled(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+    def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         """Return the mean of each token's frames; the last token may have fewer."""
         frames: Tensor = self.backbone(wave)
         if self.config.pool == 1:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from segue.core.spec import TokenSpec
 from segue.plugins.layers.config import Layers, check_heads
-from segue.plugins.tokenizers.common.options import ClusterOptions, check_margins
+from segue.plugins.tokenizers.common.options import WindowOptions
 
 RATE = 16000  # that Whisper hears
 HOP = 160
@@ -17,7 +17,7 @@ FRAME_RATE = 50  # of the encoder
 LONGEST = 30.0  # seconds: what the encoder has positions for
 
 
-class WhisperKMeansOptions(ClusterOptions):
+class WhisperKMeansOptions(WindowOptions):
     """Options of ``whisper_kmeans``. The widths are those of Whisper base.
 
     Attributes:
@@ -26,8 +26,6 @@ class WhisperKMeansOptions(ClusterOptions):
         depth: blocks that are kept; the activations of the last one are clustered.
         heads: attention heads.
         pool: frames of the encoder per token, whose mean is clustered.
-        window_seconds: longer audio is encoded in windows of this length.
-        margin_seconds: of what a window has in common with its neighbours, which is dropped.
     """
 
     num_mels: Literal[80, 128] = 80
@@ -36,17 +34,11 @@ class WhisperKMeansOptions(ClusterOptions):
     heads: int = Field(default=8, ge=1)
     pool: Literal[1, 2, 4] = 2
     window_seconds: float = Field(default=20.0, ge=1.0, le=LONGEST)
-    margin_seconds: float = Field(default=2.0, ge=0.0)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> WhisperKMeansOptions:
         check_heads(self.width, self.heads)
-        check_margins(self.window_seconds, self.margin_seconds)
         return self
 
     def spec(self) -> TokenSpec:
         return TokenSpec(RATE, Fraction(FRAME_RATE, self.pool), 1, self.num_clusters)
-
-    def frames(self, seconds: float) -> int:
-        """Return the tokens of so many seconds."""
-        return round(seconds * FRAME_RATE / self.pool)

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import Lengths, Wave
-from segue.plugins.tokenizers.common.kmeans import KMeansTokenizer
-from segue.plugins.tokenizers.common.spectra import encode_rows
+from segue.core.interfaces import Wave
+from segue.plugins.tokenizers.common.kmeans import WindowedTokenizer
 from segue.plugins.tokenizers.whisper_kmeans.config import HOP, RATE, WhisperKMeansOptions
 
 WINDOW = 400
@@ -102,7 +101,7 @@ def sinusoids(count: int, width: int) -> Float[Tensor, "N D"]:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class WhisperKMeansTokenizer(KMeansTokenizer):
+class WhisperKMeansTokenizer(WindowedTokenizer):
     """The encoder is used as it was trained; only the clusters are fitted."""
 
     needs_weights = True
@@ -112,15 +111,8 @@ class WhisperKMeansTokenizer(KMeansTokenizer):
         super().__init__(config, config.width)
         self.mel = LogMel(config.num_mels)
         self.encoder = Encoder(config).requires_grad_(False)
-        self.window = config.frames(config.window_seconds)
-        self.margin = min(config.frames(config.margin_seconds), (self.window - 1) // 2)
 
-    def features(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N D"]:
-        """Return activations, each row on its own: the encoder knows no padding."""
-        size, width = self.spec.frame_size, self.config.width
-        return encode_rows(self._pooled, wave, lengths, size, width, self.window, self.margin)
-
-    def _pooled(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
+    def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         """Return the mean of each token's frames."""
         whole = functional.pad(wave, (0, -wave.shape[0] % self.spec.frame_size))
         frames = self.encoder(self.mel(whole[None]).to(self.centroids.dtype))[0]
