@@ -15,6 +15,7 @@ from torchaudio.functional import edit_distance
 
 from segue.core.audio import SILENCE, resample
 from segue.core.errors import PluginError
+from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation
 
 SPEECH_RATE = 16_000  # of all recognisers and judges of speech
@@ -57,17 +58,25 @@ def for_speech(wave: Float[Tensor, "T"], sample_rate: int) -> Float[Tensor, "N"]
     return None if is_silent(wave) else resample(wave, sample_rate, SPEECH_RATE)
 
 
-def transcript_error(
-    recognise: Callable[[Tensor, int], Sequence[str]],
-    reference: Float[Tensor, "T"],
-    audio: Float[Tensor, "T"],
-    sample_rate: int,
-) -> float:
-    """Return edits over the length of what is heard in the reference; NaN if that is nothing."""
-    wanted = recognise(reference, sample_rate)
-    if not wanted:
-        return math.nan
-    return edit_distance(recognise(audio, sample_rate), wanted) / len(wanted)
+class TranscriptError(Metric):
+    """Count edits over the length of what a recogniser hears in the reference.
+
+    The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
+    counts as kept. Silence has 1.
+    """
+
+    domains = ("speech",)
+    higher_is_better = False
+    recognise: Callable[[Tensor, int], Sequence[str]]
+
+    def __call__(
+        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
+    ) -> float:
+        """Return the figure, or NaN if nothing is heard in the reference."""
+        wanted = self.recognise(reference, sample_rate)
+        if not wanted:
+            return math.nan
+        return edit_distance(self.recognise(audio, sample_rate), wanted) / len(wanted)
 
 
 def of_each(

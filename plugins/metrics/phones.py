@@ -15,13 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import resample
-from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
 from segue.plugins.layers.distributions import jensen_shannon
 from segue.plugins.metrics.common import (
     SPEECH_RATE,
+    TranscriptError,
     of_each,
-    transcript_error,
     with_truth,
 )
 
@@ -80,24 +79,13 @@ class PhoneRecogniser:
         return self._model(wave.numpy(), SPEECH_RATE) if enough else None
 
 
-class PhoneError(Metric):
-    """Count edits per phone that the recogniser hears in the reference.
+class PhoneError(TranscriptError):
+    """Count edits per phone that the recogniser hears in the reference."""
 
-    The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
-    counts as kept. Silence has 1.
-    """
-
-    domains = ("speech",)
     unit = "edits per phone"
-    higher_is_better = False
 
     def __init__(self) -> None:
-        self._recogniser = PhoneRecogniser()
-
-    def __call__(
-        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
-    ) -> float:
-        return transcript_error(self._recogniser, reference, audio, sample_rate)
+        self.recognise = PhoneRecogniser()
 
 
 Phones = Sequence[Sequence[str]]

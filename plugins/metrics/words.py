@@ -18,9 +18,8 @@ from torchaudio.functional import edit_distance
 
 from segue.core.errors import ConfigError
 from segue.core.files import atomic_directory, cache_directory
-from segue.core.interfaces import Metric
 from segue.core.metrics import Continuation, ContinuationMetric, Measured
-from segue.plugins.metrics.common import for_speech, packaged_file, transcript_error, with_truth
+from segue.plugins.metrics.common import TranscriptError, for_speech, packaged_file, with_truth
 from segue.plugins.metrics.options import AgreementOptions, WordErrorOptions
 
 MODEL = "model.bin"
@@ -82,26 +81,15 @@ def base_folder(component: str) -> Path:
     return folder
 
 
-class WordError(Metric):
-    """Count edits over the number of words that the recogniser hears in the reference.
+class WordError(TranscriptError):
+    """Count edits per word that the recogniser hears in the reference."""
 
-    The reference's transcript is the recogniser's own, not the truth: what it gets wrong in both
-    counts as kept. Silence has 1.
-    """
-
-    domains = ("speech",)
     unit = "edits per word"
-    higher_is_better = False
     costly = True
 
     def __init__(self, config: WordErrorOptions) -> None:
         folder = Path(config.weights) if config.weights else base_folder("word_error.v1")
-        self._recogniser = WordRecogniser(folder, config.beam)
-
-    def __call__(
-        self, reference: Float[Tensor, "T"], audio: Float[Tensor, "T"], sample_rate: int
-    ) -> float:
-        return transcript_error(self._recogniser, reference, audio, sample_rate)
+        self.recognise = WordRecogniser(folder, config.beam)
 
 
 PHRASE = 3  # words; what is said twice is counted in phrases of so many

@@ -84,7 +84,9 @@ def test_weights_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_edits_are_counted_per_phone_of_the_reference() -> None:
     def error(*words: str) -> float:
         heard = iter(words)
-        return common.transcript_error(lambda *_: next(heard), noise(1), noise(1), RATE)
+        metric = common.TranscriptError()
+        metric.recognise = lambda *_: next(heard)
+        return metric(noise(1), noise(1), RATE)
 
     assert error("sitting", "kitten") == 3 / 7 and error("kitten", "sitting") == 3 / 6
     assert error("ab", "ba") == 1 and error("abc", "abc") == 0 and error("abc", "") == 1
