@@ -17,7 +17,7 @@ of the sequence, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -46,6 +46,7 @@ from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 
 #: Embedded columns ``[B, L, D]``, their positions ``[B, L]``, and which are valid ``[B, L]``.
 Rows = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L"], Bool[Tensor, "B L"]]
+R = TypeVar("R", bound=tuple[Tensor, ...])
 
 
 class FlatTransformer(StageLM):
@@ -178,16 +179,20 @@ def flatten(
     return x, functional.pad(valid, (1, 0), value=True)
 
 
-def packed(rows: Rows, left: bool, narrow: bool) -> Rows:
-    """Move the padding of rows to one side; if ``narrow``, cut them to the longest one."""
-    valid = rows[2]
+def packed(rows: R, left: bool, narrow: bool) -> R:
+    """Move the padding of rows to one side; if ``narrow``, cut them to the longest one.
+
+    Args:
+        rows: tensors ``[B, L, ...]`` of which the last says what is valid.
+    """
+    valid = rows[-1]
     if bool(valid.all()):
         return rows
     order = pack(valid, left)
     if narrow:
         longest = int(valid.sum(dim=1).max())
         order = order[:, order.shape[1] - longest :] if left else order[:, :longest]
-    return take(rows[0], order), take(rows[1], order), take(valid, order)
+    return cast(R, tuple(take(part, order) for part in rows))
 
 
 def target_likelihood(

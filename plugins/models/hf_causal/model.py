@@ -22,7 +22,6 @@ from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import HeadProducts
 from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
-from segue.plugins.layers.padding import pack, take
 from segue.plugins.layers.stage import (
     Likelihood,
     causal_loss,
@@ -31,7 +30,12 @@ from segue.plugins.layers.stage import (
     make_end_head,
 )
 from segue.plugins.layers.transformer import INIT_STD
-from segue.plugins.models.flat_transformer.model import flatten, frames_by_token, target_likelihood
+from segue.plugins.models.flat_transformer.model import (
+    flatten,
+    frames_by_token,
+    packed,
+    target_likelihood,
+)
 from segue.plugins.models.hf_causal.backbone import CachedSequence
 from segue.plugins.models.hf_causal.config import HfCausalOptions
 from segue.plugins.models.hf_causal.source import open_backbone
@@ -72,12 +76,7 @@ class AudioTokens(nn.Module):
         leads, tables = (*self.separators, self.start), (*self.given, self.target)
         parts = [flatten(*part) for part in zip(tables, leads, (*given, target), strict=True)]
         x, valid = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
-        if bool(valid.all()):
-            return x, valid
-        longest = int(valid.sum(dim=1).max())
-        order = pack(valid, left)
-        order = order[:, -longest:] if left else order[:, :longest]
-        return take(x, order), take(valid, order)
+        return packed((x, valid), left, narrow=True)
 
 
 class HfCausalLM(StageLM):
