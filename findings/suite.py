@@ -29,9 +29,9 @@ class Suite:
     rule: Mapping[str, Direction]
     # Metrics of a reconstruction against its recording, with their good values.
     pairs: Mapping[str, Direction]
-    autoregressive: str  # a stage model that draws acoustic tokens from left to right
-    masked: str  # one that fills masks, as values of a stage's ``lm`` and ``sampling``
-    masked_sampling: Mapping[str, Any] = field(default_factory=dict)
+    autoregressive: str = "delay_transformer.v1"  # draws acoustic tokens from left to right
+    masked: str = "masked_transformer.v1"  # fills masks, with ``masked_sampling``
+    masked_sampling: Mapping[str, Any] = field(default_factory=lambda: {"iterations": [16, 2]})
     sound: str = "health.v1 healthy"  # the rate of what is sound
     pipeline: str = ""  # shipped one that is measured; empty for that of the domain's name
     content: str | None = None  # the metric of pairs that measures kept content, if there is one

@@ -35,7 +35,4 @@ SUITE = Suite(
         "onsets.v1 interval_distance_to_truth": "low",
     },
     pairs={"log_mel.v1": "low"},
-    autoregressive="delay_transformer.v1",
-    masked="masked_transformer.v1",
-    masked_sampling={"iterations": [16, 2]},
 )

@@ -36,7 +36,4 @@ SUITE = Suite(
     pairs={"log_mel.v1": "low", "stoi.v1": "high", "pesq.v1": "high"},
     content="phone_error.v1",
     voice="speaker.v1",
-    autoregressive="delay_transformer.v1",
-    masked="masked_transformer.v1",
-    masked_sampling={"iterations": [16, 2]},
 )
