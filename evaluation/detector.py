@@ -110,7 +110,7 @@ def _right(
         "generated against real": (right["generated"] + right["real"]) / 2,
         "generated against coded": (right["generated"] + right["coded"]) / 2,
         "coded against real": (right["coded"] + right["real"]) / 2,
-        **{f"{origin} told as such": value for origin, value in right.items()},
+        **{f"{origin} recognised": value for origin, value in right.items()},
     }
 
 

@@ -94,7 +94,7 @@ def test_a_detector_is_trained_and_used(
     assert report["items"] > 0 and report["learnt_from"] > 0
     assert report["figures"]["generated against real"]["count"] == report["items"]
     assert report["pipeline"] == "speech, piano"
-    counts = [one["generated told as such"]["count"] for one in report["pipelines"].values()]
+    counts = [one["generated recognised"]["count"] for one in report["pipelines"].values()]
     assert list(report["pipelines"]) == ["piano", "speech"] and sum(counts) == report["items"]
     assert list(report["levels"]) == ["1", "2", "3"]  # every one that the codec has
     again = segue(*arguments)  # examples are kept, and the seed decides
