@@ -158,10 +158,9 @@ def generate(
     names = (f"{output.stem}-{row + 1}{output.suffix}" for row in range(1, count))
     paths = [output, *(output.with_name(name) for name in names)]
     with making(chosen, paths, json, sign=sign) as work:
-        request = work.pipeline.request(
-            "generate", (), {"seed": seed}, seconds=seconds, batch=count
+        work.result = work.pipeline.generate(
+            seconds, batch=count, seed=seed, progress=work.progress
         )
-        work.result = work.pipeline.run(request, work.progress)
         work.report["outputs"] = [str(path) for path in paths]
 
 
@@ -279,13 +278,12 @@ def fill(
     with making(
         chosen, [output], json, source=source, whole=True, sign=sign, verb="filled"
     ) as work:
-        request = work.pipeline.request(
-            "fill",
-            [work.recording],
-            {"seed": seed},
-            gap=(start, end),
+        work.result = work.pipeline.fill(
+            work.recording,
+            start=start,
+            end=end,
             candidates=candidates,
-            whole=True,
+            seed=seed,
+            progress=work.progress,
         )
-        work.result = work.pipeline.run(request, work.progress)
         work.report |= {name: work.result.metadata[name] for name in ("gap", "ways")}
