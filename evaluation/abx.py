@@ -161,13 +161,13 @@ class Errors:
             return mean(torch.where(speakers[:, 0] == speakers[:, 1], a, a * x))
 
         each = [mean((speakers[:, 1] == s).double()) for s in speakers[:, 1].unique()]
-        low, high = math.nan, math.nan
+        low = high = None
         if len(speakers.unique()) >= LEAST_SPEAKERS:
             low, high = bootstrap_interval(drawn, self.num_speakers)
         return {
             "mean": mean(torch.ones(len(speakers), dtype=torch.float64)),
-            "low": low if math.isfinite(low) else None,
-            "high": high if math.isfinite(high) else None,
+            "low": low,
+            "high": high,
             "lowest": min(each),
             "highest": max(each),
             "count": len(each),

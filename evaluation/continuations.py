@@ -149,13 +149,11 @@ def _overall(function: Any, groups: Sequence[str]) -> dict[str, Any]:
     members = group_numbers(groups)
     count = int(members.max()) + 1
     mean = function(torch.ones(len(groups), dtype=torch.float64))
-    low, high = math.nan, math.nan
-    if count > 1 and math.isfinite(mean):
-        low, high = jackknife_interval(lambda weights: function(weights[members]), count)
+    low, high = jackknife_interval(lambda weights: function(weights[members]), count)
     return {
         "mean": mean if math.isfinite(mean) else None,
-        "low": low if math.isfinite(low) else None,
-        "high": high if math.isfinite(high) else None,
+        "low": low,
+        "high": high,
         "lowest": None,
         "highest": None,
         "count": len(groups) if math.isfinite(mean) else 0,

@@ -12,6 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segue.core.metrics import group_numbers
+
+Interval = tuple[float, float] | tuple[None, None]
+
 
 def estimate(values: Sequence[float]) -> dict[str, Any]:
     """Return the mean of ``count`` values, its 95 % interval (normal; None for a single value), and
@@ -53,20 +57,15 @@ def grouped_summary(
     """
     found = summarise(rows)
     for key, figure in found.items():
-        known = [
-            (row[key], group)
-            for row, group in zip(rows, groups, strict=True)
-            if math.isfinite(row[key])
-        ]
-        names = {name: number for number, name in enumerate({group: 0 for _, group in known})}
-        figure["groups"] = len(names)
-        if len(names) < 2:
+        known = [index for index, row in enumerate(rows) if math.isfinite(row[key])]
+        member = group_numbers([groups[index] for index in known])
+        figure["groups"] = len(member.unique())
+        if figure["groups"] < 2:
             figure["low"] = figure["high"] = None
             continue
-        values = torch.tensor([value for value, _ in known], dtype=torch.float64)
-        member = torch.tensor([names[group] for _, group in known])
+        values = torch.tensor([rows[index][key] for index in known], dtype=torch.float64)
         weighted = partial(_weighted_mean, values, member)
-        figure["low"], figure["high"] = bootstrap_interval(weighted, len(names))
+        figure["low"], figure["high"] = bootstrap_interval(weighted, figure["groups"])
     return found
 
 
@@ -77,7 +76,7 @@ def _weighted_mean(values: Float[Tensor, "I"], member: Tensor, drawn: Float[Tens
 
 def bootstrap_interval(
     statistic: Callable[[Float[Tensor, "G"]], float], groups: int, draws: int = 500
-) -> tuple[float, float]:
+) -> Interval:
     """Return a 95 % interval of a figure that rests on groups of data, such as speakers.
 
     Groups are drawn anew with replacement (Efron, 1979): items of one speaker are alike, so an
@@ -87,7 +86,7 @@ def bootstrap_interval(
         statistic: the figure, given how often each group was drawn; NaN if it cannot be had.
 
     Returns:
-        The 2.5th and the 97.5th percentile, with a fixed seed; NaN if no draw had a figure.
+        The 2.5th and the 97.5th percentile, with a fixed seed; None if no draw had a figure.
     """
     random = torch.Generator().manual_seed(0)
     found = []
@@ -96,14 +95,12 @@ def bootstrap_interval(
         found.append(statistic(torch.bincount(chosen, minlength=groups).double()))
     finite = torch.tensor([value for value in found if math.isfinite(value)], dtype=torch.float64)
     if not len(finite):
-        return math.nan, math.nan
+        return None, None
     low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
-def jackknife_interval(
-    statistic: Callable[[Float[Tensor, "G"]], float], groups: int
-) -> tuple[float, float]:
+def jackknife_interval(statistic: Callable[[Float[Tensor, "G"]], float], groups: int) -> Interval:
     """Return a 95 % interval of a figure that is biased by the number of groups, such as a
     divergence.
 
@@ -115,19 +112,17 @@ def jackknife_interval(
         statistic: the figure, given how often each group counts; NaN if it cannot be had.
 
     Returns:
-        The figure less and plus 1.96 standard errors; NaN for fewer than two groups, or where a
+        The figure less and plus 1.96 standard errors; None for fewer than two groups, or where a
         figure cannot be had.
     """
-    everyone = torch.ones(groups, dtype=torch.float64)
-    found = []
-    for left_out in range(groups):
-        weights = everyone.clone()
-        weights[left_out] = 0
-        found.append(statistic(weights))
-    if groups < 2 or not all(math.isfinite(value) for value in found):
-        return math.nan, math.nan
+    if groups < 2:
+        return None, None
+    middle = statistic(torch.ones(groups, dtype=torch.float64))
+    found = [statistic(weights) for weights in 1 - torch.eye(groups, dtype=torch.float64)]
+    if not all(math.isfinite(value) for value in (middle, *found)):
+        return None, None
     error = statistics.pstdev(found) * math.sqrt(groups - 1) * 1.96
-    return statistic(everyone) - error, statistic(everyone) + error
+    return middle - error, middle + error
 
 
 def entropy(counts: Float[Tensor, "..."]) -> float:

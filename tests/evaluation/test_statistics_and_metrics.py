@@ -94,7 +94,7 @@ def test_a_bootstrap_interval_of_a_mean_is_about_the_normal_one() -> None:
 def test_figures_that_some_draws_lack() -> None:
     low, high = bootstrap_interval(lambda w: 1.0 if w[0] else math.nan, 2)
     assert (low, high) == (1.0, 1.0)
-    assert all(math.isnan(end) for end in bootstrap_interval(lambda w: math.nan, 2))
+    assert bootstrap_interval(lambda w: math.nan, 2) == (None, None)
 
 
 def test_a_summary_over_groups_has_their_interval_and_number() -> None:
@@ -124,7 +124,7 @@ def test_a_jackknife_interval_of_a_mean_is_the_normal_one() -> None:
     normal = estimate(values.tolist())
     assert found == pytest.approx((normal["low"], normal["high"]))
     for groups, figure in ((1, 1.0), (3, math.nan)):
-        assert all(math.isnan(end) for end in jackknife_interval(lambda w, f=figure: f, groups))
+        assert jackknife_interval(lambda w, f=figure: f, groups) == (None, None)
 
 
 def test_divergence_of_known_distributions() -> None:
