@@ -75,11 +75,10 @@ class DistillMos(ContinuationMetric):
 
     def measure(self, records: Sequence[Continuation]) -> Measured:
         _, ours, truth = of_each(records, self.opinion)
-        pairs = zip(ours, truth, strict=True)
-        return Measured([{"opinion": made, "truth_opinion": real} for made, real in pairs])
+        return Measured(list(map(with_truth, ours, truth)))
 
     @torch.no_grad()
-    def opinion(self, wave: Float[Tensor, "T"], sample_rate: int) -> float:
-        """Return the predicted opinion of one file."""
+    def opinion(self, wave: Float[Tensor, "T"], sample_rate: int) -> dict[str, float]:
         heard = for_speech(wave, sample_rate)
-        return math.nan if heard is None else float(self._model(heard[None].float()))
+        found = math.nan if heard is None else float(self._model(heard[None].float()))
+        return {"opinion": found}
