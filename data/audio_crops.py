@@ -16,7 +16,7 @@ from torch import Tensor
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import WaveBatch
 from segue.core.memory import shortage
-from segue.data.audio_files import decoded_blocks, in_pieces, open_recording, to_16_bit
+from segue.data.audio_files import decoded_blocks, from_16_bit, in_pieces, open_recording, to_16_bit
 from segue.data.epochs import WHOLE, Drawn, Epochs, Share, mixed
 from segue.data.recordings import Recording, as_table
 from segue.sound.open_audio import OpenAudio
@@ -80,7 +80,7 @@ class AudioCrops:
             chance = mixed(self._seed, row.turn, row.unit, row.slot, attempt)
             wave = self._crop_of(row, chance / 2**64)
             if wave is not None and wave.numel():
-                return wave.float() / 32767
+                return from_16_bit(wave)
             step = chance % (self.epochs.steps * self._batch_size)
             step, number = divmod(step, self._batch_size)
             (other,) = self.epochs.rows(step, (number,))
@@ -181,7 +181,7 @@ def whole_recordings(
         try:
             for piece in in_pieces(decoded_blocks(recording, sample_rate), size):
                 failed = 0
-                wave = piece.float().div(32767)
+                wave = from_16_bit(piece)
                 yield WaveBatch(wave[None], torch.tensor([wave.shape[0]]))
         except AudioError as error:
             failed += 1

@@ -108,6 +108,10 @@ def to_16_bit(wave: Float[Tensor, "T"]) -> Int16[Tensor, "T"]:
     return (wave.clamp(-1, 1) * 32767).round().to(torch.int16)
 
 
+def from_16_bit(samples: Int16[Tensor, "... T"]) -> Float[Tensor, "... T"]:
+    return samples.float() / 32767
+
+
 def seconds_of(recording: Recording) -> float:
     """Return the length that a recording's header states; 0 if it cannot be read."""
     try:

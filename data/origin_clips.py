@@ -26,7 +26,7 @@ from segue.core.fingerprints import add_tensors
 from segue.core.progress import Progress
 from segue.core.yaml_files import parse_yaml
 from segue.data.audio_files import open_recording, to_16_bit
-from segue.data.recordings import UNKNOWN, Recording
+from segue.data.recordings import UNKNOWN, Recording, spread
 from segue.inference.pipeline import Pipeline
 
 PLAN, CLIPS = "examples.json", "clips"
@@ -79,16 +79,11 @@ def chosen_crops(recordings: Sequence[Recording], plan: ExamplePlan) -> list[Rec
             first = (recording.start or 0.0) + start
             crop = replace(recording, start=first, seconds=needed)
             crops[recording.split == "train"].append(crop)
-    held = _spread(crops[0], plan.items // 3)
-    chosen = held + _spread(crops[1], plan.items - len(held))
+    held = spread(crops[0], plan.items // 3)
+    chosen = held + spread(crops[1], plan.items - len(held))
     if not chosen:
         raise DataError("recordings", f"none lasts {needed:g} s", "ask for shorter examples")
     return chosen
-
-
-def _spread(crops: Sequence[Recording], count: int) -> list[Recording]:
-    count = min(count, len(crops))
-    return [crops[index * len(crops) // count] for index in range(count)]
 
 
 def make_examples(
@@ -218,10 +213,6 @@ def _read(path: Path, crops: Sequence[Recording], pipeline: str) -> Iterator[Cli
 def _tested(group: str) -> bool:
     digest = hashlib.blake2b(group.encode("utf-8", "surrogateescape"), digest_size=4).digest()
     return int.from_bytes(digest, "little") % TESTED_SHARE == 0
-
-
-def as_float(waves: Int16[Tensor, "... T"]) -> Float[Tensor, "... T"]:
-    return waves.float() / 32767
 
 
 def trimmed(wave: Float[Tensor, "T"]) -> Float[Tensor, "T"]:

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy
 
@@ -17,6 +17,7 @@ Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
 WHOLE_FILE = -1  # as a size in bytes: the recording is a file of its own
 UNKNOWN = -1.0  # as a length in seconds
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,12 @@ def as_table(recordings: Iterable[Recording]) -> Recordings:
     for recording in recordings:
         builder.add(recording)
     return builder.build()
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Choose so many items evenly, or all where there are fewer."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def key(recording: Recording) -> int:

@@ -19,7 +19,7 @@ from segue.core.errors import AudioError
 from segue.core.interfaces import Tokenizer
 from segue.core.spec import ACOUSTIC, common_samples
 from segue.data.audio_crops import whole_recordings
-from segue.data.audio_files import decoded_blocks, in_pieces
+from segue.data.audio_files import decoded_blocks, from_16_bit, in_pieces
 from segue.data.recordings import Recording
 from segue.data.workers import end_with, process_killed
 from segue.inference.promises import calling, check_tokens
@@ -110,7 +110,7 @@ def tokenize_recording(
     size = max(1, int(MAX_PIECE_SECONDS * rate) // unit) * unit
     found: dict[str, list[Tensor]] = {name: [] for name in tokenizers}
     for piece in in_pieces(decoded_blocks(recording, rate), size):
-        wave = piece[: piece.shape[0] // unit * unit].float() / 32767
+        wave = from_16_bit(piece[: piece.shape[0] // unit * unit])
         for name, tokenizer in tokenizers.items() if wave.numel() else ():
             found[name].append(_encode(tokenizer, wave, rate))
     if not all(found.values()):

@@ -18,7 +18,8 @@ from segue.core.audio import Audio, resample
 from segue.core.errors import AudioError, DataError
 from segue.core.interfaces import ORIGINS, Detector
 from segue.core.progress import Progress
-from segue.data.origin_clips import Clip, as_float, trimmed
+from segue.data.audio_files import from_16_bit
+from segue.data.origin_clips import Clip, trimmed
 from segue.evaluation.statistics import grouped_summary
 from segue.inference.bars import tracked
 from segue.inference.detection import judge
@@ -96,7 +97,7 @@ def _right(
     for origin in ORIGINS:
         found = []
         for samples in clip.of(origin):
-            audio = Audio(disturb(trimmed(as_float(samples)), rate), rate)
+            audio = Audio(disturb(trimmed(from_16_bit(samples)), rate), rate)
             try:
                 probability = judge(detector, audio, clip.group).probability
             except AudioError:  # too little is left of it to be judged

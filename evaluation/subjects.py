@@ -18,7 +18,7 @@ from segue.core.interfaces import Tokenizer
 from segue.core.plugins import PluginHost
 from segue.data.audio_files import read_recording
 from segue.data.recipe import read_rows
-from segue.data.recordings import UNKNOWN, Recording, Split
+from segue.data.recordings import UNKNOWN, Recording, Split, spread
 from segue.data.sources import of_split, read_recordings
 
 # --- recordings --------------------------------------------------------------------------------
@@ -43,9 +43,7 @@ def spread_evenly(
     ]
     if least_seconds and not long:
         raise DataError(str(data), f"no recording lasts {least_seconds:g} s", "ask for less")
-    places = long or range(len(recordings))
-    count = min(items, len(places))
-    return [recordings[places[index * len(places) // count]] for index in range(count)]
+    return [recordings[place] for place in spread(long or range(len(recordings)), items)]
 
 
 def usable(recording: Recording, limits: PromptConfig) -> Audio | None:
@@ -126,11 +124,7 @@ def thinned(items: Sequence[Item], most: int) -> list[Item]:
     groups: dict[tuple[str, str, str], list[Item]] = {}
     for item in items:
         groups.setdefault((item.label, item.speaker, item.context), []).append(item)
-    kept = []
-    for group in groups.values():
-        count = min(most, len(group))
-        kept += [group[index * len(group) // count] for index in range(count)]
-    return kept
+    return [item for group in groups.values() for item in spread(group, most)]
 
 
 # --- tokenizers --------------------------------------------------------------------------------

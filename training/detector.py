@@ -16,8 +16,9 @@ from segue.core.errors import CheckpointError, DataError, DivergedError
 from segue.core.interfaces import ORIGINS, Detector, WaveBatch
 from segue.core.options import DetectorOptions
 from segue.core.plugins import PluginHost
+from segue.data.audio_files import from_16_bit
 from segue.data.epochs import WHOLE, Share, crop_generators
-from segue.data.origin_clips import Clip, as_float, trimmed
+from segue.data.origin_clips import Clip, trimmed
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.saving import read_state
 
@@ -110,7 +111,7 @@ class OriginCrops:
             clip = self.clips[int(torch.randint(len(self.clips), (), generator=random))]
             examples = clip.of(ORIGINS[int(origins[index])])
             chosen = int(torch.randint(len(examples), (), generator=random))
-            whole = trimmed(as_float(examples[chosen]))
+            whole = trimmed(from_16_bit(examples[chosen]))
             last_start = max(0, whole.shape[0] - window)
             start = int(torch.randint(last_start + 1, (), generator=random))
             piece = _disturbed(whole[start : start + window], random)
