@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.collectives import from_first, places_among_ranks, summed
-from segue.plugins.tokenizers.common.quantizer import chosen_among_ranks
+from segue.plugins.tokenizers.common.quantizer import chosen_among_ranks, nearest
 from segue.plugins.tokenizers.common.spectra import PITCH_CLASSES, mean_and_slope
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.encoder import (
@@ -89,7 +89,7 @@ class OnlineClusters(nn.Module):
         if self.training:
             self._learn(x[valid], valid.sum(1))
         points = (x - self.mean) / self.deviation
-        return self._nearest(points.flatten(0, 1)).view(*x.shape[:2], 1)
+        return nearest(points.flatten(0, 1), self.centroids).view(*x.shape[:2], 1)
 
     def _learn(self, rows: Float[Tensor, "M E"], counts: Int64[Tensor, "B"]) -> None:
         """Learn from the valid frames of all ranks, ``counts`` of each row of this one's batch."""
@@ -108,7 +108,7 @@ class OnlineClusters(nn.Module):
             self._move(points)
 
     def _move(self, points: Float[Tensor, "M E"]) -> None:
-        ids = self._nearest(points)
+        ids = nearest(points, self.centroids)
         self.counts.mul_(self.decay)
         new = summed(torch.bincount(ids, minlength=len(self.counts)).to(points))
         sums = summed(torch.zeros_like(self.centroids).index_add_(0, ids, points))
@@ -116,9 +116,6 @@ class OnlineClusters(nn.Module):
         moved = (self.centroids * self.counts[:, None] + sums) / total
         self.centroids.copy_(torch.where(new[:, None] > 0, moved, self.centroids))
         self.counts.add_(new).clamp_(max=MOST_COUNTED)
-
-    def _nearest(self, points: Float[Tensor, "M E"]) -> Int64[Tensor, "M"]:
-        return torch.cdist(points, self.centroids).argmin(1)
 
 
 class CepstralClusters(nn.Module):
