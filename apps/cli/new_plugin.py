@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import keyword
 import re
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from segue.core.errors import ConfigError, OutputError
 
 #: The package whose components are copied; in a wheel it lies beside `segue.apps`.
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "third_party_plugin"
-SOURCE = EXAMPLE / "src" / "segue_toy"
+MODULES = EXAMPLE / "src" / "segue_toy"
 
 #: Kind → file, class and options in the example; the last word of a class's name; its summary.
 KINDS = {
@@ -50,7 +49,7 @@ def segue_register() -> list[PluginRecord]:
             kind="$kind",
             name="$component",
             target="$module.$file:$class_",
-            config="$module.config:$options",
+            config="$module.${file}_config:$options",
             summary="$summary",
             api_version=1,
         ),
@@ -86,7 +85,7 @@ $$ pip install pytest && pytest $name
 ```
 
 - `pyproject.toml` names one module, `$module.register`, in the entry point group `segue.plugins`.
-- `src/$module/register.py` says what there is, in strings; `config.py` holds the options.
+- `src/$module/register.py` says what there is, in strings; `${file}_config.py` holds the options.
 - `src/$module/$file.py` implements the contract of `segue.core.interfaces`.
 - `tests/` runs Segue's conformance checks.
 """)
@@ -137,8 +136,8 @@ def write_plugin(name: str, kind: str, folder: Path) -> str:
         "README.md": README.substitute(words),
         f"src/{module}/__init__.py": f'"""A {words["words"]} for Segue. Imports nothing."""\n',
         f"src/{module}/register.py": REGISTER.substitute(words),
-        f"src/{module}/config.py": _renamed(_config(options, words["component"]), names),
-        f"src/{module}/{file}.py": _renamed(_example(f"{file}.py"), names),
+        f"src/{module}/{file}.py": _renamed(f"{file}.py", names),
+        f"src/{module}/{file}_config.py": _renamed(f"{file}_config.py", names),
         "tests/test_contract.py": TEST.substitute(words),
     }
     with atomic_directory(folder) as temporary:
@@ -159,10 +158,6 @@ def _module(name: str) -> str:
     return module
 
 
-def _example(path: str) -> str:
-    return (SOURCE / path).read_text(encoding="utf-8")
-
-
 def _project(name: str, module: str, kind: str) -> str:
     text = (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")
     text = re.sub(r'description = ".*"', f'description = "A {kind} for Segue"', text)
@@ -170,30 +165,9 @@ def _project(name: str, module: str, kind: str) -> str:
     return text.replace("segue-toy", name)
 
 
-def _config(options: str, component: str) -> str:
-    """Return the example's module of options with one class left, and the imports that it needs."""
-    text = _example("config.py")
-    tree = ast.parse(text)
-    kept = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == options)
-    body = ast.get_source_segment(text, kept) or ""
-    body = re.sub(r'""".*?"""', f'"""Options of ``{component}``."""', body, flags=re.DOTALL)
-    used = {node.id for node in ast.walk(kept) if isinstance(node, ast.Name)}
-    groups: dict[str, list[str]] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
-            found = [alias.name for alias in node.names if alias.name in used]
-            if found:
-                own = "segue" if str(node.module).startswith("segue.") else str(node.module)
-                line = f"from {node.module} import {', '.join(found)}"
-                groups.setdefault(own, []).append(line)
-    imports = "\n\n".join("\n".join(lines) for lines in groups.values())
-    head = (
-        f'"""Options of `{component}`. Imports no torch."""\n\nfrom __future__ import annotations'
-    )
-    return f"{head}\n\n{imports}\n\n\n{body}\n"
-
-
-def _renamed(text: str, names: dict[str, str]) -> str:
+def _renamed(path: str, names: dict[str, str]) -> str:
+    """Return a module of the example with other names in it."""
+    text = (MODULES / path).read_text(encoding="utf-8")
     for old, new in names.items():
         text = re.sub(rf"\b{old}\b", new, text)
     return text

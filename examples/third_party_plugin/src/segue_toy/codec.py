@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from segue.core.interfaces import AcousticCodec, Tokens
-from segue_toy.config import MdctOptions
+from segue_toy.codec_config import MdctOptions
 
 STARTS = (0, 32, 0, 64, 0, 96, 32, 0)  # first line of each level's band of 32; 25 Hz a line
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from segue.core.interfaces import SemanticTokenizer, Tokens
-from segue_toy.config import LoudnessOptions
+from segue_toy.semantic_config import LoudnessOptions
 
 QUIETEST_DB = -60.0
 

@@ -8,7 +8,7 @@ from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
 from segue.core.options import Sampling
 from segue.core.sampling import sample
 from segue.core.spec import StageSpec
-from segue_toy.config import GruOptions
+from segue_toy.stage_lm_config import GruOptions
 
 
 class GruStageLM(StageLM):
