@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from segue.evaluation.statistics import summarise
 from segue.inference.bars import tracked
 
 PEDAL, DRUMS = 64, 9
-MICROSECONDS_PER_BEAT = 500_000  # until a file says otherwise
 SUFFIXES = (".mid", ".midi")
 
 
@@ -45,8 +45,8 @@ def read_notes(path: Path) -> list[Note]:
     """Read every note, held as long as its key or the sustain pedal is down.
 
     Raises:
-        DataError: if it is not a MIDI file, is cut short, or does not count time in beats; or if
-            mido is not installed.
+        DataError: if it is not a MIDI file of tracks that sound together, is cut short, or does not
+            count time in beats; or if mido is not installed.
     """
     try:
         import mido
@@ -56,17 +56,15 @@ def read_notes(path: Path) -> list[Note]:
         score = mido.MidiFile(path)
         if score.ticks_per_beat <= 0:
             raise ValueError("no ticks per beat")
-    except (OSError, EOFError, ValueError, LookupError) as error:
+        messages = list(score)
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         problem = f"is not a MIDI file ({error or 'it is cut short'})"
         raise DataError(str(path), problem, "check the file") from error
-    events, tick = [], 0
-    for message in mido.merge_tracks(score.tracks):
-        tick += message.time
-        if message.type == "set_tempo" or not message.is_meta:
-            events.append((tick, message))
+    times = accumulate(message.time for message in messages)
+    events = [pair for pair in zip(times, messages, strict=True) if not pair[1].is_meta]
     # At equal times, ends come before starts; a note-on of velocity 0 is an end.
     events.sort(key=lambda event: (event[0], _starts(event[1])))
-    return _sounding(events, score.ticks_per_beat)
+    return _sounding(events)
 
 
 def _starts(message: Any) -> bool:
@@ -74,22 +72,18 @@ def _starts(message: Any) -> bool:
     return message.type == "note_on" and message.velocity > 0
 
 
-def _sounding(events: list[tuple[int, Any]], division: int) -> list[Note]:
+def _sounding(events: list[tuple[float, Any]]) -> list[Note]:
     notes: list[Note] = []
     started: dict[tuple[int, int], float] = {}  # (channel, pitch) of keys that sound
     held: dict[int, set[int]] = {}  # by channel with the pedal down: keys that were let go
-    seconds, tick, tempo = 0.0, 0, MICROSECONDS_PER_BEAT
+    seconds = 0.0
 
     def stop(channel: int, pitch: int) -> None:
         start = started.pop((channel, pitch), None)
         if start is not None and seconds > start:
             notes.append(Note(pitch, start, seconds))
 
-    for at, message in events:
-        seconds += (at - tick) * tempo / division / 1e6
-        tick = at
-        if message.type == "set_tempo":
-            tempo = message.tempo
+    for seconds, message in events:
         channel = getattr(message, "channel", DRUMS)
         if channel == DRUMS:
             continue
