@@ -30,34 +30,32 @@ from segue.findings.suite import Suite
 from segue.inference.pipeline import Pipeline
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The user's choices."""
+    """The user's choices. `segue reproduce` says what they are by default."""
 
     domain: str  # whose suite measures
     source: str  # a pipeline's directory or a domain with shipped weights
     data: str  # recordings, of which only the held-out ones are measured
     prompt_seconds: float  # of each, to continue from
     seconds: float  # that are added
-    items: int = 20  # most recordings
-    seed: int = 0  # of what is drawn
+    items: int  # most recordings
+    seed: int  # of what is drawn
     overrides: tuple[str, ...] = ()  # of the pipeline's config
-    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)  # of each stage in turn
-    piece_seconds: float = 0.5  # pieces that change places in a shuffled continuation
+    temperatures: tuple[float, ...]  # of each stage in turn
+    piece_seconds: float  # pieces that change places in a shuffled continuation
     labels: str | None = None  # CSV of labelled pieces of recordings; None: ``data``
     where: tuple[str, ...] = ()  # columns of it, and the values that they must have
-    per_group: int = 10  # most items of one label, speaker and context
+    per_group: int  # most items of one label, speaker and context
     scores: str | None = None  # folder of MIDI files that recordings were rendered from
     tokens: str | None = None  # a token store of the pipeline's tokenizers; None: one is made
-    steps: int = 400  # that the stages of a variant are trained for
-    clusters: tuple[int, ...] = (128, 512)  # numbers of semantic clusters
-    # Numbers of levels that are drawn given the semantic tokens.
-    levels: tuple[int, ...] = (2, 4, 8)
-    # Shapes of acoustic tokens, as ``read_shapes`` makes them.
-    codes: tuple[str, ...] = ("25x16x1024", "50x8x1024", "100x4x1024", "50x10x256", "50x7x4096")
-    codec_steps: int = 1500  # that the codec of each shape is trained for
-    lm_width: int = 192  # channels of the model of each shape's tokens
-    lm_depth: int = 4  # its layers
+    steps: int  # that the stages of a variant are trained for
+    clusters: tuple[int, ...]  # numbers of semantic clusters
+    levels: tuple[int, ...]  # numbers of levels that are drawn given the semantic tokens
+    codes: tuple[str, ...]  # shapes of acoustic tokens, as ``read_shapes`` makes them
+    codec_steps: int  # that the codec of each shape is trained for
+    lm_width: int  # channels of the model of each shape's tokens
+    lm_depth: int  # its layers
 
 
 TRUTH = "true continuation"  # name of a row

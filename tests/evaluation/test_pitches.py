@@ -131,9 +131,7 @@ def test_midi_files_that_are_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no ticks per beat"):
         read_notes(midi(path, [(0, bytes([ON, 60, 90])), (480, bytes([OFF, 60, 0]))], division=0))
     # Type 2: tracks one after another, with no common time.
-    path.write_bytes(
-        whole[:9] + b"\2" + whole[10:]
-    )
+    path.write_bytes(whole[:9] + b"\2" + whole[10:])
     with pytest.raises(DataError, match="asynchronous"):
         read_notes(path)
 
