@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import cleandoc
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -41,6 +42,9 @@ def config_schema(host: PluginHost) -> Schema:
     for part in parts.values():
         part.pop("required", None)
         _describe(part)
+    for record, model in models.items():
+        for base in model.__mro__:
+            _describe_attributes(parts[options[record]["$ref"].rpartition("/")[2]], base.__doc__)
     for (name, key), kind in SLOTS.items():
         parts[name]["properties"][key] = {"$ref": f"#/$defs/{kind}"}
         parts[kind] = _component(parts["ComponentConfig"], kind, options)
@@ -81,8 +85,14 @@ def _component(base: Schema, kind: str, options: dict[PluginRecord, Schema]) -> 
 
 def _describe(part: Schema) -> None:
     """Move what a docstring says of its attributes to the attributes."""
-    text, _, listed = part.get("description", "").partition("Attributes:\n")
-    part["description"] = " ".join(text.split())
+    text = part.get("description", "")
+    part["description"] = " ".join(text.partition("Attributes:\n")[0].split())
+    _describe_attributes(part, text)
+
+
+def _describe_attributes(part: Schema, docstring: str | None) -> None:
+    """Describe the attributes that a docstring lists, but those that are described already."""
+    listed = cleandoc(docstring or "").partition("Attributes:\n")[2]
     for name, words in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", listed, re.MULTILINE):
         if name in part.get("properties", {}):
-            part["properties"][name]["description"] = " ".join(words.split())
+            part["properties"][name].setdefault("description", " ".join(words.split()))

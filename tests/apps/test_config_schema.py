@@ -61,6 +61,8 @@ def test_options_of_unknown_components_and_layers_are_left_alone(validator: Any)
 def test_the_schema_describes_keys_and_components(validator: Any) -> None:
     parts = validator.schema["$defs"]
     assert "peak of the schedule" in str(parts["TrainingConfig"]["properties"]["learning_rate"])
+    # An option that several components inherit is described by the class that has it.
+    assert "channels of the residual" in str(parts["FlatTransformerOptions"]["properties"]["width"])
     named = parts["stage_lm"]["properties"]["use"]["anyOf"]
     assert {"flat_transformer.v1", "delay_transformer.v1"} <= {one.get("const") for one in named}
     assert all(one["description"] for one in named if "const" in one)
