@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -131,11 +132,7 @@ def _by_second(
 
 
 def _longest_run(true: Tensor) -> int:
-    longest = run = 0
-    for value in true.tolist():
-        run = run + 1 if value else 0
-        longest = max(longest, run)
-    return longest
+    return max((len(list(run)) for value, run in groupby(true.tolist()) if value), default=0)
 
 
 def shipped(domain: str, host: PluginHost) -> Path:

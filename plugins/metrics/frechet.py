@@ -15,7 +15,7 @@ from torchaudio.transforms import MelSpectrogram
 
 from segue.core.audio import resample
 from segue.core.errors import ConfigError, PluginError
-from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, SetFigure
 from segue.plugins.metrics.common import of_each
 from segue.plugins.metrics.options import FrechetOptions
 
@@ -114,27 +114,26 @@ class Frechet(ContinuationMetric):
 
     def measure(self, records: Sequence[Continuation]) -> Measured:
         prompts, made, truth = of_each(records, lambda wave, rate: self._embed(pieces(wave, rate)))
-        overall = {"distance": _Between(made, truth), "prompt_distance": _Between(prompts, truth)}
+        overall = {"distance": _between(made, truth), "prompt_distance": _between(prompts, truth)}
         return Measured([{"pieces": float(len(rows))} for rows in made], overall)
 
 
-class _Between:
-    """Distance of two sets of files, given how often each file counts."""
+def _between(
+    ours: Sequence[Float[Tensor, "P D"]], theirs: Sequence[Float[Tensor, "P D"]]
+) -> SetFigure:
+    """Return the distance of two sets of files, given how often each file counts."""
+    sets = [
+        (torch.cat(list(files)), torch.tensor([len(rows) for rows in files]))
+        for files in (ours, theirs)
+    ]
 
-    def __init__(
-        self, ours: Sequence[Float[Tensor, "P D"]], theirs: Sequence[Float[Tensor, "P D"]]
-    ) -> None:
-        self._sets = [torch.cat(list(files)) for files in (ours, theirs)]
-        self._counts = [torch.tensor([len(rows) for rows in files]) for files in (ours, theirs)]
-
-    def __call__(self, weights: Float[Tensor, "B"]) -> float:
-        weighted = [
-            (rows, weights.repeat_interleave(counts))
-            for rows, counts in zip(self._sets, self._counts, strict=True)
-        ]
+    def distance(weights: Float[Tensor, "B"]) -> float:
+        weighted = [(rows, weights.repeat_interleave(counts)) for rows, counts in sets]
         if any(float(weight.sum()) < 2 for _, weight in weighted):
             return math.nan
         return frechet_distance(*weighted[0], *weighted[1])
+
+    return distance
 
 
 def frechet_distance(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.audio import resample
-from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, SetFigure
 from segue.plugins.layers.distributions import jensen_shannon
 from segue.plugins.metrics.common import (
     SPEECH_RATE,
@@ -113,10 +113,10 @@ class PhoneStatistics(ContinuationMetric):
             for record, ours, theirs in zip(records, made, truth, strict=True)
         ]
         overall = {
-            "phone_distance": _Distance(made, truth, 1),
-            "prompt_phone_distance": _Distance(prompts, truth, 1),
-            "bigram_distance": _Distance(made, truth, 2),
-            "prompt_bigram_distance": _Distance(prompts, truth, 2),
+            "phone_distance": _divergence(made, truth, pairs=False),
+            "prompt_phone_distance": _divergence(prompts, truth, pairs=False),
+            "bigram_distance": _divergence(made, truth, pairs=True),
+            "prompt_bigram_distance": _divergence(prompts, truth, pairs=True),
         }
         return Measured(rows, overall)
 
@@ -128,25 +128,14 @@ def _row(phones: Sequence[str], seconds: float) -> dict[str, float]:
     }
 
 
-class _Distance:
-    """Divergence of the phones, or pairs of phones, of two sets of files."""
+def _divergence(ours: Phones, theirs: Phones, pairs: bool) -> SetFigure:
+    """Return the divergence of the phones, or pairs of phones, of two sets of files.
 
-    def __init__(self, ours: Phones, theirs: Phones, order: int) -> None:
-        self._counts: list[list[Counter[tuple[str, ...]]]] = [
-            [Counter(pairwise(one) if order == 2 else ((phone,) for phone in one)) for one in files]
-            for files in (ours, theirs)
-        ]
-        every = {token for files in self._counts for file in files for token in file}
-        self._places = {token: place for place, token in enumerate(sorted(every))}
-        self._tables = [
-            torch.stack([self._vector(file) for file in files]) for files in self._counts
-        ]
-
-    def _vector(self, counts: Counter[tuple[str, ...]]) -> Float[Tensor, "V"]:
-        vector = torch.zeros(len(self._places), dtype=torch.float64)
-        for token, count in counts.items():
-            vector[self._places[token]] = count
-        return vector
-
-    def __call__(self, weights: Float[Tensor, "B"]) -> float:
-        return jensen_shannon(*(weights @ table for table in self._tables))
+    It depends on how often each file counts.
+    """
+    counts: list[Counter[Any]]
+    counts = [Counter(pairwise(one) if pairs else one) for one in (*ours, *theirs)]
+    every = sorted({token for one in counts for token in one})
+    table = torch.tensor([[one[token] for token in every] for one in counts], dtype=torch.float64)
+    first, second = table[: len(ours)], table[len(ours) :]
+    return lambda weights: jensen_shannon(weights @ first, weights @ second)

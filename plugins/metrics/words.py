@@ -18,7 +18,7 @@ from torchaudio.functional import edit_distance
 
 from segue.core.errors import ConfigError
 from segue.core.files import atomic_directory, cache_directory
-from segue.core.metrics import Continuation, ContinuationMetric, Measured
+from segue.core.metrics import Continuation, ContinuationMetric, Measured, SetFigure
 from segue.plugins.metrics.common import TranscriptError, for_speech, packaged_file, with_truth
 from segue.plugins.metrics.options import AgreementOptions, WordErrorOptions
 
@@ -124,7 +124,7 @@ class Agreement(ContinuationMetric):
             with_truth(figures(*ours, record.seconds[1]), figures(*theirs, record.seconds[2]))
             for record, ours, theirs in zip(records, made, truth, strict=True)
         ]
-        pooled = {"pooled_word_error": _Pooled(made), "truth_pooled_word_error": _Pooled(truth)}
+        pooled = {"pooled_word_error": _pooled(made), "truth_pooled_word_error": _pooled(truth)}
         return Measured(rows, pooled)
 
     def _heard(self, wave: Float[Tensor, "T"], rate: int) -> tuple[list[str], list[str]]:
@@ -160,13 +160,8 @@ def _dictionary() -> frozenset[str]:
     return frozenset(get_english_words_set(["web2"], lower=True))
 
 
-class _Pooled:
-    """All edits over all words of a set of files."""
-
-    def __init__(self, heard: Sequence[tuple[list[str], list[str]]]) -> None:
-        edits = [edit_distance(a, b) if a else 1 for a, b in heard]
-        self._edits = torch.tensor(edits, dtype=torch.float64)
-        self._words = torch.tensor([max(1, len(a)) for a, _ in heard], dtype=torch.float64)
-
-    def __call__(self, weights: Float[Tensor, "B"]) -> float:
-        return float((weights @ self._edits) / (weights @ self._words))
+def _pooled(heard: Sequence[tuple[list[str], list[str]]]) -> SetFigure:
+    """Return all edits over all words of a set of files, given how often each file counts."""
+    edits = torch.tensor([edit_distance(a, b) if a else 1 for a, b in heard], dtype=torch.float64)
+    words = torch.tensor([max(1, len(a)) for a, _ in heard], dtype=torch.float64)
+    return lambda weights: float((weights @ edits) / (weights @ words))
