@@ -16,16 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from segue.core.collectives import by_itself, summed
 from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
-from segue.core.interfaces import Adversary, Component, StageBatch, StageLM, WaveBatch
+from segue.core.interfaces import Adversary, Component, StageLM
 from segue.data.epochs import Share
 from segue.inference.promises import calling, check_losses
 from segue.training.adaptation import adapters
+from segue.training.prefetch import Batch
 from segue.training.ranks import PATIENCE, Ranks, accept_whole_tensors, connect
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-Batch = WaveBatch | StageBatch
 
 
 class _Opaque:

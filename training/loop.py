@@ -28,10 +28,10 @@ from segue.data.epochs import SEED_STRIDE, WHOLE, Share
 from segue.inference.promises import calling, check_weight
 from segue.training.adaptation import restore_frozen_buffers
 from segue.training.counts import check_added_up
-from segue.training.engine import Batch, Engine
+from segue.training.engine import Engine
 from segue.training.guard import Guard, add_log_entry, note_rollback, rollbacks
 from segue.training.learner import Learner, learning_rate, make_adversary, make_learner
-from segue.training.prefetch import Batches, Prefetcher
+from segue.training.prefetch import Batch, Batches, Prefetcher
 from segue.training.ranks import on_each, on_first
 from segue.training.saving import (
     go_back,
