@@ -91,7 +91,7 @@ def decoded_blocks(recording: Recording, sample_rate: int) -> Iterator[Int16[Ten
 
 
 def in_pieces(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Yield the same samples in pieces of one size; the last may be shorter."""
+    """Join blocks and cut them anew into pieces of one size; the last may be shorter."""
     rest: list[Tensor] = []
     for block in blocks:
         whole = torch.cat([*rest, block])

@@ -155,7 +155,7 @@ def _warn_of_overlap(table: Recordings, source: Path | str) -> None:
 
 
 def _stated_group(recording: Recording) -> str:
-    """Return a recording's group; nothing if it is but the name of its file."""
+    """Return a recording's group, or "" where it only repeats the name of its file."""
     return "" if recording.group in (recording.path.stem, ".") else recording.group
 
 

@@ -28,7 +28,7 @@ MASKED, CAUSAL = "masked", "autoregressive"
 
 
 def masked_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
-    """Return both acoustic stages, trained for equal FLOPs, after the pipeline's semantic stage."""
+    """Return a masked and a causal acoustic stage, trained for equal FLOPs; the rest is kept."""
     config, suite, steps = study.config, study.suite, study.settings.steps
     acoustic = acoustic_stages(config)[0]
     common = [*keeping(semantic_stage(config)), *one_acoustic_stage(config)]
@@ -41,7 +41,7 @@ def masked_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
 
 
 def make_masked(study: Study) -> Finding:
-    """Measure quality and speed of continuations by both."""
+    """Measure quality and speed of continuations by a masked and by a causal acoustic stage."""
     shop = Workshop(study)
     found = measures.measure_variants(
         study, shop, masked_variants(study, shop), USES, measures.speed
@@ -73,7 +73,7 @@ HYBRID, ALONE = "hybrid", "acoustic only"
 
 
 def structure_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
-    """Return both with the same acoustic model, and steps chosen for equal FLOPs."""
+    """Return one with and one without semantic tokens, of the same acoustic model and FLOPs."""
     config, steps = study.config, study.settings.steps
     semantic, acoustic = semantic_stage(config).name, acoustic_stages(config)[0]
     given = f"stages.{acoustic.name}.given"
@@ -92,7 +92,7 @@ def structure_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
 
 
 def make_structure(study: Study) -> Finding:
-    """Train both from scratch on the same tokens and compare them."""
+    """Train with and without semantic tokens, from scratch, and compare the results."""
     shop = Workshop(study)
     made = structure_variants(study, shop)
     found = measures.measure_variants(study, shop, made, STRUCTURE_USES, measures.preference)

@@ -138,7 +138,7 @@ class Study:
         } | {"weights": self.weights}
 
     def load(self, source: str | Path | None = None, overrides: Sequence[str] = ()) -> Pipeline:
-        """Load the pipeline with further overrides, or another one as it is."""
+        """Load the pipeline with further overrides, or ``source`` in its place without any."""
         if source is None:
             source, overrides = self.settings.source, (*self.settings.overrides, *overrides)
         return Pipeline.from_pretrained(

@@ -45,7 +45,7 @@ def lm_of(subject: Subject) -> StageLM:
 
 
 def autoregressive_lm_of(subject: Subject) -> StageLM:
-    """Return the same; raise ``NotApplicable`` where tokens are not drawn from their scores."""
+    """As ``lm_of``; raise ``NotApplicable`` if the model does not draw tokens from its scores."""
     lm = lm_of(subject)
     if not lm.autoregressive:
         raise NotApplicable("the model fills masks in passes, not each token from its score")

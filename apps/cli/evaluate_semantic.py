@@ -82,7 +82,7 @@ def semantic(
 
 @dataclass(frozen=True)
 class ChosenPiano(Chosen):
-    """The same, of piano by default."""
+    """As ``Chosen``, with the piano pipeline as the default."""
 
     domain: DomainOption = "piano"
 

@@ -105,7 +105,7 @@ class Generation(Asked):
 
 
 class Continuation(Generation):
-    """A recording, played on."""
+    """The continuation of a recording."""
 
     audio: bytes = Field(
         description="WAV, FLAC, Ogg, MP3 and others; its end is used. In JSON, as base64."
