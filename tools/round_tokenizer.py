@@ -25,7 +25,7 @@ from segue.core.eight_bits import GROUP, quantize
 from segue.core.files import atomic_directory
 from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokenizer
 from segue.core.plugins import default_host
-from segue.data.recordings import Split
+from segue.data.recordings import Split, spread
 from segue.data.sources import load_recordings
 from segue.sound.reading import read_audio
 
@@ -63,8 +63,7 @@ def main(source: str, target: str, manifest: str) -> None:
 
 def waves(manifest: str, split: Split, tokenizer: Tokenizer) -> list[Tensor]:
     """Return the beginnings of recordings evenly from all of a split."""
-    found = load_recordings(Path(manifest), split)
-    chosen = [found[n * len(found) // RECORDINGS] for n in range(min(RECORDINGS, len(found)))]
+    chosen = spread(load_recordings(Path(manifest), split), RECORDINGS)
     audio = [read_audio(each.path, first_seconds=SECONDS) for each in chosen]
     return [resample(a.wave, a.sample_rate, tokenizer.spec.sample_rate) for a in audio]
 
