@@ -74,7 +74,7 @@ def list_folder(folder: str, note: Note, level: int | None = None) -> Iterator[R
 
 def manifest_columns(manifest: str) -> list[str]:
     """Return the header of a CSV manifest, or raise ``DataError`` if it lacks ``path``."""
-    with _reader(manifest) as reader:
+    with csv_reader(manifest) as reader:
         columns = list(reader.fieldnames or ())
     if "path" not in columns:
         fix = "its first line must name the columns: path, and if known split, group, duration_s"
@@ -107,13 +107,13 @@ def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording
     if unread:
         text = f"{manifest}: ignored the columns {unread}; those that count are {', '.join(known)}"
         warnings.warn(text, stacklevel=2)
-    with _reader(manifest) as reader:
+    with csv_reader(manifest) as reader:
         for row in reader:
             yield _from_row(manifest, reader.line_num, row, group)
 
 
 @contextmanager
-def _reader(manifest: str) -> Iterator[csv.DictReader[str]]:
+def csv_reader(manifest: str) -> Iterator[csv.DictReader[str]]:
     """Open a CSV file or URL, with errors that name it."""
     try:
         with open_bytes(manifest) as file:

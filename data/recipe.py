@@ -9,6 +9,7 @@ from pathlib import Path
 
 from segue.core.errors import DataError
 from segue.core.files import write_text
+from segue.data.manifest import csv_reader
 
 
 def check_folder(source: Path, expected: str) -> None:
@@ -24,11 +25,8 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
     if not path.is_file():
         fix = f"name a CSV file; {header}" if needs else "name a CSV file"
         raise DataError(str(path), "does not exist", fix)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(str(path), f"cannot be read ({error})", "give a UTF-8 CSV file") from error
+    with csv_reader(str(path)) as reader:
+        rows = list(reader)
     missing = [column for column in needs if not rows or column not in rows[0]]
     if missing:
         problem = f"lacks the column {missing[0]!r}" if rows else "lists no file"
