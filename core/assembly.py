@@ -126,9 +126,6 @@ def assemble(config: PipelineConfig, host: PluginHost) -> Assembly:
     return Assembly(config, parts, predicted)
 
 
-# --- one part and its checkpoint --------------------------------------------------------------
-
-
 def resolve_part(slot: Slot, host: PluginHost) -> Part:
     """Find the plugin, options and checkpoint of one part, without looking at other parts.
 
@@ -288,25 +285,26 @@ def _bound_slice(text: str, streams: Mapping[str, TokenSpec], place: str) -> Sli
     )
 
 
-# --- stages -----------------------------------------------------------------------------------
-
-
 def _predicted_streams(
     stages: tuple[StageSpec, ...], streams: Mapping[str, TokenSpec]
 ) -> dict[str, TokenSpec]:
     """Cut the streams to the levels that stages predict, and check the stages' order.
 
     Each level must be predicted exactly once. Only the last levels of a stream may be left out, as
-    a codec can decode its first levels alone.
+    a codec can decode its first levels alone, and all semantic ones that stages are given: then
+    they can come from recordings.
     """
     owner: dict[tuple[str, int], str] = {}  # the stage that predicts each level
+    given = {part.stream for stage in stages for part in stage.given}
+    if SEMANTIC in given - {stage.target.stream for stage in stages}:
+        owner = {(SEMANTIC, level): "" for level in range(streams[SEMANTIC].num_levels)}
     for stage in stages:
-        for given in stage.given:
-            for level in range(given.start, given.stop):
-                if (given.stream, level) not in owner:
+        for part in stage.given:
+            for level in range(part.start, part.stop):
+                if (part.stream, level) not in owner:
                     raise AssemblyError(
                         f"stages.{stage.name}.given",
-                        f"{given} has level {level}, which no earlier stage predicts",
+                        f"{part} has level {level}, which no earlier stage predicts",
                         f"put the stage that predicts it before {stage.name}",
                     )
         for level in range(stage.target.start, stage.target.stop):

@@ -340,19 +340,22 @@ class LoadedPipeline:
             raise GenerationError("prompt_audio", f"{prompt_audio!r} is unknown", fix)
         if work == "stream" and chunk_seconds is None:
             raise GenerationError("chunk_seconds", "is None", "give the length of a chunk")
+        drawn = {stage.target.stream for stage in self.assembly.stages}
+        if task in ("continue", "generate", "fill") and self.audio.streams.keys() - drawn:
+            fix = "use acoustic_generation, or add a stage that predicts them"
+            raise GenerationError(self.config.name, "has no stage for semantic tokens", fix)
         limits, rate, recordings = self.audio.limits, self.sample_rate, list[Audio]()
         if whole:
             recordings = [self.audio.recording(prompt) for prompt in prompts]
         elif prompts or task == "continue":
             recordings = self.audio.prepared(prompts, whole_units=True)
         if gap is not None:
-            unit, least, most = self.unit_samples, limits.min_seconds, limits.max_seconds
-            found = Gap.of(recordings[0], *gap, unit, least, most)
+            least, most = limits.min_seconds, limits.max_seconds
+            found = Gap.of(recordings[0], *gap, self.unit_samples, least, most)
             gap, seconds = (found.start / rate, found.end / rate), found.frames / rate
         rows = len(recordings) or batch
+        seed, chosen = settings.pop("seed", 0), self._sampling(**settings)
         work = work or ("continue" if rows == 1 else "batch")
-        seed = settings.pop("seed", 0)
-        chosen = self._sampling(**settings)
         running = self.config.running(self.device.type, work)
         request = Request.checked(
             task,

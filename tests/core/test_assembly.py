@@ -120,6 +120,10 @@ def test_a_codec_s_last_levels_may_be_left_out(host: PluginHost) -> None:
             ["stages.a.predicts", "level 15", "codec emits 12", "write acoustic[0:12]"],
         ),
         ([SEMANTIC, {"name": "a", "predicts": "semantic"}], ["predicted by stage semantic"]),
+        (
+            [{"name": "a", "predicts": "acoustic[2:4]", "given": ["semantic"]}],
+            ["no stage predicts level 0", "codec", "acoustic[0:2]"],
+        ),
     ],
 )
 def test_streams_that_do_not_chain_are_refused(

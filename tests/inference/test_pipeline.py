@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,28 @@ def test_acoustic_generation_keeps_the_semantic_tokens(pipeline: Pipeline) -> No
     assert torch.equal(a.tokens["semantic"].ids, b.tokens["semantic"].ids)
     assert not torch.equal(a.tokens["acoustic"].ids, b.tokens["acoustic"].ids)
     assert a.lengths.tolist() == [1.6 * RATE]
+
+
+def test_without_a_semantic_stage_recordings_still_give_its_tokens(
+    tiny_pipelines: dict[str, Path], pipeline: Pipeline
+) -> None:
+    overrides = ["stages.semantic.drop=true"]
+    alone = Pipeline.from_pretrained(tiny_pipelines["speech"], overrides=overrides)
+    assert list(alone.assembly.parts) == ["semantic_tokenizer", "codec", "stages.acoustic"]
+    wave = melody(1.6, seed=6)
+    for through in ("codec", "semantic"):
+        found, whole = (p.resynthesize(wave, RATE, through=through) for p in (alone, pipeline))
+        assert torch.equal(found.row(), whole.row())
+    kept, known = (p.acoustic_generation(wave, RATE).tokens["semantic"] for p in (alone, pipeline))
+    assert torch.equal(kept.ids, known.ids)
+    for call in (
+        partial(alone.continue_, wave, RATE),
+        alone.generate,
+        partial(alone.stream, wave, RATE),
+        partial(alone.fill, wave, RATE, 0.4, 0.8),
+    ):
+        with pytest.raises(GenerationError, match="no stage for semantic tokens; use acoustic_gen"):
+            call()
 
 
 def test_codec_resynthesis_is_encode_and_decode_and_takes_fewer_levels(pipeline: Pipeline) -> None:
