@@ -86,6 +86,8 @@ def test_right_values_give_the_model() -> None:
         ({"model": {"label": []}}, "model.label: is []; it should be a valid string"),
         ({"model": 3}, "model: is 3; write a mapping of keys to values"),
         ({"betas": [1, "x"]}, "betas.1: is 'x'; it should be a valid number"),
+        ({"betas": [1]}, "betas.1: is missing; add it"),
+        ({"betas": [1, 2, 3]}, "betas: is [1, 2, 3]; it should have at most 2 items"),
         ({"stages": [{"name": "a"}]}, "stages.a.name: is 'a'; "),
         (
             {"stages": [{"name": "ab", "given": ["future"]}]},
