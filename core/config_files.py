@@ -186,9 +186,10 @@ def _located(source: str, host: PluginHost, relative_to: Path) -> tuple[Path, bo
     if name in known:
         return find_domain(name, host).config_path(variant), True
     if path.is_dir():
-        raise ConfigError(str(path), f"holds no {PIPELINE_FILE}", "name a saved pipeline")
+        fix = f"name {inner}" if (inner := path / "pipeline").is_dir() else "name a saved pipeline"
+        raise ConfigError(str(path), f"holds no {PIPELINE_FILE}", fix)
     raise ConfigError(
-        source,
+        str(path),
         "is not a domain, config file or pipeline directory",
         f"name one of the domains {', '.join(known)}, an existing path, or a repository of the Hub "
         "(org/name)",

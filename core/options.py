@@ -19,7 +19,9 @@ from segue.core.spec import TokenSpec
 class Options(BaseModel):
     """Options of a plugin: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
 
     #: Options that only say how a component is trained: they may change when training goes on from
     #: a checkpoint, and do not count in a fingerprint.

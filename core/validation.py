@@ -132,11 +132,10 @@ def _translate(error: ErrorDetails, path: list[str], known: Iterable[str]) -> tu
         return problem, fix or "change the value"
     value = value if len(value) <= 60 else f"{value[:57]}..."
     shown = "is empty" if error["input"] is None else f"is {value}"
-    if kind in _BOUNDS:
-        shown = f"{value} is out of range"
+    shown = f"{value} is out of range" if kind in _BOUNDS else shown
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return shown, "write a mapping of keys to values"
-    fix = error["msg"].replace("Input should", "it should", 1)
+    fix = re.sub("^(Input|Tuple|List) should", "it should", error["msg"].split(" after ")[0])
     close = difflib.get_close_matches(str(error["input"]), allowed, n=1, cutoff=0.6)
     return shown, f"did you mean {close[0]!r}? {fix}" if close else fix
 
@@ -162,8 +161,8 @@ def _walk(
             inner = (field and field.annotation) if owner else _item_type(inner)
             path.append(str(step))
             values = values.get(step)
-        elif isinstance(values, list | tuple) and isinstance(step, int) and step < len(values):
-            values, inner = values[step], _item_type(inner)
+        elif isinstance(values, list | tuple) and isinstance(step, int):
+            values, inner = next(iter(values[step:]), None), _item_type(inner)
             name = values.get("name") if isinstance(values, Mapping) else None
             path.append(name if isinstance(name, str) else str(step))
     return path, known

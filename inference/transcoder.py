@@ -85,6 +85,8 @@ class Transcoder:
             AudioError: if a prompt cannot be used.
             GenerationError: if there is no prompt.
         """
+        if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
+            raise AudioError("prompts", f"is a {type(prompts).__name__}", "give a list of prompts")
         if not prompts:
             raise GenerationError("prompts", "is empty", "give at least one prompt")
         places = [

@@ -106,6 +106,13 @@ def require(holds: bool, problem: str) -> None:
         raise ConformanceError(problem)
 
 
+def returned(value: object, kind: type[Made], call: str) -> Made:
+    """Return what a component's method returned; require that it is a ``kind``."""
+    what = f"{call} returned {type(value).__name__}, not {kind.__name__}"
+    require(isinstance(value, kind), what)
+    return cast(Made, value)
+
+
 def made(subject: Subject, contract: type[Made]) -> Made:
     """Return an instance that is ready for use; require that it is what its kind asks for."""
     instance = subject.create()

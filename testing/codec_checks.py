@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segue.core.interfaces import AcousticCodec, Tokens, WaveBatch
 from segue.core.spec import TokenSpec
-from segue.testing.check import NotApplicable, require
+from segue.testing.check import NotApplicable, require, returned
 from segue.testing.compare import (
     a_day_later,
     any_device,
@@ -44,7 +44,7 @@ def codes_for(spec: TokenSpec) -> Tokens:
 
 @torch.no_grad()
 def decode(codec: AcousticCodec, codes: Tokens) -> Tensor:
-    return codec.decode(codes.ids, codes.lengths)
+    return returned(codec.decode(codes.ids, codes.lengths), Tensor, "decode")
 
 
 def check_decodes_any_number_of_levels(subject: Subject) -> None:

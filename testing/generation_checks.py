@@ -27,7 +27,6 @@ from segue.testing.stage_batches import (
     NEW_FRAMES,
     alternatives,
     batch_for,
-    continued,
     given_for,
     padded_anew,
     prompts_for,
@@ -35,7 +34,7 @@ from segue.testing.stage_batches import (
     row_of,
     tokens_for,
 )
-from segue.testing.stage_lm_checks import autoregressive_lm_of, lm_of
+from segue.testing.stage_lm_checks import autoregressive_lm_of, continued, lm_of
 from segue.testing.subject import Subject
 
 _ALTERNATIVES = 32

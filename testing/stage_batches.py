@@ -8,9 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.core.options import Sampling
-from segue.core.sampling import row_generators
+from segue.core.interfaces import StageBatch, Tokens
 from segue.core.spec import SliceSpec, StageSpec
 from segue.testing.synthetic import reordered
 
@@ -63,21 +61,6 @@ def _padded_anew(tokens: Tokens, codebook_size: int) -> Tokens:
     noise = torch.randint(1, max(2, codebook_size), ids.shape) % codebook_size
     mask = Tokens(ids, tokens.lengths).mask[:, None]
     return Tokens(reordered(torch.where(mask, ids, noise)), tokens.lengths)
-
-
-def continued(
-    lm: StageLM,
-    batch: StageBatch,
-    num_frames: int = NEW_FRAMES,
-    temperature: float = 1.0,
-    seeds: Sequence[int] | None = None,
-    sampling: Sampling | None = None,
-) -> Tokens:
-    """Return new frames after a batch's target; row i draws with ``seeds[i]``, by default i."""
-    rows = batch.target.ids.shape[0]
-    generators = [row_generators(seed, 1)[0] for seed in (range(rows) if seeds is None else seeds)]
-    settings = sampling or Sampling(temperature=temperature)
-    return lm.generate(batch.given, batch.target, num_frames, settings, generators)
 
 
 def alternatives(tokens: Int64[Tensor, "Q N"], level: int, frame: int, ids: Tensor) -> Tokens:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from segue.core.interfaces import StageBatch, StageLM, Tokens
-from segue.testing.check import NotApplicable, made, require
+from segue.core.interfaces import StageBatch, StageLM, StageLoss, Tokens
+from segue.core.options import Sampling
+from segue.core.sampling import row_generators
+from segue.testing.check import NotApplicable, made, require, returned
 from segue.testing.compare import (
     any_device,
     require_close,
@@ -19,9 +23,9 @@ from segue.testing.compare import (
 )
 from segue.testing.stage_batches import (
     LENGTHS,
+    NEW_FRAMES,
     alternatives,
     batch_for,
-    continued,
     given_for,
     padded_anew,
     prompts_for,
@@ -52,13 +56,29 @@ def autoregressive_lm_of(subject: Subject) -> StageLM:
     return lm
 
 
+def continued(
+    lm: StageLM,
+    batch: StageBatch,
+    num_frames: int = NEW_FRAMES,
+    temperature: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    sampling: Sampling | None = None,
+) -> Tokens:
+    """Return new frames after a batch's target; row i draws with ``seeds[i]``, by default i."""
+    rows = batch.target.ids.shape[0]
+    generators = [row_generators(seed, 1)[0] for seed in (range(rows) if seeds is None else seeds)]
+    settings = sampling or Sampling(temperature=temperature)
+    new = lm.generate(batch.given, batch.target, num_frames, settings, generators)
+    return returned(new, Tokens, "generate")
+
+
 def check_loss_is_finite(subject: Subject) -> None:
     """Check that the loss is finite for the whole and for each level of the target."""
     lm, stage = lm_of(subject).train(), subject.stage
     require(lm.stage == stage, f"it keeps the stage {lm.stage}, it was given {stage}")
     batch = batch_for(stage)
     with unchanged(batch=batch):
-        loss = lm.loss(batch)
+        loss = returned(lm.loss(batch), StageLoss, "loss")
     shapes = tuple(loss.total.shape), tuple(loss.per_level.shape)
     wanted = ((), (stage.target.num_levels,))
     require(shapes == wanted, f"loss has shapes {shapes} instead of {wanted}")

@@ -8,7 +8,7 @@ from segue.core.interfaces import AcousticCodec, SemanticTokenizer, Tokenizer, T
 from segue.core.options import FINGERPRINT_DIGITS, TokenizerOptions, options_digest
 from segue.core.spec import TokenSpec
 from segue.inference.promises import check_losses, check_weight
-from segue.testing.check import NotApplicable, made, require
+from segue.testing.check import NotApplicable, made, require, returned
 from segue.testing.compare import (
     a_day_later,
     any_device,
@@ -48,7 +48,7 @@ def audio_for(spec: TokenSpec) -> WaveBatch:
 
 @torch.no_grad()
 def encode(tokenizer: Tokenizer, audio: WaveBatch) -> Tokens:
-    return tokenizer.encode(audio.wave, audio.lengths)
+    return returned(tokenizer.encode(audio.wave, audio.lengths), Tokens, "encode")
 
 
 def check_spec_is_that_of_the_options(subject: Subject) -> None:
@@ -222,7 +222,7 @@ def check_leaves_the_process_alone(subject: Subject) -> None:
     tokenizer = tokenizer_of(subject)
     audio = audio_for(tokenizer.spec)
     with torch.enable_grad(), undisturbed(tokenizer):
-        tokens = tokenizer.encode(audio.wave, audio.lengths)
+        tokens = returned(tokenizer.encode(audio.wave, audio.lengths), Tokens, "encode")
         if isinstance(tokenizer, AcousticCodec):
             tokenizer.decode(tokens.ids, tokens.lengths)
 

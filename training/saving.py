@@ -25,6 +25,8 @@ from segue.core.checkpoint_files import (
 from segue.core.errors import CheckpointError
 from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
+from segue.core.options import Options
+from segue.core.spec import StageSpec
 from segue.training.adaptation import load_plain, plain_state
 from segue.training.counts import check_equal
 from segue.training.guard import cut_log
@@ -133,7 +135,8 @@ def go_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> i
 
 
 def _load(run: TrainingRun, learner: Learner, checkpoint: Path) -> int:
-    _check_same(run, checkpoint)
+    stage = run.component.stage if isinstance(run.component, StageLM) else None
+    check_same(checkpoint, run.part, run.use, run.component.config, stage)
     load_state(run.component, checkpoint, run.use, load_plain)
     state = read_state(checkpoint)
     with _readable(checkpoint):
@@ -160,20 +163,21 @@ def _readable(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_same(run: TrainingRun, checkpoint: Path) -> None:
-    """Refuse a checkpoint of another component than the run's."""
+def check_same(
+    checkpoint: Path, part: str, use: str, options: Options, stage: StageSpec | None = None
+) -> None:
+    """Refuse a checkpoint of another plugin, of other options or, if given, of another stage."""
     manifest = read_manifest(checkpoint)
-    options = run.component.config.model_dump(mode="json")
-    if (manifest.use, manifest.options) != (run.use, options):
+    if (manifest.use, manifest.options) != (use, options.model_dump(mode="json")):
         raise CheckpointError(
             str(checkpoint),
-            f"was trained as {manifest.use} with other options than {run.part} has now",
+            f"was trained as {manifest.use} with other options than {part} has now",
             "choose another output directory, or restore the options",
         )
-    if isinstance(run.component, StageLM) and manifest.stage_spec != run.component.stage:
+    if stage is not None and manifest.stage_spec != stage:
         raise CheckpointError(
             str(checkpoint),
-            f"was trained on other tokens or slices than {run.part} has now",
+            f"was trained on other tokens or slices than {part} has now",
             "choose another output directory, or restore the tokenizers and slices",
         )
 

@@ -22,6 +22,7 @@ from segue.core.interfaces import (
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.core.spec import ACOUSTIC, StageSpec
+from segue.inference.promises import calling, check_wave
 from segue.training.ranks import is_sharded
 
 ROWS = 2  # of a validation batch
@@ -64,8 +65,8 @@ def validation_audio(
     if isinstance(component, AcousticCodec) and isinstance(batch, WaveBatch):
         wave = batch.wave[:ROWS].to(component.device)
         tokens = component.encode(wave, batch.lengths[:ROWS].to(component.device))
-        made = component.decode(tokens.ids, tokens.lengths)
-        audio = {"recording": wave.cpu(), "reconstruction": made.float().cpu()}
+        made = _decoded(component, tokens.ids, tokens.lengths)
+        audio = {"recording": wave.cpu(), "reconstruction": made}
         return component.spec.sample_rate, audio
     if not isinstance(component, StageLM) or not isinstance(batch, StageBatch) or decoder is None:
         return None
@@ -89,17 +90,26 @@ def _continued(
     prompt = Tokens.full(target.ids[:, :, :half])
     # Other backends keep copies of the weights, which training changes under them.
     lm.decode_with(Decoding(backend="torch"))
-    new = lm.generate(batch.given, prompt, half, sampling, row_generators(SEED, len(prompt.ids)))
+    generators = row_generators(SEED, len(prompt.ids))
+    with calling(lm, "generate"):
+        new = lm.generate(batch.given, prompt, half, sampling, generators)
+        made = torch.cat([prompt.ids, new.ids], dim=2)
 
     def decoded(ids: Tensor, lengths: Tensor) -> Tensor:
         codes = torch.cat([below[:, :, : ids.shape[2]], ids], dim=1)
-        return codec.decode(codes, lengths).float().cpu()
+        return _decoded(codec, codes, lengths)
 
-    made = torch.cat([prompt.ids, new.ids], dim=2)
     return {
         "reconstruction": decoded(target.ids[:, :, : 2 * half], 2 * prompt.lengths),
         "continuation": decoded(made, prompt.lengths + new.lengths),
     }
+
+
+def _decoded(codec: AcousticCodec, codes: Tensor, lengths: Tensor) -> Tensor:
+    with calling(codec, "decode"):
+        wave = codec.decode(codes, lengths)
+    samples = codes.shape[2] * codec.spec.frame_size
+    return check_wave(codec, wave, len(lengths), samples).float().cpu()
 
 
 def _first_rows(batch: StageBatch, device: torch.device) -> StageBatch:

@@ -42,7 +42,7 @@ from segue.training.adaptation import adapt, plain_state, start_from
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
-from segue.training.saving import step_of, sweep
+from segue.training.saving import check_same, step_of, sweep
 from segue.training.validation_audio import StageDecoder
 
 CONFIG_FILE = "config.yaml"
@@ -149,10 +149,13 @@ def train_part(workspace: Workspace, part: str) -> Path:
     if part not in parts:
         problem, known = "is not a part of this pipeline", ", ".join(parts)
         raise TrainingError(part, problem, f"choose one of {known}")
-    workspace.newest(part)  # refuses one of another plugin
+    newest = workspace.newest(part)  # refuses one of another plugin
     connect(torch.device(workspace.device))
     wait_for_all()  # parts that other ranks trained before are complete
     assembly = assemble(workspace.current(stages=False), workspace.host)
+    plain = assembly.parts[part]
+    if newest is not None:  # before this config replaces the one that it was trained with
+        check_same(newest, part, plain.use, plain.options, plain.stage)
     # On every rank, so that an error on one ends all instead of leaving the others waiting.
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if not component.learns:
@@ -161,14 +164,14 @@ def train_part(workspace: Workspace, part: str) -> Path:
         on_each(lambda: _fitting_batches(workspace, part, component))
         on_first(lambda: _write_config(workspace))
         step = min(1, parts[part].training.steps)
-        return on_first(lambda: _fit(workspace, assembly.parts[part], component, step))
+        return on_first(lambda: _fit(workspace, plain, component, step))
     run = on_each(lambda: _training_run(workspace, assembly, part, component))
     on_first(lambda: _write_config(workspace))
     newest = train(run)
     if component.needs_fitting:
         # Its own checkpoint comes after the trained one, from which training can go on.
         step = step_of(newest)
-        return on_first(lambda: _fit(workspace, assembly.parts[part], component, step, FITTED))
+        return on_first(lambda: _fit(workspace, plain, component, step, FITTED))
     if isinstance(component, Tokenizer):
         on_each(lambda: check_tokenizer(component, workspace.recordings("train")))
     return newest
@@ -184,6 +187,13 @@ def train_all(workspace: Workspace) -> Path:
     """
     own = connect(torch.device(workspace.device))  # tokenizing is shared out to the ranks
     parts = workspace.config.parts
+    assembly = assemble(workspace.current(stages=False), workspace.host)
+    known = all(one.checkpoint for one in assembly.parts.values() if one.stage is None)
+    for part, plain in assembly.parts.items():  # before any is trained for long
+        newest = workspace.newest(part)
+        if newest is not None and parts[part].checkpoint is None:
+            stage = plain.stage if known else None  # its tokens may be those of a new tokenizer
+            check_same(newest, part, plain.use, plain.options, stage)
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
     wait_for_all()

@@ -90,6 +90,8 @@ def check_outputs(
 
     if sign is not None and STREAM in outputs:
         raise OutputError("--sign", "needs a file", "name one with --output")
+    if STREAM in outputs and len(outputs) > 1:
+        raise OutputError("--count", "needs a file for each result", "name one with --output")
     outputs = [path for path in outputs if path != STREAM]
     for path in outputs:
         check_format(path)

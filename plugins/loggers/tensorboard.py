@@ -57,7 +57,7 @@ def _picture(samples: Tensor) -> Tensor:
     return ((decibels - decibels.max()) / RANGE_DB + 1).clamp(0, 1).flip(0)
 
 
-#: Writers by folder; a training keeps its own until the process ends.
+#: Writers by absolute folder; a training keeps its own until the process ends.
 _writers: dict[Path, Any] = {}
 
 
@@ -66,8 +66,8 @@ def _writer(directory: Path, step: int) -> Any:
     present step are dropped."""
     if find_spec("tensorboard") is None:
         return None
-    folder = directory / FOLDER
-    if folder not in _writers:
+    folder = (directory / FOLDER).resolve()
+    if folder not in _writers or not folder.is_dir():  # deleted since, as in a notebook
         from torch.utils.tensorboard import SummaryWriter
 
         _writers[folder] = SummaryWriter(str(folder), purge_step=step)

@@ -132,6 +132,11 @@ def test_outputs(segue: Segue, tiny: Path, write: Write, name: str, problem: str
     assert prompt.read_bytes() == before
 
 
+def test_standard_output_takes_one_result(segue: Segue, tiny: Path) -> None:
+    done = segue("generate", "-o", "-", "-p", tiny, "--count", 2)
+    assert done.refused("error: --count: needs a file for each result")
+
+
 def test_of_several_files_each_place_is_checked_first(segue: Segue, tiny: Path) -> None:
     Path("new-3.wav").mkdir()
     done = segue("generate", "-o", "new.wav", "-p", tiny, "--count", 3)

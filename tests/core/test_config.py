@@ -70,6 +70,22 @@ def test_files_extend_in_a_chain_relative_to_each_other(tmp_path: Path, host: Pl
     assert (config.name, config.description) == ("two", "kept")
 
 
+def test_a_missing_base_is_named_by_where_it_was_looked_for(
+    tmp_path: Path, host: PluginHost
+) -> None:
+    top = write(tmp_path / "top.yaml", "extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match="is not a domain, config file") as caught:
+        load_config(top, host)
+    assert caught.value.place == str(tmp_path / "nowhere.yaml")
+
+
+def test_a_training_directory_leads_to_its_pipeline(tmp_path: Path, host: PluginHost) -> None:
+    (tmp_path / "pipeline").mkdir()
+    with pytest.raises(ConfigError, match=r"holds no pipeline\.yaml") as caught:
+        load_config(tmp_path, host)
+    assert caught.value.fix == f"name {tmp_path / 'pipeline'}"
+
+
 def test_a_circle_of_extends_is_refused(tmp_path: Path, host: PluginHost) -> None:
     write(tmp_path / "a.yaml", "extends: b.yaml\n")
     path = write(tmp_path / "b.yaml", "extends: a.yaml\n")

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segue.core.errors import ConfigError, PluginError
+from segue.core.options import Options
 from segue.core.validation import refusal, suggestion, validate
 
 
@@ -86,6 +87,8 @@ def test_right_values_give_the_model() -> None:
         ({"model": {"label": []}}, "model.label: is []; it should be a valid string"),
         ({"model": 3}, "model: is 3; write a mapping of keys to values"),
         ({"betas": [1, "x"]}, "betas.1: is 'x'; it should be a valid number"),
+        ({"betas": [1]}, "betas.1: is missing; add it"),
+        ({"betas": [1, 2, 3]}, "betas: is [1, 2, 3]; it should have at most 2 items"),
         ({"stages": [{"name": "a"}]}, "stages.a.name: is 'a'; "),
         (
             {"stages": [{"name": "ab", "given": ["future"]}]},
@@ -125,3 +128,15 @@ def test_an_error_of_segue_keeps_its_class() -> None:
 
 def test_suggestion_without_anything_known() -> None:
     assert suggestion("a", []) == "take it out"
+
+
+def test_defaults_of_options_are_checked_as_values_are() -> None:
+    """An author's slip is named where the options are read, not deep in the network."""
+
+    class Wrong(Options):
+        width: int = Field(default=0, ge=1)
+
+    with pytest.raises(ConfigError) as caught:
+        validate(Wrong, {}, "lm.options")
+    assert str(caught.value).startswith("lm.options.width: 0 is out of range")
+    assert validate(Wrong, {"width": 2}, "lm.options").width == 2

@@ -493,6 +493,9 @@ def test_the_wrong_prompt_of_a_batch_is_named(pipeline: Pipeline) -> None:
         pipeline.continue_batch([(torch.zeros(RATE), RATE), (torch.zeros(9), RATE)])
     with pytest.raises(GenerationError, match="prompts"):
         pipeline.continue_batch([])
+    for alone in ("prompt.wav", b"RIFF", pipeline.generate(0.4), iter(["prompt.wav"])):
+        with pytest.raises(AudioError, match=r"^prompts: is a \w+; give a list of prompts"):
+            pipeline.continue_batch(alone)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,10 @@ BROKEN: list[tuple[str, str, type[Any]]] = [
     ("filling_sees_both_sides", "whatever the right side",
      broken(FillsGaps, fill=lambda right, self, given, left, frames, _, *rest: self.generate(
          given, left, frames, *rest))),
+    ("loss_is_finite", "loss returned Tensor, not StageLoss",
+     broken(TinyLM, loss=lambda right, self, batch: right(batch).total)),
+    ("generates_what_is_asked_for", "generate returned NoneType, not Tokens",
+     broken(TinyLM, generate=lambda right, self, *prompt: None)),
     ("loss_is_finite", "NaN", losing(lambda nll, loss: loss.per_level * torch.nan)),
     ("score_agrees_with_loss", "off by", losing(lambda nll, loss: nll.sum(dim=(0, 2)))),
     ("score_is_zero_at_padding", "not 0", scored(lambda score: score - 1e-3)),

@@ -308,6 +308,10 @@ BROKEN: list[tuple[str, str, type[Any]]] = [
     ("emits_what_its_spec_declares", "int32, not int64", with_ids(lambda ids, wave: ids.int())),
     ("emits_what_its_spec_declares", "wave is written to", with_wave(lambda wave: wave.mul_(2))),
     ("emits_what_its_spec_declares", "AcousticCodec", TinySemantic),
+    ("emits_what_its_spec_declares", "encode returned tuple, not Tokens",
+     broken(TinyCodec, encode=lambda right, self, *audio: (right(*audio).ids, audio[1]))),
+    ("decodes_any_number_of_levels", "decode returned ndarray, not Tensor",
+     broken(TinyCodec, decode=lambda right, self, *codes: right(*codes).numpy())),
     ("batch_equals_rows", "in a batch", with_wave(lambda wave: wave - wave.mean(1, True))),
     ("ignores_what_lies_beyond", "noise beyond the end",
      broken(TinyCodec, frames=lambda right, self, wave, lengths: right(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segue.core.errors import AssemblyError
+from segue.core.errors import AssemblyError, PluginError
 from segue.core.interfaces import AcousticCodec, StageBatch, Tokens
 from segue.core.options import Sampling, TokenizerOptions
 from segue.core.spec import SliceSpec, StageSpec, TokenSpec
@@ -19,7 +19,7 @@ from segue.training.validation_audio import StageDecoder, validation_audio
 
 class DigitsOptions(TokenizerOptions):
     def spec(self) -> TokenSpec:
-        return TokenSpec(1000, Fraction(50), 4, 7)
+        return TokenSpec(50, Fraction(50), 4, 7)
 
 
 class Digits(AcousticCodec):
@@ -63,7 +63,7 @@ def test_a_stage_sounds_with_the_levels_that_it_is_given() -> None:
     codes = torch.cat([drawn.given[1].ids, drawn.target.ids], dim=1)[:2]
     whole = Digits().decode(codes, drawn.target.lengths)
     made = audio["continuation"]
-    assert rate == 1000 and torch.equal(audio["reconstruction"], whole)
+    assert rate == 50 and torch.equal(audio["reconstruction"], whole)
     assert torch.equal(made[:, :15], whole[:, :15]) and not torch.equal(made, whole)
     assert torch.equal(made // 100, whole // 100)  # the levels below are as given
 
@@ -83,3 +83,15 @@ def untrained() -> Digits:
 def test_what_cannot_be_heard_is_not(spec: StageSpec, frames: int, make: type[Digits]) -> None:
     decoder = StageDecoder(make, Sampling())
     assert validation_audio(model(spec), batch(spec, frames), decoder) is None
+
+
+class Arrays(Digits):
+    def decode(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        return super().decode(codes, lengths).numpy()  # type: ignore[return-value]
+
+
+def test_a_codec_that_breaks_its_contract_is_named() -> None:
+    spec = stage(0)
+    with pytest.raises(PluginError, match="decode returned ndarray") as caught:
+        validation_audio(model(spec), batch(spec, 30), StageDecoder(Arrays, Sampling()))
+    assert caught.value.place.startswith("Arrays")

@@ -13,7 +13,7 @@ from tests.conftest import TINY
 
 from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.config_files import load_config
-from segue.core.errors import DataError, PluginError, TrainingError
+from segue.core.errors import CheckpointError, DataError, PluginError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
@@ -79,6 +79,7 @@ def test_a_stage_refuses_tokens_that_another_codec_made(
     train_all(workspace(tmp_path, recordings_folder, host))
     retrained = workspace(tmp_path, recordings_folder, host, "codec.training.steps=6")
     train_part(retrained, "codec")
+    shutil.rmtree(tmp_path / "stages")
     with pytest.raises(DataError, match="tokenizer"):
         train_part(
             workspace(tmp_path, None, host, "stages.acoustic.lm.training.steps=9"),
@@ -230,3 +231,25 @@ def test_training_that_cannot_start_keeps_the_config_of_the_run(
             workspace(tmp_path, tmp_path / "nowhere", host, "codec.training.steps=9"), "codec"
         )
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("part", "override"),
+    [
+        ("semantic_tokenizer", "semantic_tokenizer.options.num_clusters=5"),
+        ("codec", "codec.options.adversary.stft_channels=5"),
+        ("stages.acoustic", "stages.acoustic.lm.options.width=24"),
+        ("stages.acoustic", "stages.acoustic.given=[]"),
+    ],
+)
+def test_a_training_that_other_options_may_not_resume_keeps_its_config(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost, part: str, override: str
+) -> None:
+    train_all(workspace(tmp_path, recordings_folder, host))
+    before = (tmp_path / "config.yaml").read_text()
+    changed = workspace(tmp_path, recordings_folder, host, override)
+    for start in (train_all, lambda space: train_part(space, part)):
+        with pytest.raises(CheckpointError) as caught:
+            start(changed)
+        assert part.rpartition(".")[2] in caught.value.place
+        assert (tmp_path / "config.yaml").read_text() == before
