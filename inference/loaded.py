@@ -342,7 +342,7 @@ class LoadedPipeline:
             raise GenerationError("chunk_seconds", "is None", "give the length of a chunk")
         drawn = {stage.target.stream for stage in self.assembly.stages}
         if task in ("continue", "generate", "fill") and self.audio.streams.keys() - drawn:
-            fix = "use acoustic_generation, or add a stage that predicts them"
+            fix = "resynthesize a recording, or add a stage that predicts them"
             raise GenerationError(self.config.name, "has no stage for semantic tokens", fix)
         limits, rate, recordings = self.audio.limits, self.sample_rate, list[Audio]()
         if whole:

@@ -235,7 +235,7 @@ def test_without_a_semantic_stage_recordings_still_give_its_tokens(
         partial(alone.stream, wave, RATE),
         partial(alone.fill, wave, RATE, 0.4, 0.8),
     ):
-        with pytest.raises(GenerationError, match="no stage for semantic tokens; use acoustic_gen"):
+        with pytest.raises(GenerationError, match="no stage for semantic tokens; resynthesize"):
             call()
 
 
