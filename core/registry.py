@@ -76,7 +76,7 @@ class _Entry(BaseModel):
     extra: str = ""
 
 
-class _File(BaseModel):
+class _RegistryFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     api_version: StrictInt
@@ -105,7 +105,7 @@ def read_registry(path: Path, source: str | None = None) -> Registry:
             "install a Segue that speaks it, or rewrite the file",
         )
     try:
-        content = validate(_File, {k: v for k, v in tree.items() if v is not None}, "")
+        content = validate(_RegistryFile, {k: v for k, v in tree.items() if v is not None}, "")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.place}", error.problem, error.fix) from error
     source = str(path.resolve()) if source is None else source

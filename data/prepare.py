@@ -19,7 +19,7 @@ from segue.core.progress import Progress
 from segue.data.manifest import COLUMNS
 from segue.data.places import is_url
 from segue.data.recordings import WHOLE_FILE, Recording, Recordings
-from segue.data.scan import CHUNK, Heard, chunk_file, first_of_each, read_chunk, scan
+from segue.data.scan import CHUNK, Scanned, chunk_file, first_of_each, read_chunk, scan
 from segue.data.sources import Grouping, list_recordings
 
 MANIFEST, PROBLEMS, SUMMARY = "manifest.csv", "problems.csv", "summary.json"
@@ -129,7 +129,7 @@ def _duplicates(output: Path, recordings: Recordings, min_seconds: float) -> Any
 
 def _heard(
     output: Path, recordings: Recordings, min_seconds: float
-) -> Iterator[tuple[Recording, Heard]]:
+) -> Iterator[tuple[Recording, Scanned]]:
     """Yield every recording with its scan, one chunk in memory at a time."""
     for number in range(-(-len(recordings) // CHUNK)):
         heard = read_chunk(chunk_file(output / WORK, recordings, number, min_seconds))
@@ -160,7 +160,7 @@ def _columns(recordings: Recordings) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in needed)
 
 
-def _cells(recording: Recording, heard: Heard, columns: tuple[str, ...]) -> list[Any]:
+def _cells(recording: Recording, heard: Scanned, columns: tuple[str, ...]) -> list[Any]:
     whole = recording.size == WHOLE_FILE
     cells = {
         "split": recording.split,

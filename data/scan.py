@@ -26,7 +26,7 @@ KINDS = ("missing", "corrupt", "nan", "silent", "too short", "duplicate", "not u
 
 
 @dataclass(frozen=True)
-class Heard:
+class Scanned:
     """The outcome of scanning one recording."""
 
     seconds: float  # its true length
@@ -89,11 +89,11 @@ def scan_chunk(chunk: Chunk) -> tuple[int, float]:
     return len(heard), sum(h.seconds for h in heard)
 
 
-def read_chunk(path: Path) -> list[Heard]:
-    return [Heard(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+def read_chunk(path: Path) -> list[Scanned]:
+    return [Scanned(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def listen(recording: Recording, min_seconds: float) -> Heard:
+def listen(recording: Recording, min_seconds: float) -> Scanned:
     """Decode a recording block by block."""
     digest, peak, samples = hashlib.blake2b(digest_size=8), 0.0, 0
     try:
@@ -111,19 +111,19 @@ def listen(recording: Recording, min_seconds: float) -> Heard:
             if recording.start is None and opened.promised > samples / rate:
                 return _cut_off(samples / rate, opened.promised)
     except AudioError as error:
-        return Heard(0.0, 0, _kind(error), error.problem)
+        return Scanned(0.0, 0, _kind(error), error.problem)
     seconds, sound = samples / rate, int.from_bytes(digest.digest(), "little")
     if seconds < min_seconds:
         problem = f"lasts {seconds:.3f} s, less than {min_seconds:g} s"
-        return Heard(seconds, sound, "too short", problem)
+        return Scanned(seconds, sound, "too short", problem)
     if peak < SILENCE:
-        return Heard(seconds, sound, "silent", f"its loudest sample is {peak:.1e}")
-    return Heard(seconds, sound)
+        return Scanned(seconds, sound, "silent", f"its loudest sample is {peak:.1e}")
+    return Scanned(seconds, sound)
 
 
-def _cut_off(seconds: float, promised: float) -> Heard:
+def _cut_off(seconds: float, promised: float) -> Scanned:
     whole = f" of {promised:.3f}" if math.isfinite(promised) else ""
-    return Heard(seconds, 0, "corrupt", f"is cut off after {seconds:.3f}{whole} s")
+    return Scanned(seconds, 0, "corrupt", f"is cut off after {seconds:.3f}{whole} s")
 
 
 def _kind(error: AudioError) -> str:

@@ -43,7 +43,7 @@ Array = numpy.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Block:
+class FileArray:
     """The place of an array in a file."""
 
     dtype: str
@@ -61,7 +61,7 @@ class ShardHeader:
     """The header of a shard."""
 
     where: str  # path or URL
-    blocks: dict[str, Block]  # its arrays by name
+    blocks: dict[str, FileArray]  # its arrays by name
     groups: list[str]  # names of the groups of its recordings, by number
     problems: list[tuple[str, str]]  # places of recordings that were left out, and why
     digest: str  # of the recordings it was made of
@@ -85,7 +85,9 @@ def read_shard_header(where: str) -> ShardHeader:
         tree = json.loads(read_range(where, 8, min(length, size_of(where))))
         described = json.loads(tree.pop("__metadata__")[METADATA])
         blocks = {
-            name: Block(_TYPES[e["dtype"]], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
+            name: FileArray(
+                _TYPES[e["dtype"]], tuple(e["shape"]), 8 + length + e["data_offsets"][0]
+            )
             for name, e in tree.items()
         }
         if any(number < 0 for block in blocks.values() for number in (block.offset, *block.shape)):

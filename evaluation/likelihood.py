@@ -213,7 +213,7 @@ def evaluate_pairs(
 
 
 @dataclass(frozen=True)
-class Order:
+class Spoiling:
     """Say how continuations are spoiled."""
 
     prompt_seconds: float  # left as they are, and not judged
@@ -225,7 +225,7 @@ class Order:
 def evaluate_order(
     pipeline: Pipeline,
     recordings: Sequence[Recording],
-    order: Order,
+    order: Spoiling,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure how often the true continuation is likelier than a spoiled one.

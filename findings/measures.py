@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from segue.evaluation.likelihood import Order, evaluate_order
+from segue.evaluation.likelihood import Spoiling, evaluate_order
 from segue.evaluation.statistics import grouped_summary
 from segue.evaluation.subjects import usable
 from segue.findings.finding import Figures, Finding, Table, above
@@ -23,7 +23,7 @@ CHANCE = 0.5
 def preferences(study: Study, pipeline: Pipeline) -> dict[str, Any]:
     """Measure how often a pipeline's first stage finds the true continuation likelier."""
     asked = study.settings
-    order = Order(asked.prompt_seconds, asked.seconds, asked.piece_seconds, asked.seed)
+    order = Spoiling(asked.prompt_seconds, asked.seconds, asked.piece_seconds, asked.seed)
     found: dict[str, Any] = evaluate_order(pipeline, study.recordings, order, study.progress)[
         "order"
     ]

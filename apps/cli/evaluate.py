@@ -315,7 +315,7 @@ def likelihood(
         raise ConfigError("--data", "nothing to judge", "give --data, --pairs or --shuffled")
     from segue.data.token_store import TokenStore
     from segue.evaluation.likelihood import (
-        Order,
+        Spoiling,
         evaluate_likelihood,
         evaluate_order,
         evaluate_pairs,
@@ -335,7 +335,7 @@ def likelihood(
         if asked:
             groups |= evaluate_pairs(loaded, asked, progress)
         if recordings:
-            order = Order(prompt_seconds, seconds, piece_seconds, seed)
+            order = Spoiling(prompt_seconds, seconds, piece_seconds, seed)
             groups |= evaluate_order(loaded, recordings, order, progress)
     report = {
         "subject": "likelihood",

@@ -20,14 +20,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 import segue
+from segue.apps.server.admission import Admission, Gate
 from segue.apps.server.bodies import (
     FORMATS,
     Asked,
-    Continuation,
-    Filling,
-    Generation,
+    ContinuationBody,
+    FillingBody,
+    GenerationBody,
     RefusedError,
-    Stream,
+    StreamBody,
     body_schema,
     check_signed,
     encoded,
@@ -36,9 +37,8 @@ from segue.apps.server.bodies import (
     read_body,
     wav_header,
 )
-from segue.apps.server.engine import Engine, Order, Part, StoppedError
-from segue.apps.server.guard import Gate, Guard
 from segue.apps.server.limits import Limits, Metrics
+from segue.apps.server.work_queue import Order, Piece, StoppedError, WorkQueue
 from segue.core.errors import SegueError
 from segue.inference.pipeline import Pipeline
 
@@ -66,9 +66,9 @@ ERROR = {
 }
 #: What clients may ask for: the body, and a summary.
 TASKS: dict[str, tuple[type[Asked], str]] = {
-    "continuations": (Continuation, "Continue a recording"),
-    "generations": (Generation, "Generate audio from nothing"),
-    "fill": (Filling, "Draw a stretch of a recording anew"),
+    "continuations": (ContinuationBody, "Continue a recording"),
+    "generations": (GenerationBody, "Generate audio from nothing"),
+    "fill": (FillingBody, "Draw a stretch of a recording anew"),
 }
 CALLER_LEFT = 499  # nobody reads it; it counts in the metrics
 CAUSES = {
@@ -110,7 +110,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.engine = Engine(service.limits, service.metrics)
+        service.engine = WorkQueue(service.limits, service.metrics)
         yield
         await asyncio.to_thread(service.engine.close)
 
@@ -121,7 +121,7 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,  # its logo comes from elsewhere
     )
-    app.add_middleware(Guard, gate=service.gate, metrics=service.metrics, limits=service.limits)
+    app.add_middleware(Admission, gate=service.gate, metrics=service.metrics, limits=service.limits)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(SegueError, _segue_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -159,7 +159,7 @@ async def _crash(request: Request, error: Exception) -> Response:
 class Service:
     """Hold what the routes share."""
 
-    engine: Engine
+    engine: WorkQueue
 
     def __init__(
         self,
@@ -321,7 +321,7 @@ class Service:
         except StoppedError as error:
             raise RefusedError(503, "the server is shutting down") from error
 
-    async def _timed(self, parts: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:
+    async def _timed(self, parts: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
         until = time.monotonic() + self.limits.timeout
         async with aclosing(parts):
             while True:
@@ -331,7 +331,7 @@ class Service:
                     return
                 yield part
 
-    async def _unless_gone(self, request: Request, work: Any) -> Part:
+    async def _unless_gone(self, request: Request, work: Any) -> Piece:
         """Wait for work, and stop it as soon as the client leaves."""
         async with _first_of(_coroutine(work), _left(request)) as task:
             if task.done():
@@ -358,7 +358,7 @@ class Service:
             await socket.close({429: 1013, 503: 1012}.get(refusal.status, 1008))
 
     async def _send_stream(self, socket: WebSocket, text: str) -> None:
-        order = await self._order(from_text(text, Stream))
+        order = await self._order(from_text(text, StreamBody))
         # A client says nothing more, but leaves.
         async with _first_of(self._send_parts(socket, order), socket.receive()) as sender:
             if sender.done():
@@ -380,8 +380,8 @@ class PartStream(StreamingResponse):
 
     def __init__(
         self,
-        first: Part,
-        parts: AsyncGenerator[Part, None],
+        first: Piece,
+        parts: AsyncGenerator[Piece, None],
         kind: str,
         headers: Mapping[str, str],
     ) -> None:
@@ -398,7 +398,7 @@ class PartStream(StreamingResponse):
         finally:
             await self._parts.aclose()
 
-    async def _bytes(self, first: Part, kind: str) -> AsyncIterator[bytes]:
+    async def _bytes(self, first: Piece, kind: str) -> AsyncIterator[bytes]:
         if kind == "wav":
             yield wav_header(first.audio.sample_rate)
         yield encoded(first, "pcm")
@@ -421,7 +421,7 @@ async def _first_of(
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _coroutine(work: Any) -> Part:
+async def _coroutine(work: Any) -> Piece:
     return await work
 
 
@@ -430,7 +430,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _as_json(part: Part, data: bytes, headers: dict[str, str]) -> Response:
+def _as_json(part: Piece, data: bytes, headers: dict[str, str]) -> Response:
     audio, made = part.audio, part.audio.described(part.row)
     answer = {
         "audio": base64.b64encode(data).decode(),

@@ -20,8 +20,8 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from segue.apps.server.engine import Order, Part
 from segue.apps.server.limits import Limits
+from segue.apps.server.work_queue import Order, Piece
 from segue.core.audio import Audio, encoded_audio, pcm16
 from segue.core.errors import AudioError, PluginError, SegueError
 from segue.core.validation import validate
@@ -94,7 +94,7 @@ class Asked(BaseModel):
     )
 
 
-class Generation(Asked):
+class GenerationBody(Asked):
     """Audio from nothing."""
 
     seconds: float = Field(5.0, gt=0, description="Length of the audio to make.")
@@ -104,7 +104,7 @@ class Generation(Asked):
     stream: bool = Field(False, description="Send the new audio while it is made; wav or pcm.")
 
 
-class Continuation(Generation):
+class ContinuationBody(GenerationBody):
     """The continuation of a recording."""
 
     audio: bytes = Field(
@@ -115,7 +115,7 @@ class Continuation(Generation):
     )
 
 
-class Stream(Continuation):
+class StreamBody(ContinuationBody):
     """The first message of a websocket: a recording to continue, or none."""
 
     audio: bytes | None = None  # type: ignore[assignment]  # wider than its parent's
@@ -123,7 +123,7 @@ class Stream(Continuation):
     response_format: Literal["pcm"] = "pcm"
 
 
-class Filling(Asked):
+class FillingBody(Asked):
     """A recording, a stretch of which is drawn anew."""
 
     audio: bytes = Field(description="The whole recording. In JSON, as base64.")
@@ -220,14 +220,14 @@ def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
         SegueError: if the pipeline cannot do it.
     """
     name, seconds = "seconds", 0.0
-    if isinstance(asked, Generation):
+    if isinstance(asked, GenerationBody):
         seconds = asked.seconds
-    elif isinstance(asked, Filling):
+    elif isinstance(asked, FillingBody):
         name, seconds = "end", asked.end - asked.start
     if seconds > limits.seconds:
         message = f"{name}: {seconds:g} s is too long; ask for at most {limits.seconds:g}"
         raise RefusedError(422, message, name)
-    stream = isinstance(asked, Generation) and asked.stream
+    stream = isinstance(asked, GenerationBody) and asked.stream
     if stream and asked.response_format not in STREAMED:
         message = f"response_format: {asked.response_format} cannot be streamed; use wav or pcm"
         raise RefusedError(422, message, "response_format")
@@ -246,13 +246,13 @@ def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
         "sampling": {name: changes for name, changes in sampling.items() if changes},
         "stream": stream,
     }
-    if isinstance(asked, Filling):
+    if isinstance(asked, FillingBody):
         recording = read_recording(asked.audio, pipeline, limits)
         gap = asked.start, asked.end
         return Order(**order, prompt=recording, gap=gap, candidates=asked.candidates)
-    assert isinstance(asked, Generation)
+    assert isinstance(asked, GenerationBody)
     order["chunk_seconds"] = asked.chunk_seconds or (1.0 if stream else None)
-    if isinstance(asked, Continuation) and asked.audio is not None:
+    if isinstance(asked, ContinuationBody) and asked.audio is not None:
         last = pipeline.config.prompt.max_seconds
         prompt = read_recording(asked.audio, pipeline, limits, last)
         return Order(**order, prompt=prompt, prompt_audio=asked.prompt_audio)
@@ -261,7 +261,7 @@ def order_of(asked: Asked, pipeline: Pipeline, limits: Limits) -> Order:
 
 def check_signed(asked: Asked) -> None:
     """Raise ``RefusedError`` for what cannot hold the signature of a server that signs."""
-    if isinstance(asked, Generation) and asked.stream:
+    if isinstance(asked, GenerationBody) and asked.stream:
         problem = "this server signs what it makes, and a stream holds no signature; leave it out"
         raise RefusedError(422, f"stream: {problem}", "stream")
     if asked.response_format not in SIGNED:
@@ -270,7 +270,7 @@ def check_signed(asked: Asked) -> None:
         raise RefusedError(422, message, "response_format")
 
 
-def encoded(part: Part, kind: str, signer: Signer | None = None) -> bytes:
+def encoded(part: Piece, kind: str, signer: Signer | None = None) -> bytes:
     """Return a row of audio as a file of a format, or raise ``AudioError``.
 
     Args:

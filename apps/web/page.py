@@ -16,10 +16,10 @@ import gradio as gr
 
 from segue.apps.web.cards import EMPTY, problem_html, progress_html, results_html
 from segue.apps.web.studio import (
+    Choices,
     Model,
     ProblemError,
     Result,
-    Settings,
     Studio,
     followed,
     forget,
@@ -200,7 +200,7 @@ class Page:
         """Continue the prompt."""
         prompt = chosen[self.prompt]
 
-        def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
+        def work(model: Model, settings: Choices, progress: Progress) -> list[Result]:
             path = None if prompt is None else Path(prompt)
             return self.studio.continue_(model, path, settings, progress)
 
@@ -213,7 +213,7 @@ class Page:
     def extend_(self, chosen: Update, visitor: gr.Request | None = None) -> Iterator[Update]:
         """Continue a result from a point in it."""
 
-        def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
+        def work(model: Model, settings: Choices, progress: Progress) -> list[Result]:
             result, point = self._result(chosen), chosen[self.start] or 0.0
             return self.studio.extend(model, result, point, settings, progress)
 
@@ -222,7 +222,7 @@ class Page:
     def fill_(self, chosen: Update, visitor: gr.Request | None = None) -> Iterator[Update]:
         """Draw a stretch of a result anew."""
 
-        def work(model: Model, settings: Settings, progress: Progress) -> list[Result]:
+        def work(model: Model, settings: Choices, progress: Progress) -> list[Result]:
             stretch = chosen[self.start] or 0.0, chosen[self.end] or 0.0
             return self.studio.fill(model, self._result(chosen), stretch, settings, progress)
 
@@ -241,7 +241,7 @@ class Page:
         model = self.studio.model(chosen[self.domain], chosen[self.variant])
         stages = list(model.temperatures)
         seed = random.randrange(10**6) if chosen[self.fresh] else int(chosen[self.seed] or 0)
-        settings = Settings(
+        settings = Choices(
             chosen[self.seconds], int(chosen[self.count]), seed,
             {s: chosen[c] for s, c in zip(stages, self.temperatures, strict=False)},
         )  # fmt: skip

@@ -56,7 +56,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Choices:
     """The choices that a visitor made."""
 
     seconds: float = 5.0
@@ -152,7 +152,7 @@ class Studio:
         return any(filecmp.cmp(prompt, example, shallow=False) for example in self.examples)
 
     def continue_(
-        self, model: Model, prompt: Path | None, settings: Settings, progress: Progress
+        self, model: Model, prompt: Path | None, settings: Choices, progress: Progress
     ) -> list[Result]:
         """Continue a recording; one result per variant, numbered from 1."""
         from segue.sound.reading import read_audio
@@ -166,7 +166,7 @@ class Studio:
             labels = ("Joined", "Continuation", "Prompt")
             return self._kept(pipeline, audio, model, "continues your prompt", labels)
 
-    def generate(self, model: Model, settings: Settings, progress: Progress) -> list[Result]:
+    def generate(self, model: Model, settings: Choices, progress: Progress) -> list[Result]:
         """Start from nothing."""
         with self._lock:
             pipeline = self._pipeline(model.source)
@@ -176,7 +176,7 @@ class Studio:
             return self._kept(pipeline, audio, model, "starts from nothing", ("Generated",))
 
     def extend(
-        self, model: Model, result: Result, point: float, settings: Settings, progress: Progress
+        self, model: Model, result: Result, point: float, settings: Choices, progress: Progress
     ) -> list[Result]:
         """Continue a result from a point in it; all that comes before is kept."""
         from segue.core.audio import Audio, resample
@@ -201,7 +201,7 @@ class Studio:
         model: Model,
         result: Result,
         stretch: tuple[float, float],
-        settings: Settings,
+        settings: Choices,
         progress: Progress,
     ) -> list[Result]:
         """Draw a stretch of a result anew; what is before and after it is kept."""
@@ -227,7 +227,7 @@ class Studio:
         return filled
 
     def _continued(
-        self, pipeline: Pipeline, recording: Audio, settings: Settings, progress: Progress
+        self, pipeline: Pipeline, recording: Audio, settings: Choices, progress: Progress
     ) -> GeneratedAudio:
         return pipeline.continue_batch(
             [recording] * settings.count,
@@ -333,7 +333,7 @@ def forget(results: Sequence[Result]) -> None:
         shutil.rmtree(result.whole.parent, ignore_errors=True)
 
 
-class Stopped(Exception):  # noqa: N818  # a request, not an error
+class Abandoned(Exception):  # noqa: N818  # a request, not an error
     """Nobody waits for the result any more."""
 
 
@@ -353,7 +353,7 @@ def followed(
 
     def progress(name: str, done: int, total: int) -> None:
         if stop.is_set():
-            raise Stopped
+            raise Abandoned
         steps[name] = (done, total, time.monotonic() - began.setdefault(name, time.monotonic()))
 
     def run() -> None:

@@ -59,7 +59,7 @@ class Drawer:
 
     With guidance each row is computed once more, knowing less, and its logits are moved away from
     those (Ho and Salimans, arXiv 2207.12598, equation 6 with w = guidance - 1). See
-    ``Continuation`` for what those rows know.
+    ``StreamCall`` for what those rows know.
 
     Args:
         prompt: the frames of the B rows before the first that is drawn; counted by
@@ -134,7 +134,7 @@ class Drawer:
         return (torch.stack(draws).cpu() < likely).tolist()
 
 
-class Continuation:
+class StreamCall:
     """The rows of one call and what is known of their ends.
 
     Arguments are as for ``StageLM.stream``; ``after`` ``[B]`` is the number of known frames that
@@ -281,8 +281,8 @@ def stream_frames(
     generators: Sequence[torch.Generator],
 ) -> Iterator[Tokens]:
     """Yield pieces of ``lm.frames(call, num_frames)``: the ``stream`` of models that draw frame
-    after frame, which compute within ``Continuation.computing``."""
-    call = Continuation(lm, given, prompt, num_frames, sampling, generators)
+    after frame, which compute within ``StreamCall.computing``."""
+    call = StreamCall(lm, given, prompt, num_frames, sampling, generators)
     draw: Callable[..., Iterator[Int64[Tensor, "B Q"]]] = lm.frames  # type: ignore[assignment]
     return call.pieces(partial(draw, call, num_frames))
 

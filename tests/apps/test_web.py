@@ -25,7 +25,7 @@ from segue.plugins.provenance.signing import Signer, read_signature
 pytest.importorskip("matplotlib", reason="the page draws pictures: pip install 'segue[web]'")
 
 from segue.apps.web import cards, studio
-from segue.apps.web.studio import ProblemError, Result, Settings, Studio
+from segue.apps.web.studio import Choices, ProblemError, Result, Studio
 
 
 def silent(name: str, done: int, total: int) -> None:
@@ -48,7 +48,7 @@ def tiny_studio(
 @pytest.fixture
 def continued(tiny_studio: Studio, prompt_file: Path) -> list[Result]:
     model = tiny_studio.model("speech", "standard")
-    settings = Settings(1.0, 2, 5, {"acoustic": 0.5})
+    settings = Choices(1.0, 2, 5, {"acoustic": 0.5})
     return tiny_studio.continue_(model, prompt_file, settings, silent)
 
 
@@ -100,7 +100,7 @@ def test_a_result_is_continued_from_a_point_in_it(
     tiny_studio: Studio, continued: list[Result]
 ) -> None:
     model, source = tiny_studio.model("speech", "standard"), continued[0]
-    (longer,) = tiny_studio.extend(model, source, 1.6, Settings(0.5, 1, 0), silent)
+    (longer,) = tiny_studio.extend(model, source, 1.6, Choices(0.5, 1, 0), silent)
     wave, old = soundfile.read(longer.whole)[0], soundfile.read(source.whole)[0]
     kept = round(longer.marks[0] * 16_000)
     assert longer.marks[0] == pytest.approx(1.6, abs=0.05)
@@ -109,14 +109,14 @@ def test_a_result_is_continued_from_a_point_in_it(
     assert longer.about == "continues result 1 from 1.6 s"
     assert json.loads(longer.config.read_text())["source"]["seed"] == 5
     with pytest.raises(ProblemError, match=r"within the 2\.3 s"):
-        tiny_studio.extend(model, source, 9.0, Settings(), silent)
+        tiny_studio.extend(model, source, 9.0, Choices(), silent)
 
 
 def test_a_stretch_of_a_result_is_filled(tiny_studio: Studio, continued: list[Result]) -> None:
     model, source = tiny_studio.model("speech", "standard"), continued[0]
     steps: list[tuple[str, int, int]] = []
     first, second = tiny_studio.fill(
-        model, source, (0.8, 1.4), Settings(1.0, 2, 3), lambda *step: steps.append(step)
+        model, source, (0.8, 1.4), Choices(1.0, 2, 3), lambda *step: steps.append(step)
     )
     assert (first.number, second.number, second.seed) == (1, 2, 4)
     start, end = second.marks
@@ -130,7 +130,7 @@ def test_a_stretch_of_a_result_is_filled(tiny_studio: Studio, continued: list[Re
     done = [step for step in steps if step[0] == "acoustic"]
     assert done[-1][1] == done[-1][2] and done == sorted(done)
     with pytest.raises(ProblemError, match="Choose a stretch"):
-        tiny_studio.fill(model, source, (1.0, 1.0), Settings(), silent)
+        tiny_studio.fill(model, source, (1.0, 1.0), Choices(), silent)
 
 
 def test_what_the_pipeline_did_not_look_at_is_put_back() -> None:
@@ -146,7 +146,7 @@ def test_what_the_pipeline_did_not_look_at_is_put_back() -> None:
 
 def test_audio_from_nothing_is_all_new(tiny_studio: Studio) -> None:
     model = tiny_studio.model("speech", "standard")
-    (result,) = tiny_studio.generate(model, Settings(0.5, 1, 3), silent)
+    (result,) = tiny_studio.generate(model, Choices(0.5, 1, 3), silent)
     assert (result.marks, list(result.sounds)) == ((), ["Generated"])
     studio.forget([result])
     assert not result.whole.parent.exists()
@@ -177,7 +177,7 @@ def test_work_stops_when_nobody_waits_for_it() -> None:
         assert closed.wait(10)
         try:
             progress("semantic", 2, 4)
-        except studio.Stopped:
+        except studio.Abandoned:
             stopped.set()
         return []
 
@@ -325,13 +325,13 @@ def test_a_studio_that_signs_signs_the_whole_and_the_new_part(
     signer = Signer(credentials.certificate, credentials.key)
     studio = Studio(tmp_path, signer=signer)
     model = studio.model("speech", "standard")
-    (result,) = studio.continue_(model, prompt_file, Settings(0.5, 1, 5), silent)
+    (result,) = studio.continue_(model, prompt_file, Choices(0.5, 1, 5), silent)
     said = [read_signature(path) for path, _ in result.sounds.values()]
     assert said[0] is not None and said[0].state == "intact"
     assert said[0].said is not None and said[0].said["prompt_seconds"] > 1
     assert said[1] is not None and said[1].state == "intact"
     assert said[1].said is not None and said[1].said["prompt_seconds"] == 0
     assert said[2] is None  # the recording that came in
-    longer = studio.extend(model, result, 1.0, Settings(0.5, 1, 5), silent)
+    longer = studio.extend(model, result, 1.0, Choices(0.5, 1, 5), silent)
     found = read_signature(longer[0].whole)
     assert found is not None and found.state == "intact"

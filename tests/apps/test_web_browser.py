@@ -42,7 +42,7 @@ def address(
     """The page, with tiny pipelines in place of the shipped ones."""
     pytest.importorskip("gradio", reason="pip install 'segue[web]'")
     from segue.apps.web.page import launch
-    from segue.apps.web.studio import Stopped, Studio
+    from segue.apps.web.studio import Abandoned, Studio
 
     generate = Studio.generate
 
@@ -53,7 +53,7 @@ def address(
 
         try:
             return generate(studio, model, settings, slow)
-        except Stopped:
+        except Abandoned:
             STOPPED.set()
             raise
 

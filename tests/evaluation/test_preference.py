@@ -16,8 +16,8 @@ from segue.core.errors import ConfigError, DataError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.data.recordings import Recording
 from segue.evaluation.likelihood import (
-    Order,
     Pair,
+    Spoiling,
     evaluate_order,
     evaluate_pairs,
     read_pairs,
@@ -151,7 +151,7 @@ def test_true_continuations_against_spoiled_ones(tmp_path: Path) -> None:
         recording(tmp_path, "b", "b", counting(300, 20)),
         recording(tmp_path, "short", "c", counting(1, 5)),
     ]
-    order = Order(prompt_seconds=1.0, seconds=1.0, piece_seconds=0.2)
+    order = Spoiling(prompt_seconds=1.0, seconds=1.0, piece_seconds=0.2)
     found = evaluate_order(FakePipeline(), recordings, order)["order"]  # type: ignore[arg-type]
     assert found["unusable"] == 1 and found["shuffled"]["count"] == 2
     for spoiled in ("shuffled", "reversed", "foreign", "foreign_prompt"):
@@ -164,7 +164,7 @@ def test_true_continuations_against_spoiled_ones(tmp_path: Path) -> None:
 
 def test_what_cannot_be_told_apart_counts_one_half(tmp_path: Path) -> None:
     alike = [recording(tmp_path, name, name, torch.full((2000,), 0.5)) for name in "ab"]
-    order = Order(1.0, 1.0, 0.2)
+    order = Spoiling(1.0, 1.0, 0.2)
     found = evaluate_order(FakePipeline(), alike, order)["order"]  # type: ignore[arg-type]
     assert found["shuffled"]["mean"] == found["foreign_prompt"]["mean"] == 0.5
     one = evaluate_order(FakePipeline(), alike[:1], order)["order"]  # type: ignore[arg-type]
@@ -177,9 +177,9 @@ def test_what_cannot_be_told_apart_counts_one_half(tmp_path: Path) -> None:
 def test_orders_that_cannot_be_made(tmp_path: Path) -> None:
     one = [recording(tmp_path, "a", "a", counting(1, 20))]
     with pytest.raises(ConfigError, match="piece_seconds"):
-        evaluate_order(FakePipeline(), one, Order(1, 1, 0.6))  # type: ignore[arg-type]
+        evaluate_order(FakePipeline(), one, Spoiling(1, 1, 0.6))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="none lasts 3 s"):
-        evaluate_order(FakePipeline(), one, Order(1, 2, 0.5))  # type: ignore[arg-type]
+        evaluate_order(FakePipeline(), one, Spoiling(1, 2, 0.5))  # type: ignore[arg-type]
 
 
 def test_a_shuffled_sequence_has_the_same_pieces_elsewhere() -> None:

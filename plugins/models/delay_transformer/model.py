@@ -24,7 +24,7 @@ from torch.nn import functional
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts
-from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
+from segue.plugins.layers.drawing import StreamCall, generate_from_stream, stream_frames
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import left_padded
@@ -93,7 +93,7 @@ class DelayTransformer(StageLM):
         ends = end_odds(self.end_head, hidden[:, stride : stride * frames + 1 : stride])
         return self.heads.nll(self.pattern.by_frame(hidden, frames), target.ids), ends
 
-    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+    def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         pattern, drawer, known = self.pattern, call.drawer, call.prompt.ids.shape[2]
         stride, steps = pattern.stride, pattern.num_steps(num_frames)
         first = stride * known  # the step that draws level 0 of the first new frame, for all rows

@@ -19,7 +19,7 @@ from torch.nn import functional
 from segue.core.interfaces import StageLM, Tokens
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts, row_by_row
-from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream, stream_frames
+from segue.plugins.layers.drawing import Drawer, StreamCall, generate_from_stream, stream_frames
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import left_padded
@@ -96,7 +96,7 @@ class DepthTransformer(StageLM):
         transformer = self.level_transformer
         return transformer(x, transformer.sight(positions))
 
-    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+    def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         rows, known = len(call.prompt.lengths), call.prompt.ids.shape[2]
         codes, frame_of = left_padded(call.prompt, num_frames)
         positions = frame_of[:, : known + 1]

@@ -28,7 +28,7 @@ from segue.core.errors import ConfigError
 from segue.core.interfaces import Lengths, StageLM, Tokens
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts
-from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
+from segue.plugins.layers.drawing import StreamCall, generate_from_stream, stream_frames
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import pack, take
 from segue.plugins.layers.stage import (
@@ -119,7 +119,7 @@ class FlatTransformer(StageLM):
         hidden = self.transformer(x, self.transformer.sight(positions))
         return target_likelihood(hidden, start, target, self.heads, self.end_head)
 
-    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+    def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         """Draw frames, each token in a step of its own."""
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
         # With padding on the left, the last column of every row predicts its first new token.
@@ -139,7 +139,7 @@ class Stepwise(Protocol):
 
 
 def frames_by_token(
-    call: Continuation,
+    call: StreamCall,
     num_frames: int,
     sequence: Stepwise,
     embedding: LevelEmbedding,

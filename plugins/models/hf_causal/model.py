@@ -20,7 +20,7 @@ from segue.core.interfaces import StageLM, Tokens
 from segue.core.options import Decoding
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import HeadProducts
-from segue.plugins.layers.drawing import Continuation, generate_from_stream, stream_frames
+from segue.plugins.layers.drawing import StreamCall, generate_from_stream, stream_frames
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.stage import (
     Likelihood,
@@ -127,7 +127,7 @@ class HfCausalLM(StageLM):
         start = valid.sum(dim=1) - 1 - target.num_levels * target.lengths
         return target_likelihood(self.backbone(x), start, target, self.heads, self.end_head)
 
-    def frames(self, call: Continuation, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
+    def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         """Draw frames, each token in a step of its own."""
         steps = num_frames * self.stage.target.num_levels - 1  # the last token is never read
         x, valid = self.tokens(call.given, call.prompt, left=True)

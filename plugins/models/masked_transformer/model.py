@@ -25,7 +25,7 @@ from segue.core.sampling import sample
 from segue.core.spec import StageSpec
 from segue.core.two_sided import TwoSided
 from segue.plugins.layers.conformer import Conformer
-from segue.plugins.layers.drawing import Continuation, Drawer, generate_from_stream
+from segue.plugins.layers.drawing import Drawer, StreamCall, generate_from_stream
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads, cross_entropy
 from segue.plugins.layers.lengths import length_mask
@@ -204,7 +204,7 @@ class MaskedTransformer(StageLM, TwoSided):
         A finer level of the right side is hidden until it is drawn: in training too, only a prompt
         at the start of a row is known at levels finer than the one to be learnt.
         """
-        call = Continuation(self, given, left, num_frames, sampling, generators, right.lengths)
+        call = StreamCall(self, given, left, num_frames, sampling, generators, right.lengths)
         if call.empty:
             return
         if self.device.type == "cpu" and len(left.lengths) > 1:

@@ -79,7 +79,7 @@ class HarmonicSpectrum(nn.Module):
         return torch.stack(found, dim=1)
 
 
-class Layer(nn.Module):
+class KeyLayer(nn.Module):
     """A residual convolution over frames and keys.
 
     Args:
@@ -110,7 +110,9 @@ class NoteNetwork(nn.Module):
         )
         self.norm = nn.BatchNorm2d(width)
         self.layers = nn.Sequential(
-            Layer(width, 5, 3), Layer(width, 3, 3, OCTAVE), Layer(width, 5, 1)
+            KeyLayer(width, 5, 3),
+            KeyLayer(width, 3, 3, OCTAVE),
+            KeyLayer(width, 5, 1),
         )
         self.head = nn.Conv2d(width, 2, 1)
 

@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 from segue import Pipeline
 from segue.apps.server.app import PartStream
 from segue.apps.server.bodies import RefusedError
-from segue.apps.server.engine import Part
+from segue.apps.server.work_queue import Piece
 from segue.inference.request import GeneratedAudio, Request
 
 Serve = Callable[..., Live]
@@ -122,10 +122,10 @@ def test_late_answers_and_bodies_are_given_up(serve: Serve) -> None:
 
 def test_a_late_stream_is_left_without_an_end(caplog: pytest.LogCaptureFixture) -> None:
     wave, none = torch.zeros(1, 9), torch.zeros(1, dtype=torch.long)
-    first = Part(GeneratedAudio(wave, none + 9, 16_000, none, {}, [()]), 0)
+    first = Piece(GeneratedAudio(wave, none + 9, 16_000, none, {}, [()]), 0)
     sent: list[Any] = []
 
-    async def late() -> AsyncGenerator[Part, None]:
+    async def late() -> AsyncGenerator[Piece, None]:
         raise RefusedError(504, "too late")
         yield first
 

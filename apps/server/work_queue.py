@@ -71,7 +71,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """A row of generated audio: a whole result, or a chunk of a stream."""
 
     audio: GeneratedAudio
@@ -85,10 +85,10 @@ class Job:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.stopped = False
-        self.outbox: asyncio.Queue[Part | Exception | None] = asyncio.Queue()
+        self.outbox: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
-    def put(self, *items: Part | Exception | None) -> None:
+    def put(self, *items: Piece | Exception | None) -> None:
         """Deliver items from another thread."""
         if self._loop.is_closed():
             return
@@ -129,7 +129,7 @@ class Turns:
 
 
 @dataclass
-class Engine:
+class WorkQueue:
     """The queue and the threads that empty it."""
 
     limits: Limits
@@ -175,7 +175,7 @@ class Engine:
             for job in jobs:
                 job.put(StoppedError())
 
-    async def run(self, order: Order) -> AsyncGenerator[Part, None]:
+    async def run(self, order: Order) -> AsyncGenerator[Piece, None]:
         """Compute an order and yield its parts; closing the generator stops the work.
 
         Raises:
@@ -200,7 +200,7 @@ class Engine:
                     waiting.remove(job)
                     self.metrics.stopped.inc()
 
-    async def result(self, order: Order) -> Part:
+    async def result(self, order: Order) -> Piece:
         """Compute an order that is not a stream."""
         async with aclosing(self.run(order)) as parts:
             async for part in parts:
@@ -275,7 +275,7 @@ class Engine:
         audio = order.pipeline.run(request, step)
         for row, job in enumerate(jobs):
             self._count(order, audio, row)
-            job.put(Part(audio, row), None)
+            job.put(Piece(audio, row), None)
 
     def _stream(self, job: Job) -> None:
         order, step = job.order, self._step([job])
@@ -291,7 +291,7 @@ class Engine:
         )
         for chunk in chunks:
             self._count(order, chunk, 0)
-            job.put(Part(chunk))
+            job.put(Piece(chunk))
             step()
         job.put(None)
 

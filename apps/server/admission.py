@@ -36,7 +36,7 @@ class Gate:
             self._inside -= 1
 
 
-class Guard:
+class Admission:
     """ASGI middleware: each POST holds a place until its answer is out, and its body is limited."""
 
     def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics, limits: Limits) -> None:
