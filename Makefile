@@ -11,9 +11,9 @@ DEV := $(VENV)/.installed-dev
 PLOT := $(VENV)/.installed-plot
 DEMO := $(if $(wildcard $(DEV)),$(DEV),$(PLOT))
 
-# Idle threads of PyTorch sleep instead of spinning: tests that run side by side would slow each
-# other down. Byte code is kept: dozens of processes would compile the same modules.
-PASSIVE := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE=
+# Idle threads of PyTorch soon sleep instead of spinning: tests that run side by side would slow
+# each other down. Byte code is kept: dozens of processes would compile the same modules.
+PASSIVE := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: help venv demo test test-all test-lowest lint types site format clean
 .PHONY: train-small-speech train-small-piano

@@ -17,6 +17,9 @@ from segue.core.errors import ConfigError
 
 VARIABLE = "SEGUE_THREADS"
 MOST_THREADS = 1024  # OpenMP crashes where it cannot start as many as it is asked for
+#: How often a waiting thread looks for work before it sleeps: for some ten microseconds. To wake it
+#: takes longer, most of all in a virtual machine, and threads that decode meet six times a layer.
+SPINS = 1000
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" of a container, in microseconds
 
 
@@ -34,7 +37,7 @@ def available_cores() -> int:
 
 
 def prepare_threads(count: int | None = None, place: str = "--threads") -> None:
-    """Set the thread count and passive waiting; call it before anything imports torch.
+    """Set the thread count and let waiting threads sleep soon; call it before torch is imported.
 
     What the user's environment already says about OpenMP stays as it is.
 
@@ -46,7 +49,7 @@ def prepare_threads(count: int | None = None, place: str = "--threads") -> None:
         ConfigError: if the count is not a whole number from 1 to ``MOST_THREADS``.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     text = os.environ.get(VARIABLE, "") if count is None else str(count)
     if text and not (re.fullmatch("[0-9]{1,9}", text) and 0 < int(text) <= MOST_THREADS):
         fix = f"use 1 to {MOST_THREADS}; {available_cores()} cores can be used"
@@ -76,7 +79,8 @@ def thread_troubles() -> list[str]:
             f"and {VARIABLE}, or set {VARIABLE}={cores}"
         )
     spins = os.environ.get("GOMP_SPINCOUNT", "0")
-    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE" or spins != "0":
+    long = not (spins.isdigit() and int(spins) <= SPINS)
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE" or long:
         found.append(
             "idle threads spin and slow down other work: unset OMP_WAIT_POLICY and GOMP_SPINCOUNT"
         )

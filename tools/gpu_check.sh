@@ -4,7 +4,7 @@
 # Run it from the root of the checkout. PYTHON, LOG and LIMIT (seconds) may be set.
 set -u
 LOG=${LOG:-gpu_check.log}
-export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000
 timeout --kill-after=10 "${LIMIT:-590}" "${PYTHON:-.venv/bin/python}" benchmarks/gpu_check.py "$@" > "$LOG" 2>&1
 code=$?
 tail -n 60 "$LOG"

@@ -54,7 +54,10 @@ def test_what_slows_a_machine_down_is_reported(monkeypatch: pytest.MonkeyPatch) 
     (crowd,) = thread_troubles()
     assert crowd.startswith("64 threads on 2 cores") and f"set {VARIABLE}=2" in crowd
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "infinite")):
+    monkeypatch.setenv("GOMP_SPINCOUNT", str(threads.SPINS))  # short enough
+    assert thread_troubles() == []
+    slow = ("infinite", "30M", str(threads.SPINS + 1))
+    for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), *(("GOMP_SPINCOUNT", n) for n in slow)):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             assert doctor._threads() == [("threads", "slow", thread_troubles()[0])]
