@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from types import FunctionType
 from typing import Any
+
+from segue.testing import Check, Subject, run_check
 
 
 def broken(sound: type[Any], **changes: Any) -> type[Any]:
@@ -34,3 +37,10 @@ def after(effect: Any) -> Any:
         return right(*args)
 
     return method
+
+
+def assert_caught(check: Check, subject: Subject, problem: str) -> None:
+    """Assert that a check refuses a subject for a reason that matches ``problem``."""
+    result = run_check(check, subject)
+    assert result.outcome == "failed"
+    assert re.search(problem, result.message), result.message

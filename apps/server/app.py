@@ -110,9 +110,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.engine = WorkQueue(service.limits, service.metrics)
+        service.queue = WorkQueue(service.limits, service.metrics)
         yield
-        await asyncio.to_thread(service.engine.close)
+        await asyncio.to_thread(service.queue.close)
 
     app = FastAPIOffline(
         title="Segue",
@@ -159,7 +159,7 @@ async def _crash(request: Request, error: Exception) -> Response:
 class Service:
     """Hold what the routes share."""
 
-    engine: WorkQueue
+    queue: WorkQueue
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Service:
         self.pipelines, self.limits = dict(pipelines), limits
         self._key, self._signer = api_key, signer
         self.metrics = Metrics()
-        self.gate = Gate(limits.requests, self.metrics, lambda: self.engine.retry_after())
+        self.gate = Gate(limits.requests, self.metrics, lambda: self.queue.retry_after())
         self._started = int(time.time())
 
     # --- routes ---------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class Service:
         @router.get("/healthz", summary="Whether the process works")
         @router.get("/readyz", summary="Whether it takes requests", responses=_responses(503))
         async def ready() -> dict[str, str]:
-            if not self.engine.alive:
+            if not self.queue.alive:
                 raise RefusedError(503, "the server is shutting down")
             return {"status": "ok"}
 
@@ -289,18 +289,18 @@ class Service:
         headers = {"X-Segue-Seed": str(order.seed)}
         kind = asked.response_format
         if order.stream:
-            parts = self._timed(self.engine.run(order))
+            pieces = self._timed(self.queue.run(order))
             try:
-                first = await self._unless_gone(request, anext(parts))
+                first = await self._unless_gone(request, anext(pieces))
             except BaseException:
-                await parts.aclose()
+                await pieces.aclose()
                 raise
-            return PartStream(first, parts, kind, headers)
-        part = await self._unless_gone(request, self._in_time(self.engine.result(order)))
+            return PieceStream(first, pieces, kind, headers)
+        piece = await self._unless_gone(request, self._in_time(self.queue.result(order)))
         form = "wav" if kind == "json" else kind
-        data = await asyncio.to_thread(encoded, part, form, self._signer)
+        data = await asyncio.to_thread(encoded, piece, form, self._signer)
         if kind == "json":
-            return _as_json(part, data, headers)
+            return _as_json(piece, data, headers)
         return Response(data, headers=headers, media_type=FORMATS[kind][0])
 
     async def _uploaded(self, reading: Coroutine[Any, Any, T]) -> T:
@@ -321,15 +321,15 @@ class Service:
         except StoppedError as error:
             raise RefusedError(503, "the server is shutting down") from error
 
-    async def _timed(self, parts: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    async def _timed(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
         until = time.monotonic() + self.limits.timeout
-        async with aclosing(parts):
+        async with aclosing(pieces):
             while True:
                 try:
-                    part = await self._in_time(anext(parts), until)
+                    piece = await self._in_time(anext(pieces), until)
                 except StopAsyncIteration:
                     return
-                yield part
+                yield piece
 
     async def _unless_gone(self, request: Request, work: Any) -> Piece:
         """Wait for work, and stop it as soon as the client leaves."""
@@ -368,24 +368,24 @@ class Service:
         rate, seconds = order.pipeline.sample_rate, 0.0
         start = {"type": "start", "sample_rate": rate, "format": "s16le", "seed": order.seed}
         await socket.send_json(start)
-        async with aclosing(self._timed(self.engine.run(order))) as parts:
-            async for part in parts:
-                await socket.send_bytes(encoded(part, "pcm"))
-                seconds += part.audio.row().shape[0] / rate
+        async with aclosing(self._timed(self.queue.run(order))) as pieces:
+            async for piece in pieces:
+                await socket.send_bytes(encoded(piece, "pcm"))
+                seconds += piece.audio.row().shape[0] / rate
         await socket.send_json({"type": "end", "seconds": round(seconds, 3)})
 
 
-class PartStream(StreamingResponse):
+class PieceStream(StreamingResponse):
     """Audio sent in chunks as it is made; the work stops when the client leaves."""
 
     def __init__(
         self,
         first: Piece,
-        parts: AsyncGenerator[Piece, None],
+        pieces: AsyncGenerator[Piece, None],
         kind: str,
         headers: Mapping[str, str],
     ) -> None:
-        self._parts = parts
+        self._pieces = pieces
         super().__init__(self._bytes(first, kind), headers=headers, media_type=FORMATS[kind][0])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -396,14 +396,14 @@ class PartStream(StreamingResponse):
             # the client sees that audio is missing.
             log.warning("a stream was cut: %s", refusal)
         finally:
-            await self._parts.aclose()
+            await self._pieces.aclose()
 
     async def _bytes(self, first: Piece, kind: str) -> AsyncIterator[bytes]:
         if kind == "wav":
             yield wav_header(first.audio.sample_rate)
         yield encoded(first, "pcm")
-        async for part in self._parts:
-            yield encoded(part, "pcm")
+        async for piece in self._pieces:
+            yield encoded(piece, "pcm")
 
 
 @asynccontextmanager
@@ -430,13 +430,13 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _as_json(part: Piece, data: bytes, headers: dict[str, str]) -> Response:
-    audio, made = part.audio, part.audio.described(part.row)
+def _as_json(piece: Piece, data: bytes, headers: dict[str, str]) -> Response:
+    audio, made = piece.audio, piece.audio.described(piece.row)
     answer = {
         "audio": base64.b64encode(data).decode(),
         "format": "wav",
         "sample_rate": audio.sample_rate,
-        "seconds": int(audio.lengths[part.row]) / audio.sample_rate,
+        "seconds": int(audio.lengths[piece.row]) / audio.sample_rate,
     }
     answer |= {name: made[name] for name in ("prompt_seconds", "seed", "notes")}
     return JSONResponse(answer, headers=headers)

@@ -270,24 +270,24 @@ def check_signed(asked: Asked) -> None:
         raise RefusedError(422, message, "response_format")
 
 
-def encoded(part: Piece, kind: str, signer: Signer | None = None) -> bytes:
+def encoded(piece: Piece, kind: str, signer: Signer | None = None) -> bytes:
     """Return a row of audio as a file of a format, or raise ``AudioError``.
 
     Args:
         signer: signs the file; None leaves it as it is.
     """
     media, container, coding = FORMATS[kind]
-    row = part.audio.row(part.row)
+    row = piece.audio.row(piece.row)
     if kind == "pcm":
         return pcm16(row).astype("<i2").tobytes()
     try:
-        data = encoded_audio(row, part.audio.sample_rate, container, coding)
+        data = encoded_audio(row, piece.audio.sample_rate, container, coding)
     except (soundfile.LibsndfileError, ValueError) as error:
-        problem = f"{kind} cannot hold audio at {part.audio.sample_rate} Hz"
+        problem = f"{kind} cannot hold audio at {piece.audio.sample_rate} Hz"
         raise AudioError("response_format", problem, "use wav or flac") from error
     if signer is None:
         return data
-    return signer.signed(data, media, part.audio.described(part.row))
+    return signer.signed(data, media, piece.audio.described(piece.row))
 
 
 def wav_header(sample_rate: int) -> bytes:

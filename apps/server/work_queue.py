@@ -79,7 +79,7 @@ class Piece:
 
 
 class Job:
-    """An order in the queue. Its parts arrive in ``outbox``; after the last one comes None, or an
+    """An order in the queue. Its pieces arrive in ``outbox``; after the last one comes None, or an
     exception in place of what is missing."""
 
     def __init__(self, order: Order) -> None:
@@ -176,7 +176,7 @@ class WorkQueue:
                 job.put(StoppedError())
 
     async def run(self, order: Order) -> AsyncGenerator[Piece, None]:
-        """Compute an order and yield its parts; closing the generator stops the work.
+        """Compute an order and yield its pieces; closing the generator stops the work.
 
         Raises:
             StoppedError: if the server closes.
@@ -202,9 +202,9 @@ class WorkQueue:
 
     async def result(self, order: Order) -> Piece:
         """Compute an order that is not a stream."""
-        async with aclosing(self.run(order)) as parts:
-            async for part in parts:
-                return part
+        async with aclosing(self.run(order)) as pieces:
+            async for piece in pieces:
+                return piece
         raise StoppedError
 
     # --- threads --------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ConfigDict
-from tests.broken import after, broken
+from tests.broken import after, assert_caught, broken
 from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
@@ -433,17 +432,11 @@ def test_a_good_one_passes(subject: Subject, check: Check) -> None:
     check(subject)
 
 
-def assert_caught(name: str, subject: Subject, problem: str) -> None:
-    result = run_check(CHECKS[name], subject)
-    assert result.outcome == "failed"
-    assert re.search(problem, result.message), result.message
-
-
 @pytest.mark.parametrize(("name", "problem", "lm"), BROKEN)
 def test_a_broken_one_is_caught(name: str, problem: str, lm: type[TinyLM]) -> None:
     precision, handler = torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGINT)
     try:
-        assert_caught(name, subject_of(lm), problem)
+        assert_caught(CHECKS[name], subject_of(lm), problem)
     finally:
         torch.set_float32_matmul_precision(precision)
         signal.signal(signal.SIGINT, handler)
@@ -451,7 +444,7 @@ def test_a_broken_one_is_caught(name: str, problem: str, lm: type[TinyLM]) -> No
 
 @pytest.mark.parametrize(("name", "problem", "options"), BROKEN_OPTIONS)
 def test_broken_options_are_caught(name: str, problem: str, options: type[TinyOptions]) -> None:
-    assert_caught(name, subject_of(TinyLM, options=options), problem)
+    assert_caught(CHECKS[name], subject_of(TinyLM, options=options), problem)
 
 
 @pytest.mark.parametrize(
@@ -469,7 +462,7 @@ def test_broken_options_are_caught(name: str, problem: str, options: type[TinyOp
 def test_a_broken_one_without_given_slices_is_caught(
     name: str, problem: str, lm: type[TinyLM]
 ) -> None:
-    assert_caught(name, subject_of(lm, "first"), problem)
+    assert_caught(CHECKS[name], subject_of(lm, "first"), problem)
 
 
 def test_a_model_refuses_by_default_what_it_does_not_implement() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ import numpy
 import pytest
 import torch
 from pydantic import ConfigDict, Field
-from tests.broken import after, broken
+from tests.broken import after, assert_caught, broken
 from torch import Tensor, nn
 
 from segue.core.interfaces import (
@@ -473,12 +472,6 @@ def test_a_good_one_passes(subject: Subject, check: Check) -> None:
     check(subject)
 
 
-def assert_caught(name: str, subject: Subject, problem: str) -> None:
-    result = run_check(CHECKS[name], subject)
-    assert result.outcome == "failed"
-    assert re.search(problem, result.message), result.message
-
-
 @pytest.mark.parametrize(("name", "problem", "component"), BROKEN)
 def test_a_broken_one_is_caught(name: str, problem: str, component: type[Any]) -> None:
     subject = subject_of(
@@ -486,12 +479,12 @@ def test_a_broken_one_is_caught(name: str, problem: str, component: type[Any]) -
     )
     if problem == "AcousticCodec":
         subject.kind = "codec"
-    assert_caught(name, subject, problem)
+    assert_caught(CHECKS[name], subject, problem)
 
 
 @pytest.mark.parametrize(("name", "problem", "options"), BROKEN_OPTIONS)
 def test_broken_options_are_caught(name: str, problem: str, options: TinyOptions) -> None:
-    assert_caught(name, subject_of(TinyCodec, options), problem)
+    assert_caught(CHECKS[name], subject_of(TinyCodec, options), problem)
 
 
 def test_every_check_can_fail() -> None:

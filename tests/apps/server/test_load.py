@@ -20,7 +20,7 @@ from tests.conftest import melody
 from websockets.sync.client import connect
 
 from segue import Pipeline
-from segue.apps.server.app import PartStream
+from segue.apps.server.app import PieceStream
 from segue.apps.server.bodies import RefusedError
 from segue.apps.server.work_queue import Piece
 from segue.inference.request import GeneratedAudio, Request
@@ -132,7 +132,7 @@ def test_a_late_stream_is_left_without_an_end(caplog: pytest.LogCaptureFixture) 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    answer = PartStream(first, late(), "pcm", {})
+    answer = PieceStream(first, late(), "pcm", {})
     asyncio.run(answer({"type": "http", "method": "POST"}, asyncio.Event().wait, send))
     assert sent[0]["status"] == 200 and len(sent[1]["body"]) == 18
     assert all(message.get("more_body", True) for message in sent)  # it does not look whole
