@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from segue.core.options import Decoding, Options, Sampling
+from segue.core.options import Decoding, GuidedConfig, Options, Sampling
 from segue.core.records import Kind
 from segue.core.spec import StreamSlice
 from segue.core.validation import refusal
@@ -73,6 +73,8 @@ class TrainingConfig(Options):
         start_from: a checkpoint of any component; tensors of the same name and shape are taken from
             it, such as those of a `delay_transformer` for a `masked_transformer` of plain
             transformer layers (Gong et al., arXiv 2410.17891). Options stay as they are.
+        guided: learn to draw without guidance what the weights of ``start_from`` draw with it
+            (guidance distillation, Meng et al., arXiv 2210.03142; stages only).
         freeze: glob patterns of names of tensors that are not trained, such as
             ``blocks.[0-3].*``; a pattern may begin at any part of a name.
         lora: train adapters instead of the weights (stages only).
@@ -106,6 +108,7 @@ class TrainingConfig(Options):
     adversary_learning_rate: float = Field(default=3e-4, gt=0, le=1)
     rollbacks: int = Field(default=2, ge=0)
     start_from: str | None = None
+    guided: GuidedConfig | None = None
     freeze: tuple[str, ...] = ()
     lora: LoraConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)

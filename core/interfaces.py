@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from segue.core.errors import GenerationError
 from segue.core.fingerprints import token_digest
-from segue.core.options import Decoding, DetectorOptions, Options, Sampling, TokenizerOptions
+from segue.core.options import (
+    Decoding,
+    DetectorOptions,
+    GuidedConfig,
+    Options,
+    Sampling,
+    TokenizerOptions,
+)
 from segue.core.spec import StageSpec, TokenSpec
 from segue.core.streaming import StreamingDecoder as StreamingDecoder
 from segue.core.streaming import StreamingEncoder as StreamingEncoder
@@ -385,11 +392,13 @@ class StageLM(Component):
         """
         yield self.generate(given, prompt, num_frames, sampling, generators)
 
+    def guided_loss(self, batch: StageBatch, teacher: StageLM, guided: GuidedConfig) -> StageLoss:
+        """Return how far the model is from the guided distribution of ``teacher``, in nats."""
+        raise NotImplementedError
+
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         assert isinstance(batch, StageBatch)
-        loss = self.loss(batch)
-        levels = {f"level_{q}": value.detach() for q, value in enumerate(loss.per_level)}
-        return {"loss": loss.total, **levels}
+        return self.loss(batch).named()
 
 
 class Detector(Component):

@@ -118,6 +118,24 @@ class Sampling(Options):
     candidate_seconds: float | None = Field(default=None, gt=0.0, le=3600.0)
 
 
+class GuidedConfig(Options):
+    """What a stage learns to draw by itself: the guided draws of the model it begins from.
+
+    Attributes:
+        guidance: as in ``Sampling``.
+        prompt_guidance: as in ``Sampling``.
+        temperature: divides the logits that are compared; near that of ``Sampling``.
+        prompt_seconds: shortest and longest prompt; what follows is learnt from.
+        drawn: share of steps that learn from what the model itself draws after the prompts.
+    """
+
+    guidance: float = Field(default=1.0, ge=0.0, le=20.0)
+    prompt_guidance: float = Field(default=1.0, ge=0.0, le=20.0)
+    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    prompt_seconds: tuple[float, float] = (1.0, 4.0)
+    drawn: float = Field(default=0.5, ge=0.0, le=1.0)
+
+
 class Decoding(Options):
     """Settings of a stage's computation while it generates: they change speed and memory only.
 

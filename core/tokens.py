@@ -155,3 +155,7 @@ class StageLoss:
 
     total: Float[Tensor, ""]
     per_level: Float[Tensor, "Q"]
+
+    def named(self) -> dict[str, Tensor]:
+        levels = {f"level_{q}": value.detach() for q, value in enumerate(self.per_level)}
+        return {"loss": self.total, **levels}

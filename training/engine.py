@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from segue.core.collectives import by_itself, summed
 from segue.core.config import TrainingConfig
 from segue.core.errors import TrainingError
-from segue.core.interfaces import Adversary, Component, StageLM
+from segue.core.interfaces import Adversary, Component, StageBatch, StageLM
 from segue.data.epochs import Share
 from segue.inference.promises import calling, check_losses
 from segue.training.adaptation import adapters
@@ -54,6 +54,7 @@ class Engine:
 
     Args:
         component: on its device; its blocks are compiled or checkpointed as ``config`` says.
+        teacher: what a stage learns from with ``config.guided``, on the same device.
 
     Raises:
         TrainingError: if lightning-fabric is missing, or the component cannot be trained that way.
@@ -65,6 +66,7 @@ class Engine:
         config: TrainingConfig,
         place: str,
         adversary: Adversary | None = None,
+        teacher: StageLM | None = None,
     ) -> None:
         self.ranks = connect(component.device)
         #: False for a part that learns in buffers only, such as counts.
@@ -75,6 +77,9 @@ class Engine:
         _prepare_blocks(component, config)
 
         def losses(batch: Batch, opponent: Any) -> Mapping[str, Tensor]:
+            if teacher is not None and config.guided is not None:
+                assert isinstance(component, StageLM) and isinstance(batch, StageBatch)
+                return component.guided_loss(batch, teacher, config.guided).named()
             if opponent is None:
                 return component.training_step(batch)
             return component.adversarial_step(batch, opponent)
@@ -184,6 +189,8 @@ def _check(
         refuse("precision", "16-mixed does not work with fsdp", "use bf16-mixed, or ddp")
     if not isinstance(component, StageLM):
         refuse("strategy", f"fsdp {stages_only}", "use ddp")
+    if config.guided is not None:
+        refuse("guided", "does not work with fsdp", "use ddp")
     if config.lora is not None or adapters(component):
         refuse("strategy", "fsdp cannot shard adapted matrices", "use ddp: adapters need little")
 

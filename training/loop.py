@@ -22,7 +22,7 @@ from torch import Tensor
 from segue.core.collectives import everywhere
 from segue.core.config import TrainingConfig
 from segue.core.errors import DivergedError
-from segue.core.interfaces import AcousticCodec, Component
+from segue.core.interfaces import AcousticCodec, Component, StageLM
 from segue.core.records import Kind
 from segue.data.epochs import SEED_STRIDE, WHOLE, Share
 from segue.inference.promises import calling, check_weight
@@ -69,6 +69,7 @@ class TrainingRun:
     train_batches: Batches  # makes the batch of a number
     valid_batches: Batches | None  # does for validation
     host: PluginHost  # calls the plugins' hooks
+    teacher: StageLM | None = None  # what a stage learns from with ``config.guided``
     notes: dict[str, Any] = field(default_factory=dict)  # written into each checkpoint's manifest
     # Takes part, step, number of steps and figures whenever a line is logged.
     report: Report | None = None
@@ -91,7 +92,7 @@ def train(run: TrainingRun) -> Path:
     config, component = run.config, run.component
     # The adversary comes first: its random weights must not depend on what the engine draws.
     adversary = make_adversary(component, config.seed)
-    engine = Engine(component, config, f"{run.part}.training", adversary)
+    engine = Engine(component, config, f"{run.part}.training", adversary, run.teacher)
     learner = make_learner(component, adversary, config, engine)
     guard = Guard(component)
     peak = peak_tflops(component.device, config.precision)

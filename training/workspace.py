@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from segue.core.assembly import Assembly, Part, assemble, is_of
-from segue.core.checkpoint import build_part, load_state, save_component
+from segue.core.checkpoint import build_part, load_component, load_state, save_component
 from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, read_manifest
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
 from segue.core.config_files import write_pipeline_file
@@ -23,6 +23,7 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
+from segue.core.options import Sampling
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.spec import StageSpec
@@ -320,11 +321,40 @@ def _training_run(
         train_batches=train_batches,
         valid_batches=_batches(workspace, part, component, "valid", VALIDATION_SEED),
         host=workspace.host,
+        teacher=_teacher(workspace, part, component),
         notes={"data": workspace.data_name},
         report=workspace.report,
         decoder=_stage_decoder(workspace, assembly, part, component),
         say=workspace.say,
     )
+
+
+def _teacher(workspace: Workspace, part: str, component: Component) -> StageLM | None:
+    """Return the model whose guided draws ``training.guided`` asks to learn, if it does."""
+    config, place = workspace.config.parts[part].training, f"{part}.training"
+    if (guided := config.guided) is None:
+        return None
+    if not isinstance(component, StageLM) or type(component).guided_loss is StageLM.guided_loss:
+        problem = f"{type(component).__name__} cannot learn from guidance"
+        raise TrainingError(f"{place}.guided", problem, "leave it out")
+    if config.start_from is None:
+        fix = f"name the model to learn from: --set {place}.start_from=DIR"
+        raise TrainingError(f"{place}.guided", "is set, but start_from is not", fix)
+    teacher, stage = load_component(Path(config.start_from), workspace.host, part), component.stage
+    if not isinstance(teacher, type(component)) or (
+        (teacher.stage.target, teacher.stage.given) != (stage.target, stage.given)
+    ):
+        problem = f"is {config.start_from}, which does not predict the same from the same"
+        fix = "name a checkpoint of this stage, or leave guided out"
+        raise TrainingError(f"{place}.start_from", problem, fix)
+    try:
+        teacher.check_sampling(
+            Sampling(guidance=guided.guidance, prompt_guidance=guided.prompt_guidance)
+        )
+    except GenerationError as error:
+        name = error.place.rpartition(".")[2]
+        raise TrainingError(f"{place}.guided.{name}", error.problem, error.fix) from error
+    return teacher.to(workspace.device).eval().requires_grad_(False)
 
 
 def _batches(

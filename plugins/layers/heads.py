@@ -62,8 +62,12 @@ class LevelHeads(nn.Module):
         self, hidden: Float[Tensor, "B N Q D"], ids: Int64[Tensor, "B Q N"]
     ) -> Float[Tensor, "B Q N"]:
         """Return the negative log-likelihood, in nats, of every id under its own level's head."""
+        logits = self.logits(hidden).transpose(0, 1)
+        losses = cross_entropy(logits.flatten(0, 2), ids.transpose(0, 1).flatten())
+        return losses.view(logits.shape[:3]).transpose(0, 1)
+
+    def logits(self, hidden: Float[Tensor, "B N Q D"]) -> Float[Tensor, "B Q N V"]:
+        """Return the logits of every code of each level."""
         batch, frames, levels, width = hidden.shape
         by_level = hidden.permute(2, 0, 1, 3).reshape(levels, batch * frames, width)
-        logits = torch.bmm(by_level, self.weight).flatten(0, 1)
-        losses = cross_entropy(logits, ids.transpose(0, 1).flatten())
-        return losses.view(levels, batch, frames).transpose(0, 1)
+        return torch.bmm(by_level, self.weight).unflatten(1, (batch, frames)).transpose(0, 1)

@@ -1,7 +1,7 @@
 """Likelihood, loss and checks of the stage models, as free functions.
 
-A model that predicts from left to right computes in ``forward(given, target)`` the negative
-log-likelihood of every token and the odds that the audio ends; the functions here prepare its
+A model that predicts from left to right computes in ``forward(given, target)`` the states that its
+``heads`` turn into logits and the odds that the audio ends; the functions here prepare its
 arguments and reduce its result.
 
 Shape legend: B batch, Q levels, N frames, D width.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -23,10 +24,11 @@ from segue.core.options import Decoding, Sampling
 from segue.core.spec import StageSpec
 from segue.plugins.layers.config import CausalOptions, ConditionOptions, SequenceOptions
 from segue.plugins.layers.decoding import chosen_backend
+from segue.plugins.layers.heads import LevelHeads
 
-#: Negative log-likelihood ``[B, Q, N]`` of every token, anything at padding; and log-odds
-#: ``[B, N]`` that the audio ends after a frame, or None if the model does not learn that.
-Likelihood = tuple[Float[Tensor, "B Q N"], Float[Tensor, "B N"] | None]
+#: The state that predicts each token, anything at padding; and log-odds that the audio ends after
+#: a frame, or None if the model does not learn that.
+States = tuple[Float[Tensor, "B N Q D"], Float[Tensor, "B N"] | None]
 
 
 @contextmanager
@@ -134,15 +136,27 @@ def has_ring(lm: StageLM) -> bool:
     return lm.config.attention_window is not None and not lm.stage.given
 
 
-def _likelihood(lm: StageLM, batch: StageBatch, condition_dropout: float) -> Likelihood:
-    """Return what ``lm`` computes for a batch, with 0 at padding."""
-    lengths, mask = batch.target.lengths, batch.target.mask[:, None]
-    target = Tokens(batch.target.ids.masked_fill(~mask, 0), lengths)
+def heads_of(lm: StageLM) -> LevelHeads:
+    """Return what turns the states of a model that predicts from left to right into logits."""
+    return cast(LevelHeads, lm.heads)
+
+
+def states(lm: StageLM, given: tuple[Tokens, ...], target: Tokens) -> States:
+    """Return what ``lm`` computes, whatever stands at padding."""
+    ids = target.ids.masked_fill(~target.mask[:, None], 0)
+    return lm(given, Tokens(ids, target.lengths))
+
+
+def _likelihood(
+    lm: StageLM, batch: StageBatch, condition_dropout: float
+) -> tuple[Float[Tensor, "B Q N"], Float[Tensor, "B N"] | None]:
+    """Return the negative log-likelihood of every token, 0 at padding, and the odds of ends."""
+    target, mask = batch.target, batch.target.mask[:, None]
     if target.ids.shape[2] == 0:
         return target.ids.float(), None
-    given = drop_given(given_in_time(lm.stage, batch.given, lengths), condition_dropout)
-    nll, ends = lm(given, target)
-    return nll.masked_fill(~mask, 0.0), ends
+    given = given_in_time(lm.stage, batch.given, target.lengths)
+    hidden, ends = states(lm, drop_given(given, condition_dropout), target)
+    return heads_of(lm).nll(hidden, target.ids.masked_fill(~mask, 0)).masked_fill(~mask, 0.0), ends
 
 
 def _condition_dropout(lm: StageLM) -> float:

@@ -221,6 +221,50 @@ def test_training_starts_from_the_tensors_of_another_component(
         train_part(workspace(tmp_path / "d", recordings_folder, host, fitted), "semantic_tokenizer")
 
 
+def test_a_stage_learns_from_its_own_guided_draws(
+    tmp_path: Path, recordings_folder: Path, host: PluginHost
+) -> None:
+    """An interrupted training ends as one without a stop; what cannot be learnt from is refused."""
+    lm = "stages.acoustic.lm"
+    first = workspace(
+        tmp_path / "a", recordings_folder, host, f"{lm}.options.condition_dropout=0.5"
+    )
+    train_all(first)
+    parts = {part: newest_checkpoint(first.part_directory(part)) for part in first.config.parts}
+
+    def trained(name: str, *overrides: str) -> Path:
+        space = workspace(
+            tmp_path / name, recordings_folder, host,
+            *(f"{part}.checkpoint={parts[part]}" for part in ("codec", "semantic_tokenizer")),
+            f"{lm}.training.start_from={parts['stages.acoustic']}", *overrides,
+        )  # fmt: skip
+        tokenize(space)
+        return train_part(space, "stages.acoustic")
+
+    guided = (
+        f"{lm}.training.guided={{guidance: 2.0, prompt_guidance: 1.5, prompt_seconds: [0, 1]}}",
+        f"{lm}.options.condition_dropout=0.0", f"{lm}.training.schedule=constant",
+    )  # fmt: skip
+    at_once = load_file(trained("at-once", *guided) / "model.safetensors")
+    trained("stopped", *guided, f"{lm}.training.steps=2")
+    resumed = load_file(trained("stopped", *guided) / "model.safetensors")
+    assert resumed.keys() == at_once.keys()
+    assert all(torch.equal(resumed[name], at_once[name]) for name in resumed)
+
+    tiny = (value for value in TINY if value.startswith("stages.acoustic"))  # `use` drops them
+    masked = f"{lm}.use=masked_transformer.v1", f"{lm}.options.blocks=transformer", *tiny
+    other = trained("masked", *masked)
+    seeing = trained("seeing", f"{lm}.options.condition_dropout=0.0")
+    for overrides, problem in (
+        ((f"{lm}.training.start_from=null",), r"training\.guided: is set, but start_from is not"),
+        ((*masked, f"{lm}.options.condition_dropout=0.5"), "MaskedTransformer cannot learn from"),
+        ((f"{lm}.training.start_from={other}",), "does not predict the same from the same"),
+        ((f"{lm}.training.start_from={seeing}",), r"guided\.guidance: is 2, but .* condition_dr"),
+    ):
+        with pytest.raises(TrainingError, match=problem):
+            trained("refused", *guided, *overrides)
+
+
 def test_training_that_cannot_start_keeps_the_config_of_the_run(
     tmp_path: Path, recordings_folder: Path, host: PluginHost
 ) -> None:

@@ -26,10 +26,11 @@ from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts
 from segue.plugins.layers.drawing import StreamCall, generate_from_stream, stream_frames
 from segue.plugins.layers.given import GivenEncoder
+from segue.plugins.layers.guided import guided_loss
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import left_padded
 from segue.plugins.layers.stage import (
-    Likelihood,
+    States,
     causal_loss,
     causal_score,
     check_sampling,
@@ -47,7 +48,7 @@ class DelayTransformer(StageLM):
     """Q heads. With one level and nothing given it is a plain autoregressive model."""
 
     config: DelayTransformerOptions
-    loss, score = causal_loss, causal_score
+    loss, score, guided_loss = causal_loss, causal_score, guided_loss
     generate, stream = generate_from_stream, stream_frames
     check_sampling, decode_with = check_sampling, decode_with
     blocks, unbounded = transformer_blocks, property(has_ring)
@@ -76,8 +77,8 @@ class DelayTransformer(StageLM):
         context = context.repeat_interleave(self.pattern.stride, dim=1)[:, :steps]
         return functional.pad(context, (0, 0, 0, steps - context.shape[1]))
 
-    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        """Return the likelihood of every target token, all steps in one pass."""
+    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> States:
+        """Return the state that predicts every target token, all steps in one pass."""
         frames, stride = target.ids.shape[2], self.pattern.stride
         # One step more than draws tokens may be needed to predict whether the audio ends.
         steps = max(self.pattern.num_steps(frames), stride * frames + 1)
@@ -91,7 +92,7 @@ class DelayTransformer(StageLM):
         # Step s reads codes of steps before s only, so the causal mask over steps is all it takes.
         hidden = self.transformer(x, self.transformer.sight(positions))
         ends = end_odds(self.end_head, hidden[:, stride : stride * frames + 1 : stride])
-        return self.heads.nll(self.pattern.by_frame(hidden, frames), target.ids), ends
+        return self.pattern.by_frame(hidden, frames), ends
 
     def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         pattern, drawer, known = self.pattern, call.drawer, call.prompt.ids.shape[2]

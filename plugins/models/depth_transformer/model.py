@@ -21,10 +21,11 @@ from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts, row_by_row
 from segue.plugins.layers.drawing import Drawer, StreamCall, generate_from_stream, stream_frames
 from segue.plugins.layers.given import GivenEncoder
+from segue.plugins.layers.guided import guided_loss
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import left_padded
 from segue.plugins.layers.stage import (
-    Likelihood,
+    States,
     causal_loss,
     causal_score,
     check_sampling,
@@ -41,7 +42,7 @@ class DepthTransformer(StageLM):
     """Level q of a frame is drawn from all earlier frames and the levels below q."""
 
     config: DepthTransformerOptions
-    loss, score = causal_loss, causal_score
+    loss, score, guided_loss = causal_loss, causal_score, guided_loss
     generate, stream = generate_from_stream, stream_frames
     check_sampling, decode_with = check_sampling, decode_with
     blocks, unbounded = transformer_blocks, property(has_ring)
@@ -68,8 +69,8 @@ class DepthTransformer(StageLM):
         x: Tensor = self.embedding(codes.transpose(1, 2)).sum(dim=2)
         return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
 
-    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        """Return the likelihood of every target token, in one pass of each transformer."""
+    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> States:
+        """Return the state that predicts every target token, in one pass of each transformer."""
         batch, levels, frames = target.ids.shape
         x = self._inputs(target.ids)
         if self.given_encoder is not None:
@@ -80,8 +81,7 @@ class DepthTransformer(StageLM):
         # All frames become rows of the transformer over levels: none sees another one's levels.
         codes = target.ids.transpose(1, 2).reshape(batch * frames, levels)
         by_level = self._level_hidden(hidden[:, :-1].flatten(0, 1), codes)
-        nll = self.heads.nll(by_level.view(batch, frames, levels, -1), target.ids)
-        return nll, end_odds(self.end_head, hidden[:, 1:])
+        return by_level.view(batch, frames, levels, -1), end_odds(self.end_head, hidden[:, 1:])
 
     def _level_hidden(
         self, hidden: Float[Tensor, "M D"], codes: Int64[Tensor, "M Q"]

@@ -29,10 +29,11 @@ from segue.core.interfaces import Lengths, StageLM, Tokens
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import Decoder, HeadProducts
 from segue.plugins.layers.drawing import StreamCall, generate_from_stream, stream_frames
+from segue.plugins.layers.guided import guided_loss
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.padding import pack, take
 from segue.plugins.layers.stage import (
-    Likelihood,
+    States,
     causal_loss,
     causal_score,
     check_sampling,
@@ -53,7 +54,7 @@ class FlatTransformer(StageLM):
     """A decoder-only transformer over the flattened sequence."""
 
     config: FlatTransformerOptions
-    loss, score = causal_loss, causal_score
+    loss, score, guided_loss = causal_loss, causal_score, guided_loss
     generate, stream = generate_from_stream, stream_frames
     check_sampling, decode_with = check_sampling, decode_with
     blocks, unbounded = transformer_blocks, property(has_ring)
@@ -104,8 +105,8 @@ class FlatTransformer(StageLM):
             positions = (valid.cumsum(1) - 1).float()
         return x, positions, valid
 
-    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        """Return the likelihood of every target token, all in one pass."""
+    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> States:
+        """Return the state that predicts every target token, all in one pass."""
         x, positions, valid = self._rows(given, target)
         # The prefix is ragged, so each row's target starts in a column of its own.
         own = 1 + target.num_levels * target.ids.shape[2]  # columns of start and target
@@ -117,7 +118,7 @@ class FlatTransformer(StageLM):
         if self.config.positions == "sequence":  # equal for all rows, which then share one mask
             positions = _columns(x)
         hidden = self.transformer(x, self.transformer.sight(positions))
-        return target_likelihood(hidden, start, target, self.heads, self.end_head)
+        return target_states(hidden, start, target, self.end_head)
 
     def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         """Draw frames, each token in a step of its own."""
@@ -195,14 +196,10 @@ def packed(rows: R, left: bool, narrow: bool) -> R:
     return cast(R, tuple(take(part, order) for part in rows))
 
 
-def target_likelihood(
-    hidden: Float[Tensor, "B L D"],
-    start: Lengths,
-    target: Tokens,
-    heads: LevelHeads,
-    end_head: nn.Linear | None,
-) -> Likelihood:
-    """Return the likelihood of a target from the hidden states of whole rows.
+def target_states(
+    hidden: Float[Tensor, "B L D"], start: Lengths, target: Tokens, end_head: nn.Linear | None
+) -> States:
+    """Return the states that predict a target from the hidden states of whole rows.
 
     Args:
         hidden: of the rows, padded on the right.
@@ -216,7 +213,7 @@ def target_likelihood(
     hidden = take(hidden, index.clamp_max(hidden.shape[1] - 1))
     # Column i predicts token i, so that undoing the flattening sorts columns by frame and level.
     by_level = hidden[:, :-1].unflatten(1, (frames, levels))
-    return heads.nll(by_level, target.ids), end_odds(end_head, hidden[:, levels::levels])
+    return by_level, end_odds(end_head, hidden[:, levels::levels])
 
 
 def _columns(x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:

@@ -21,9 +21,10 @@ from segue.core.options import Decoding
 from segue.core.spec import StageSpec
 from segue.plugins.layers.decoding import HeadProducts
 from segue.plugins.layers.drawing import StreamCall, generate_from_stream, stream_frames
+from segue.plugins.layers.guided import guided_loss
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
 from segue.plugins.layers.stage import (
-    Likelihood,
+    States,
     causal_loss,
     causal_score,
     check_sampling,
@@ -34,7 +35,7 @@ from segue.plugins.models.flat_transformer.model import (
     flatten,
     frames_by_token,
     packed,
-    target_likelihood,
+    target_states,
 )
 from segue.plugins.models.hf_causal.backbone import CachedSequence
 from segue.plugins.models.hf_causal.config import HfCausalOptions
@@ -83,7 +84,7 @@ class HfCausalLM(StageLM):
     """The layers of a language model, with audio tokens in place of text."""
 
     config: HfCausalOptions
-    loss, score = causal_loss, causal_score
+    loss, score, guided_loss = causal_loss, causal_score, guided_loss
     generate, stream = generate_from_stream, stream_frames
     check_sampling = check_sampling
 
@@ -120,12 +121,12 @@ class HfCausalLM(StageLM):
             "an architecture with more",
         )
 
-    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> Likelihood:
-        """Return the likelihood of every target token, all in one pass."""
+    def forward(self, given: tuple[Tokens, ...], target: Tokens) -> States:
+        """Return the state that predicts every target token, all in one pass."""
         x, valid = self.tokens(given, target, left=False)
         self._check_length(x.shape[1])
         start = valid.sum(dim=1) - 1 - target.num_levels * target.lengths
-        return target_likelihood(self.backbone(x), start, target, self.heads, self.end_head)
+        return target_states(self.backbone(x), start, target, self.end_head)
 
     def frames(self, call: StreamCall, num_frames: int) -> Iterator[Int64[Tensor, "B Q"]]:
         """Draw frames, each token in a step of its own."""
