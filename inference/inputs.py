@@ -9,10 +9,11 @@ from typing import BinaryIO, cast
 
 import torch
 
-from segue.core.audio import SILENCE, Audio, as_audio, resample
+from segue.core.audio import SILENCE, Audio, resample
 from segue.core.errors import AudioError
 from segue.core.validation import real_number, whole_number
 from segue.inference.request import GeneratedAudio
+from segue.sound.arrays import as_audio
 from segue.sound.reading import read_audio
 
 #: A prompt: a path, an open file, its bytes, ``(wave, sample_rate)``, or audio.

@@ -16,7 +16,6 @@ import torchaudio.functional
 
 from segue.core.audio import (
     Audio,
-    as_audio,
     check_format,
     resample,
     to_mono,
@@ -24,6 +23,7 @@ from segue.core.audio import (
 )
 from segue.core.errors import AudioError, OutputError
 from segue.inference.inputs import prepare
+from segue.sound.arrays import as_audio
 from segue.sound.reading import read_audio
 
 RATE = 16_000

@@ -12,11 +12,12 @@ import pytest
 import soundfile
 import torch
 
-from segue.core.audio import Audio, as_audio, pcm16, to_mono, write_audio
+from segue.core.audio import Audio, pcm16, to_mono, write_audio
 from segue.core.errors import AudioError
 from segue.data.recordings import Recording
 from segue.data.scan import listen
 from segue.inference.inputs import prepare
+from segue.sound.arrays import as_audio
 from segue.sound.headers import corrected
 from segue.sound.open_audio import open_audio
 from segue.sound.reader import SoundReader
