@@ -74,7 +74,7 @@ def test_a_server_signs_with_the_files_of_the_option(
 
 @pytest.mark.slow
 def test_a_process_finishes_what_runs_before_it_ends(tiny: Path) -> None:
-    command = [sys.executable, "-m", "segue.apps.cli.main", "serve", str(tiny), "--port", "0"]
+    command = [sys.executable, "-m", "segue", "serve", str(tiny), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         log = []
