@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,7 +42,7 @@ from segue.training.adaptation import adapt, plain_state, start_from
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
-from segue.training.saving import check_same, step_of, sweep
+from segue.training.saving import check_resumable, step_of, sweep
 from segue.training.validation_audio import StageDecoder
 
 CONFIG_FILE = "config.yaml"
@@ -155,7 +155,8 @@ def train_part(workspace: Workspace, part: str) -> Path:
     assembly = assemble(workspace.current(stages=False), workspace.host)
     plain = assembly.parts[part]
     if newest is not None:  # before this config replaces the one that it was trained with
-        check_same(newest, part, plain.use, plain.options, plain.stage)
+        training = parts[part].training
+        check_resumable(newest, part, plain.use, plain.options, training, plain.stage)
     # On every rank, so that an error on one ends all instead of leaving the others waiting.
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if not component.learns:
@@ -165,9 +166,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
         on_first(lambda: _write_config(workspace))
         step = min(1, parts[part].training.steps)
         return on_first(lambda: _fit(workspace, plain, component, step))
-    run = on_each(lambda: _training_run(workspace, assembly, part, component))
-    on_first(lambda: _write_config(workspace))
-    newest = train(run)
+    newest = train(on_each(lambda: _training_run(workspace, assembly, part, component)))
     if component.needs_fitting:
         # Its own checkpoint comes after the trained one, from which training can go on.
         step = step_of(newest)
@@ -193,7 +192,8 @@ def train_all(workspace: Workspace) -> Path:
         newest = workspace.newest(part)
         if newest is not None and parts[part].checkpoint is None:
             stage = plain.stage if known else None  # its tokens may be those of a new tokenizer
-            check_same(newest, part, plain.use, plain.options, stage)
+            training = parts[part].training
+            check_resumable(newest, part, plain.use, plain.options, training, stage)
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
     wait_for_all()
@@ -324,6 +324,7 @@ def _training_run(
         report=workspace.report,
         decoder=_stage_decoder(workspace, assembly, part, component),
         say=workspace.say,
+        started=partial(_write_config, workspace),
     )
 
 

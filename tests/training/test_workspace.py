@@ -230,6 +230,9 @@ def test_training_that_cannot_start_keeps_the_config_of_the_run(
         train_part(
             workspace(tmp_path, tmp_path / "nowhere", host, "codec.training.steps=9"), "codec"
         )
+    halves = ("codec.training.precision=16-mixed", "codec.training.adversary_from=2")
+    with pytest.raises(TrainingError, match="two optimizers"):
+        train_part(workspace(tmp_path, recordings_folder, host, *halves), "codec")
     assert (tmp_path / "config.yaml").read_text() == before
 
 
@@ -240,6 +243,8 @@ def test_training_that_cannot_start_keeps_the_config_of_the_run(
         ("codec", "codec.options.adversary.stft_channels=5"),
         ("stages.acoustic", "stages.acoustic.lm.options.width=24"),
         ("stages.acoustic", "stages.acoustic.given=[]"),
+        ("codec", "codec.training.freeze=[encoder.*]"),
+        ("stages.acoustic", "stages.acoustic.lm.training.lora={also_train: [heads.*]}"),
     ],
 )
 def test_a_training_that_other_options_may_not_resume_keeps_its_config(
