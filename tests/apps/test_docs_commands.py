@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -9,9 +10,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
+from starlette.testclient import TestClient
 from tests.apps.conftest import Segue
 from tests.apps.server.conftest import Live, live, served_pipeline
 from tests.test_docs import PAGES, ROOT, blocks, commands
@@ -133,7 +136,11 @@ def test_the_page_on_marks_works_as_it_stands(prompt_file: Path, place: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="the page asks with it")
 def test_the_page_on_the_server_works_as_it_stands(
-    live: Live, prompt_file: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    live: Live,
+    shipped: dict[str, Path],
+    prompt_file: Path,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = ROOT / "docs/how-to/serve.md"
     shutil.copy(prompt_file, place / "prompt.wav")
@@ -145,8 +152,14 @@ def test_the_page_on_the_server_works_as_it_stands(
     made = {"out.wav": 3.3, "new.flac": 1.0, "filled.wav": 1.3, "stream.wav": 2.0}
     for name, seconds in made.items():
         assert soundfile.info(name).duration == pytest.approx(seconds, abs=0.05), name
+    names: dict[str, Any] = {}
     for text in blocks(page, "python"):
-        exec(compile(text.replace(":8000", f":{live.port}"), page.name, "exec"), {})
+        exec(compile(text.replace(":8000", f":{live.port}"), page.name, "exec"), names)
+    own = TestClient(names["app"])
+    files = [{"recording": data} for data in (prompt_file.read_bytes(), b"no sound")]
+    right, wrong = (own.post("/continue", files=one) for one in files)
+    assert soundfile.info(io.BytesIO(right.content)).duration == pytest.approx(3.3, abs=0.05)
+    assert wrong.status_code == 422 and "libsndfile" in wrong.text
     printed = capsys.readouterr().out
     assert "seed " in printed and "2.0 seconds" in printed
 
