@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.conftest import TINY
 
 from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.config_files import load_config
-from segue.core.errors import CheckpointError, DataError, PluginError, TrainingError
+from segue.core.errors import AssemblyError, CheckpointError, DataError, PluginError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
@@ -243,6 +244,7 @@ def test_training_that_cannot_start_keeps_the_config_of_the_run(
         ("codec", "codec.options.adversary.stft_channels=5"),
         ("stages.acoustic", "stages.acoustic.lm.options.width=24"),
         ("stages.acoustic", "stages.acoustic.given=[]"),
+        ("codec", "codec.options.width=24"),
         ("codec", "codec.training.freeze=[encoder.*]"),
         ("stages.acoustic", "stages.acoustic.lm.training.lora={also_train: [heads.*]}"),
     ],
@@ -254,7 +256,8 @@ def test_a_training_that_other_options_may_not_resume_keeps_its_config(
     before = (tmp_path / "config.yaml").read_text()
     changed = workspace(tmp_path, recordings_folder, host, override)
     for start in (train_all, lambda space: train_part(space, part)):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises((AssemblyError, CheckpointError)) as caught:
             start(changed)
         assert part.rpartition(".")[2] in caught.value.place
+        assert re.search("output directory|a new -o", caught.value.fix)
         assert (tmp_path / "config.yaml").read_text() == before
