@@ -212,10 +212,11 @@ def train_all(workspace: Workspace) -> Path:
 
 
 def _train_unless_given(workspace: Workspace, part: str) -> None:
-    given = workspace.config.parts[part].checkpoint is not None
-    assembly = workspace.assembly()
-    if not given and _fresh(workspace, assembly, part).learns:
+    given = workspace.config.parts[part].checkpoint
+    if given is None and _fresh(workspace, workspace.assembly(), part).learns:
         train_part(workspace, part)
+    if given is not None and workspace.newest(part) is None and workspace.say is not None:
+        workspace.say(f"{part}: stays as {given} has it; `segue train {part}` trains it further")
 
 
 def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int = 1) -> Path:
