@@ -199,7 +199,8 @@ def _check_same(
         raise CheckpointError(
             str(checkpoint),
             f"was trained on other tokens or slices than {part} has now",
-            "choose another output directory, or restore the tokenizers and slices",
+            "choose another output directory, restore the tokenizers and slices, or delete "
+            f"{checkpoint.parent} to train it anew",
         )
 
 

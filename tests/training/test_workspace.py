@@ -80,6 +80,8 @@ def test_a_stage_refuses_tokens_that_another_codec_made(
     train_all(workspace(tmp_path, recordings_folder, host))
     retrained = workspace(tmp_path, recordings_folder, host, "codec.training.steps=6")
     train_part(retrained, "codec")
+    with pytest.raises(CheckpointError, match=f"delete {tmp_path}/stages/acoustic to train it an"):
+        train_all(retrained)
     shutil.rmtree(tmp_path / "stages")
     with pytest.raises(DataError, match="tokenizer"):
         train_part(
