@@ -190,8 +190,7 @@ def broken(folder: Path, what: str) -> Path:
         (
             "text",
             "cannot be read as audio",
-            "use a format that libsndfile reads, such as WAV, FLAC,"
-            " Ogg or MP3, not MP4 or WebM",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg or MP3, not MP4 or WebM",
         ),
         ("binary", "cannot be read as audio", "use a format that libsndfile reads"),
         ("header cut", "cannot be read as audio", "use a format that libsndfile reads"),
