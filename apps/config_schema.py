@@ -6,7 +6,8 @@ import re
 from inspect import cleandoc
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core.core_schema import ModelSchema
 
 from segue.core.config import PipelineConfig
 from segue.core.config_files import DROP
@@ -22,6 +23,9 @@ SLOTS = {
     ("StageConfig", "lm"): "stage_lm",
 }
 
+#: An entry of a docstring's list of attributes: a name, or several, and what it says of them.
+_ATTRIBUTES = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
 
 def config_schema(host: PluginHost) -> Schema:
     """Return the JSON Schema (draft 2020-12) of a pipeline's YAML file.
@@ -36,17 +40,16 @@ def config_schema(host: PluginHost) -> Schema:
     models = {record: host.options_model(record) for record in records}
     found: list[Any] = [(PipelineConfig, "validation")]
     found += [(model, "validation") for model in dict.fromkeys(models.values())]
-    references, definitions = models_json_schema(found, ref_template="#/$defs/{model}")
+    references, definitions = models_json_schema(
+        found, ref_template="#/$defs/{model}", schema_generator=_Described
+    )
     parts: dict[str, Schema] = definitions["$defs"]
     options = {record: references[model, "validation"] for record, model in models.items()}
     for part in parts.values():
         part.pop("required", None)
-        _describe(part)
-    for record, model in models.items():
-        for base in model.__mro__:
-            _describe_attributes(parts[options[record]["$ref"].rpartition("/")[2]], base.__doc__)
     for (name, key), kind in SLOTS.items():
-        parts[name]["properties"][key] = {"$ref": f"#/$defs/{kind}"}
+        slot = parts[name]["properties"]
+        slot[key] = {"$ref": f"#/$defs/{kind}", "description": slot[key]["description"]}
         parts[kind] = _component(parts["ComponentConfig"], kind, options)
     parts["StageConfig"]["properties"][DROP] = {
         "type": "boolean", "description": "Take this stage out of the config that is extended."
@@ -71,7 +74,7 @@ def _component(base: Schema, kind: str, options: dict[PluginRecord, Schema]) -> 
         for record in sorted(own, key=lambda record: record.name)
     ]
     # Any string is allowed: earlier names of components go on working.
-    use = {"anyOf": [*names, {"type": "string"}], "description": "The name of a component."}
+    use = {**base["properties"]["use"], "anyOf": [*names, {"type": "string"}]}
     choices = [
         {
             "if": {"properties": {"use": {"const": record.name}}, "required": ["use"]},
@@ -79,20 +82,21 @@ def _component(base: Schema, kind: str, options: dict[PluginRecord, Schema]) -> 
         }
         for record, schema in own.items()
     ]
-    properties = base["properties"] | {"use": use, "options": {"type": "object"}}
+    properties = base["properties"] | {"use": use}
     return {**base, "title": kind.replace("_", " "), "properties": properties, "allOf": choices}
 
 
-def _describe(part: Schema) -> None:
-    """Move what a docstring says of its attributes to the attributes."""
-    text = part.get("description", "")
-    part["description"] = " ".join(text.partition("Attributes:\n")[0].split())
-    _describe_attributes(part, text)
+class _Described(GenerateJsonSchema):
+    """Describe the keys of a model as its docstring does, or that of the class they come from."""
 
-
-def _describe_attributes(part: Schema, docstring: str | None) -> None:
-    """Describe the attributes that a docstring lists, but those that are described already."""
-    listed = cleandoc(docstring or "").partition("Attributes:\n")[2]
-    for name, words in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", listed, re.MULTILINE):
-        if name in part.get("properties", {}):
-            part["properties"][name].setdefault("description", " ".join(words.split()))
+    def model_schema(self, schema: ModelSchema) -> Schema:
+        part = super().model_schema(schema)
+        text = part.get("description", "")
+        part["description"] = " ".join(text.partition("Attributes:\n")[0].split())
+        for base in schema["cls"].__mro__:
+            listed = cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+            for names, words in _ATTRIBUTES.findall(listed):
+                for name in names.split(", "):
+                    if name in part["properties"]:
+                        part["properties"][name].setdefault("description", " ".join(words.split()))
+        return part

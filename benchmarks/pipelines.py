@@ -43,7 +43,7 @@ GREEDY_SECONDS = 4.0
 def command(domain: str, audio_seconds: float, output: Path) -> list[str]:
     """Return what a user types to continue the domain's own prompt."""
     prompt = find_domain(domain, default_host()).prompt
-    program = [sys.executable, "-m", "segue.apps.cli.main", "continue", str(prompt)]
+    program = [sys.executable, "-m", "segue", "continue", str(prompt)]
     return [*program, "-d", domain, "-o", str(output), "--seconds", str(audio_seconds), "--json"]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
 from segue.core.options import Decoding, GuidedConfig, Options, Sampling
 from segue.core.records import Kind
@@ -123,13 +123,25 @@ class TrainingConfig(Options):
 class ComponentConfig(Options):
     """A plugin by its registered name, with its options and how it is trained.
 
-    ``checkpoint``: directory of weights, relative to the config file; none if nothing is learnt.
+    Attributes:
+        use: the registered name, such as ``soundstream.v1``.
+        options: what the plugin's own options model takes.
+        checkpoint: directory of weights, relative to the config file; None trains the part anew.
+        training: settings of its training.
     """
 
     use: str
     options: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = None
     training: TrainingConfig = TrainingConfig()
+
+
+def _canonical_slice(text: str) -> str:
+    with refusal():
+        return str(StreamSlice.parse(text))
+
+
+Slice = Annotated[str, AfterValidator(_canonical_slice)]
 
 
 class StageConfig(Options):
@@ -153,8 +165,8 @@ class StageConfig(Options):
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    predicts: str
-    given: tuple[str, ...] = ()
+    predicts: Slice
+    given: tuple[Slice, ...] = ()
     lm: ComponentConfig
     crop_seconds: float = Field(default=10.0, gt=0)
     overlap: float = Field(default=0.5, ge=0.0, lt=1.0)
@@ -162,21 +174,6 @@ class StageConfig(Options):
     decoding: Decoding = Decoding()
     instead_of: str | None = None
     speed: dict[str, dict[Work, PositiveFloat]] = Field(default_factory=dict)
-
-    @field_validator("predicts")
-    @classmethod
-    def _predicts_is_a_slice(cls, value: str) -> str:
-        return _canonical_slice(value)
-
-    @field_validator("given")
-    @classmethod
-    def _given_are_slices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_canonical_slice(item) for item in value)
-
-
-def _canonical_slice(text: str) -> str:
-    with refusal():
-        return str(StreamSlice.parse(text))
 
 
 class PromptConfig(Options):
@@ -203,8 +200,7 @@ class PromptConfig(Options):
     def _some_prompt_fits(self) -> PromptConfig:
         if self.max_seconds < self.min_seconds:
             raise ValueError(
-                f"max_seconds ({self.max_seconds:g}) must be at least min_seconds "
-                f"({self.min_seconds:g})"
+                f"max_seconds {self.max_seconds:g} is below min_seconds {self.min_seconds:g}"
             )
         return self
 
@@ -230,6 +226,7 @@ class PipelineConfig(Options):
     """A whole pipeline.
 
     Attributes:
+        format_version: number of this file format.
         name: of the pipeline, for tables and metadata.
         description: one sentence; says what the weights were trained on, and how far.
         semantic_tokenizer: absent in an acoustic-only pipeline.

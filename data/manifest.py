@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
+from typing import Any
 
 from segue.core.errors import DataError
 from segue.data.places import PLACE_ERRORS, beside, files_below, open_bytes
@@ -74,16 +75,13 @@ def list_folder(folder: str, note: Note, level: int | None = None) -> Iterator[R
 
 def manifest_columns(manifest: str) -> list[str]:
     """Return the header of a CSV manifest, or raise ``DataError`` if it lacks ``path``."""
-    with csv_reader(manifest) as reader:
-        columns = list(reader.fieldnames or ())
+    with csv_table(manifest) as (columns, _):
+        pass
     if "path" not in columns:
         fix = "its first line must name the columns: path, and if known split, group, duration_s"
         if len(columns) == 1 and (found := re.search("[;\t|]", columns[0])):
             fix = f"its columns are separated by {found[0]!r}; separate them by commas"
         raise DataError(manifest, "has no column 'path'", fix)
-    twice = [name for name in ("path", *COLUMNS, "speaker") if columns.count(name) > 1]
-    if twice:
-        raise DataError(manifest, f"has the column {twice[0]!r} twice", "keep one of them")
     return columns
 
 
@@ -107,24 +105,40 @@ def list_manifest(manifest: str, group: str | None = None) -> Iterator[Recording
     if unread:
         text = f"{manifest}: ignored the columns {unread}; those that count are {', '.join(known)}"
         warnings.warn(text, stacklevel=2)
-    with csv_reader(manifest) as reader:
-        for row in reader:
-            yield _from_row(manifest, reader.line_num, row, group)
+    with csv_table(manifest) as (_, rows):
+        for line, row in rows:
+            yield _from_row(manifest, line, row, group)
 
 
 @contextmanager
-def csv_reader(manifest: str) -> Iterator[csv.DictReader[str]]:
-    """Open a CSV file or URL, with errors that name it."""
+def csv_table(table: str) -> Iterator[tuple[list[str], Iterator[tuple[int, dict[str, str]]]]]:
+    """Open a CSV file or URL: its columns, and its rows with the numbers of their lines.
+
+    Raises:
+        DataError: if it cannot be read, a column stands twice, or a row has more or fewer fields.
+    """
     try:
-        with open_bytes(manifest) as file:
-            yield csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+        with open_bytes(table) as file:
+            reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+            columns = next(reader, [])
+            twice = [name for name in columns if name and columns.count(name) > 1]
+            if twice:
+                raise DataError(table, f"has the column {twice[0]!r} twice", "keep one of them")
+            yield columns, _rows(table, columns, reader)
     except (*PLACE_ERRORS, csv.Error) as error:
-        raise DataError(manifest, f"cannot be read ({error})", "give a UTF-8 CSV file") from error
+        raise DataError(table, f"cannot be read ({error})", "give a UTF-8 CSV file") from error
 
 
-def _from_row(
-    manifest: str, line: int, row: Mapping[str, str | None], column: str | None
-) -> Recording:
+def _rows(table: str, columns: list[str], reader: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    for fields in filter(None, reader):  # without empty lines
+        if len(fields) != len(columns):
+            problem = f"has {len(fields)} fields, but the first line names {len(columns)} columns"
+            fix = "leave unknown fields empty, with their commas, and quote a field with a comma"
+            raise DataError(f"{table}, line {reader.line_num}", problem, fix)
+        yield reader.line_num, dict(zip(columns, fields, strict=True))
+
+
+def _from_row(manifest: str, line: int, row: Mapping[str, str], column: str | None) -> Recording:
     place = f"{manifest}, line {line}"
     name = row["path"]
     if not name:
@@ -172,7 +186,7 @@ def _seconds(place: str, column: str, text: str | None) -> float:
     return seconds
 
 
-def _number(place: str, row: Mapping[str, str | None], column: str, default: int) -> int:
+def _number(place: str, row: Mapping[str, str], column: str, default: int) -> int:
     text = row.get(column)
     if not text:
         return default

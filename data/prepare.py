@@ -76,6 +76,7 @@ def _write(
     counts: Counter[str] = Counter({"not usable": len(listed)} if listed else {})
     splits: Counter[str] = Counter()
     seconds: dict[str, float] = defaultdict(float)
+    groups: dict[str, set[str]] = defaultdict(set)
     columns = _columns(recordings)
     with ExitStack() as stack:
         problems = _table(stack, output / PROBLEMS, ("path", "problem", "what"))
@@ -91,6 +92,7 @@ def _write(
                 continue
             splits[recording.split] += 1
             seconds[recording.split] += heard.seconds
+            groups[recording.split].add(recording.group)
             where = recording.where
             if not is_url(where):  # absolute, so that the manifest can be used from anywhere
                 where = os.path.abspath(where)  # noqa: PTH100
@@ -104,11 +106,7 @@ def _write(
         "recordings": sum(splits.values()),
         "hours": {split: round(seconds[split] / 3600, 3) for split in splits},
         "splits": dict(splits),
-        "groups": {
-            split: len(numpy.unique(found.columns["group"]))
-            for split in ("train", "valid")
-            if len(found := recordings.of_split(split))
-        },
+        "groups": {split: len(groups[split]) for split in splits},
         "left_out": dict(sorted(counts.items())),
     }
     write_json(output / SUMMARY, summary)

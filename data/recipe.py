@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segue.core.errors import DataError
 from segue.core.files import write_text
-from segue.data.manifest import csv_reader
+from segue.data.manifest import csv_table
 
 
 def check_folder(source: Path, expected: str) -> None:
@@ -25,18 +25,18 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
     if not path.is_file():
         fix = f"name a CSV file; {header}" if needs else "name a CSV file"
         raise DataError(str(path), "does not exist", fix)
-    with csv_reader(str(path)) as reader:
-        rows = list(reader)
-    missing = [column for column in needs if not rows or column not in rows[0]]
+    with csv_table(str(path)) as (columns, numbered):
+        rows = list(numbered)
+    missing = [column for column in needs if not rows or column not in columns]
     if missing:
         problem = f"lacks the column {missing[0]!r}" if rows else "lists no file"
         raise DataError(str(path), problem, header)
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         empty = [column for column in needs if not row[column]]
         if empty:
             problem = f"the column {empty[0]!r} is empty"
             raise DataError(f"{path}, line {line}", problem, "complete the line")
-    return rows
+    return [row for _, row in rows]
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:

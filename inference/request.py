@@ -280,7 +280,7 @@ class GeneratedAudio:
         """Show a player for each of the first rows in a notebook."""
         players = []
         for row in range(min(len(self.wave), MAX_PLAYERS)):
-            data = base64.b64encode(encoded_audio(self.row(row), self.sample_rate)).decode()
+            data = base64.b64encode(self.wav_bytes(row)).decode()
             source = f"data:audio/wav;base64,{data}"
             players.append(f'<audio controls preload="metadata" src="{source}"></audio>')
         return f"<div>{html.escape(repr(self))}<br>{'<br>'.join(players)}</div>"
@@ -305,6 +305,10 @@ class GeneratedAudio:
         """
         write_audio(path, self.row(row), self.sample_rate)
         return Path(path)
+
+    def wav_bytes(self, row: int = 0) -> bytes:
+        """Return the audio of one row as a 16-bit WAV file, to send it instead of saving it."""
+        return encoded_audio(self.row(row), self.sample_rate)
 
     def row(self, index: int = 0) -> Float[Tensor, "T"]:
         """Return the audio of one row, prompt included."""

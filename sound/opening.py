@@ -52,7 +52,7 @@ def decoding(place: str) -> Iterator[None]:
         raise AudioError(
             place,
             f"cannot be read as audio ({_reason(error)})",
-            "use a format that libsndfile reads, such as WAV, FLAC, Ogg, Opus or MP3",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg or MP3, not MP4 or WebM",
         ) from error
 
 

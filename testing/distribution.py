@@ -68,6 +68,7 @@ def check_distribution(source: str, timeout: float) -> list[ComponentResult]:
         else "",
         "claims_names_of_its_own": _claims(source, names, timeout),
         "versions_its_names": _unversioned(names),
+        "speaks_this_plugin_api": ", ".join(found["foreign"]),
         "uses_nothing_deprecated": "; ".join(dict.fromkeys(found["deprecated"])),
     }
     return results + [ComponentResult(name, text) for name, text in problems.items()]

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 from segue.core.discovery import activate, find_plugins
+from segue.core.records import API_VERSION, OLDEST_API_VERSION
 
 
 def process_state() -> dict[str, object]:
@@ -58,6 +59,12 @@ def main(report: Path) -> None:
             str(each.message)
             for each in warned
             if issubclass(each.category, DeprecationWarning | FutureWarning)
+        ],
+        "foreign": [
+            f"{r.kind}/{r.name} is for plugin API {r.api_version}, this host speaks {API_VERSION}"
+            for s in statuses
+            for r in s.records
+            if not OLDEST_API_VERSION <= r.api_version <= API_VERSION
         ],
         "records": [(r.kind, r.name) for s in statuses for r in s.records],
     }

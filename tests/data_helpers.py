@@ -180,7 +180,8 @@ def killed_again_and_again(work: Callable[[Path, Path], None], source: Path, tar
     while True:
         process = context.Process(target=work, args=(source, target))
         process.start()
-        process.join(timeout=0.1 + random.random() * 0.15)
+        # Ever longer: on a busy machine no process would come to the end of its last piece.
+        process.join(timeout=0.1 + random.random() * 0.15 + kills * 0.005)
         if process.exitcode is not None:
             assert process.exitcode == 0
             return kills

@@ -75,6 +75,8 @@ class TrainingRun:
     report: Report | None = None
     decoder: StageDecoder | None = None  # makes a stage's validation tokens audible
     say: Callable[[str], None] | None = None  # takes sentences for the user
+    # Called on the first rank once nothing refuses any more, before the first step.
+    started: Callable[[], None] | None = None
 
 
 def train(run: TrainingRun) -> Path:
@@ -102,6 +104,7 @@ def train(run: TrainingRun) -> Path:
         _say(run, f"{run.part}: resumed at step {step} of {config.steps}")
     component.train()
     check_added_up(engine, component, run.part, run.train_batches, config.batch_size)
+    on_first(run.started or (lambda: None))
     batches = Prefetcher(run.train_batches, engine.shares, config.workers)
     with closing(batches), StopSignals() as signals:
         offset = _start_drawing(run, batches, step)

@@ -22,6 +22,7 @@ from segue.core.checkpoint_files import (
     checkpoints,
     read_manifest,
 )
+from segue.core.config import TrainingConfig
 from segue.core.errors import CheckpointError
 from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
@@ -136,11 +137,11 @@ def go_back(run: TrainingRun, learner: Learner, candidates: Sequence[Path]) -> i
 
 def _load(run: TrainingRun, learner: Learner, checkpoint: Path) -> int:
     stage = run.component.stage if isinstance(run.component, StageLM) else None
-    check_same(checkpoint, run.part, run.use, run.component.config, stage)
+    _check_same(checkpoint, run.part, run.use, run.component.config, stage)
+    _check_same_adaptation(checkpoint, run.part, run.config)
     load_state(run.component, checkpoint, run.use, load_plain)
     state = read_state(checkpoint)
     with _readable(checkpoint):
-        _check_same_adaptation(run, checkpoint, state["training"])
         learner.load(load_file(checkpoint / STATE), state)
         return int(state["step"])
 
@@ -163,8 +164,28 @@ def _readable(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def check_same(
-    checkpoint: Path, part: str, use: str, options: Options, stage: StageSpec | None = None
+def check_resumable(
+    newest: Path,
+    part: str,
+    use: str,
+    options: Options,
+    training: TrainingConfig,
+    stage: StageSpec | None = None,
+) -> None:
+    """Raise ``CheckpointError`` if training cannot go on from a part's newest checkpoint.
+
+    Args:
+        options, training: of the part, as they are now.
+        stage: given, it must be the one that was trained.
+    """
+    _check_same(newest, part, use, options, stage)
+    trained = newest_trained(newest.parent)
+    if trained is not None:
+        _check_same_adaptation(trained, part, training)
+
+
+def _check_same(
+    checkpoint: Path, part: str, use: str, options: Options, stage: StageSpec | None
 ) -> None:
     """Refuse a checkpoint of another plugin, of other options or, if given, of another stage."""
     manifest = read_manifest(checkpoint)
@@ -178,19 +199,22 @@ def check_same(
         raise CheckpointError(
             str(checkpoint),
             f"was trained on other tokens or slices than {part} has now",
-            "choose another output directory, or restore the tokenizers and slices",
+            "choose another output directory, restore the tokenizers and slices, or delete "
+            f"{checkpoint.parent} to train it anew",
         )
 
 
-def _check_same_adaptation(run: TrainingRun, checkpoint: Path, trained: Any) -> None:
+def _check_same_adaptation(checkpoint: Path, part: str, training: TrainingConfig) -> None:
     """Refuse to resume with other ``freeze`` or ``lora`` than the run began with."""
-    now = run.config.model_dump(mode="json")
+    before, now = read_state(checkpoint).get("training"), training.model_dump(mode="json")
+    if before is None:  # it was only fitted
+        return
     for key, nothing in (("freeze", []), ("lora", None)):  # old checkpoints may lack them
-        before = json.dumps(trained.get(key, nothing))
-        if before != json.dumps(now[key]):
+        was, is_now = (json.dumps(one.get(key, nothing)) for one in (before, now))
+        if was != is_now:
             raise CheckpointError(
                 str(checkpoint),
-                f"was trained with {key} {before}, {run.part} now has {json.dumps(now[key])}",
+                f"was trained with {key} {was}, {part} now has {is_now}",
                 "restore it, or start another output directory from this checkpoint",
             )
 

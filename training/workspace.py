@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,7 @@ from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, r
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
 from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
-from segue.core.errors import DataError, GenerationError, TrainingError
+from segue.core.errors import AssemblyError, DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
 from segue.core.options import Sampling
@@ -43,7 +43,7 @@ from segue.training.adaptation import adapt, plain_state, start_from
 from segue.training.loop import Report, TrainingRun, train
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
-from segue.training.saving import check_same, step_of, sweep
+from segue.training.saving import check_resumable, step_of, sweep
 from segue.training.validation_audio import StageDecoder
 
 CONFIG_FILE = "config.yaml"
@@ -93,6 +93,16 @@ class Workspace:
             if checkpoint is not None:
                 found[part] = ref.model_copy(update={"checkpoint": str(checkpoint.resolve())})
         return replace_parts(self.config, found)
+
+    def assembly(self) -> Assembly:
+        """Assemble the parts as they were trained here but for stages, or raise a SegueError."""
+        try:
+            return assemble(self.current(stages=False), self.host)
+        except AssemblyError as error:
+            made_here = str(self.directory.resolve()) in error.problem
+            if made_here and ".options." in error.place:  # `current` named the checkpoint
+                error.fix = f"leave it as in {self.directory / CONFIG_FILE}, or name a new -o"
+            raise
 
     def newest(self, part: str) -> Path | None:
         """Return the newest checkpoint of a part that was trained here, if any.
@@ -153,10 +163,10 @@ def train_part(workspace: Workspace, part: str) -> Path:
     newest = workspace.newest(part)  # refuses one of another plugin
     connect(torch.device(workspace.device))
     wait_for_all()  # parts that other ranks trained before are complete
-    assembly = assemble(workspace.current(stages=False), workspace.host)
+    assembly = workspace.assembly()
     plain = assembly.parts[part]
     if newest is not None:  # before this config replaces the one that it was trained with
-        check_same(newest, part, plain.use, plain.options, plain.stage)
+        check_resumable(newest, part, plain.use, plain.options, parts[part].training, plain.stage)
     # On every rank, so that an error on one ends all instead of leaving the others waiting.
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if not component.learns:
@@ -166,9 +176,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
         on_first(lambda: _write_config(workspace))
         step = min(1, parts[part].training.steps)
         return on_first(lambda: _fit(workspace, plain, component, step))
-    run = on_each(lambda: _training_run(workspace, assembly, part, component))
-    on_first(lambda: _write_config(workspace))
-    newest = train(run)
+    newest = train(on_each(lambda: _training_run(workspace, assembly, part, component)))
     if component.needs_fitting:
         # Its own checkpoint comes after the trained one, from which training can go on.
         step = step_of(newest)
@@ -188,13 +196,13 @@ def train_all(workspace: Workspace) -> Path:
     """
     own = connect(torch.device(workspace.device))  # tokenizing is shared out to the ranks
     parts = workspace.config.parts
-    assembly = assemble(workspace.current(stages=False), workspace.host)
+    assembly = workspace.assembly()
     known = all(one.checkpoint for one in assembly.parts.values() if one.stage is None)
     for part, plain in assembly.parts.items():  # before any is trained for long
         newest = workspace.newest(part)
         if newest is not None and parts[part].checkpoint is None:
             stage = plain.stage if known else None  # its tokens may be those of a new tokenizer
-            check_same(newest, part, plain.use, plain.options, stage)
+            check_resumable(newest, part, plain.use, plain.options, parts[part].training, stage)
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
     wait_for_all()
@@ -205,10 +213,11 @@ def train_all(workspace: Workspace) -> Path:
 
 
 def _train_unless_given(workspace: Workspace, part: str) -> None:
-    given = workspace.config.parts[part].checkpoint is not None
-    assembly = assemble(workspace.current(stages=False), workspace.host)
-    if not given and _fresh(workspace, assembly, part).learns:
+    given = workspace.config.parts[part].checkpoint
+    if given is None and _fresh(workspace, workspace.assembly(), part).learns:
         train_part(workspace, part)
+    if given is not None and workspace.newest(part) is None and workspace.say is not None:
+        workspace.say(f"{part}: stays as {given} has it; `segue train {part}` trains it further")
 
 
 def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int = 1) -> Path:
@@ -221,7 +230,7 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int =
     Raises:
         AssemblyError: if a tokenizer must be trained first.
     """
-    assembly = assemble(workspace.current(stages=False), workspace.host)
+    assembly = workspace.assembly()
     names = {"semantic": "semantic_tokenizer", "acoustic": "codec"}
     tokenizers: dict[str, Tokenizer] = {}
     for stream in assembly.streams:
@@ -326,6 +335,7 @@ def _training_run(
         report=workspace.report,
         decoder=_stage_decoder(workspace, assembly, part, component),
         say=workspace.say,
+        started=partial(_write_config, workspace),
     )
 
 

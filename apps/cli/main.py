@@ -107,7 +107,3 @@ def main() -> None:
         faulthandler.enable(sys.__stderr__)  # a plugin whose compiled code crashes is seen
     with clear_errors():
         app(prog_name="segue")
-
-
-if __name__ == "__main__":
-    main()

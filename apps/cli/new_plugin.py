@@ -79,7 +79,7 @@ README = Template("""# $name
 A plugin for Segue: the $words `$component`. It works as it is; put your own in its place.
 
 ```console
-$$ segue plugins install ./$name
+$$ segue plugins install -e ./$name
 $$ segue plugins check $component
 $$ pip install pytest && pytest $name
 ```
@@ -110,7 +110,7 @@ def command(
     console.print(f"{folder}: a {kind.replace('_', ' ')} named {component}")
     # Without ./ pip takes it for the name of a package on PyPI.
     source = folder if folder.is_absolute() else f"./{folder}"
-    console.print(f"next: segue plugins install {source}; segue plugins check {component}")
+    console.print(f"next: segue plugins install -e {source}; segue plugins check {component}")
 
 
 def write_plugin(name: str, kind: str, folder: Path) -> str:
@@ -119,13 +119,19 @@ def write_plugin(name: str, kind: str, folder: Path) -> str:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(str(folder), "exists already", "name a new folder: --output FOLDER")
     from segue.core.files import atomic_directory
+    from segue.core.plugins import default_host
 
+    component = f"{module}.v1"
+    for record in default_host().records():
+        if (record.kind, record.name) == (kind, component):
+            problem = f"{component} is a {kind} of {record.source} already"
+            raise ConfigError("NAME", problem, "choose another name")
     file, class_, options, role, summary = KINDS[kind]
     stem = "".join(word.title() for word in module.split("_"))
     own = stem if stem.lower().endswith(role.lower()) else f"{stem}{role}"
     names = {"segue_toy": module, class_: own, options: f"{stem}Options"}
     words = {
-        "name": name, "module": module, "kind": kind, "component": f"{module}.v1", "file": file,
+        "name": name, "module": module, "kind": kind, "component": component, "file": file,
         "class_": own, "options": f"{stem}Options", "summary": summary,
         "words": kind.replace("_", " "),
         "imports": ("TINY_STAGES, " if kind == "stage_lm" else "") + "Check, Subject",
@@ -144,7 +150,7 @@ def write_plugin(name: str, kind: str, folder: Path) -> str:
         for path, text in texts.items():
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
             (temporary / path).write_text(text, encoding="utf-8")
-    return words["component"]
+    return component
 
 
 def _module(name: str) -> str:

@@ -77,9 +77,11 @@ def install(
     changed = [status for status in after["plugins"] if status not in before["plugins"]]
     names = {status["source"] for status in changed}
     added = [r for r in after["components"] if r["source"] in names]
-    _show(added, changed, json)
-    if not (json or changed):
-        note(f"{', '.join(sources)} added no plugin; `segue plugins list` shows what there is")
+    if json or changed:
+        _show(added, changed, json)
+    else:
+        these = ", ".join(sources)
+        note(f"{these} added no plugin that was not there; `segue plugins list` shows all")
     if any(status["state"] != "ok" for status in changed):
         raise typer.Exit(1)
 

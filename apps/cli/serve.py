@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from segue.apps.cli.options import DEFAULT_DOMAIN, DeviceOption, SetOption, Sign
 from segue.apps.cli.output import check_address, note, require
 from segue.apps.cli.progress import loading_bar
 from segue.apps.cli.saving import chosen_signer
+from segue.core.errors import ConfigError
 
 MODULES = ("fastapi_offline", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
@@ -29,6 +31,10 @@ def command(
     api_key: Annotated[
         str | None,
         typer.Option(envvar="SEGUE_API_KEY", help="Ask clients for this key; best by environment."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Let pages of this origin ask, such as http://localhost:3000, or *."),
     ] = None,
     max_seconds: Annotated[
         float, typer.Option(min=0.1, max=3600, help="Most audio that a request may ask for.")
@@ -54,9 +60,14 @@ def command(
     """Serve pipelines over HTTP; http://127.0.0.1:8000/docs describes the requests."""
     require("segue serve", "serve", *MODULES)
     check_address(host, port)
+    for origin in allow_origin or ():
+        if not re.fullmatch(r"\*|https?://[^/]+", origin):
+            fix = "write scheme and host as browsers do: http://localhost:3000"
+            raise ConfigError("--allow-origin", f"{origin!r} is no origin", fix)
     signer = chosen_signer(sign)
     with loading_bar() as progress:
         import uvicorn
+        from starlette.middleware.cors import CORSMiddleware
 
         from segue.apps.server.app import create_app
         from segue.apps.server.limits import MOST_RETRY_AFTER, Limits
@@ -74,6 +85,15 @@ def command(
         timeout=timeout,
     )
     app = create_app(pipelines, limits, api_key, signer)
+    if allow_origin:
+        # The last one added is the first to be asked: pages may read refusals, too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allow_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Segue-Seed", "Retry-After"],
+        )
     config = uvicorn.Config(
         app,
         host=host,

@@ -70,6 +70,7 @@ TASKS: dict[str, tuple[type[Asked], str]] = {
     "generations": (GenerationBody, "Generate audio from nothing"),
     "fill": (FillingBody, "Draw a stretch of a recording anew"),
 }
+MOST_REASON = 123  # bytes of the reason why a websocket is closed (RFC 6455)
 CALLER_LEFT = 499  # nobody reads it; it counts in the metrics
 CAUSES = {
     401: "The API key is missing or wrong.",
@@ -355,7 +356,8 @@ class Service:
         except (RefusedError, SegueError) as error:
             refusal = error if isinstance(error, RefusedError) else RefusedError.of(error)
             await socket.send_json({"type": "error", "error": refusal.error})
-            await socket.close({429: 1013, 503: 1012}.get(refusal.status, 1008))
+            reason = str(refusal).encode()[:MOST_REASON].decode(errors="ignore")
+            await socket.close({429: 1013, 503: 1012}.get(refusal.status, 1008), reason)
 
     async def _send_stream(self, socket: WebSocket, text: str) -> None:
         order = await self._order(from_text(text, StreamBody))

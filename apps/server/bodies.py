@@ -187,9 +187,8 @@ def from_text(text: bytes | str, model: type[Body]) -> Body:
             text = "".join(values["audio"].split())  # `base64` and others break lines
             values["audio"] = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise RefusedError(
-                422, f"audio: is not base64 ({error}); encode it", "audio"
-            ) from error
+            message = f"audio: is not base64 ({error}); encode it, without 'data:...;base64,'"
+            raise RefusedError(422, message, "audio") from error
     return validate(model, values, "")
 
 
@@ -208,7 +207,11 @@ def read_recording(
             most_seconds=limits.prompt_seconds,
             place="audio",
         )
-    pipeline.audio.prepared([audio], whole_units=True)
+    try:
+        pipeline.audio.prepared([audio], whole_units=True)
+    except AudioError as error:
+        error.place = "audio"  # what clients call the prompt
+        raise
     return audio
 
 

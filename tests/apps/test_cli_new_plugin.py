@@ -26,7 +26,7 @@ def test_a_new_plugin_is_registered_under_its_name(
 ) -> None:
     done = segue("new-plugin", "segue-own.thing", "--kind", kind, "-o", "new/mine")
     assert done.code == 0 and "segue plugins check segue_own_thing.v1" in done.out
-    assert "next: segue plugins install ./new/mine;" in done.out
+    assert "next: segue plugins install -e ./new/mine;" in done.out
     package = place / "new" / "mine"
     for path in package.rglob("*"):
         if path.is_file():
@@ -53,6 +53,8 @@ def test_a_new_plugin_is_registered_under_its_name(
 def test_what_cannot_be_made_is_refused(segue: Segue, place: Path) -> None:
     assert segue("new-plugin", "Bad Name").refused("NAME", "small letters")
     assert segue("new-plugin", "class").refused("NAME")
+    assert segue("new-plugin", "mimi").refused("NAME: mimi.v1 is a codec of segue already; choose")
+    assert segue("new-plugin", "mimi", "--kind", "stage_lm").code == 0
     assert segue("new-plugin", "json").refused("there is a package 'json' already")
     assert segue("new-plugin", "mine-x", "--kind", "domain").refused("--kind", "stage_lm")
     (place / "mine-x").mkdir()
@@ -68,7 +70,7 @@ def test_the_next_step_of_a_new_plugin_installs_its_folder_and_nothing_of_that_n
     monkeypatch.setattr(plugins, "_pip", lambda *arguments: asked.append(arguments))
     step = segue("new-plugin", "my-thing").out.partition("next: segue ")[2].partition(";")[0]
     segue(*step.split())
-    assert asked == [("install", str(place.resolve() / "my-thing"))]
+    assert asked == [("install", "-e", str(place.resolve() / "my-thing"))]
 
 
 def test_an_installation_shows_what_it_added(segue: Segue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +85,8 @@ def test_an_installation_shows_what_it_added(segue: Segue, monkeypatch: pytest.M
     monkeypatch.setattr(plugins, "_pip", lambda *arguments: asked.append(arguments))
     done = segue("plugins", "install", "./x", "-e", "--json")
     assert (done.code, done.json["components"], asked) == (0, [record], [("install", "-e", "./x")])
-    assert "added no plugin" in segue("plugins", "install", "numpy").err
+    again = segue("plugins", "install", "numpy")
+    assert "numpy added no plugin that was not there" in again.err and not again.out
     done = segue("plugins", "install", "y")
     assert done.code == 1 and "broken: y: no module" in done.err
 
@@ -109,7 +112,7 @@ def test_new_plugins_pass_their_checks_where_they_are_installed(tmp_path: Path) 
     for kind in KINDS:
         name = f"new-{kind.replace('_', '-')}"
         run("segue", "new-plugin", name, "--kind", kind)
-        added = json.loads(run("segue", "plugins", "install", f"./{name}", "--json"))
+        added = json.loads(run("segue", "plugins", "install", "-e", f"./{name}", "--json"))
         component = f"{name.replace('-', '_')}.v1"
         assert [(r["kind"], r["name"]) for r in added["components"]] == [(kind, component)]
         checks = json.loads(run("segue", "plugins", "check", component, "--json"))

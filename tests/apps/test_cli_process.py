@@ -19,7 +19,7 @@ from segue.inference import threads
 
 #: The installed program; without one, as Segue is on the path only, its module.
 PROGRAM = Path(sys.executable).with_name("segue")
-COMMAND = [str(PROGRAM)] if PROGRAM.exists() else [sys.executable, "-m", "segue.apps.cli.main"]
+COMMAND = [str(PROGRAM)] if PROGRAM.exists() else [sys.executable, "-m", "segue"]
 PLUGINS = Path(__file__).parent.parent / "plugin_fixtures"
 
 #: Run one command after the other in one process; write their exit codes and heavy modules, among
@@ -39,6 +39,13 @@ for command in sys.argv[1:]:
         codes.append(end.code or 0)
 found = sorted(heavy & set(sys.modules)) + ["too many"] * (len(sys.modules) > 800)
 print(*codes, *found, file=sys.stderr)
+"""
+
+#: Stands in for a module that Ctrl-C interrupts; in the background SIGINT may be ignored.
+INTERRUPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.raise_signal(signal.SIGINT)
 """
 
 #: Says that generation begins, and by which threads, and lets it begin.
@@ -123,6 +130,12 @@ def test_ctrl_c_leaves_nothing_of_a_process_with_the_threads_asked_for(
     assert "Traceback" not in err
     assert list(snapshot(folder)) == ["begun"]
     assert (folder / "begun").read_text() == "1 PASSIVE"
+
+
+def test_ctrl_c_while_modules_are_imported_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(INTERRUPT)
+    done = run([*COMMAND, "doctor"], tmp_path, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,18 @@ def test_the_schema_describes_keys_and_components(validator: Any) -> None:
     assert "peak of the schedule" in str(parts["TrainingConfig"]["properties"]["learning_rate"])
     # An option that several components inherit is described by the class that has it.
     assert "channels of the residual" in str(parts["FlatTransformerOptions"]["properties"]["width"])
+    # A docstring may describe several keys at once, and a class inside an option's own.
+    assert "training.lora" in str(parts["LoraOptions"]["properties"]["alpha"])
+    assert "discriminators" in str(parts["SpectralLossWeights"]["properties"]["adversarial"])
     named = parts["stage_lm"]["properties"]["use"]["anyOf"]
     assert {"flat_transformer.v1", "delay_transformer.v1"} <= {one.get("const") for one in named}
     assert all(one["description"] for one in named if "const" in one)
+
+
+def test_every_key_is_described(validator: Any) -> None:
+    parts = {"PipelineConfig": validator.schema, **validator.schema["$defs"]}
+    keys = [(name, *one) for name, part in parts.items() for one in part["properties"].items()]
+    assert [(name, key) for name, key, schema in keys if not schema.get("description")] == []
 
 
 def test_the_command_prints_or_writes_it(segue: Segue) -> None:

@@ -11,12 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 from tests.apps.conftest import Segue
-from tests.apps.server.conftest import Live, live, served_pipeline
 from tests.test_docs import PAGES, ROOT, blocks, commands
 
-__all__ = ["live", "served_pipeline"]  # fixtures
 README = ROOT / "README.md"
 CLI = "tests/apps/test_cli_"
 #: Commands that a test runs with other values, or that run until they are stopped → that test.
@@ -61,7 +58,7 @@ CANNOT = {
     "python tools/render_piano.py": "no soundfonts here; tests/test_sound_data.py tests its parts",
     "python tools/train_notes.py": "minutes of training; tests/test_sound_data.py tests its parts",
 }
-#: Pages whose blocks run as they stand, in a shell or in Python, by the slow tests below.
+#: Pages whose blocks run as they stand: by a test below, and by tests/apps/server.
 AS_THEY_STAND = ("how-to/mark.md", "how-to/serve.md")
 
 
@@ -128,27 +125,6 @@ def test_the_page_on_marks_works_as_it_stands(prompt_file: Path, place: Path) ->
     told = " ".join(done.stdout.split())
     assert "signed by My studio, Me with Segue" in told and "intact" in told
     assert "comment: made by Segue" in told and re.search(r"watermark in [3-6] s", told)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("curl"), reason="the page asks with it")
-def test_the_page_on_the_server_works_as_it_stands(
-    live: Live, prompt_file: Path, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = ROOT / "docs/how-to/serve.md"
-    shutil.copy(prompt_file, place / "prompt.wav")
-    asks = [line for line in shell_lines(page) if line.startswith("curl ")]
-    for line in asks:
-        command = line.replace(":8000", f":{live.port}").replace("curl ", "curl --fail ")
-        done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True)
-        assert done.returncode == 0, (line, done.stderr)
-    made = {"out.wav": 3.3, "new.flac": 1.0, "filled.wav": 1.3, "stream.wav": 2.0}
-    for name, seconds in made.items():
-        assert soundfile.info(name).duration == pytest.approx(seconds, abs=0.05), name
-    for text in blocks(page, "python"):
-        exec(compile(text.replace(":8000", f":{live.port}"), page.name, "exec"), {})
-    printed = capsys.readouterr().out
-    assert "seed " in printed and "2.0 seconds" in printed
 
 
 @pytest.mark.parametrize("text", runnable())

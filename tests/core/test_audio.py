@@ -187,7 +187,11 @@ def broken(folder: Path, what: str) -> Path:
         ("directory", "is a directory", "name one audio file"),
         ("empty", "is an empty file", "name a file that holds audio"),
         ("no samples", "holds no sample", "name a file that holds audio"),
-        ("text", "cannot be read as audio", "use a format that libsndfile reads"),
+        (
+            "text",
+            "cannot be read as audio",
+            "use a format that libsndfile reads, such as WAV, FLAC, Ogg or MP3, not MP4 or WebM",
+        ),
         ("binary", "cannot be read as audio", "use a format that libsndfile reads"),
         ("header cut", "cannot be read as audio", "use a format that libsndfile reads"),
         ("nan", "holds NaN or infinite samples", "repair the file"),

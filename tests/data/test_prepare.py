@@ -52,6 +52,7 @@ def collection(folder: Path) -> Path:
     noise(folder / "spk3" / "short.wav", 99, 0.02)
     (folder / "spk3" / "text.wav").write_text("no audio")
     (folder / "spk3" / "empty.wav").touch()
+    noise(folder / "lost" / "short.wav", 97, 0.02)
     cut = noise(folder / "spk3" / "cut.flac", 98, 3.0)
     cut.write_bytes(cut.read_bytes()[:20_000])
     broken = numpy.full(RATE, numpy.nan, numpy.float32)
@@ -77,7 +78,7 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
         "nan.wav": "nan",
     }
     assert summary["left_out"] == {
-        "corrupt": 3, "duplicate": 2, "nan": 1, "silent": 1, "too short": 1,
+        "corrupt": 3, "duplicate": 2, "nan": 1, "silent": 1, "too short": 2,
     }  # fmt: skip
     assert summary["recordings"] == 8 and sum(summary["splits"].values()) == 8
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
@@ -86,6 +87,7 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path: Path) -> None:
     assert all(r.seconds == pytest.approx(0.3) for r in found)
     groups = [{r.group for r in found.of_split(split)} for split in ("train", "valid")]
     assert groups[0] and groups[1] and not groups[0] & groups[1]
+    assert summary["groups"] == {"train": len(groups[0]), "valid": len(groups[1])}
     assert told and told[-1][0] == "scan" and told[-1][1] == told[-1][2]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("manifest.csv", "problems.csv", "summary.json"),

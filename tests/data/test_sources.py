@@ -113,11 +113,14 @@ def test_group_outranks_speaker_and_the_file_name_stands_in(tmp_path: Path) -> N
     assert [r.group for r in load_recordings(path, "train")] == ["g", "s", "c"]
 
 
-def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_spreadsheet_s_marks_are_no_part_of_its_fields(tmp_path: Path, end: str) -> None:
+    """Neither the byte-order mark nor line ends, empty columns or empty lines."""
     path = tmp_path / "m.csv"
-    path.write_text("path,duration_s\na.wav,1\nb.wav,1\n", encoding="utf-8-sig")
-    assert len(load_recordings(path, "train")) == 1
-    assert read_rows(path, ["path"])[1]["path"] == "b.wav"
+    lines = ("path,duration_s,split,,", "a.wav,1,train,,", "", "b.wav,1,valid,,", "")
+    path.write_text(end.join(lines), encoding="utf-8-sig", newline="")
+    assert load_recordings(path, "train")[0].place == str(tmp_path / "a.wav")
+    assert read_rows(path, ["path"])[1]["split"] == "valid"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,11 @@ def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_first_column(tmp_path
         (["path,duration_s", "a.wav,inf"], "line 2: duration_s inf"),
         (["path,duration_s", "a.wav,1e9"], "line 2: duration_s 1e+09 is not a length"),
         (["path,duration_s", ",1"], "line 2: names no path; fill the column"),
-        (["split,path", "train"], "line 2: names no path; fill the column"),
+        (["split,path", "train,"], "line 2: names no path; fill the column"),
+        (["path,split", "a.wav,train,s1"], "line 2: has 3 fields, but the first line names 2 col"),
+        (["path,split", "a.wav", "b.wav,valid"], "line 2: has 1 fields, but the first line names"),
+        (["path,split", "a, b.wav,train"], "line 2: has 3 fields, but"),
+        (["path,split", '"a.wav,train', "b.wav,valid"], "line 3: has 1 fields, but"),
         (["path,offset", "a.wav,3"], "line 2: has an offset in bytes but no size; fill the column"),
         (["path,offset", "a.wav,1.5"], "line 2: offset '1.5' is out of range; write a count"),
         (["path,channel", "a.wav,99999"], "line 2: channel '99999' is out of range; write a count"),
@@ -145,10 +152,26 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, lines: list[str], messag
     assert str(caught.value).startswith(f"{path}, {message}")
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("file,split", "has no column 'path'; its first line must name the columns: path, and"),
+        ("path;split", "has no column 'path'; its columns are separated by ';'; separate them by"),
+        ("path,split,path", "has the column 'path' twice; keep one of them"),
+        ("path,who,who", "has the column 'who' twice; keep one of them"),
+    ],
+)
+def test_a_bad_header_is_refused(tmp_path: Path, header: str, message: str) -> None:
+    path = manifest(tmp_path, header)
+    with pytest.raises(DataError) as caught:
+        load_recordings(path, "train")
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
 def test_columns_that_others_use_for_parts_are_said_to_be_ignored(tmp_path: Path) -> None:
     write_wave(tmp_path / "a.wav", 1.0)
     path = manifest(
-        tmp_path, "path,start,END,text,start_s, group", "a.wav,0,1,hello,", "a.wav,1,2,,0.25"
+        tmp_path, "path,start,END,text,start_s, group", "a.wav,0,1,hello,,", "a.wav,1,2,,0.25,"
     )
     columns = (
         r"ignored the columns \['start', 'END', ' group'\]; those that count are path, speaker,"
@@ -168,11 +191,6 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "empty": "holds no recording of the split 'train'; add audio (.aif",
         binary: "cannot be read (",
         tmp_path / "one.flac": "is one recording; name the folder that it lies in, or a CSV",
-        manifest(tmp_path, "file,split", "a.wav,train"): "has no column 'path'; its first line",
-        manifest(tmp_path, "path,split,path", "a.wav,train,b.wav"): "has the column 'path' twice",
-        manifest(tmp_path, "path;split", "a.wav;train"): (
-            "has no column 'path'; its columns are separated by ';'; separate them by commas"
-        ),
     }
     (tmp_path / "one.flac").touch()
     for source, message in cases.items():

@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -357,11 +358,24 @@ def test_a_pipeline_and_its_audio_have_short_descriptions(
         assert rate == RATE
         torch.testing.assert_close(torch.from_numpy(wave), audio.row(row), atol=1e-4, rtol=0)
     assert len(sounds) == 2 and "seeds 7, 8" in page
+    assert audio.wav_bytes(1) == base64.b64decode(sounds[1])
     path = audio.save(tmp_path / "second.flac", row=1)
     assert soundfile.info(path).format == "FLAC"
     torch.testing.assert_close(read_audio(path).wave, audio.row(1), atol=1e-4, rtol=0)
     with pytest.raises(OutputError, match="save"):
         audio.play()
+
+
+def test_threads_share_a_pipeline(pipeline: Pipeline) -> None:
+    def made(seed: int) -> GeneratedAudio:
+        return pipeline.continue_(melody(1.0, seed=seed), RATE, seconds=0.5, seed=seed)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(made, [*range(4), *range(4)]))
+    for seed in range(4):
+        alone = made(seed).wave
+        assert torch.equal(together[seed].wave, alone)
+        assert torch.equal(together[seed + 4].wave, alone)
 
 
 def test_progress_reaches_the_end_of_every_stage(pipeline: Pipeline) -> None:

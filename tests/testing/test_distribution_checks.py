@@ -23,7 +23,8 @@ from segue.core.records import PluginRecord
 @hookimpl
 def segue_register():
     names = [("codec", "spectral_codec.v1"), ("metric", "loudness.v1"), ("metric", "plain")]
-    return [PluginRecord(kind, name, "a:A") for kind, name in names]
+    later = PluginRecord("metric", "later.v1", "a:A", api_version=99)
+    return [*(PluginRecord(kind, name, "a:A") for kind, name in names), later]
 """
 
 
@@ -58,6 +59,7 @@ def test_everything_that_a_package_should_not_do_is_named(
         "claims_names_of_its_own": "codec/spectral_codec.v1 is Segue's own, "
         "metric/loudness.v1 is also claimed by segue-good",
         "versions_its_names": "metric/plain: end names in .v1",
+        "speaks_this_plugin_api": "metric/later.v1 is for plugin API 99, this host speaks 1",
         "uses_nothing_deprecated": "states no api_version of spectral_codec.v1, loudness.v1, plain",
     }
     assert found.keys() == words.keys()
@@ -90,6 +92,6 @@ def test_a_package_in_order_passes_even_in_safe_mode(
     install("good")
     monkeypatch.setenv("SEGUE_PLUGINS", "off")
     results = check_named(PluginHost(), "segue-good", {}, 30)
-    assert len(results) == 9 and not any(result.problem for result in results)
+    assert len(results) == 10 and not any(result.problem for result in results)
     with pytest.raises(ConfigError, match="is a distribution"):
         check_named(PluginHost(), "segue-good", {"width": 3}, 30)

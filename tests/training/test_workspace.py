@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.conftest import TINY
 
 from segue.core.checkpoint_files import newest_checkpoint
 from segue.core.config_files import load_config
-from segue.core.errors import CheckpointError, DataError, PluginError, TrainingError
+from segue.core.errors import AssemblyError, CheckpointError, DataError, PluginError, TrainingError
 from segue.core.hookspecs import hookimpl
 from segue.core.plugins import PluginHost
 from segue.core.tokens import Tokens
@@ -79,6 +80,8 @@ def test_a_stage_refuses_tokens_that_another_codec_made(
     train_all(workspace(tmp_path, recordings_folder, host))
     retrained = workspace(tmp_path, recordings_folder, host, "codec.training.steps=6")
     train_part(retrained, "codec")
+    with pytest.raises(CheckpointError, match=f"delete {tmp_path}/stages/acoustic to train it an"):
+        train_all(retrained)
     shutil.rmtree(tmp_path / "stages")
     with pytest.raises(DataError, match="tokenizer"):
         train_part(
@@ -206,7 +209,11 @@ def test_training_starts_from_the_tensors_of_another_component(
         f"{place}.training.weight_decay=0",
     )  # fmt: skip
     tiny = [value for value in TINY if value.startswith("stages.acoustic")]
-    pipeline = train_all(workspace(tmp_path / "b", recordings_folder, host, *masked, *tiny))
+    space, said = workspace(tmp_path / "b", recordings_folder, host, *masked, *tiny), []
+    space.say = said.append
+    pipeline = train_all(space)
+    left = [text.split("stays as", 1)[0] for text in said if "`segue train" in text]
+    assert left == ["semantic_tokenizer: ", "codec: "]
     a = load_file(source / "model.safetensors")
     b = load_file(pipeline / "stages" / "acoustic" / "model.safetensors")
     assert a.keys() == b.keys()
@@ -274,6 +281,9 @@ def test_training_that_cannot_start_keeps_the_config_of_the_run(
         train_part(
             workspace(tmp_path, tmp_path / "nowhere", host, "codec.training.steps=9"), "codec"
         )
+    halves = ("codec.training.precision=16-mixed", "codec.training.adversary_from=2")
+    with pytest.raises(TrainingError, match="two optimizers"):
+        train_part(workspace(tmp_path, recordings_folder, host, *halves), "codec")
     assert (tmp_path / "config.yaml").read_text() == before
 
 
@@ -284,6 +294,9 @@ def test_training_that_cannot_start_keeps_the_config_of_the_run(
         ("codec", "codec.options.adversary.stft_channels=5"),
         ("stages.acoustic", "stages.acoustic.lm.options.width=24"),
         ("stages.acoustic", "stages.acoustic.given=[]"),
+        ("codec", "codec.options.width=24"),
+        ("codec", "codec.training.freeze=[encoder.*]"),
+        ("stages.acoustic", "stages.acoustic.lm.training.lora={also_train: [heads.*]}"),
     ],
 )
 def test_a_training_that_other_options_may_not_resume_keeps_its_config(
@@ -293,7 +306,8 @@ def test_a_training_that_other_options_may_not_resume_keeps_its_config(
     before = (tmp_path / "config.yaml").read_text()
     changed = workspace(tmp_path, recordings_folder, host, override)
     for start in (train_all, lambda space: train_part(space, part)):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises((AssemblyError, CheckpointError)) as caught:
             start(changed)
         assert part.rpartition(".")[2] in caught.value.place
+        assert re.search("output directory|a new -o", caught.value.fix)
         assert (tmp_path / "config.yaml").read_text() == before

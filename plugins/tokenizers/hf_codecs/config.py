@@ -32,11 +32,17 @@ class CodecShape:
 
 
 class FoundCodec(Options):
-    """Record what was found at the source, so that a saved codec is opened without it."""
+    """Record what was found at the source, so that a saved codec is opened without it.
 
-    config: dict[str, Any]  # the content of ``config.json``
-    weights: str  # SHA-256 of the file of weights
-    tensors: str  # hash of the tensors that were made of it
+    Attributes:
+        config: the content of ``config.json``.
+        weights: SHA-256 of the file of weights.
+        tensors: hash of the tensors that were made of it.
+    """
+
+    config: dict[str, Any]
+    weights: str
+    tensors: str
 
 
 class HfCodecOptions(TokenizerOptions):

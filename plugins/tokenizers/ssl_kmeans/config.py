@@ -48,10 +48,15 @@ class ModelShape:
 
 
 class FoundModel(Options):
-    """Record what was found at the source."""
+    """Record what was found at the source.
 
-    config: dict[str, Any]  # the architecture, as ``config.json`` or torchaudio describes it
-    preprocessor: dict[str, Any]  # the content of ``preprocessor_config.json``
+    Attributes:
+        config: the architecture, as ``config.json`` or torchaudio describes it.
+        preprocessor: the content of ``preprocessor_config.json``.
+    """
+
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
 
     def shape(self) -> ModelShape:
         """Return the shape of the model, or raise ``ConfigError`` if it cannot be used."""

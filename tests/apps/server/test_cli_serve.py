@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 from tests.apps.conftest import Segue
 from tests.plugins.provenance.conftest import Credentials
 
@@ -72,9 +74,31 @@ def test_a_server_signs_with_the_files_of_the_option(
     assert done.refused(str(credentials.root), "self-signed")
 
 
+def test_pages_of_the_origins_allowed_may_read_answers_and_refusals(
+    segue: Segue, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self: seen.append(self.config.app))
+    origin = "http://localhost:3000"
+    assert segue("serve", tiny, "--allow-origin", origin).code == 0
+    assert segue("serve", tiny, "--api-key", "sesame", "--allow-origin", "*").code == 0
+    (one, every), page = map(TestClient, seen), {"Origin": origin}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x"}
+    assert one.options("/v1/generations", headers=page | asks).status_code == 200
+    answer = one.get("/v1/models", headers=page)
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "X-Segue-Seed" in answer.headers["access-control-expose-headers"]
+    other = one.get("/v1/models", headers={"Origin": "http://example.org"})
+    assert "access-control-allow-origin" not in other.headers
+    refusal = every.post("/v1/generations", headers=page, json={})
+    assert (refusal.status_code, refusal.headers["access-control-allow-origin"]) == (401, "*")
+    done = segue("serve", tiny, "--allow-origin", "localhost:3000")
+    assert done.refused("--allow-origin: 'localhost:3000' is no origin; write scheme and host")
+
+
 @pytest.mark.slow
 def test_a_process_finishes_what_runs_before_it_ends(tiny: Path) -> None:
-    command = [sys.executable, "-m", "segue.apps.cli.main", "serve", str(tiny), "--port", "0"]
+    command = [sys.executable, "-m", "segue", "serve", str(tiny), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         log = []

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
+from starlette.testclient import TestClient
 from tests.apps.server.conftest import Live
+
+from segue import Pipeline
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "serve.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -45,8 +50,22 @@ def test_commands(live: Live, place: Path) -> None:
 
 
 def test_programs(live: Live, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(PROGRAMS) == 2
-    for text in PROGRAMS:
+    *clients, _ = PROGRAMS
+    assert len(clients) == 2
+    for text in clients:
         exec(here(text, live), {})
     assert re.fullmatch(r"seed \d+\n2.0 seconds\n", capsys.readouterr().out)
     assert soundfile.info("out.wav").duration == pytest.approx(1.28 + 2)
+
+
+def test_a_server_of_your_own(
+    served_pipeline: Pipeline, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda name: served_pipeline)
+    names: dict[str, Any] = {}
+    exec(PROGRAMS[-1], names)
+    client = TestClient(names["app"])
+    files = [{"recording": data} for data in (prompt_file.read_bytes(), b"no sound")]
+    right, wrong = (client.post("/continue", files=one) for one in files)
+    assert soundfile.info(io.BytesIO(right.content)).duration == pytest.approx(1.28 + 2)
+    assert wrong.status_code == 422 and "libsndfile" in wrong.text

@@ -82,7 +82,7 @@ def test_speech_that_cannot_be_prepared(tmp_path: Path) -> None:
     ):
         speech.prepare(lacking, tmp_path / "out")
     with pytest.raises(DataError, match=r"line 3: the column 'speaker' is empty; complete"):
-        speech.prepare(collection(tmp_path / "in", [LINES[0], "a.wav,x"]), tmp_path / "out")
+        speech.prepare(collection(tmp_path / "in", [LINES[0], "a.wav,x,,,,,"]), tmp_path / "out")
     with pytest.raises(DataError, match=r"manifest\.csv: "):
         speech.prepare(collection(tmp_path / "in", []), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,12 @@ from segue.core.spec import TokenSpec
 
 
 class MdctOptions(TokenizerOptions):
-    """Options of the codec: each of its levels adds one spectral line to a frame."""
+    """Options of the codec.
+
+    Attributes:
+        sample_rate: samples per second.
+        num_levels: residual levels; each adds one spectral line to a frame.
+    """
 
     sample_rate: int = Field(default=16000, ge=6400, multiple_of=100)
     num_levels: int = Field(default=6, ge=1, le=8)

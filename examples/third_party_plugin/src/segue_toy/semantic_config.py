@@ -11,7 +11,12 @@ from segue.core.spec import TokenSpec
 
 
 class LoudnessOptions(TokenizerOptions):
-    """Options of the tokenizer: a token is a loudness and a brightness, in ``steps`` each."""
+    """Options of the tokenizer.
+
+    Attributes:
+        sample_rate: samples per second.
+        steps: of loudness and of brightness; a token is one of each.
+    """
 
     sample_rate: int = Field(default=16000, ge=4000, multiple_of=100)
     steps: int = Field(default=16, ge=2, le=64)

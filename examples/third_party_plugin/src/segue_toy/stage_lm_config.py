@@ -8,6 +8,10 @@ from segue.core.options import Options
 
 
 class GruOptions(Options):
-    """Options of the model."""
+    """Options of the model.
+
+    Attributes:
+        width: units of the recurrent layer.
+    """
 
     width: int = Field(default=128, ge=1)
