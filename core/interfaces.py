@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -114,9 +115,8 @@ class Component(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """The device of the component's tensors; the CPU for a component without any."""
-        for tensor in (*self.parameters(), *self.buffers()):
-            return tensor.device
-        return torch.device("cpu")
+        tensor = next(chain(self.parameters(), self.buffers()), None)  # the first, without a list
+        return torch.device("cpu") if tensor is None else tensor.device
 
     def training_step(self, batch: WaveBatch | StageBatch) -> Mapping[str, Tensor]:
         """Return named scalar losses of one batch; the one named ``loss`` is minimised.

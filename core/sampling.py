@@ -58,8 +58,7 @@ def sample(
     Args:
         logits: ``[B, V]``; minus infinity bans a token.
         sampling: temperature 0 takes the most likely token and uses no randomness.
-        generators: one per row, or per group of equally many rows that follow each other. Noise
-            is drawn where they are.
+        generators: one per row, or per group of as many neighbours; noise is drawn where they are.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
@@ -70,14 +69,15 @@ def sample(
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
-    size = logits.shape[-1]
     # In float32 whatever PyTorch's default is, so that a seed gives the same audio everywhere.
-    each = (len(logits) // len(generators), size)
+    each = (len(logits) // len(generators), logits.shape[-1])
     draws = [
         torch.rand(each, generator=g, dtype=torch.float32, device=g.device) for g in generators
     ]
     noise = draws[0] if len(draws) == 1 else torch.cat(draws)
-    # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax. In place:
-    # to allocate takes longer than to compute for one row.
-    gumbel = noise.clamp_min_(1e-20).log_().neg_().clamp_min_(1e-20).log_().neg_()
-    return (logits + gumbel.to(logits.device)).argmax(dim=-1)
+    # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax. In place, and
+    # in parts that one thread takes: to allocate, or to wake another, takes longer than a few rows.
+    few = noise.device.type == "cpu" and 2048 < noise.numel() <= 16384
+    for part in noise.view(-1).split(2048) if few else [noise]:
+        part.clamp_min_(1e-20).log_().neg_().clamp_min_(1e-20).log_().neg_()
+    return (logits + noise.to(logits.device)).argmax(dim=-1)

@@ -25,11 +25,11 @@ def joined(onsets: Sequence[float]) -> list[float]:
 
 def interval_table(onsets: Sequence[float]) -> Float[Tensor, "12"]:
     """Count the times between onsets in each half octave from 0.05 s on."""
-    table = torch.zeros(OCTAVES * BINS_PER_OCTAVE, dtype=torch.float64)
+    table = [0.0] * (OCTAVES * BINS_PER_OCTAVE)
     for interval in intervals_of(onsets):
         place = math.floor(BINS_PER_OCTAVE * math.log2(max(interval, SHORTEST) / SHORTEST))
         table[min(place, len(table) - 1)] += 1
-    return table
+    return torch.tensor(table, dtype=torch.float64)
 
 
 def intervals_of(onsets: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -155,12 +155,17 @@ class NoteKMeansTokenizer(WindowedTokenizer):
     @torch.no_grad()
     def likeness(self, known: Tokens, new: Tokens) -> Float[Tensor, "B"]:
         """Return how much key, rhythm and density stay as they were."""
-        seconds = float(1 / self.spec.frame_rate)
-        heard = [
-            [Heard(self.keys(row[None])[0].cpu(), seconds) for row in tokens.rows()]
-            for tokens in (known, new)
-        ]
-        return torch.tensor([likeness(*pair) for pair in zip(*heard, strict=True)])
+        heard: dict[bytes, Heard] = {}  # candidates share what is known
+
+        def hear(row: Int64[Tensor, "Q N"]) -> Heard:
+            key = row.cpu().numpy().tobytes()
+            if key not in heard:
+                keys = self.keys(row[None])[0].cpu()
+                heard[key] = Heard(keys, float(1 / self.spec.frame_rate))
+            return heard[key]
+
+        pairs = zip(known.rows(), new.rows(), strict=True)
+        return torch.tensor([likeness(hear(before), hear(after)) for before, after in pairs])
 
     def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         """Return the chances that each key is struck and sounds."""
