@@ -19,7 +19,7 @@ from segue.sound.reading import read_audio
 #: A prompt: a path, an open file, its bytes, ``(wave, sample_rate)``, or audio.
 Prompt = object
 
-LEAST_OFFSET = 0.02  # of full scale, to be worth a note
+LEAST_OFFSET = 0.02  # of full scale, to be removed
 FORMS = "give a path, an open file, its bytes, (wave, sample_rate) or Audio"
 
 
@@ -114,20 +114,21 @@ def prepare(
     if peak > 1.0:
         wave = wave / peak
     deviation = float(wave.std()) if len(wave) > 1 else 0.0
-    notes += level_notes(peak, float(wave.mean()), deviation)
+    offset = dc_offset(float(wave.double().mean()), deviation)
+    notes += level_notes(peak, offset)
+    if offset:
+        wave = wave - offset
     return Audio(wave, sample_rate, tuple(notes))
 
 
-def level_notes(peak: float, mean: float, deviation: float) -> list[str]:
-    """Return what a user should know of a recording's level.
+def dc_offset(mean: float, deviation: float) -> float:
+    """Return what to take off a recording: its mean, if that is louder than its sound, or 0."""
+    return mean if abs(mean) > max(deviation, LEAST_OFFSET) else 0.0
 
-    Args:
-        peak: as it was read.
-        mean, deviation: after it was scaled to full scale, if the peak is above.
-    """
+
+def level_notes(peak: float, offset: float) -> list[str]:
+    """Return what a user should know of a recording's level, whose peak was ``peak``."""
     if peak < SILENCE:
         return ["the prompt is silent"]
     notes = [f"scaled down from a peak of {peak:.3g}"] if peak > 1.0 else []
-    if abs(mean) > max(deviation, LEAST_OFFSET):
-        notes.append(f"has a DC offset of {mean:.2f}, louder than its sound: remove it first")
-    return notes
+    return [*notes, f"removed a DC offset of {offset:.2f}"] if offset else notes

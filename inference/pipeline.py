@@ -286,7 +286,7 @@ class Pipeline(LoadedPipeline):
             found = survey(opened, rate, place or str(path))
             request = self.request("resynthesize", seconds=found.samples / rate)
             gain = gains_of(audio.limits.level, torch.tensor([found.rms]))
-            blocks = (block / found.scale for block in opened.blocks_at(rate))
+            blocks = (block / found.scale - found.offset for block in opened.blocks_at(rate))
             pieces = (
                 Tokens.full(ids).levels(0, count)
                 for ids in audio.encode_pieces(blocks, found.samples, gain[0])

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segue.core.errors import AudioError
-from segue.inference.inputs import level_notes
+from segue.inference.inputs import dc_offset, level_notes
 from segue.sound.open_audio import OpenAudio
 
 
@@ -22,7 +22,8 @@ class Survey:
 
     samples: int  # their number
     scale: float  # factor that brings the peak to full scale, if it is above
-    rms: float  # of the scaled samples
+    offset: float  # what to take off the scaled samples
+    rms: float  # of what is left
     notes: tuple[str, ...]  # for the user
 
 
@@ -39,10 +40,12 @@ def survey(opened: OpenAudio, rate: int, place: str) -> Survey:
     notes = list(opened.notes)
     if opened.rate != rate:
         notes.append(f"resampled from {opened.rate} Hz to {rate} Hz")
-    scale, rms = max(1.0, peak), math.sqrt(squares / samples)
-    mean = total / samples
-    notes += level_notes(peak, mean / scale, math.sqrt(max(0.0, rms**2 - mean**2)) / scale)
-    return Survey(samples, scale, rms / scale, tuple(notes))
+    scale = max(1.0, peak)
+    mean, power = total / samples / scale, squares / samples / scale**2
+    offset = dc_offset(mean, math.sqrt(max(0.0, power - mean**2)))
+    notes += level_notes(peak, offset)
+    rms = math.sqrt(max(0.0, power - (2 * mean - offset) * offset))
+    return Survey(samples, scale, offset, rms, tuple(notes))
 
 
 def windows(

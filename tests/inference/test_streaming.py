@@ -203,12 +203,12 @@ def test_a_long_round_trip_is_made_in_pieces_that_change_nothing(
     torch.testing.assert_close(pieces.wave, whole.wave, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rate", [RATE, 22_050])
+@pytest.mark.parametrize(("rate", "offset"), [(RATE, 0.0), (22_050, 0.0), (RATE, 9.0)])
 def test_a_file_is_recoded_in_pieces_that_change_nothing(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: int
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: int, offset: float
 ) -> None:
-    """Loud, in stereo, at another rate: what is done to the whole is done to every piece."""
-    left = 3 * melody(3.3 * rate / RATE, seed=7)
+    """Loud, in stereo, at another rate, off zero: what is done to the whole is done to every piece."""
+    left = 3 * melody(3.3 * rate / RATE, seed=7) + offset
     path = tmp_path / "loud.wav"
     soundfile.write(path, torch.stack([left, left], dim=1).numpy(), rate, subtype="FLOAT")
     whole = pipeline.resynthesize(path)
@@ -223,6 +223,7 @@ def test_a_file_is_recoded_in_pieces_that_change_nothing(
     torch.testing.assert_close(wave, whole.row(), atol=1e-4, rtol=1e-4)
     assert pieces[0].notes[0][: len(whole.notes[0])] == whole.notes[0]
     assert "mixed 2 channels to mono" in whole.notes[0] and "of 3" not in pieces[1].notes[0]
+    assert any(note.startswith("removed a DC offset") for note in whole.notes[0]) == bool(offset)
 
 
 # --- audio that ends by itself -----------------------------------------------------------------

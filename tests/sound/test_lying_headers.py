@@ -230,13 +230,18 @@ def test_channels_that_cancel_are_noted() -> None:
     assert note(0.0) == note(-0.5) == "mixed 2 channels to mono"
 
 
-def test_an_offset_louder_than_the_sound_is_noted() -> None:
-    def notes(offset: float) -> tuple[str, ...]:
-        audio = Audio(torch.from_numpy(WAVE) + offset, RATE)
-        return prepare(audio, RATE, min_seconds=0, max_seconds=9, place="x").notes
+def test_an_offset_louder_than_the_sound_is_removed() -> None:
+    wave = torch.from_numpy(WAVE)
 
-    assert notes(0.6) == ("has a DC offset of 0.60, louder than its sound: remove it first",)
-    assert notes(0.05) == ()
+    def prepared(offset: float) -> Audio:
+        return prepare(Audio(wave + offset, RATE), RATE, min_seconds=0, max_seconds=9, place="x")
+
+    shifted = prepared(0.6)
+    mean = 0.6 + float(wave.mean())
+    assert shifted.notes == (f"removed a DC offset of {mean:.2f}",)
+    assert torch.allclose(shifted.wave, wave - wave.mean(), atol=1e-5)
+    assert prepared(0.05).notes == ()
+    assert torch.equal(prepared(0.05).wave, wave + 0.05)
 
 
 @pytest.mark.parametrize(
