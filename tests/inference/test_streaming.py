@@ -207,7 +207,7 @@ def test_a_long_round_trip_is_made_in_pieces_that_change_nothing(
 def test_a_file_is_recoded_in_pieces_that_change_nothing(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: int, offset: float
 ) -> None:
-    """Loud, in stereo, at another rate, off zero: what is done to the whole is done to every piece."""
+    """Loud, in stereo, at another rate, off zero: every piece is treated as the whole is."""
     left = 3 * melody(3.3 * rate / RATE, seed=7) + offset
     path = tmp_path / "loud.wav"
     soundfile.write(path, torch.stack([left, left], dim=1).numpy(), rate, subtype="FLOAT")
