@@ -119,7 +119,7 @@ class Sampling(Options):
 
 
 class GuidedConfig(Options):
-    """What a stage learns to draw by itself: the guided draws of the model it begins from.
+    """Make a stage draw by itself what the model that it begins from draws with guidance.
 
     Attributes:
         guidance: as in ``Sampling``.

@@ -27,6 +27,12 @@ from segue.evaluation.likelihood import (
 RATE, FRAME = 1000, 100  # ten frames a second
 
 
+@pytest.fixture(autouse=True)
+def constant_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings here hold constants, which a pipeline would take for an offset."""
+    monkeypatch.setattr("segue.inference.inputs.LEAST_OFFSET", 2.0)
+
+
 class FakePipeline:
     """A token is a frame's level in thousandths; only a step of one up is likely."""
 
