@@ -50,6 +50,19 @@ SPEEDS = {
 }
 SINGLE_WORDS = ("fsdd", "speech-commands-v0.02-test")
 COLUMNS = ("path", "split", "group", "duration_s")
+#: At last the acoustic stage learns to draw without guidance what it draws with it.
+LM = "stages.acoustic.lm"
+GUIDED = (
+    f"{LM}.checkpoint=null",
+    f"{LM}.options.condition_dropout=0",
+    f"{LM}.options.dropout=0",
+    f"{LM}.training.guided={{guidance: 2.5, prompt_guidance: 2.25, temperature: 0.5}}",
+    f"{LM}.training.steps=600",
+    f"{LM}.training.learning_rate=4.0e-4",
+    f"{LM}.training.warmup_steps=30",
+    "stages.acoustic.sampling.guidance=1",
+    "stages.acoustic.sampling.prompt_guidance=1",
+)
 TOOLS = Path(__file__).parent
 
 Row = dict[str, str]
@@ -74,7 +87,11 @@ def main(arguments: Sequence[str]) -> None:
     chosen = f"semantic_tokenizer.checkpoint={tokenizer.resolve()}"
     places = ("--config", "speech/trained_tokenizers", "--data", data, "-o", output / "words")
     segue("train", "all", *places, *settings([chosen, *values]))
-    save(output / "words" / "pipeline", output / "pipeline")
+    trained = output / "words" / "pipeline"
+    guided = (*GUIDED, f"{LM}.training.start_from={(trained / 'stages/acoustic').resolve()}")
+    places = ("--config", trained / "pipeline.yaml", "--data", data, "-o", output / "guided")
+    segue("train", "all", *places, *settings([*guided, *values]))
+    save(output / "guided" / "pipeline", output / "pipeline")
 
 
 def fitted(rows: list[Row], source: Path, stories: Path, encoder: Path, output: Path) -> Path:
