@@ -119,6 +119,10 @@ class TrainingConfig(Options):
     validation_batches: int = Field(default=8, ge=1)
     workers: int = Field(default=0, ge=0, le=256)
 
+    def without_start(self) -> TrainingConfig:
+        """Return a copy without the weights that training starts from and learns from."""
+        return self.model_copy(update={"start_from": None, "guided": None})
+
 
 class ComponentConfig(Options):
     """A plugin by its registered name, with its options and how it is trained.

@@ -255,11 +255,12 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def _without_start(part: Mapping[str, Any]) -> Tree:
-    """Return a part without the weights that its training was to start from."""
+    """Return a part without the weights that its training was to start from or to learn from."""
     training = part.get("training")
     if not isinstance(training, Mapping):
         return dict(part)
-    return {**part, "training": {k: v for k, v in training.items() if k != "start_from"}}
+    kept = {k: v for k, v in training.items() if k not in ("start_from", "guided")}
+    return {**part, "training": kept}
 
 
 def _is_named(value: Any) -> bool:

@@ -132,8 +132,15 @@ class GuidedConfig(Options):
     guidance: float = Field(default=1.0, ge=0.0, le=20.0)
     prompt_guidance: float = Field(default=1.0, ge=0.0, le=20.0)
     temperature: float = Field(default=1.0, gt=0.0, le=10.0)
-    prompt_seconds: tuple[float, float] = (1.0, 4.0)
+    prompt_seconds: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] = (1, 4)
     drawn: float = Field(default=0.5, ge=0.0, le=1.0)
+
+    @field_validator("prompt_seconds")
+    @classmethod
+    def _shortest_first(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"is {list(value)}; give the shorter one first")
+        return value
 
 
 class Decoding(Options):

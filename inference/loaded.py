@@ -253,7 +253,7 @@ class LoadedPipeline:
                     "checkpoint": str(folder),
                     "options": part.options.model_dump(mode="json"),
                     # The weights hold what training started from; its path may exist here only.
-                    "training": slot.component.training.model_copy(update={"start_from": None}),
+                    "training": slot.component.training.without_start(),
                 }
                 saved[name] = slot.component.model_copy(update=update)
             config = config.model_copy(update={"threads": None})  # those of this machine
