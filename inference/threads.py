@@ -59,8 +59,10 @@ def prepare_threads(count: int | None = None, place: str = "--threads") -> None:
         os.environ["OMP_NUM_THREADS"] = text
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
-    if text and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(text))
+    torch = sys.modules.get("torch")
+    # Once told, MKL shares the smallest logarithms out to threads: do not tell it what it knows.
+    if text and torch is not None and torch.get_num_threads() != int(text):
+        torch.set_num_threads(int(text))
 
 
 def use_threads(count: int | None) -> None:

@@ -45,6 +45,16 @@ def test_a_config_chooses_threads_unless_the_user_does(
     assert torch.get_num_threads() == 2
 
 
+def test_pytorch_is_not_told_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To set a count, be it the same, makes MKL share out the smallest logarithms."""
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    now = torch.get_num_threads()
+    threads.use_threads(now)
+    threads.use_threads(now + 1)
+    assert told == [now + 1]
+
+
 def test_what_slows_a_machine_down_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "available_cores", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
