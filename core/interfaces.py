@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from segue.core.adversary import Adversary as Adversary
 from segue.core.errors import GenerationError
 from segue.core.fingerprints import token_digest
 from segue.core.options import (
@@ -47,23 +48,6 @@ from segue.core.tokens import WaveBatch as WaveBatch
 #: The origins of audio, in the order of a detector's probabilities: a recording, a recording that
 #: went through a codec, audio that a pipeline generated.
 ORIGINS = ("real", "coded", "generated")
-
-
-class Adversary(nn.Module, ABC):
-    """The discriminators that a codec learns to deceive (Goodfellow et al., arXiv 1406.2661).
-
-    An adversary lives only while its codec is trained and is not saved with it.
-    """
-
-    @abstractmethod
-    def forward(self, real: Wave, made: Wave) -> Mapping[str, Tensor]:
-        """Compute the losses of recordings ``[B, T]`` and a codec's reconstructions of them.
-
-        Returns:
-            ``adversary_loss``, which the adversary minimises, and terms of the codec's loss, such
-            as ``adversarial`` and ``feature_matching``; further figures are logged. Each loss has
-            gradients for the side that minimises it only.
-        """
 
 
 class Component(nn.Module, ABC):

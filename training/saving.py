@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from segue.core.assembly import Part
 from segue.core.checkpoint import load_state, save_component, save_tensors
 from segue.core.checkpoint_files import (
     FITTED,
@@ -165,23 +166,18 @@ def _readable(checkpoint: Path) -> Iterator[None]:
 
 
 def check_resumable(
-    newest: Path,
-    part: str,
-    use: str,
-    options: Options,
-    training: TrainingConfig,
-    stage: StageSpec | None = None,
+    newest: Path, part: Part, training: TrainingConfig, stage: StageSpec | None
 ) -> None:
     """Raise ``CheckpointError`` if training cannot go on from a part's newest checkpoint.
 
     Args:
-        options, training: of the part, as they are now.
+        part, training: as they are now.
         stage: given, it must be the one that was trained.
     """
-    _check_same(newest, part, use, options, stage)
+    _check_same(newest, part.name, part.use, part.options, stage)
     trained = newest_trained(newest.parent)
     if trained is not None:
-        _check_same_adaptation(trained, part, training)
+        _check_same_adaptation(trained, part.name, training)
 
 
 def _check_same(

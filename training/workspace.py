@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from segue.core.assembly import Assembly, Part, assemble, is_of
-from segue.core.checkpoint import build_part, load_component, load_state, save_component
+from segue.core.checkpoint import build_part, load_state, save_component
 from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, read_manifest
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
 from segue.core.config_files import write_pipeline_file
@@ -23,7 +23,6 @@ from segue.core.domain import PIPELINE_FILE
 from segue.core.errors import AssemblyError, DataError, GenerationError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
-from segue.core.options import Sampling
 from segue.core.plugins import PluginHost
 from segue.core.progress import Progress
 from segue.core.spec import StageSpec
@@ -44,6 +43,7 @@ from segue.training.loop import Report, TrainingRun, train
 from segue.training.prefetch import Batch, Batches
 from segue.training.ranks import connect, on_each, on_first, wait_for_all
 from segue.training.saving import check_resumable, step_of, sweep
+from segue.training.teacher import teacher_of
 from segue.training.validation_audio import StageDecoder
 
 CONFIG_FILE = "config.yaml"
@@ -97,10 +97,9 @@ class Workspace:
     def assembly(self) -> Assembly:
         """Assemble the parts as they were trained here but for stages, or raise a SegueError."""
         try:
-            return assemble(self.current(stages=False), self.host)
+            return assemble(self.current(stages=False), self.host)  # names checkpoints made here
         except AssemblyError as error:
-            made_here = str(self.directory.resolve()) in error.problem
-            if made_here and ".options." in error.place:  # `current` named the checkpoint
+            if ".options." in error.place and str(self.directory.resolve()) in error.problem:
                 error.fix = f"leave it as in {self.directory / CONFIG_FILE}, or name a new -o"
             raise
 
@@ -166,7 +165,7 @@ def train_part(workspace: Workspace, part: str) -> Path:
     assembly = workspace.assembly()
     plain = assembly.parts[part]
     if newest is not None:  # before this config replaces the one that it was trained with
-        check_resumable(newest, part, plain.use, plain.options, parts[part].training, plain.stage)
+        check_resumable(newest, plain, parts[part].training, plain.stage)
     # On every rank, so that an error on one ends all instead of leaving the others waiting.
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if not component.learns:
@@ -202,7 +201,7 @@ def train_all(workspace: Workspace) -> Path:
         newest = workspace.newest(part)
         if newest is not None and parts[part].checkpoint is None:
             stage = plain.stage if known else None  # its tokens may be those of a new tokenizer
-            check_resumable(newest, part, plain.use, plain.options, parts[part].training, stage)
+            check_resumable(newest, plain, parts[part].training, stage)
     for part in (name for name in parts if not name.startswith("stages.")):
         _train_unless_given(workspace, part)
     wait_for_all()
@@ -317,54 +316,26 @@ def _is_only_fitted(ref: ComponentConfig, component: Component, part: str) -> bo
 def _training_run(
     workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> TrainingRun:
-    config = workspace.config.parts[part].training
+    config, plain = workspace.config.parts[part].training, assembly.parts[part]
     train_batches = _batches(workspace, part, component, "train", config.seed)
     assert train_batches is not None
     return TrainingRun(
         part=part,
-        kind=assembly.parts[part].kind,
-        use=assembly.parts[part].use,
+        kind=plain.kind,
+        use=plain.use,
         component=component,
         config=config,
         directory=workspace.part_directory(part),
         train_batches=train_batches,
         valid_batches=_batches(workspace, part, component, "valid", VALIDATION_SEED),
         host=workspace.host,
-        teacher=_teacher(workspace, part, component),
+        teacher=teacher_of(component, config, f"{plain.place}.training", workspace.host),
         notes={"data": workspace.data_name},
         report=workspace.report,
         decoder=_stage_decoder(workspace, assembly, part, component),
         say=workspace.say,
         started=partial(_write_config, workspace),
     )
-
-
-def _teacher(workspace: Workspace, part: str, component: Component) -> StageLM | None:
-    """Return the model whose guided draws ``training.guided`` asks to learn, if it does."""
-    config, place = workspace.config.parts[part].training, f"{part}.training"
-    if (guided := config.guided) is None:
-        return None
-    if not isinstance(component, StageLM) or type(component).guided_loss is StageLM.guided_loss:
-        problem = f"{type(component).__name__} cannot learn from guidance"
-        raise TrainingError(f"{place}.guided", problem, "leave it out")
-    if config.start_from is None:
-        fix = f"name the model to learn from: --set {place}.start_from=DIR"
-        raise TrainingError(f"{place}.guided", "is set, but start_from is not", fix)
-    teacher, stage = load_component(Path(config.start_from), workspace.host, part), component.stage
-    if not isinstance(teacher, type(component)) or (
-        (teacher.stage.target, teacher.stage.given) != (stage.target, stage.given)
-    ):
-        problem = f"is {config.start_from}, which does not predict the same from the same"
-        fix = "name a checkpoint of this stage, or leave guided out"
-        raise TrainingError(f"{place}.start_from", problem, fix)
-    try:
-        teacher.check_sampling(
-            Sampling(guidance=guided.guidance, prompt_guidance=guided.prompt_guidance)
-        )
-    except GenerationError as error:
-        name = error.place.rpartition(".")[2]
-        raise TrainingError(f"{place}.guided.{name}", error.problem, error.fix) from error
-    return teacher.to(workspace.device).eval().requires_grad_(False)
 
 
 def _batches(
