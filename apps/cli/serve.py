@@ -67,7 +67,6 @@ def command(
     signer = chosen_signer(sign)
     with loading_bar() as progress:
         import uvicorn
-        from starlette.middleware.cors import CORSMiddleware
 
         from segue.apps.server.app import create_app
         from segue.apps.server.limits import MOST_RETRY_AFTER, Limits
@@ -84,16 +83,7 @@ def command(
         streams=streams,
         timeout=timeout,
     )
-    app = create_app(pipelines, limits, api_key, signer)
-    if allow_origin:
-        # The last one added is the first to be asked: pages may read refusals, too.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=allow_origin,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Segue-Seed", "Retry-After"],
-        )
+    app = create_app(pipelines, limits, api_key, signer, allow_origin or ())
     config = uvicorn.Config(
         app,
         host=host,

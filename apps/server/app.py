@@ -7,9 +7,10 @@ import base64
 import hmac
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
@@ -17,6 +18,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 import segue
@@ -74,6 +77,7 @@ MOST_REASON = 123  # bytes of the reason why a websocket is closed (RFC 6455)
 CALLER_LEFT = 499  # nobody reads it; it counts in the metrics
 CAUSES = {
     401: "The API key is missing or wrong.",
+    403: "A page of another origin asks, and there is no API key.",
     404: "There is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
@@ -99,6 +103,7 @@ def create_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     signer: Signer | None = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the server as an ASGI application.
 
@@ -106,8 +111,9 @@ def create_app(
         pipelines: by the name that clients use; the first is the default.
         api_key: asked of clients as ``Authorization: Bearer KEY``; None asks for none.
         signer: signs every answer; formats that hold no signature are refused.
+        origins: of other sites whose pages may ask and read answers, or ``*`` for all.
     """
-    service = Service(pipelines, limits or Limits(), api_key, signer)
+    service = Service(pipelines, limits or Limits(), api_key, signer, origins)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -123,6 +129,15 @@ def create_app(
         redoc_url=None,  # its logo comes from elsewhere
     )
     app.add_middleware(Admission, gate=service.gate, metrics=service.metrics, limits=service.limits)
+    if origins:
+        # The last one added is the first to be asked: pages may read refusals, too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Segue-Seed", "Retry-After"],
+        )
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(SegueError, _segue_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -168,9 +183,10 @@ class Service:
         limits: Limits,
         api_key: str | None,
         signer: Signer | None,
+        origins: Sequence[str],
     ) -> None:
         self.pipelines, self.limits = dict(pipelines), limits
-        self._key, self._signer = api_key, signer
+        self._key, self._signer, self._origins = api_key, signer, origins
         self.metrics = Metrics()
         self.gate = Gate(limits.requests, self.metrics, lambda: self.queue.retry_after())
         self._started = int(time.time())
@@ -208,7 +224,7 @@ class Service:
         """Return the routes for clients."""
         router = APIRouter(prefix="/v1")
         self._add_models(router)
-        statuses = _responses(401, 404, 408, 413, 415, 422, 429, 503, 504)
+        statuses = _responses(401, 403, 404, 408, 413, 415, 422, 429, 503, 504)
         sound = {200: {"description": "Audio", "content": _ANSWERS}, **statuses}
         for prefix, shown in (("", True), ("/audio", False)):  # the latter as OpenAI's paths
             for name, (model, summary) in TASKS.items():
@@ -219,7 +235,7 @@ class Service:
                     name=name,
                     summary=summary,
                     openapi_extra=body_schema(model),
-                    dependencies=[Depends(self._check_key)],
+                    dependencies=[Depends(self._check_caller)],
                     response_class=Response,
                     responses=sound,
                     include_in_schema=shown,
@@ -234,14 +250,16 @@ class Service:
         return answer
 
     def _add_models(self, router: APIRouter) -> None:
-        keyed = [Depends(self._check_key)]
+        keyed = [Depends(self._check_caller)]
 
-        @router.get("/models", dependencies=keyed, responses=_responses(401))
+        @router.get("/models", dependencies=keyed, responses=_responses(401, 403))
         async def models() -> dict[str, Any]:
             """List the models, in the shape of OpenAI's."""
             return {"object": "list", "data": [self._about(name) for name in self.pipelines]}
 
-        @router.get("/models/{model:path}", dependencies=keyed, responses=_responses(401, 404, 422))
+        @router.get(
+            "/models/{model:path}", dependencies=keyed, responses=_responses(401, 403, 404, 422)
+        )
         async def model(model: str) -> dict[str, Any]:
             """Describe one model."""
             self._pipeline(model)
@@ -264,16 +282,28 @@ class Service:
             raise RefusedError(404, f"model: there is no {name!r}; see /v1/models", "model")
         return self.pipelines[name]
 
-    async def _check_key(
+    async def _check_caller(
         self,
+        request: Request,
         credentials: HTTPAuthorizationCredentials | None = Depends(HTTPBearer(auto_error=False)),  # noqa: B008
     ) -> None:
-        self._check(credentials.credentials if credentials else "")
+        self._check(request, credentials.credentials if credentials else "")
 
-    def _check(self, key: str) -> None:
-        if self._key is not None and not hmac.compare_digest(key.encode(), self._key.encode()):
+    def _check(self, caller: HTTPConnection, key: str) -> None:
+        if self._key is None:
+            self._check_origin(caller)
+        elif not hmac.compare_digest(key.encode(), self._key.encode()):
             message = "send the API key: Authorization: Bearer KEY"
             raise RefusedError(401, message, WWW_Authenticate="Bearer")
+
+    def _check_origin(self, caller: HTTPConnection) -> None:
+        """Refuse pages of other sites, which any site could make ask a server without a key."""
+        origin = caller.headers.get("origin")  # browsers send it, other clients do not
+        own = origin is None or urlsplit(origin).netloc == caller.headers.get("host")
+        if not own and origin not in self._origins and "*" not in self._origins:
+            allowed = origin if "//" in str(origin) else "'*'"  # files have the origin null
+            message = f"pages of {origin} may not ask: start with --allow-origin {allowed}"
+            raise RefusedError(403, message)
 
     # --- one request ----------------------------------------------------------------------------
 
@@ -344,7 +374,7 @@ class Service:
         await socket.accept()
         try:
             scheme, _, key = socket.headers.get("authorization", "").partition(" ")
-            self._check(key if scheme.lower() == "bearer" else "")
+            self._check(socket, key if scheme.lower() == "bearer" else "")
             with self.gate.enter():  # before the message, which may be large
                 message = await self._uploaded(socket.receive())
                 if message["type"] == "websocket.disconnect":

@@ -53,7 +53,7 @@ def test_limits_are_those_of_the_options(
     options = ["--max-seconds", 7, "--max-upload-mb", 0.5, "--max-requests", 3, "--batch", 2]
     done = segue("serve", tiny, *options, "--streams", 1, "--timeout", 9, "--grace", 4)
     assert done.code == 0, done.err
-    (pipelines, limits, key, signer), config = seen
+    (pipelines, limits, key, signer, _), config = seen
     assert list(pipelines) == ["speech"] and key == "sesame" and signer is None
     assert (limits.seconds, limits.upload_bytes, limits.requests) == (7, 2**19, 3)
     assert (limits.batch, limits.streams, limits.timeout) == (2, 1, 9)
@@ -90,6 +90,7 @@ def test_pages_of_the_origins_allowed_may_read_answers_and_refusals(
     assert "X-Segue-Seed" in answer.headers["access-control-expose-headers"]
     other = one.get("/v1/models", headers={"Origin": "http://example.org"})
     assert "access-control-allow-origin" not in other.headers
+    assert other.status_code == 403
     refusal = every.post("/v1/generations", headers=page, json={})
     assert (refusal.status_code, refusal.headers["access-control-allow-origin"]) == (401, "*")
     done = segue("serve", tiny, "--allow-origin", "localhost:3000")

@@ -20,6 +20,7 @@ from tests.apps.server.conftest import Live
 from tests.conftest import melody
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from segue import Pipeline
 from segue.core.audio import encoded_audio
@@ -298,6 +299,24 @@ FUZZED = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_schema_conformance,response_headers_conformance,unsupported_method"
 )
+
+
+def test_pages_of_other_sites_are_refused_by_a_server_without_a_key(live: Live) -> None:
+    own, other = f"http://127.0.0.1:{live.port}", "http://example.org"
+    fix = f"pages of {other} may not ask: start with --allow-origin {other}"
+    url = f"ws://127.0.0.1:{live.port}/v1/stream"
+    with connect(url, origin=Origin(other)) as socket:
+        assert json.loads(socket.recv())["error"]["message"] == fix
+        with pytest.raises(ConnectionClosedError):
+            socket.recv()
+    with connect(url, origin=Origin(own)) as socket:
+        socket.send(json.dumps({"seconds": 0.5}))
+        assert json.loads(socket.recv())["type"] == "start"
+    refusal = live.client.post("/v1/generations", headers={"Origin": other}, json={})
+    assert (refusal.status_code, refusal.json()["error"]["message"]) == (403, fix)
+    assert live.client.get("/v1/models", headers={"Origin": own}).status_code == 200
+    files = live.client.get("/v1/models", headers={"Origin": "null"}).json()["error"]["message"]
+    assert files.endswith("start with --allow-origin '*'")
 
 
 @pytest.mark.slow
