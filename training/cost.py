@@ -169,6 +169,11 @@ def _cost_of(
     if not counts.whole:
         frames = float(component.spec.frame_rate) if isinstance(component, Tokenizer) else 1.0
         flops = max(flops, flops_per_token(component) * frames)
+    if (guided := config.guided) is not None:
+        # A pass of the teacher for each row that it is guided with, and one to draw from: a third
+        # of a step each.
+        rows = 1 + (guided.guidance != 1.0) + (guided.prompt_guidance != 1.0)
+        flops *= 1 + (rows + guided.drawn) / 3
     activations = None
     if counts.whole:  # half precision takes half of what was counted
         rows = -(-config.batch_size // (hardware.ranks * config.accumulate))
@@ -207,10 +212,12 @@ def _memory(
         # AdamW keeps two numbers per weight, Muon one.
         "moments": (2 * (own + opposed) - sum(p.numel() for p in by_muon)) * gib,
         "mean": own * gib if config.ema else 0.0,
+        "teacher": every * gib if config.guided is not None else 0.0,
     }
     # DDP copies gradients into buckets; FSDP gathers a block's weights when they are needed.
     memory = {"ddp": {**plain, "buckets": (own + opposed) * gib if ranks > 1 else 0.0}}
-    if isinstance(component, StageLM) and not adapters(component):
+    sharded = isinstance(component, StageLM) and not adapters(component)
+    if sharded and config.guided is None:
         sizes = [sum(p.numel() for p in block.parameters()) for block in component.blocks()]
         gathered = 2 * max(sizes, default=every) * gib if ranks > 1 else 0.0
         memory["fsdp"] = {k: v / ranks for k, v in plain.items()} | {"buckets": gathered}

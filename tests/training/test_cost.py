@@ -137,6 +137,32 @@ def test_counted_arithmetic_is_that_of_a_real_step(
     assert one.flops * one.per_step / rows == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+def test_a_guided_teacher_counts(tmp_path: Path) -> None:
+    """A pass for each of its three rows, and one for what is drawn."""
+    host, place = default_host(), f"{ACOUSTIC}.lm"
+    settings = [f"{place}.{change}" for change in SMALL]
+    settings += [f"{ACOUSTIC}.crop_seconds=2", f"{place}.options.condition_dropout=0.1"]
+    plain = load_config("speech/baseline", host, settings).config
+    guided = "{guidance: 2, prompt_guidance: 2, prompt_seconds: [0.1, 0.1], drawn: 0}"
+    settings += [f"{place}.training.guided={guided}", f"{place}.training.start_from={tmp_path}"]
+    config = load_config("speech/baseline", host, settings).config
+    (less,) = training_cost(plain, host, ACOUSTIC, Hardware())
+    (one,) = training_cost(config, host, ACOUSTIC, Hardware())
+    assert one.memory["ddp"]["teacher"] == one.memory["ddp"]["weights"]
+    assert less.memory["ddp"]["teacher"] == 0 and "fsdp" not in one.memory
+    component, teacher = (built(config, host, ACOUSTIC) for _ in range(2))
+    assert isinstance(component, StageLM) and isinstance(teacher, StageLM)
+    batch, settings_of = random_batch(component, 2.0, ROWS), config.stages[1].lm.training.guided
+    assert isinstance(batch, StageBatch) and settings_of is not None
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        component.guided_loss(batch, teacher.eval(), settings_of).total.backward()
+    rows = config.parts[ACOUSTIC].training.batch_size / ROWS
+    assert one.flops * one.per_step / rows == pytest.approx(counter.get_total_flops(), rel=0.2)
+    drawn = load_config("speech/baseline", host, [*settings, f"{place}.training.guided.drawn=1"])
+    (most,) = training_cost(drawn.config, host, ACOUSTIC, Hardware())
+    assert most.flops == pytest.approx(one.flops + less.flops / 3)
+
+
 def test_what_cannot_be_counted_is_estimated_from_how_far_it_went(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
