@@ -25,7 +25,7 @@ from segue.core.checkpoint import save_component
 from segue.core.files import atomic_directory
 from segue.core.plugins import default_host
 from segue.evaluation.pitches import read_notes
-from segue.plugins.tokenizers.note_kmeans.config import HOP, KEYS, LOWEST, RATE
+from segue.plugins.tokenizers.common.options import HOP, KEYS, LOWEST, RATE
 
 USE = "note_kmeans.v1"
 LEARNING_RATE = 4e-3

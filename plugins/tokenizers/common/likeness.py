@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from segue.plugins.layers.distributions import interval_table, jensen_shannon, joined
-from segue.plugins.tokenizers.note_kmeans.config import KEYS, LOWEST
+from segue.plugins.tokenizers.common.options import KEYS, LOWEST
 
-STRUCK, SOUNDING = 0.35, 0.5  # chances from which on a key counts
+STRUCK, SOUNDING = 0.35, 0.5  # from which on a key counts
 CLASSES = 12
 FREE = 0.3  # octaves by which the density may change at no cost
 RHYTHM = 2.0  # what a bit of times between onsets counts
@@ -23,7 +23,7 @@ class Heard:
     """Count how long each pitch class sounds, the times between onsets, and notes a second.
 
     Args:
-        keys: ``[N, R, K]`` chances that each key is struck in R - 1 parts of a frame, and sounds.
+        keys: ``[N, R, K]``: how much each key is struck in R - 1 parts of a frame, and sounds.
         seconds: length of a frame.
     """
 

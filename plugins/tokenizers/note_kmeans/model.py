@@ -5,10 +5,8 @@ key with its partials side by side, as in Bittner et al., "A lightweight instrum
 for polyphonic note transcription" (ICASSP 2022, arXiv 2203.09893); two windows show pitch and time.
 The shape, the training and the weights are Segue's own.
 
-A token per register is the nearest of the clusters of what the network hears there (product
-quantisation: Jégou et al., IEEE TPAMI 2011). One cluster of everything cannot hold several voices,
-whose combinations are too many. The network was taught by scores, so these tokens are not found in
-audio alone as AudioLM's are.
+Its tokens are clusters of what the network hears in each register. The network was taught by
+scores, so these tokens are not found in audio alone as AudioLM's are.
 
 Shape legend: B batch, T samples, N frames (tokens), M frames of the network (50 a second),
 D features, R = frames per token + 1, K keys, C channels.
@@ -19,15 +17,15 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segue.core.interfaces import Ids, Tokens, Wave
-from segue.plugins.tokenizers.common.kmeans import WindowedTokenizer
+from segue.core.interfaces import Wave
+from segue.plugins.tokenizers.common.options import HOP, KEYS, LOWEST, RATE
+from segue.plugins.tokenizers.common.registers import RegisterTokenizer
 from segue.plugins.tokenizers.common.spectra import Framing, note_filters
-from segue.plugins.tokenizers.note_kmeans.config import HOP, KEYS, LOWEST, RATE, NoteKMeansOptions
-from segue.plugins.tokenizers.note_kmeans.likeness import Heard, likeness
+from segue.plugins.tokenizers.note_kmeans.config import NoteKMeansOptions
 
 HARMONICS = (0.5, 1, 2, 3, 4, 5)
 BINS = 3  # per semitone
@@ -123,49 +121,14 @@ class NoteNetwork(nn.Module):
         return struck, sounding
 
 
-class NoteKMeansTokenizer(WindowedTokenizer):
+class NoteKMeansTokenizer(RegisterTokenizer):
     """The network is used as it was trained; only the clusters are fitted."""
 
     config: NoteKMeansOptions
-    order: Tensor
-    weighting: Tensor
 
     def __init__(self, config: NoteKMeansOptions) -> None:
-        rows = config.pool + 1  # features of a key
-        sizes = [rows * (last - first) for first, last in config.registers]
-        super().__init__(config, sum(sizes), sizes)
+        super().__init__(config)
         self.network = NoteNetwork(config).requires_grad_(False)
-        # Features of a register lie together: onsets of each frame, then what sounds.
-        key = torch.arange(rows * KEYS).reshape(rows, KEYS)
-        order = torch.cat([key[:, first:last].flatten() for first, last in config.registers])
-        weighting = torch.full((rows, KEYS), config.onset_weight)
-        weighting[-1] = 1.0
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("weighting", weighting.flatten()[order], persistent=False)
-
-    def weights(self) -> Float[Tensor, "D"]:
-        """Undo the normalisation: a rare key is as important as another."""
-        return self.weighting * self.deviation
-
-    def keys(self, ids: Ids) -> Float[Tensor, "B N R K"]:
-        """Return what tokens say of each key: chances that it is struck, by frame, and sounds."""
-        points = self.vectors(ids) / self.weighting + self.mean
-        return points[..., self.order.argsort()].unflatten(2, (-1, KEYS))
-
-    @torch.no_grad()
-    def likeness(self, known: Tokens, new: Tokens) -> Float[Tensor, "B"]:
-        """Return how much key, rhythm and density stay as they were."""
-        heard: dict[bytes, Heard] = {}  # candidates share what is known
-
-        def hear(row: Int64[Tensor, "Q N"]) -> Heard:
-            key = row.cpu().numpy().tobytes()
-            if key not in heard:
-                keys = self.keys(row[None])[0].cpu()
-                heard[key] = Heard(keys, float(1 / self.spec.frame_rate))
-            return heard[key]
-
-        pairs = zip(known.rows(), new.rows(), strict=True)
-        return torch.tensor([likeness(hear(before), hear(after)) for before, after in pairs])
 
     def row_features(self, wave: Float[Tensor, "T"]) -> Float[Tensor, "N D"]:
         """Return the chances that each key is struck and sounds."""
@@ -175,4 +138,4 @@ class NoteKMeansTokenizer(WindowedTokenizer):
         pool = self.config.pool
         onsets = struck[0].sigmoid().unflatten(0, (-1, pool))
         held = sounding[0].sigmoid().unflatten(0, (-1, pool)).mean(1, keepdim=True)
-        return torch.cat([onsets, held], dim=1).flatten(1)[:, self.order]
+        return self.by_register(onsets, held)

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from segue.core.interfaces import WaveBatch
-from segue.plugins.tokenizers.note_kmeans.config import RATE, NoteKMeansOptions
-from segue.plugins.tokenizers.note_kmeans.likeness import Heard, likeness
+from segue.plugins.tokenizers.common.likeness import Heard, likeness
+from segue.plugins.tokenizers.common.options import RATE
+from segue.plugins.tokenizers.note_kmeans.config import NoteKMeansOptions
 from segue.plugins.tokenizers.note_kmeans.model import HarmonicSpectrum, NoteKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks, ragged_audio
 

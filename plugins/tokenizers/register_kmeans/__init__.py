@@ -1,0 +1,1 @@
+"""Semantic tokens of a piano's registers, found in spectra alone."""
