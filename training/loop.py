@@ -34,6 +34,7 @@ from segue.training.learner import Learner, learning_rate, make_adversary, make_
 from segue.training.prefetch import Batch, Batches, Prefetcher
 from segue.training.ranks import on_each, on_first
 from segue.training.saving import (
+    claimed,
     go_back,
     lowest_loss,
     newest_trained,
@@ -89,6 +90,7 @@ def train(run: TrainingRun) -> Path:
         DivergedError: if the loss stays non-finite or the component reports trouble, after
             ``run.config.rollbacks`` returns to an earlier checkpoint.
         CheckpointError: if the newest checkpoint was written with other options.
+        TrainingError: if another process trains in the directory.
         Stopped: after a signal.
     """
     config, component = run.config, run.component
@@ -96,6 +98,12 @@ def train(run: TrainingRun) -> Path:
     adversary = make_adversary(component, config.seed)
     engine = Engine(component, config, f"{run.part}.training", adversary, run.teacher)
     learner = make_learner(component, adversary, config, engine)
+    with claimed(run.directory):
+        return _take_steps(run, engine, learner)
+
+
+def _take_steps(run: TrainingRun, engine: Engine, learner: Learner) -> Path:
+    config, component = run.config, run.component
     guard = Guard(component)
     peak = peak_tflops(component.device, config.precision)
     telemetry = Telemetry(component, component.device, engine.ranks.size, peak)

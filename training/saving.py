@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from segue.core.checkpoint_files import (
     read_manifest,
 )
 from segue.core.config import TrainingConfig
-from segue.core.errors import CheckpointError
+from segue.core.errors import CheckpointError, TrainingError
 from segue.core.files import atomic_directory, read_text, write_json
 from segue.core.interfaces import StageLM
 from segue.core.options import Options
@@ -39,7 +40,46 @@ if TYPE_CHECKING:
     from segue.training.loop import TrainingRun
 
 STATE = "trainer.safetensors"
+CLAIM = ".claim"
 HIDDEN = ".tmp-step-"  # begins the names of checkpoints that are half written or half deleted
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Keep other processes from training in a part's directory until this one leaves or ends.
+
+    Raises:
+        TrainingError: if one trains there already.
+    """
+    path = directory / CLAIM
+    claim = on_first(lambda: _claim(path))
+    try:
+        yield
+    finally:
+        if ranks().first and claim is not None:
+            with suppress(OSError):  # the directory may be gone
+                path.unlink()
+            os.close(claim)
+
+
+def _claim(path: Path) -> int | None:
+    """Return an open file that this process has locked; None where there are no such locks."""
+    try:
+        import fcntl  # not on Windows
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        claim = os.open(path, os.O_RDWR | os.O_CREAT)
+    except (ImportError, OSError):  # who writes there next says what is wrong
+        return None
+    try:
+        fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not passed on to forked workers
+    except (BlockingIOError, PermissionError) as error:
+        os.close(claim)
+        fix = "wait for it, or stop it first"
+        raise TrainingError(str(path.parent), "another process trains here", fix) from error
+    except OSError:  # nor on some network file systems
+        pass
+    return claim
 
 
 def save_checkpoint(

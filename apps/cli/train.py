@@ -143,8 +143,9 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # not empty: it is worth keeping
-            for path in new:
+        below = sorted(directory.rglob("*"), reverse=True) if directory in new else ()
+        for path in (*below, *new):
+            with suppress(OSError):  # not empty: it is worth keeping
                 path.rmdir()
         raise
 

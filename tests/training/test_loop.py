@@ -351,6 +351,36 @@ def killed_runs(directory: Path, kills: int, steps: int) -> None:
     tell(f"ended with {os.waitpid(start('killed'), 0)[1]}")
 
 
+def held_run(directory: Path) -> None:
+    """Train until the third step and wait there, beside a process forked off as workers are."""
+
+    def hold() -> None:
+        if worker := os.fork():
+            sys.stdout.write(f"{worker}\n")
+            sys.stdout.flush()
+        signal.pause()
+
+    train(run(directory, host=StubHost(at={2: hold})))
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    process = Fork(held_run, tmp_path / "run", log=tmp_path / "told")
+    until = time.monotonic() + 60
+    while not (tmp_path / "told").is_file() or not process.written().endswith("\n"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    try:
+        with pytest.raises(TrainingError, match="another process trains here; wait for it"):
+            train(run(tmp_path / "run"))
+        train(run(tmp_path / "other", config=config(steps=2)))
+        process.kill(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert train(run(tmp_path / "run")).name == f"step-{config().steps:08d}"
+    finally:
+        os.kill(int(process.written()), signal.SIGKILL)
+    assert not (tmp_path / "run" / saving.CLAIM).exists()
+
+
 def steps_saved(directory: Path) -> int:
     newest = newest_checkpoint(directory)
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
