@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -378,6 +379,8 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
         assert train(run(tmp_path / "run")).name == f"step-{config().steps:08d}"
     finally:
         os.kill(int(process.written()), signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            process.kill(signal.SIGKILL)
     assert not (tmp_path / "run" / saving.CLAIM).exists()
 
 
