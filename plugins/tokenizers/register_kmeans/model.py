@@ -20,12 +20,11 @@ from segue.plugins.tokenizers.common.spectra import Framing, note_filters
 from segue.plugins.tokenizers.register_kmeans.config import RegisterKMeansOptions
 
 COMPRESSION = 1000.0  # of magnitudes: what is 60 dB below a full-scale sine begins to count
-RISE, SHORT_RISE = (
-    3,
-    2,
-)  # frames over which a band grows, in spectra of the long and the short window
+# Frames over which a band grows.
+RISE = 3  # in spectra of the long window
+SHORT_RISE = 2  # in those of the short one
 GATE = 2.0  # times the short window's growth: most that counts of the long one's
-#: Semitones from a key to its second to sixth partial, and how loud they are at least expected.
+#: Semitones from a key to its second to sixth partial, and what share of its level they may have.
 PARTIALS = {12: 0.7, 19: 0.7, 24: 0.63, 28: 0.56, 31: 0.56}
 
 Keys = Float[Tensor, "M K"]
