@@ -176,6 +176,7 @@ def check_component(
     kinds = sorted({record.kind for record in host.records() if record.name == name})
     subjects: list[tuple[str, Subject]] = []
     for kind in kinds:
+        host.find(kind, name, name)  # if it cannot be used, options are not to blame
         # Validated here, once, so that a wrong value is reported with its path.
         own = host.options(kind, name, options, "options")
         prefix = f"{kind}: " if len(kinds) > 1 else ""

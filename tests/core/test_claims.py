@@ -11,6 +11,7 @@ from tests.conftest import registering
 from segue.core.errors import PluginError
 from segue.core.plugins import PluginHost
 from segue.core.records import Kind
+from segue.testing.distribution import check_component
 
 Install = Callable[..., None]
 WriteRegistry = Callable[[str], Path]
@@ -155,3 +156,5 @@ def test_another_plugin_api_is_listed_but_refused(
     text = refusal(host, "codec", name)
     assert f"needs plugin API {version}, this host speaks 1" in text
     assert fix in text
+    with pytest.raises(PluginError, match=f"^{name}: "):
+        check_component(host, name, {"width": 3})
