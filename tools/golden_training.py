@@ -140,6 +140,7 @@ def tokenizers() -> Json:
         "mel_kmeans": ("mel_kmeans.v1", {"num_clusters": 16}),
         "chroma_kmeans": ("chroma_kmeans.v1", {"num_clusters": 16, "chroma": "centred"}),
         "chroma_split": ("chroma_kmeans.v1", {"num_clusters": 16}),
+        "register_kmeans": ("register_kmeans.v1", {"num_clusters": 16}),
         "ssl_kmeans": ("ssl_kmeans.v1", {"num_clusters": 16, "layer": 2,
                        "pretrained": tiny_model("Hubert")}),
     }  # fmt: skip
