@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
@@ -18,8 +16,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 import segue
@@ -40,6 +36,7 @@ from segue.apps.server.bodies import (
     read_body,
     wav_header,
 )
+from segue.apps.server.callers import Callers
 from segue.apps.server.limits import Limits, Metrics
 from segue.apps.server.work_queue import Order, Piece, StoppedError, WorkQueue
 from segue.core.errors import SegueError
@@ -113,7 +110,7 @@ def create_app(
         signer: signs every answer; formats that hold no signature are refused.
         origins: of other sites whose pages may ask and read answers, or ``*`` for all.
     """
-    service = Service(pipelines, limits or Limits(), api_key, signer, origins)
+    service = Service(pipelines, limits or Limits(), Callers(api_key, origins), signer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,15 +126,7 @@ def create_app(
         redoc_url=None,  # its logo comes from elsewhere
     )
     app.add_middleware(Admission, gate=service.gate, metrics=service.metrics, limits=service.limits)
-    if origins:
-        # The last one added is the first to be asked: pages may read refusals, too.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Segue-Seed", "Retry-After"],
-        )
+    service.callers.let_read(app)  # the middleware added last is the first to be asked
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(SegueError, _segue_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -181,12 +170,11 @@ class Service:
         self,
         pipelines: Mapping[str, Pipeline],
         limits: Limits,
-        api_key: str | None,
+        callers: Callers,
         signer: Signer | None,
-        origins: Sequence[str],
     ) -> None:
         self.pipelines, self.limits = dict(pipelines), limits
-        self._key, self._signer, self._origins = api_key, signer, origins
+        self.callers, self._signer = callers, signer
         self.metrics = Metrics()
         self.gate = Gate(limits.requests, self.metrics, lambda: self.queue.retry_after())
         self._started = int(time.time())
@@ -287,23 +275,7 @@ class Service:
         request: Request,
         credentials: HTTPAuthorizationCredentials | None = Depends(HTTPBearer(auto_error=False)),  # noqa: B008
     ) -> None:
-        self._check(request, credentials.credentials if credentials else "")
-
-    def _check(self, caller: HTTPConnection, key: str) -> None:
-        if self._key is None:
-            self._check_origin(caller)
-        elif not hmac.compare_digest(key.encode(), self._key.encode()):
-            message = "send the API key: Authorization: Bearer KEY"
-            raise RefusedError(401, message, WWW_Authenticate="Bearer")
-
-    def _check_origin(self, caller: HTTPConnection) -> None:
-        """Refuse pages of other sites, which any site could make ask a server without a key."""
-        origin = caller.headers.get("origin")  # browsers send it, other clients do not
-        own = origin is None or urlsplit(origin).netloc == caller.headers.get("host")
-        if not own and origin not in self._origins and "*" not in self._origins:
-            allowed = origin if "//" in str(origin) else "'*'"  # files have the origin null
-            message = f"pages of {origin} may not ask: start with --allow-origin {allowed}"
-            raise RefusedError(403, message)
+        self.callers.check(request, credentials.credentials if credentials else "")
 
     # --- one request ----------------------------------------------------------------------------
 
@@ -374,7 +346,7 @@ class Service:
         await socket.accept()
         try:
             scheme, _, key = socket.headers.get("authorization", "").partition(" ")
-            self._check(socket, key if scheme.lower() == "bearer" else "")
+            self.callers.check(socket, key if scheme.lower() == "bearer" else "")
             with self.gate.enter():  # before the message, which may be large
                 message = await self._uploaded(socket.receive())
                 if message["type"] == "websocket.disconnect":

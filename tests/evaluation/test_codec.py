@@ -23,6 +23,8 @@ from segue.data.recordings import Recording
 from segue.evaluation.codec import CodebookUse, evaluate_codec
 from segue.evaluation.subjects import load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("constant_waves")
+
 RATE, SIZE = 16_000, 320
 LIMITS = PromptConfig(min_seconds=0.5, max_seconds=2.0)
 
@@ -61,12 +63,6 @@ class Loudness(Metric):
     def __call__(self, reference: torch.Tensor, audio: torch.Tensor, sample_rate: int) -> float:
         level = float(audio.abs().mean())
         return level if level > 0.3 else math.nan
-
-
-@pytest.fixture(autouse=True)
-def constant_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings here hold constants, which a pipeline would take for an offset."""
-    monkeypatch.setattr("segue.inference.inputs.LEAST_OFFSET", 2.0)
 
 
 @pytest.fixture

@@ -24,13 +24,9 @@ from segue.evaluation.likelihood import (
     shuffled,
 )
 
+pytestmark = pytest.mark.usefixtures("constant_waves")
+
 RATE, FRAME = 1000, 100  # ten frames a second
-
-
-@pytest.fixture(autouse=True)
-def constant_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings here hold constants, which a pipeline would take for an offset."""
-    monkeypatch.setattr("segue.inference.inputs.LEAST_OFFSET", 2.0)
 
 
 class FakePipeline:

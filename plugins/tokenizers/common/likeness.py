@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from segue.plugins.layers.distributions import interval_table, jensen_shannon, joined
 from segue.plugins.tokenizers.common.options import KEYS, LOWEST
+from segue.plugins.tokenizers.common.spectra import PITCH_CLASSES
 
 STRUCK, SOUNDING = 0.35, 0.5  # from which on a key counts
-CLASSES = 12
 FREE = 0.3  # octaves by which the density may change at no cost
 RHYTHM = 2.0  # what a bit of times between onsets counts
 RARE = 0.1  # notes a second that are added to densities, so that none is 0
@@ -33,8 +33,8 @@ class Heard:
         peaks = (struck > STRUCK) & (struck >= around[:-2]) & (struck > around[2:])
         times = peaks.nonzero()[:, 0] * seconds / (keys.shape[1] - 1)
         self.intervals = interval_table(joined(times.tolist()))
-        classes = (torch.arange(KEYS) + LOWEST) % CLASSES
-        self.classes = torch.zeros(CLASSES).index_add_(0, classes, held.sum(0).float())
+        classes = (torch.arange(KEYS) + LOWEST) % PITCH_CLASSES
+        self.classes = torch.zeros(PITCH_CLASSES).index_add_(0, classes, held.sum(0).float())
         self.notes = len(times)
         self.density = RARE + self.notes / max(seconds, len(keys) * seconds)
 

@@ -14,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from segue.plugins.tokenizers.common.options import HOP, KEYS, LOWEST, RATE
+from segue.plugins.tokenizers.common.options import HOP, KEYS, LOWEST, RATE, RegisterOptions
 from segue.plugins.tokenizers.common.registers import RegisterTokenizer
 from segue.plugins.tokenizers.common.spectra import Framing, note_filters
-from segue.plugins.tokenizers.register_kmeans.config import RegisterKMeansOptions
 
 COMPRESSION = 1000.0  # of magnitudes: what is 60 dB below a full-scale sine begins to count
 # Frames over which a band grows.
@@ -33,11 +32,10 @@ Keys = Float[Tensor, "M K"]
 class RegisterKMeansTokenizer(RegisterTokenizer):
     """Emit tokens that follow melody, harmony and rhythm."""
 
-    config: RegisterKMeansOptions
     filters: Tensor
     short_filters: Tensor
 
-    def __init__(self, config: RegisterKMeansOptions) -> None:
+    def __init__(self, config: RegisterOptions) -> None:
         super().__init__(config)
         self.framing = Framing(HOP, config.pitch_window)
         self.short_framing = Framing(HOP, config.onset_window)

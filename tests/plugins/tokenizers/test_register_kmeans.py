@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from segue.core.interfaces import WaveBatch
-from segue.plugins.tokenizers.common.options import KEYS, LOWEST, RATE
-from segue.plugins.tokenizers.register_kmeans.config import RegisterKMeansOptions
+from segue.plugins.tokenizers.common.options import KEYS, LOWEST, RATE, RegisterOptions
 from segue.plugins.tokenizers.register_kmeans.model import RegisterKMeansTokenizer
 from segue.testing import Check, Subject, parametrize_with_checks
 
 TINY: dict[str, Any] = {"num_clusters": 16, "splits": [60]}
-FRAME = RATE // 25
 
 
 @parametrize_with_checks([Subject("semantic_tokenizer", "register_kmeans.v1", TINY)])
@@ -33,7 +31,7 @@ def note(key: int, start: float, seconds: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> RegisterKMeansTokenizer:
-    found = RegisterKMeansTokenizer(RegisterKMeansOptions(**TINY)).eval()
+    found = RegisterKMeansTokenizer(RegisterOptions(**TINY)).eval()
     keys = [note(key, 0.3, 1.2) + note(key + 17, 0.5, 1.2) for key in range(40, 80, 3)]
     found.fit([WaveBatch(torch.stack(keys), torch.full((len(keys),), len(keys[0])))])
     return found
