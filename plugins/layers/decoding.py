@@ -78,7 +78,6 @@ class Decoder:
 
     Attributes:
         hidden: ``[B, D]``, hidden state of the last position of the prefix.
-        step: takes one embedded position ``[B, D]`` of every row and returns its hidden state.
 
     Args:
         transformer: in eval mode, causal.
@@ -160,18 +159,21 @@ class Decoder:
         # Column c is at position c + shift.
         self._shift = last + 1 - count
         self._transformer = stepwise
-        self.step: Step
-        if backend == "torch":
-            self.step = self._torch_step
-        elif matrices is not None:
+        #: Computes steps; None for PyTorch. It must not hold the decoder: in a cycle, the cache
+        #: would stay in memory until Python looks for cycles, which large tensors do not hasten.
+        self._call: Step | None = None
+        if matrices is not None:
             keys = None if transformer.rotary is not None else self._keys
-            self.step = self._native_step(
+            self._call = self._native_step(
                 NativeStep(transformer, matrices, self._cache, self._padding, known, keys)
             )
-        else:
-            assert fixed is not None
+        elif fixed is not None:
             fixed.begin(self._padding, self._shift, self._keys)
-            self.step = fixed_step(fixed, stepwise, self._cache)
+            self._call = fixed_step(fixed, stepwise, self._cache)
+
+    def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return the hidden state of one embedded position of every row."""
+        return self._torch_step(x) if self._call is None else self._call(x)
 
     def rewind(self) -> None:
         """Forget every position; only for a decoder that started without a prefix."""
@@ -192,15 +194,16 @@ class Decoder:
     def _native_step(self, call: NativeStep) -> Step:
         """Return steps by the C kernel."""
         cache, rotary, start = self._cache, self._transformer.rotary, self._cache.length
+        shift = self._shift
         tables: dict[int, list[Tensor]] = {}
 
         def step(x: Tensor) -> Tensor:
             if rotary is None:
-                return call(x, None, None, self._shift + cache.length)
+                return call(x, None, None, shift + cache.length)
             block, row = divmod(cache.length - start, ANGLES)
             if block not in tables:  # the angles of many positions at once, [A, B, d]
                 tables.clear()
-                later = self._shift + start + torch.arange(ANGLES)[:, None] + block * ANGLES
+                later = shift + start + torch.arange(ANGLES)[:, None] + block * ANGLES
                 tables[block] = [angles.flatten(2).contiguous() for angles in rotary(later)]
             cosine, sine = tables[block]
             return call(x, cosine[row], sine[row], None)

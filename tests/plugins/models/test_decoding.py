@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import shutil
@@ -33,6 +34,7 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.plugins.layers import decoding as engine
+from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.drawing import FRAMES_PER_PIECE
 from segue.plugins.layers.native import library as native_library
 from segue.plugins.layers.native import step as native_step
@@ -71,6 +73,28 @@ def drawn(model: CausalLM, frames: int = 12, sampling: Sampling = GREEDY) -> tor
     given = given_for(model.stage, *[count + frames for count in known])
     prompt = random_tokens(model.stage.target, *known)
     return model.generate(given, prompt, frames, sampling, row_generators(0, 3)).ids
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", APART)
+def test_a_cache_goes_when_its_call_ends(kind: str, backend: str, use: Callable[..., None]) -> None:
+    """A cycle would keep it until Python looks for cycles, which it does by the number of objects
+    and not by their size."""
+    model = build(kind, STAGES["two"]).eval()
+    use(model, backend)
+
+    def caches() -> int:
+        return sum(isinstance(one, KeyValueCache) for one in gc.get_objects())
+
+    drawn(model)  # steps of fixed shapes are kept with their slots
+    gc.collect()
+    gc.disable()
+    try:
+        before = caches()
+        drawn(model)
+        assert caches() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
