@@ -60,9 +60,9 @@ train-small-piano:  ## The same for piano: make train-small-piano DATA=folder [O
 
 train-small-speech train-small-piano: train-small-%: $(DEV)
 	@test -n "$(DATA)" || { echo "name the data: make $@ DATA=folder"; exit 2; }
-	$(BIN)/python tools/train_small.py $* "$(DATA)" "$(or $(OUT),runs/small-$*)"
 	$(BIN)/python -m pip install -c constraints.txt $(if $(filter speech,$*),-e ".[asr,stories]",mido)
-	$(BIN)/python tools/train_$(if $(filter speech,$*),words,melodies).py "$(DATA)" "$(or $(OUT),runs/small-$*)"
+	$(BIN)/python tools/train_small.py $* "$(DATA)" "$(or $(OUT),runs/small-$*)"
+	$(if $(filter speech,$*),$(BIN)/python tools/train_words.py "$(DATA)" "$(or $(OUT),runs/small-$*)")
 
 clean:  ## Remove what building and testing left; .venv and runs/ stay
 	rm -rf build dist site segue.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from segue.core.errors import AudioError, DataError
@@ -108,6 +108,7 @@ def _sounding(events: list[tuple[float, Any]]) -> list[Note]:
 
 CLASSES = 12
 STRENGTHS = (1, 4, 16, 64, 256)  # frames of the prior that each token's counts start with
+SHARES = (1.0, 0.5, 0.25)  # of what one of several levels says: they say much the same
 
 
 def evaluate_pitches(
@@ -118,11 +119,12 @@ def evaluate_pitches(
     seconds: float,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Predict which of the twelve pitch classes sound in a frame from the frame's token alone.
+    """Predict which of the twelve pitch classes sound in a frame from the frame's tokens alone.
 
     How often each class sounds with each token is counted on every other piece; the rest is
     predicted from that, and the other way round. A piece is never predicted from its own counts.
-    Counts start from the prior, at the one of ``STRENGTHS`` that reveals most.
+    Counts start from the prior, at the one of ``STRENGTHS`` that reveals most. What the levels say
+    (log odds beyond the prior's) is added up, each by the one of ``SHARES`` that reveals most.
 
     Args:
         scores: MIDI files by the stem of the recording.
@@ -148,7 +150,11 @@ def evaluate_pitches(
     for representation in representations:
         assert representation.vocabulary is not None
         tokens = [piece[representation.name] for piece in pieces]
-        trials = [_crossed(tokens, representation.vocabulary, strength) for strength in STRENGTHS]
+        trials = [
+            _crossed(tokens, representation.vocabulary, strength, share)
+            for strength in STRENGTHS
+            for share in (SHARES if representation.levels > 1 else SHARES[:1])
+        ]
         figures = max(trials, key=lambda rows: sum(row["bits"] for row in rows))
         found[representation.name] = {
             **summarise(figures),
@@ -163,7 +169,7 @@ def evaluate_pitches(
 
 
 def _crossed(
-    tokens: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float
+    tokens: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float, share: float
 ) -> list[dict[str, float]]:
     """Judge each piece by the counts of the half that it does not belong to."""
     figures: list[dict[str, float]] = [{} for _ in tokens]
@@ -172,7 +178,7 @@ def _crossed(
         chances, prior = fitted(known, vocabulary, strength)
         for index in range(fold, len(tokens), 2):
             ids, active = tokens[index]
-            figures[index] = judged(chances[ids], prior, active)
+            figures[index] = judged(together(chances, prior, ids, share), prior, active)
     return figures
 
 
@@ -196,7 +202,7 @@ def _pieces(
             continue
         piece = {}
         for one in representations:
-            ids = one.frames(audio)[:, 0]
+            ids = one.frames(audio)
             piece[one.name] = ids, pitch_classes(notes, len(ids), one.frame_rate)
         pieces.append(piece)
     return pieces
@@ -213,14 +219,26 @@ def pitch_classes(notes: Sequence[Note], frames: int, frame_rate: float) -> Bool
 
 def fitted(
     pieces: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float
-) -> tuple[Float[Tensor, "V 12"], Float[Tensor, "12"]]:
-    """Return the chance of each class given each token, and without it."""
-    ids = torch.cat([pair[0] for pair in pieces])
+) -> tuple[Float[Tensor, "Q V 12"], Float[Tensor, "12"]]:
+    """Return the chance of each class given each token of each level, and without it."""
     active = torch.cat([pair[1] for pair in pieces]).double()
     prior = (active.sum(0) + 0.5) / (len(active) + 1)
-    counts = torch.bincount(ids, minlength=vocabulary).double()[:, None]
-    sounding = torch.zeros(vocabulary, CLASSES, dtype=torch.float64).index_add_(0, ids, active)
-    return (sounding + strength * prior) / (counts + strength), prior
+    levels = []
+    for ids in torch.cat([pair[0] for pair in pieces]).T:
+        counts = torch.bincount(ids, minlength=vocabulary).double()[:, None]
+        sounding = torch.zeros(vocabulary, CLASSES, dtype=torch.float64).index_add_(0, ids, active)
+        levels.append((sounding + strength * prior) / (counts + strength))
+    return torch.stack(levels), prior
+
+
+def together(
+    chances: Float[Tensor, "Q V 12"], prior: Float[Tensor, "12"], ids: Int64[Tensor, "N Q"],
+    share: float,
+) -> Float[Tensor, "N 12"]:  # fmt: skip
+    """Return the chance of each class given the tokens of all levels of a frame."""
+    told = chances.logit() - prior.logit()
+    levels = torch.arange(len(told))
+    return (prior.logit() + share * told[levels, ids].sum(1)).sigmoid()
 
 
 def judged(

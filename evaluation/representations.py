@@ -35,7 +35,8 @@ class Representation:
     distance: Distance  # of two frames
     # Returns ``[N, D]`` of audio; ids of D levels for the distance ``hamming``.
     frames: Callable[[Audio], Tensor]
-    vocabulary: int | None = None  # number of ids, where there is one level of them
+    vocabulary: int | None = None  # number of ids of a level, of tokens
+    levels: int = 1
 
 
 def of_tokenizer(
@@ -51,8 +52,8 @@ def of_tokenizer(
     for count in counts:
         label = name if tokenizer.spec.num_levels == 1 else f"{name}[0:{count}]"
         ids = partial(_ids, tokenizer, level, count)
-        vocabulary = tokenizer.spec.codebook_size if count == 1 else None
-        found.append(Representation(f"{label} tokens", rate, "hamming", ids, vocabulary))
+        size = tokenizer.spec.codebook_size
+        found.append(Representation(f"{label} tokens", rate, "hamming", ids, size, count))
         if tokenizer.vectors(nothing) is not None:
             found.append(
                 Representation(

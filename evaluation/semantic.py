@@ -56,7 +56,7 @@ def evaluate_semantic(
             **{side: one.estimate() for side, one in errors[representation.name].items()},
             "distance": representation.distance,
             "frame_rate": representation.frame_rate,
-            **_information(usable, sequences, representation.vocabulary),
+            **_information(usable, sequences, representation),
         }
     for name in errors.keys() - {MFCC}:
         for side, other in errors.get(MFCC, {}).items():
@@ -95,10 +95,11 @@ def _pieces(
 
 
 def _information(
-    items: Sequence[Item], sequences: Sequence[Tensor], vocabulary: int | None
+    items: Sequence[Item], sequences: Sequence[Tensor], representation: Representation
 ) -> dict[str, Any]:
     """Return what one level of tokens reveals of labels, and how much there is to reveal."""
-    if vocabulary is None:
+    vocabulary = representation.vocabulary
+    if vocabulary is None or representation.levels > 1:
         return {}
     names = sorted({item.label for item in items})
     tables: dict[str, Tensor] = {}  # by speaker [L, V]

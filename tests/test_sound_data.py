@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
-
-from segue.core.interfaces import StageBatch, Tokens
-from segue.core.spec import SliceSpec, StageSpec
-from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
-from segue.plugins.models.delay_transformer.model import DelayTransformer
-from tests.evaluation.test_pitches import midi
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -116,42 +108,3 @@ def test_the_silence_after_the_last_note_is_cut() -> None:
     assert len(cut(wave)) == 48_000  # nothing but silence
     wave[1000] = wave[16_000] = 0.01
     assert len(cut(wave)) == 20_000
-
-
-def test_a_transcriber_is_taught_the_notes_of_the_score(tmp_path: Path) -> None:
-    notes = tool("train_notes")
-    on, off = 0x90, 0x80
-    path = midi(
-        tmp_path / "piece.mid",
-        [(480, bytes([on, 69, 90])), (0, bytes([on, 60, 90])), (240, bytes([off, 69, 0])),
-         (240, bytes([off, 60, 0]))],
-    )  # fmt: skip
-    struck, sounding = notes.labels(path, 60)
-    assert np.argwhere(struck).tolist() == [[25, 60 - 21], [25, 69 - 21]]
-    assert sounding[:, 69 - 21].nonzero()[0].tolist() == list(range(25, 37))
-    assert sounding[:, 60 - 21].nonzero()[0].tolist() == list(range(25, 50))
-
-
-def test_similar_codes_of_a_seeded_stage_begin_alike() -> None:
-    from segue.plugins.tokenizers.note_kmeans.config import NoteKMeansOptions
-    from segue.plugins.tokenizers.note_kmeans.model import NoteKMeansTokenizer
-
-    options = NoteKMeansOptions(channels=1, num_clusters=4, splits=(60,))
-    tokenizer = NoteKMeansTokenizer(options)
-    tokenizer.centroids[1] = 1.0
-    tokenizer.centroids[2] = 1.1
-    codes = tool("seed_stage").projected(tokenizer, 8)
-    assert codes.shape == (2, 4, 8)
-    assert float(codes.std()) == pytest.approx(0.02)
-    gaps = torch.cdist(codes, codes)
-    assert (gaps[:, 1, 2] < 0.2 * gaps[:, 0, 1]).all() and (gaps[:, 0, 3] == 0).all()
-
-
-def test_new_blocks_of_a_deeper_start_change_nothing_at_first() -> None:
-    options = {"width": 16, "depth": 2, "heads": 2}
-    stage = StageSpec("semantic", SliceSpec("semantic", 0, 1, 8, Fraction(25)))
-    shallow = DelayTransformer(DelayTransformerOptions(**options), stage).eval()
-    deep = DelayTransformer(DelayTransformerOptions(**options | {"depth": 6}), stage).eval()
-    deep.load_state_dict(tool("seed_stage").deepened(shallow.state_dict(), 3))
-    batch = StageBatch(Tokens.full(torch.randint(8, (2, 1, 9))), ())
-    torch.testing.assert_close(deep.score(batch), shallow.score(batch))

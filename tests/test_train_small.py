@@ -82,7 +82,7 @@ def test_one_command_trains_what_ships(recordings_folder: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("fluidsynth") and FONT.exists()), reason="no fluidsynth")
-def test_two_commands_train_what_piano_ships(tmp_path: Path) -> None:
+def test_one_command_trains_what_piano_ships(tmp_path: Path) -> None:
     mido = pytest.importorskip("mido")
     source, output = tmp_path / "source", tmp_path / "out"
     source.mkdir()
@@ -97,22 +97,15 @@ def test_two_commands_train_what_piano_ships(tmp_path: Path) -> None:
         lines.append(f"piece{piece}.mid,made,composer{piece},6.0,12,{split},CC0-1.0")
     (source / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = [value for value in KEPT if "semantic_tokenizer" not in value]
-    first = [*own, *(v.replace(".acoustic.", ".coarse.") for v in own if ".acoustic." in v)]
     small = ["codec.options.num_levels=9", "semantic_tokenizer.options.num_clusters=8"]
-    stages = [value for value in own if value.startswith("stages.")]
-    words = ["notes.steps=4", "semantic_tokenizer.options.num_clusters=8"]
-    for tool, values in (
-        ("train_small.py", ["piano", str(source), str(output), *first, *small]),
-        ("train_melodies.py", [str(source), str(output), *stages, *words]),
-    ):
-        call = [sys.executable, str(ROOT / "tools" / tool), *values]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    for name, levels in (("scoreless", 1), ("two_stage", 1), ("pipeline", 4)):
-        pipeline = Pipeline.from_pretrained(output / name)
-        made = pipeline.continue_(melody(1.0, seed=1), 16_000, seconds=0.4)
-        assert made.tokens["semantic"].num_levels == levels
-        assert made.continuation().shape[0] == 0.4 * 16_000
+    tool = [sys.executable, str(ROOT / "tools" / "train_small.py")]
+    call = [*tool, "piano", str(source), str(output), *own, *small]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pipeline = Pipeline.from_pretrained(output / "pipeline")
+    made = pipeline.continue_(melody(1.0, seed=1), 16_000, seconds=0.4)
+    assert made.tokens["semantic"].num_levels == 4
+    assert made.continuation().shape[0] == 0.4 * 16_000
 
 
 @pytest.mark.parametrize("values", [["songs", "data", "out"], ["piano", "data"]])
@@ -125,11 +118,11 @@ def test_a_missing_argument_says_how(
 
 
 @pytest.mark.parametrize(
-    "value", ["stages.fine.lm.options.width=8", "codec.options.width", "seed=3"]
+    "value", ["stages.finest.lm.options.width=8", "codec.options.width", "seed=3"]
 )
 def test_a_value_for_no_part_is_refused_before_anything_is_made(tmp_path: Path, value: str) -> None:
     output = tmp_path / "out"
     with pytest.raises(SystemExit) as refused:
-        tool("train_small").main(["piano", str(tmp_path), str(output), value])
+        tool("train_small").main(["speech", str(tmp_path), str(output), value])
     assert f"{value}: is not KEY=VALUE of a part" in str(refused.value) and not output.exists()
     assert "stages.coarse" in str(refused.value)

@@ -159,7 +159,7 @@ def sections() -> dict[str, Callable[[], Json]]:
         "families": training.families,
         "tokenizers": training.tokenizers,
         "speech": partial(shipped, ("speech", "speech/textless", "speech/three_stage")),
-        "piano": partial(shipped, ("piano", "piano/scoreless", "piano/two_stage")),
+        "piano": partial(shipped, ("piano",)),
         "evaluation": evaluation,
         **{f"plans {n + 1}": partial(plans, names[n::2]) for n in range(2)},
         "commands": commands,

@@ -4,10 +4,13 @@
 
 SOURCE is what `segue prepare DOMAIN` takes. KEY=VALUE overrides the config of the tokenizer or the
 stage that it names: semantic, acoustic or one of the paper's cascade, such as coarse. Hours on a
-CPU; the same command goes on where it was stopped. Beside the pipeline lies the one after the
-paper's cascade, both with their stages in eight bits as in what ships.
-OUTPUT/tokenizers/rounded holds the tokenizers. The pipeline is OUTPUT/textless of speech and
-OUTPUT/scoreless of piano; tools/train_words.py or train_melodies.py then makes OUTPUT/pipeline.
+CPU; the same command goes on where it was stopped. Stages are stored in eight bits as in what
+ships. OUTPUT/tokenizers/rounded holds the tokenizers.
+
+For piano, OUTPUT/pipeline is `piano`; SOURCE is rendered by tools/render_piano.py, as written and
+once more in another key and tempo, with render.fonts=FONT,FONT (soundfonts). That needs the program
+fluidsynth and the package mido. For speech, OUTPUT/textless is `speech/textless`, and beside it
+lies the one after the paper's cascade; tools/train_words.py then makes OUTPUT/pipeline.
 """
 
 from __future__ import annotations
@@ -34,7 +37,11 @@ TOKENIZERS = {
         "semantic_tokenizer.training.crop_seconds=4",
         "semantic_tokenizer.training.learning_rate=3.0e-3",
     ],
-    "piano": ["codec.options.num_levels=8", "codec.training.steps=4500"],
+    "piano": [
+        "semantic_tokenizer.use=register_kmeans.v1",
+        "codec.options.num_levels=8",
+        "codec.training.steps=4500",
+    ],
 }
 #: Manifests that tokenizers are trained on: single words, too, for the semantic one of speech.
 MANIFESTS = {
@@ -42,14 +49,16 @@ MANIFESTS = {
     "piano": {"semantic_tokenizer": "manifest.csv", "codec": "manifest.csv"},
 }
 LEVELS = "8"  # of the codec that are kept
-#: The pipeline after the paper's cascade, and its stages that are trained for it.
-CASCADES = {"speech": ("three_stage", ("coarse", "fine")), "piano": ("two_stage", ("coarse",))}
-#: The config that stages are trained from at first, and the folder of the pipeline made of it.
-CONFIGS = {
-    "speech": ("textless_tokenizers", "textless"),
-    "piano": ("scoreless_tokenizers", "scoreless"),
+#: Overrides for stages beside their config.
+STAGES = {
+    "speech": [],
+    "piano": [f"stages.{name}.lm.training.optimizer=muon" for name in ("semantic", "acoustic")],
 }
+#: Stages that are trained for the pipeline after the paper's cascade.
+FLAT = {"speech": ("coarse", "fine"), "piano": ()}
+FONT = "/usr/share/sounds/sf2/FluidR3_GM.sf2"
 SHIP = Path(__file__).with_name("ship_tokenizer.py")
+RENDER = SHIP.with_name("render_piano.py")
 
 
 def run(*command: str | Path) -> None:
@@ -92,7 +101,7 @@ def train_tokenizers(domain: str, data: Path, output: Path, more: Sequence[str])
 
 def by_part(domain: str, values: Sequence[str]) -> dict[str, list[str]]:
     """Sort KEY=VALUE by tokenizer and stage; end this program at one that is for none."""
-    stages = [f"stages.{name}" for name in ("semantic", "acoustic", *CASCADES[domain][1])]
+    stages = [f"stages.{name}" for name in ("semantic", "acoustic", *FLAT[domain])]
     found: dict[str, list[str]] = {part: [] for part in (*MANIFESTS[domain], *stages)}
     for value in values:
         part = next((part for part in found if value.startswith(f"{part}.")), None)
@@ -106,9 +115,14 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) < 3 or arguments[0] not in TOKENIZERS:
         sys.exit(__doc__)
     domain, source, output = arguments[0], arguments[1], Path(arguments[2])
-    more = by_part(domain, arguments[3:])
+    values = list(arguments[3:])
+    fonts = taken(values, "render.fonts", FONT).split(",")
+    more = by_part(domain, values)
     data, stages = output / "data", output / "stages"
-    segue("prepare", domain, "--source", source, "-o", data)
+    if domain == "piano":
+        run(RENDER, source, data, "--copies", "2", "--fonts", *fonts)
+    else:
+        segue("prepare", domain, "--source", source, "-o", data)
     tokenizers = [value for part in MANIFESTS[domain] for value in more[part]]
     chosen = train_tokenizers(domain, data, output / "tokenizers", tokenizers)
 
@@ -120,15 +134,17 @@ def main(arguments: Sequence[str]) -> None:
         return directory / "pipeline"
 
     semantic, acoustic = more["stages.semantic"], more["stages.acoustic"]
-    config, made = CONFIGS[domain]
-    first = train(config, stages, [*semantic, *acoustic]).resolve() / "stages"
+    both = [*STAGES[domain], *semantic, *acoustic]
+    if domain == "piano":
+        save(train("trained_tokenizers", stages, both), output / "pipeline")
+        return
+    first = train("textless_tokenizers", stages, both).resolve() / "stages"
     kept = [f"stages.semantic.lm.checkpoint={first / 'semantic'}", *semantic]
     start = f"stages.acoustic.lm.training.start_from={first / 'acoustic'}"
     taught = [*kept, start, *acoustic]
-    save(train("trained_masked", output / "masked", taught), output / made)
-    name, parts = CASCADES[domain]
-    flat = [value for part in parts for value in more[f"stages.{part}"]]
-    save(train(f"trained_{name}", output / "flat", [*kept, *flat]), output / name)
+    save(train("trained_masked", output / "masked", taught), output / "textless")
+    flat = [value for part in FLAT[domain] for value in more[f"stages.{part}"]]
+    save(train("trained_three_stage", output / "flat", [*kept, *flat]), output / "three_stage")
 
 
 def save(trained: Path, output: Path) -> None:

@@ -108,7 +108,7 @@ def pitches(
 
     scores = find_scores(midi)
     recordings, config = held_out(on.data, on.items, on.split), chosen.config()
-    measured, left_out = _representations(config, chosen.device, of, ["1"])
+    measured, left_out = _representations(config, chosen.device, of, None)
     measured = [one for one in measured if one.vocabulary is not None]
     if not measured:
         raise ConfigError("--of", "names no tokens", "name semantic_tokenizer or codec")

@@ -56,7 +56,6 @@ CANNOT = {
     "python tools/import_whisper.py": "Whisper's weights are not here",
     "python tools/import_lyra.py": "Lyra's .tflite files are not here",
     "python tools/render_piano.py": "no soundfonts here; tests/test_sound_data.py tests its parts",
-    "python tools/train_notes.py": "minutes of training; tests/test_sound_data.py tests its parts",
 }
 #: Pages whose blocks run as they stand: by a test below, and by tests/apps/server.
 AS_THEY_STAND = ("how-to/mark.md", "how-to/serve.md")

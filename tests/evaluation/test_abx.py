@@ -339,10 +339,8 @@ def test_representations_of_tokenizers(tiny_pipelines: dict[str, Path]) -> None:
     codec = load_tokenizer(config, "codec", host)
     found = {one.name: one for one in of_tokenizer("codec", codec, 0.05, (1, 3))}
     assert [one.distance for one in found.values()] == ["hamming", "angular"] * 2
-    assert (
-        found["codec[0:1] tokens"].vocabulary == 32
-        and found["codec[0:3] tokens"].vocabulary is None
-    )
+    whole = found["codec[0:3] tokens"]
+    assert found["codec[0:1] tokens"].vocabulary == whole.vocabulary == 32 and whole.levels == 3
     ids, vectors = (found[f"codec[0:3] {kind}"].frames(audio) for kind in ("tokens", "vectors"))
     assert ids.shape[1] == 3 and len(ids) == len(vectors)
     assert torch.equal(found["codec[0:1] tokens"].frames(audio), ids[:, :1])

@@ -21,6 +21,7 @@ from segue.evaluation.pitches import (
     judged,
     pitch_classes,
     read_notes,
+    together,
 )
 from segue.evaluation.representations import Representation
 
@@ -156,14 +157,29 @@ def test_average_precision_of_known_orders() -> None:
 def test_chances_of_known_counts() -> None:
     active = torch.zeros(200, 12, dtype=torch.bool)
     active[:100, 3] = True
-    ids = torch.tensor([0] * 100 + [1] * 100)
-    chances, prior = fitted([(ids, active)], 3, 1)
+    ids = torch.tensor([0] * 100 + [1] * 100)[:, None]
+    (chances,), prior = fitted([(ids, active)], 3, 1)
     assert prior[3] == pytest.approx(0.5) and prior[0] < 0.01
     assert chances[0, 3] > 0.99 and chances[1, 3] < 0.01
     assert torch.equal(chances[2], prior)  # a token that never occurred
-    figures = judged(chances[ids], prior, active)
+    found = together(chances[None], prior, ids, 1.0)
+    torch.testing.assert_close(found, chances[ids[:, 0]])
+    figures = judged(found, prior, active)
     assert figures["bits"] == pytest.approx(1, abs=0.05)
     assert figures["f1"] == figures["average_precision"] == 1
+
+
+def test_levels_that_say_different_things_add_up() -> None:
+    """One level tells one class, the other one another; a copy of a level tells nothing new."""
+    ids = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]] * 100)
+    active = torch.zeros(400, 12, dtype=torch.bool)
+    active[:, 3], active[:, 5] = ids[:, 0] > 0, ids[:, 1] > 0
+    chances, prior = fitted([(ids, active)], 2, 1)
+    one = judged(together(chances[:1], prior, ids[:, :1], 1.0), prior, active)
+    both = judged(together(chances, prior, ids, 1.0), prior, active)
+    assert one["bits"] == pytest.approx(1, abs=0.05) and both["bits"] == pytest.approx(2, abs=0.1)
+    copied = together(chances[[0, 0]], prior, ids[:, [0, 0]], 0.5)
+    torch.testing.assert_close(copied, together(chances[:1], prior, ids[:, :1], 1.0))
 
 
 def fake(name: str, *, told: bool) -> Representation:

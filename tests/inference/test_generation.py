@@ -23,7 +23,7 @@ from segue.plugins.models.flat_transformer.config import FlatTransformerOptions
 from segue.plugins.models.flat_transformer.model import FlatTransformer
 from segue.plugins.tokenizers.mel_kmeans.config import MelKMeansOptions
 from segue.plugins.tokenizers.mel_kmeans.model import MelKMeansTokenizer
-from segue.plugins.tokenizers.note_kmeans.config import NoteKMeansOptions
+from segue.plugins.tokenizers.register_kmeans.config import RegisterKMeansOptions
 
 TARGET_RATE = 50
 RATIOS = [None, Fraction(1, 2), Fraction(1), Fraction(2)]
@@ -346,7 +346,7 @@ class Chooser(Tokenizer):
     """Likes a large id at the end."""
 
     def __init__(self) -> None:
-        super().__init__(NoteKMeansOptions())
+        super().__init__(RegisterKMeansOptions())
         self.asked: list[tuple[list[int], list[int]]] = []
 
     def encode(self, wave: torch.Tensor, lengths: torch.Tensor) -> Tokens:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from segue.findings.suite import Suite
 
 SUITE = Suite(
-    pipeline="piano/scoreless",  # its tokens know no score, as AudioLM's do not
     prompt_seconds=4.0,
     seconds=10.0,
     continuations=("health.v1", "chroma.v1", "onsets.v1", "notes.v1"),

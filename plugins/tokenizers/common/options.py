@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, PositiveInt, model_validator
 
 from segue.core.options import Options, TokenizerOptions
 from segue.core.spec import TokenSpec
-
-#: Of tokens of registers: samples a second, samples from one frame to the next; the MIDI number of
-#: a piano's first key, and how many it has.
-RATE, HOP = 16000, 320
-LOWEST, KEYS = 21, 88
 
 
 class ClusterOptions(TokenizerOptions):
@@ -89,50 +83,6 @@ class KMeansOptions(ClusterOptions):
 
     def spec(self) -> TokenSpec:
         return TokenSpec(self.sample_rate, Fraction(self.frame_rate), 1, self.num_clusters)
-
-
-class RegisterOptions(WindowOptions):
-    """Configure clusters of what each register of a piano plays; each register is one level.
-
-    Attributes:
-        splits: MIDI numbers of the first key of every register but the lowest.
-        pool: frames per token; each has its own onsets.
-        onset_weight: how much an onset counts in a distance, where a sounding key counts 1.
-        pitch_window: samples of the window for pitches.
-        onset_window: samples of the window for onsets.
-    """
-
-    splits: tuple[int, ...] = (48, 60, 72)
-    pool: int = Field(default=2, ge=1, le=10)
-    onset_weight: float = Field(default=3.0, gt=0)
-    pitch_window: int = Field(default=4096, ge=4)
-    onset_window: int = Field(default=1024, ge=4)
-    window_seconds: float = Field(default=20.0, ge=1.0)
-    margin_seconds: float = Field(default=0.48, ge=0.4)
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> RegisterOptions:
-        check_window("pitch_window", self.pitch_window, HOP)
-        check_window("onset_window", self.onset_window, HOP)
-        if RATE % (HOP * self.pool):
-            raise ValueError(f"pool ({self.pool}) must divide {RATE // HOP} frames a second")
-        edges = (LOWEST, *self.splits, LOWEST + KEYS)
-        if any(high <= low for low, high in pairwise(edges)):
-            raise ValueError(
-                f"splits ({', '.join(map(str, self.splits))}) must ascend, above {LOWEST} and"
-                f" below {LOWEST + KEYS}"
-            )
-        return self
-
-    @property
-    def registers(self) -> list[tuple[int, int]]:
-        """Return the keys of each register: first and last plus one, counted from 0."""
-        edges = (LOWEST, *self.splits, LOWEST + KEYS)
-        return [(low - LOWEST, high - LOWEST) for low, high in pairwise(edges)]
-
-    def spec(self) -> TokenSpec:
-        rate = Fraction(RATE, HOP * self.pool)
-        return TokenSpec(RATE, rate, len(self.splits) + 1, self.num_clusters)
 
 
 class AdversaryOptions(Options):

@@ -1,1 +1,0 @@
-"""Semantic tokens of a note transcriber: onsets and sounding keys, clustered by register."""
