@@ -30,7 +30,7 @@ from segue.plugins.layers.transformer import Transformer
 from segue.sound.reading import read_audio
 
 DOMAINS = ("speech", "piano")
-STEPWISE = ("speech/three_stage", "piano/two_stage")  # whose stages all draw from left to right
+STEPWISE = ("speech/three_stage",)  # whose stages all draw from left to right
 AUDIO_SECONDS = 10.0
 STREAM_SECONDS = 20.0
 BATCH = 16
