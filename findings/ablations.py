@@ -83,6 +83,7 @@ def structure_variants(study: Study, shop: Workshop) -> dict[str, Variant]:
     ]
     hybrid = [*model, f"{given}=[semantic]", *steps_of(config, steps, [semantic, acoustic.name])]
     alone = [*model, f"{given}=[]", f"stages.{semantic}.drop=true", "semantic_tokenizer=null"]
+    alone.append(f"stages.{acoustic.name}.sampling.guidance=1.0")  # by what is given
     equal = shop.equal_steps(alone, [acoustic.name], shop.flops(hybrid))
     alone += steps_of(config, equal, [acoustic.name])
     return {

@@ -351,6 +351,11 @@ def test_variants_predict_the_levels_that_the_pipeline_s_stages_do(study: Make) 
         variant.name: assemble(shop.config(variant.overrides), given.host) for variant in every
     }
     assert {"hybrid", "masked", "levels-2", "levels-6"} <= set(plans)
+    guidance = {
+        name: found.config.stage("acoustic").sampling.guidance for name, found in plans.items()
+    }
+    assert guidance.pop("acoustic-only") == 1.0  # it is given nothing to be guided by
+    assert set(guidance.values()) == {2.5}
     for name, found in plans.items():
         assert found.streams["acoustic"].num_levels == 6, name
 
