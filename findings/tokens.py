@@ -115,8 +115,8 @@ def _pitches(study: Study, found: Finding) -> None:
     found.shown += tuple(names.values())
     found.claims.append(
         better(
-            "a frame's semantic tokens reveal more of the pitch classes that sound than the codec's "
-            "first level",
+            "a frame's semantic tokens reveal more of the pitch classes that sound than the "
+            "codec's first level",
             _semantic(figures)["average_precision"], _first_level(figures)["average_precision"],
             "high",
         )

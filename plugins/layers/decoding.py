@@ -173,13 +173,8 @@ class Decoder:
 
     def step(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return the hidden state of one embedded position of every row."""
-        return self._torch_step(x) if self._call is None else self._call(x)
-
-    def rewind(self) -> None:
-        """Forget every position; only for a decoder that started without a prefix."""
-        self._cache.length = 0
-
-    def _torch_step(self, x: Tensor) -> Tensor:
+        if self._call is not None:
+            return self._call(x)
         column, capacity = self._cache.length, self._cache.capacity
         positions = self._shift + column
         self._keys[:, column % capacity] = positions
@@ -190,6 +185,10 @@ class Decoder:
             visible = seen(self._padding, column, slots, capacity)
         sight = self._transformer.sight_of(positions[:, None], self._keys[:, :filled], visible)
         return self._transformer(x[:, None], sight, self._cache)[:, 0]
+
+    def rewind(self) -> None:
+        """Forget every position; only for a decoder that started without a prefix."""
+        self._cache.length = 0
 
     def _native_step(self, call: NativeStep) -> Step:
         """Return steps by the C kernel."""
