@@ -150,10 +150,11 @@ def evaluate_pitches(
     for representation in representations:
         assert representation.vocabulary is not None
         tokens = [piece[representation.name] for piece in pieces]
+        shares = SHARES if representation.levels > 1 else SHARES[:1]
         trials = [
-            _crossed(tokens, representation.vocabulary, strength, share)
+            trial
             for strength in STRENGTHS
-            for share in (SHARES if representation.levels > 1 else SHARES[:1])
+            for trial in _crossed(tokens, representation.vocabulary, strength, shares)
         ]
         figures = max(trials, key=lambda rows: sum(row["bits"] for row in rows))
         found[representation.name] = {
@@ -169,17 +170,21 @@ def evaluate_pitches(
 
 
 def _crossed(
-    tokens: Sequence[tuple[Tensor, Tensor]], vocabulary: int, strength: float, share: float
-) -> list[dict[str, float]]:
-    """Judge each piece by the counts of the half that it does not belong to."""
-    figures: list[dict[str, float]] = [{} for _ in tokens]
+    tokens: Sequence[tuple[Tensor, Tensor]],
+    vocabulary: int,
+    strength: float,
+    shares: Sequence[float],
+) -> list[list[dict[str, float]]]:
+    """Judge each piece by the counts of the half that it does not belong to, for each share."""
+    trials: list[list[dict[str, float]]] = [[{} for _ in tokens] for _ in shares]
     for fold in (0, 1):
         known = [pair for index, pair in enumerate(tokens) if index % 2 != fold]
         chances, prior = fitted(known, vocabulary, strength)
         for index in range(fold, len(tokens), 2):
             ids, active = tokens[index]
-            figures[index] = judged(together(chances, prior, ids, share), prior, active)
-    return figures
+            for trial, share in zip(trials, shares, strict=True):
+                trial[index] = judged(together(chances, prior, ids, share), prior, active)
+    return trials
 
 
 def _pieces(

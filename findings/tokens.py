@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from segue.inference.pipeline import Pipeline
 
 WAYS: tuple[Way, ...] = ("codec", "acoustic_generation", "semantic")
 SCORE_SECONDS = 120.0
-SEMANTIC_TOKENS = re.compile(r"semantic(\[0:\d+\])? tokens")
 ABX = {"within": "ABX within", "across": "ABX across"}  # speakers
 
 
@@ -129,9 +127,10 @@ def _pitches(study: Study, found: Finding) -> None:
     )  # fmt: skip
 
 
-def _semantic(figures: Mapping[str, Any]) -> Mapping[str, Any]:
+def _semantic(figures: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the figures of all levels of semantic tokens, which come after those of the first."""
-    return [row for name, row in figures.items() if SEMANTIC_TOKENS.match(name)][-1]
+    names = [name for name in figures if name.startswith("semantic") and name.endswith("tokens")]
+    return figures[names[-1]]
 
 
 def _first_level(figures: Mapping[str, Any]) -> Mapping[str, Any]:
