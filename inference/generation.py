@@ -31,6 +31,9 @@ from segue.inference.request import Request
 #: A row of the batch, and the first and the last of its frames that a window shows.
 Span = tuple[int, int, int]
 
+#: Candidates that are drawn together.
+TOGETHER = 32
+
 #: Stands for a piece after a window's last one; a model that yields None is refused.
 CLOSED: Any = object()
 
@@ -175,23 +178,35 @@ class StageRun:
 
     def _best(self, given: Sequence[Tokens], spans: Sequence[Span], count: int) -> Iterator[Tokens]:
         """Yield a window whole: of each row the candidate that is most like what came before."""
-        assert self._tokenizer is not None
-        target, many, best = self.stage.target, self._candidates, []
-        for span in spans:  # row by row: memory does not grow with the batch
-            (row, start, stop), rows = span, [span] * many
-            known, windows = self._known(rows), self._given_windows(given, rows, count)
-            with calling(self.lm, "generate"):
-                generators = self._generators[row]
-                new = self.lm.generate(windows, known, count, self._sampling, generators)
-            check_frames(self.lm, new, many, target.num_levels, target.codebook_size, count)
-            # All that is new against the prompt; once that has left the window, halves.
-            at, whole = max(self._firsts[row] - start, (stop - start) // 2), known.append(new)
-            before, after = zip(*((ids[:, :at], ids[:, at:]) for ids in whole.rows()), strict=True)
-            with calling(self._tokenizer, "likeness"):
-                scores = self._tokenizer.likeness(Tokens.stack(before), Tokens.stack(after))
-            check_scores(self._tokenizer, scores, (many,), "likeness")
-            best.append(new.row(int(scores.argmax())))
+        best: list[Tensor] = []
+        together = max(1, TOGETHER // self._candidates)
+        for at in range(0, len(spans), together):  # memory does not grow with the batch
+            best += self._chosen(given, spans[at : at + together], count)
         yield Tokens.stack(best)
+
+    def _chosen(self, given: Sequence[Tokens], spans: Sequence[Span], count: int) -> list[Tensor]:
+        """Return a window of each row, the best of its candidates, ``[Q, count]``."""
+        assert self._tokenizer is not None
+        target, many = self.stage.target, self._candidates
+        rows = [span for span in spans for _ in range(many)]
+        known, windows = self._known(rows), self._given_windows(given, rows, count)
+        generators = [generator for row, *_ in spans for generator in self._generators[row]]
+        with calling(self.lm, "generate"):
+            new = self.lm.generate(windows, known, count, self._sampling, generators)
+        check_frames(self.lm, new, len(rows), target.num_levels, target.codebook_size, count)
+        best = []
+        for index, (row, start, stop) in enumerate(spans):
+            # All that is new against the prompt; once that has left the window, halves.
+            at = max(self._firsts[row] - start, (stop - start) // 2)
+            own = range(index * many, (index + 1) * many)
+            wholes = [torch.cat([known.row(i), new.row(i)], dim=1) for i in own]
+            before = Tokens.stack([whole[:, :at] for whole in wholes])
+            after = Tokens.stack([whole[:, at:] for whole in wholes])
+            with calling(self._tokenizer, "likeness"):
+                scores = self._tokenizer.likeness(before, after)
+            check_scores(self._tokenizer, scores, (many,), "likeness")
+            best.append(new.row(index * many + int(scores.argmax())))
+        return best
 
     def take(self, piece: Tokens) -> None:
         """Store a piece of the current window; ``CLOSED`` closes the window."""

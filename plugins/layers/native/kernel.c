@@ -1,10 +1,10 @@
 /* One decoding step of a pre-norm transformer on a CPU, for a few rows at a time.
  *
  * A step multiplies every weight once with one vector per row, so it is as fast as memory is read.
- * All layers run within one parallel region: threads meet at six barriers per layer. These are
- * OpenMP's own, which spin unless OMP_WAIT_POLICY=PASSIVE is set before libgomp is loaded. Each sum
- * is computed by one thread in a fixed order: results depend neither on the number of threads nor
- * on the other rows of the batch.
+ * All layers run within one parallel region. Threads share the matrices and meet at six barriers per
+ * layer, OpenMP's own, which spin unless OMP_WAIT_POLICY=PASSIVE is set before libgomp is loaded; or
+ * each takes rows of its own through all layers and meets the others at the end. Each sum is computed
+ * by one thread in a fixed order: results depend neither on the threads nor on the other rows.
  *
  * Shapes: B rows, D width, H heads, d = D / H channels per head, F hidden width of the feed-forward,
  * C slots of the key-value cache, a ring: position p lies in slot p % C. Row-major, but for weights,
@@ -23,6 +23,7 @@ typedef struct {
 
 typedef struct {
     int64_t batch, width, heads, hidden, depth, capacity, threads;
+    int64_t apart;  /* whether each thread takes rows of its own */
     int64_t halves; /* whether keys and values are IEEE halves (uint16_t) */
     const Layer *layers;
     const float *norm;           /* [D] */
@@ -59,8 +60,8 @@ static void normalise(const float *restrict x, const float *restrict weight, int
     for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * weight[i];
 }
 
-static void normalise_all(const Plan *p, const float *x, const float *weight, float *y) {
-    for (int64_t b = 0; b < p->batch; b++)
+static void normalise_all(const Plan *p, const float *x, int64_t rows, const float *weight, float *y) {
+    for (int64_t b = 0; b < rows; b++)
         normalise(x + b * p->width, weight, p->width, y + b * p->width);
 }
 
@@ -191,14 +192,14 @@ static void keep(void *numbers, int64_t at, const float *x, int64_t d, int64_t h
     else memcpy((float *)numbers + at, x, sizeof(float) * d);
 }
 
-/* Keys, values and attention of this thread's share of rows and heads: of one head after the other, since
- * rows that share keys find them in cache. */
+/* Keys, values and attention of this thread's share of the heads of ``rows`` from ``start`` on: of one head
+ * after the other, since rows that share keys find them in cache. */
 static void attention(const Plan *p, const Layer *layer, const float *cosine, const float *sine,
-                      int64_t position, float *qkv, float *scores, float *mixed) {
-    int64_t D = p->width, d = D / p->heads, C = p->capacity, all = p->batch * p->heads;
-    int64_t count = omp_get_num_threads(), id = omp_get_thread_num();
-    for (int64_t i = all * id / count; i < all * (id + 1) / count; i++) {
-        int64_t b = i % p->batch, h = i / p->batch;
+                      int64_t position, int64_t start, int64_t rows, Team team, float *qkv, float *scores,
+                      float *mixed) {
+    int64_t D = p->width, d = D / p->heads, C = p->capacity, all = rows * p->heads;
+    for (int64_t i = first_of(all, team); i < end_of(all, team); i++) {
+        int64_t b = start + i % rows, h = i / rows;
         float *query = qkv + b * 3 * D + h * d, *key = query + D, *value = key + D;
         float *output = mixed + b * D + h * d;
         int64_t at = ((b * p->heads + h) * C + position % C) * d;
@@ -216,14 +217,41 @@ static void attention(const Plan *p, const Layer *layer, const float *cosine, co
 }
 
 /* SwiGLU of this thread's share, in place: the first F of 2F hold the result. */
-static void gate(const Plan *p, float *rise) {
-    int64_t F = p->hidden, count = omp_get_num_threads(), id = omp_get_thread_num();
-    int64_t start = F * id / count, stop = F * (id + 1) / count;
-    for (int64_t b = 0; b < p->batch; b++) {
+static void gate(const Plan *p, int64_t rows, Team team, float *rise) {
+    int64_t F = p->hidden, start = first_of(F, team), stop = end_of(F, team);
+    for (int64_t b = 0; b < rows; b++) {
         float *gates = rise + b * 2 * F, *up = gates + F;
 #pragma omp simd
         for (int64_t i = start; i < stop; i++) gates[i] = gates[i] / (1.0f + exponential(gates[i] < -80.0f ? 80.0f : -gates[i])) * up[i];
     }
+}
+
+/* All layers for ``rows`` from ``start`` on; ``team`` shares the work on them. */
+static void layers(const Plan *p, float *x, const float *cosine, const float *sine, int64_t position,
+                   int64_t start, int64_t rows, Team team, float *output) {
+    int64_t B = p->batch, D = p->width, F = p->hidden;
+    float *qkv = p->scratch, *mixed = qkv + B * 3 * D, *all_rises = mixed + B * D;
+    float *own = all_rises + B * 2 * F + omp_get_thread_num() * own_floats(p);
+    float *normed = own, *scores = own + B * D, *inputs = scores + p->capacity;
+    float *stream = x + start * D, *projected = qkv + start * 3 * D, *rises = all_rises + start * 2 * F;
+    for (int64_t l = 0; l < p->depth; l++) {
+        const Layer *layer = p->layers + l;
+        normalise_all(p, stream, rows, layer->attention_norm, normed);
+        multiply(&layer->qkv, normed, D, projected, 3 * D, rows, 0, inputs, team);
+        meet(team);
+        attention(p, layer, cosine, sine, position, start, rows, team, qkv, scores, mixed);
+        meet(team);
+        multiply(&layer->out, mixed + start * D, D, stream, D, rows, 1, inputs, team);
+        meet(team);
+        normalise_all(p, stream, rows, layer->feed_forward_norm, normed);
+        multiply(&layer->rise, normed, D, rises, 2 * F, rows, 0, inputs, team);
+        meet(team);
+        gate(p, rows, team, rises);
+        meet(team);
+        multiply(&layer->fall, rises, 2 * F, stream, D, rows, 1, inputs, team);
+        meet(team);
+    }
+    if (team.id == 0) normalise_all(p, stream, rows, p->norm, output + start * D);
 }
 
 /* One position of every row.
@@ -234,34 +262,14 @@ static void gate(const Plan *p, float *rise) {
  */
 void step(const Plan *p, float *x, const float *cosine, const float *sine, const float *positions,
           int64_t position, float *output) {
-    int64_t B = p->batch, D = p->width, F = p->hidden;
-    float *qkv = p->scratch, *mixed = qkv + B * 3 * D, *rise = mixed + B * D;
-    float *all_own = rise + B * 2 * F;
     if (p->bias)
-        for (int64_t b = 0; b < B; b++)
+        for (int64_t b = 0; b < p->batch; b++)
             p->key_positions[b * p->capacity + position % p->capacity] = positions[b];
 #pragma omp parallel num_threads(p->threads)
     {
-        float *own = all_own + omp_get_thread_num() * own_floats(p);
-        float *normed = own, *scores = own + B * D, *inputs = scores + p->capacity;
-        for (int64_t l = 0; l < p->depth; l++) {
-            const Layer *layer = p->layers + l;
-            normalise_all(p, x, layer->attention_norm, normed);
-            multiply(&layer->qkv, normed, D, qkv, 3 * D, B, 0, inputs);
-#pragma omp barrier
-            attention(p, layer, cosine, sine, position, qkv, scores, mixed);
-#pragma omp barrier
-            multiply(&layer->out, mixed, D, x, D, B, 1, inputs);
-#pragma omp barrier
-            normalise_all(p, x, layer->feed_forward_norm, normed);
-            multiply(&layer->rise, normed, D, rise, 2 * F, B, 0, inputs);
-#pragma omp barrier
-            gate(p, rise);
-#pragma omp barrier
-            multiply(&layer->fall, rise, 2 * F, x, D, B, 1, inputs);
-#pragma omp barrier
-        }
-        if (omp_get_thread_num() == 0) normalise_all(p, x, p->norm, output);
+        Team all = everyone(), alone = {0, 1};
+        int64_t start = p->apart ? first_of(p->batch, all) : 0, stop = p->apart ? end_of(p->batch, all) : p->batch;
+        layers(p, x, cosine, sine, position, start, stop - start, p->apart ? alone : all, output);
     }
 }
 
@@ -274,7 +282,7 @@ int linear(const Matrix *m, int64_t count, const float *x, float *y, int64_t bat
         float *memory = malloc(sizeof(float) * inputs_floats(m->columns));
         if (memory)
             for (int64_t i = 0; i < count; i++)
-                multiply(m + i, x, m->columns, y + i * m->rows, count * m->rows, batch, 0, memory);
+                multiply(m + i, x, m->columns, y + i * m->rows, count * m->rows, batch, 0, memory, everyone());
         failed |= memory == NULL;
         free(memory);
     }

@@ -10,6 +10,22 @@ static int omp_get_num_threads(void) { return 1; }
 
 #include "registers.h"
 
+/* One of the threads that share some work, and how many they are. */
+typedef struct { int64_t id, count; } Team;
+
+static Team everyone(void) { return (Team){omp_get_thread_num(), omp_get_num_threads()}; }
+
+/* A thread's share of ``all``. */
+static int64_t first_of(int64_t all, Team team) { return all * team.id / team.count; }
+static int64_t end_of(int64_t all, Team team) { return all * (team.id + 1) / team.count; }
+
+/* Wait for all threads of a team: for all of a parallel region, or for none. */
+static void meet(Team team) {
+    if (team.count > 1) {
+#pragma omp barrier
+    }
+}
+
 #define GROUP 64 /* weights that share one int8 scale */
 #define PANEL 64 /* rows of weights that lie side by side: [panels, columns, PANEL] */
 
@@ -155,13 +171,13 @@ INLINE void panel_products(const Matrix *m, int64_t panel, const float *x, int64
 
 /* y[b] (+)= m x[b]: this thread's share of the rows. memory: of this thread, ``inputs_floats``. */
 static void multiply(const Matrix *m, const float *x, int64_t stride, float *y, int64_t y_stride,
-                     int64_t batch, int add, float *memory) {
-    int64_t count = omp_get_num_threads(), id = omp_get_thread_num(), panels = (m->rows + PANEL - 1) / PANEL;
+                     int64_t batch, int add, float *memory, Team team) {
+    int64_t panels = (m->rows + PANEL - 1) / PANEL;
     Inputs inputs = inputs_at(memory, m->columns);
     for (int64_t start = 0; start < batch; start += CHUNK, x += CHUNK * stride, y += CHUNK * y_stride) {
         int64_t chunk = batch - start < CHUNK ? batch - start : CHUNK;
         if (m->row_scales) round_inputs(x, NULL, stride, m->columns, chunk, inputs);
-        for (int64_t panel = panels * id / count; panel < panels * (id + 1) / count; panel++) {
+        for (int64_t panel = first_of(panels, team); panel < end_of(panels, team); panel++) {
             if (m->column_scales)
                 round_inputs(x, m->column_scales + panel * m->columns, stride, m->columns, chunk, inputs);
             for (int64_t b = 0, many; b < chunk; b += many) {

@@ -27,6 +27,8 @@ CACHE_LINE = 64  # bytes
 PANEL = 64  # of products.h
 #: About half a millisecond of one core.
 PRODUCTS_PER_THREAD = 8_000_000
+#: Matrices of so many bytes stay in cache, so that each thread may read them all.
+CACHED_BYTES = 1 << 24
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -56,7 +58,7 @@ class Plan(ctypes.Structure):
     """``Plan`` of kernel.c."""
 
     _fields_ = (
-        *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads halves"),
+        *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads apart halves"),
         *_fields(ctypes.c_void_p, "layers norm first known"),
         *_fields(ctypes.c_int64, "shared"),
         *_fields(ctypes.c_void_p, "bias"),
@@ -69,12 +71,27 @@ def num_threads(products: int) -> int:
     """Return how many threads compute so many products of a weight and an input.
 
     Threads meet several times a layer, and those that wait sleep: little work is done sooner by
-    one. There are no more than PyTorch's, nor than the cores that the process may use.
+    one.
     """
-    threads = min(torch.get_num_threads(), max(1, products // PRODUCTS_PER_THREAD))
+    return min(usable_threads(), max(1, products // PRODUCTS_PER_THREAD))
+
+
+def usable_threads() -> int:
+    """Return PyTorch's number of threads, or that of the cores that the process may use if less."""
+    threads = torch.get_num_threads()
     if hasattr(os, "sched_getaffinity"):
         threads = min(threads, len(os.sched_getaffinity(0)))
     return threads
+
+
+def rows_apart(rows: int, packed: Packed) -> int:
+    """Return how many threads take rows of a step of their own, or 0: they share the matrices.
+
+    Threads with rows of their own meet once a step; each reads all matrices.
+    """
+    threads = min(usable_threads(), rows)
+    even = rows >= 2 * threads or rows == threads
+    return threads if even and threads > 1 and packed.bytes <= CACHED_BYTES else 0
 
 
 def in_panels(rows: Tensor, together: int = 1) -> Tensor:
@@ -90,6 +107,7 @@ class Packed:
     Attributes:
         matrices: an array of the kernel's ``Matrix``.
         coded: whether all of them are codes.
+        bytes: how much memory they take.
         exact: whether they stand for the given weights, without rounding.
 
     Args:
@@ -107,7 +125,8 @@ class Packed:
         parts = [part for parts in fields for part in parts.values()]
         # Each part begins on a cache line.
         sizes = [-(-part.nbytes // CACHE_LINE) * CACHE_LINE for part in parts]
-        self._memory = large_pages(sum(sizes))
+        self.bytes = sum(sizes)
+        self._memory = large_pages(self.bytes)
         places = iter(self._memory.split(sizes))
         self.matrices = (Matrix * len(weights))()
         for index, weight in enumerate(weights):
@@ -232,9 +251,10 @@ class NativeStep:
         width, hidden = blocks[0].feed_forward.out.weight.shape
         self._shape = len(first), width
         products = sum(matrix.rows * matrix.columns for matrix in weights.matrices)
+        apart = rows_apart(len(first), weights)
         self._plan = Plan(
-            len(first), width, blocks[0].attention.heads, hidden, len(blocks),
-            cache.capacity, num_threads(len(first) * products), cache.halves,
+            len(first), width, blocks[0].attention.heads, hidden, len(blocks), cache.capacity,
+            apart or num_threads(len(first) * products), apart, cache.halves,
             ctypes.addressof(layers), pointer(transformer.norm.weight), pointer(first),
             pointer(known), cache.length,
             None if relative is None else pointer(relative.table().to(**FLOATS)),
