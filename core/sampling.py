@@ -69,15 +69,17 @@ def sample(
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
-    # In float32 whatever PyTorch's default is, so that a seed gives the same audio everywhere.
-    each = (len(logits) // len(generators), logits.shape[-1])
-    draws = [
-        torch.rand(each, generator=g, dtype=torch.float32, device=g.device) for g in generators
-    ]
+    noise = gumbel_noise(generators, len(logits) // len(generators), logits.shape[-1])
+    return (logits + noise.to(logits.device)).argmax(dim=-1)
+
+
+def gumbel_noise(generators: Sequence[torch.Generator], rows: int, width: int) -> Tensor:
+    """Return ``rows`` rows of each generator: argmax(logit + noise) is a draw from the softmax."""
+    shape, kind = (rows, width), torch.float32  # whatever PyTorch's default: the same everywhere
+    draws = [torch.rand(shape, generator=g, dtype=kind, device=g.device) for g in generators]
     noise = draws[0] if len(draws) == 1 else torch.cat(draws)
-    # The Gumbel-max trick: argmax(logit + Gumbel noise) is a draw from the softmax. In place, and
-    # in parts that one thread takes: to allocate, or to wake another, takes longer than a few rows.
+    # In place, in parts that one thread takes: to allocate or to wake another takes longer.
     few = noise.device.type == "cpu" and 2048 < noise.numel() <= 16384
     for part in noise.view(-1).split(2048) if few else [noise]:
         part.clamp_min_(1e-20).log_().neg_().clamp_min_(1e-20).log_().neg_()
-    return (logits + noise.to(logits.device)).argmax(dim=-1)
+    return noise

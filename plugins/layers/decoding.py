@@ -25,10 +25,12 @@ from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.native.library import KernelError, available, library
 from segue.plugins.layers.native.step import (
     NativeStep,
-    native_linear,
+    Packed,
     native_prefix,
+    packed,
     transformer_weights,
 )
+from segue.plugins.layers.positions import RotaryPositions
 from segue.plugins.layers.quantize import eight_bits, made_from, rounded
 from segue.plugins.layers.transformer import Sight, Transformer
 
@@ -78,6 +80,8 @@ class Decoder:
 
     Attributes:
         hidden: ``[B, D]``, hidden state of the last position of the prefix.
+        native: takes the steps in C; None for another backend.
+        angles: of the native steps' positions; None without rotary positions.
 
     Args:
         transformer: in eval mode, causal.
@@ -162,11 +166,14 @@ class Decoder:
         #: Computes steps; None for PyTorch. It must not hold the decoder: in a cycle, the cache
         #: would stay in memory until Python looks for cycles, which large tensors do not hasten.
         self._call: Step | None = None
+        self.native: NativeStep | None = None
+        self.angles: Angles | None = None
         if matrices is not None:
-            keys = None if transformer.rotary is not None else self._keys
-            self._call = self._native_step(
-                NativeStep(transformer, matrices, self._cache, self._padding, known, keys)
-            )
+            rotary = transformer.rotary
+            keys = self._keys if rotary is None else None
+            self.native = NativeStep(transformer, matrices, self._cache, self._padding, known, keys)
+            self.angles = None if rotary is None else Angles(rotary, self._shift)
+            self._call = native_steps(self.native, self.angles, self._shift)
         elif fixed is not None:
             fixed.begin(self._padding, self._shift, self._keys)
             self._call = fixed_step(fixed, stepwise, self._cache)
@@ -190,24 +197,42 @@ class Decoder:
         """Forget every position; only for a decoder that started without a prefix."""
         self._cache.length = 0
 
-    def _native_step(self, call: NativeStep) -> Step:
-        """Return steps by the C kernel."""
-        cache, rotary, start = self._cache, self._transformer.rotary, self._cache.length
-        shift = self._shift
-        tables: dict[int, list[Tensor]] = {}
 
-        def step(x: Tensor) -> Tensor:
-            if rotary is None:
-                return call(x, None, None, shift + cache.length)
-            block, row = divmod(cache.length - start, ANGLES)
-            if block not in tables:  # the angles of many positions at once, [A, B, d]
-                tables.clear()
-                later = shift + start + torch.arange(ANGLES)[:, None] + block * ANGLES
-                tables[block] = [angles.flatten(2).contiguous() for angles in rotary(later)]
-            cosine, sine = tables[block]
-            return call(x, cosine[row], sine[row], None)
+class Angles:
+    """The angles of the positions of further columns, many columns at a time.
 
-        return step
+    Args:
+        shift: ``[B]``; column c of a row is at position c + shift.
+    """
+
+    def __init__(self, rotary: RotaryPositions, shift: Float[Tensor, " B"]) -> None:
+        self._rotary, self._shift = rotary, shift
+        self._first, self._tables = 0, (shift[None, :0], shift[None, :0])
+
+    def __call__(
+        self, column: int, count: int = 1
+    ) -> tuple[Float[Tensor, "count B d"], Float[Tensor, "count B d"]]:
+        """Return cosine and sine of ``count`` columns from ``column`` on."""
+        at = column - self._first
+        if not 0 <= at <= len(self._tables[0]) - count:
+            self._first, at = column, 0
+            columns = column + torch.arange(max(count, ANGLES))[:, None]
+            cosine, sine = self._rotary(self._shift + columns)
+            self._tables = cosine.flatten(2).contiguous(), sine.flatten(2).contiguous()
+        cosine, sine = self._tables
+        return cosine[at : at + count], sine[at : at + count]
+
+
+def native_steps(call: NativeStep, angles: Angles | None, shift: Float[Tensor, " B"]) -> Step:
+    """Return the steps of one decoder by the C kernel; they do not keep the decoder itself."""
+    cache = call.cache
+
+    def step(x: Tensor) -> Tensor:
+        if angles is None:
+            return call(x, None, None, shift + cache.length)
+        return call(x, *angles(cache.length), None)
+
+    return step
 
 
 def fixed_step(fixed: FixedStep, transformer: Transformer, cache: KeyValueCache) -> Step:
@@ -349,9 +374,10 @@ class HeadProducts:
         self, owner: nn.Module, weight: Float[Tensor, "Q D V"], decoding: Decoding
     ) -> None:
         int8 = decoding.weights == "int8"
-        self._native = None
+        #: The heads as the kernel reads them; None for PyTorch.
+        self.packed: Packed | None = None
         if chosen_backend(decoding, weight, "decoding") == "native":
-            self._native = native_linear(owner, [level.t() for level in weight], int8)
+            self.packed = packed(owner, [level.t() for level in weight], int8)
         else:
             self._weights = [_rounded_head(w) for w in weight] if int8 else list(weight)
 
@@ -360,8 +386,8 @@ class HeadProducts:
 
     def levels(self, hidden: Float[Tensor, "B D"], start: int, stop: int) -> Float[Tensor, "B q V"]:
         """Return the logits of levels ``start`` to ``stop``."""
-        if self._native is not None:
-            return self._native(hidden, start, stop)
+        if self.packed is not None:
+            return self.packed.products(hidden, start, stop)
         return torch.stack([hidden @ weight for weight in self._weights[start:stop]], dim=1)
 
 

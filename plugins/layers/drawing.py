@@ -82,6 +82,13 @@ class Drawer:
         #: By what the rows lack that are computed for it; in their order.
         self.guides = [s for s in (sampling.guidance, sampling.prompt_guidance) if s != 1.0]
 
+    @property
+    def plain(self) -> bool:
+        """Return whether all logits are drawn from as they are, with noise of a CPU."""
+        sampling, cut = self.sampling, self.sampling.top_k is not None or self.sampling.top_p
+        on_cpu = all(generator.device.type == "cpu" for generator in self.generators)
+        return on_cpu and not cut and (self._recent is None or sampling.temperature == 0)
+
     def per_row(self, values: Tensor) -> Tensor:
         """Return ``[B, ...]`` as ``[R, ...]``, for the rows that are computed."""
         return torch.cat([values] * (1 + len(self.guides))) if self.guides else values

@@ -42,10 +42,16 @@ static int64_t own_floats(const Plan *p) {
     return p->batch * p->width + inputs_floats(widest) + p->capacity;
 }
 
-int64_t scratch_floats(const Plan *p) {
-    int64_t shared = p->batch * (3 * p->width + p->width + 2 * p->hidden);
-    return shared + p->threads * own_floats(p);
+static int64_t shared_floats(const Plan *p) { return p->batch * (3 * p->width + p->width + 2 * p->hidden); }
+
+int64_t scratch_floats(const Plan *p) { return shared_floats(p) + p->threads * own_floats(p); }
+
+static float *own_memory(const Plan *p) {
+    return p->scratch + shared_floats(p) + omp_get_thread_num() * own_floats(p);
 }
+
+/* This thread's memory for inputs in 16 bits. */
+static float *inputs_of(const Plan *p) { return own_memory(p) + p->batch * p->width + p->capacity; }
 
 static void normalise(const float *restrict x, const float *restrict weight, int64_t n,
                       float *restrict y) {
@@ -231,8 +237,7 @@ static void layers(const Plan *p, float *x, const float *cosine, const float *si
                    int64_t start, int64_t rows, Team team, float *output) {
     int64_t B = p->batch, D = p->width, F = p->hidden;
     float *qkv = p->scratch, *mixed = qkv + B * 3 * D, *all_rises = mixed + B * D;
-    float *own = all_rises + B * 2 * F + omp_get_thread_num() * own_floats(p);
-    float *normed = own, *scores = own + B * D, *inputs = scores + p->capacity;
+    float *normed = own_memory(p), *scores = normed + B * D, *inputs = inputs_of(p);
     float *stream = x + start * D, *projected = qkv + start * 3 * D, *rises = all_rises + start * 2 * F;
     for (int64_t l = 0; l < p->depth; l++) {
         const Layer *layer = p->layers + l;
@@ -272,6 +277,8 @@ void step(const Plan *p, float *x, const float *cosine, const float *sine, const
         layers(p, x, cosine, sine, position, start, stop - start, p->apart ? alone : all, output);
     }
 }
+
+#include "draw.h"
 
 /* y [B, count, rows] = x [B, columns] times each of ``count`` matrices of one shape. Returns 0, or 1 if
  * there is no memory. */

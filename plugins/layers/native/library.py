@@ -74,7 +74,10 @@ def _loaded() -> ctypes.CDLL:
     loaded.scratch_floats.argtypes, loaded.scratch_floats.restype = (pointer,), integer
     loaded.step.argtypes = (pointer, pointer, pointer, pointer, pointer, integer, pointer)
     loaded.linear.argtypes = (pointer, integer, pointer, pointer, integer, integer)
-    loaded.step.restype, loaded.linear.restype = None, ctypes.c_int
+    loaded.draw.argtypes = (
+        pointer, pointer, integer, integer, pointer, integer, pointer, pointer, integer, pointer,
+    )  # fmt: skip
+    loaded.step.restype, loaded.draw.restype, loaded.linear.restype = None, None, ctypes.c_int
     return loaded
 
 

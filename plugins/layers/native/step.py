@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ PRODUCTS_PER_THREAD = 8_000_000
 CACHED_BYTES = 1 << 24
 
 
-def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    """Return fields of one type for a structure."""
     return [(name, kind) for name in names.split()]
 
 
@@ -39,8 +40,8 @@ class Matrix(ctypes.Structure):
     """``Matrix`` of products.h."""
 
     _fields_ = (
-        *_fields(ctypes.c_void_p, "full codes row_scales column_scales"),
-        *_fields(ctypes.c_int64, "rows columns"),
+        *fields(ctypes.c_void_p, "full codes row_scales column_scales"),
+        *fields(ctypes.c_int64, "rows columns"),
     )
 
 
@@ -48,9 +49,9 @@ class Layer(ctypes.Structure):
     """``Layer`` of kernel.c."""
 
     _fields_ = (
-        *_fields(ctypes.c_void_p, "attention_norm feed_forward_norm"),
-        *_fields(Matrix, "qkv out rise fall"),
-        *_fields(ctypes.c_void_p, "keys values"),
+        *fields(ctypes.c_void_p, "attention_norm feed_forward_norm"),
+        *fields(Matrix, "qkv out rise fall"),
+        *fields(ctypes.c_void_p, "keys values"),
     )
 
 
@@ -58,12 +59,12 @@ class Plan(ctypes.Structure):
     """``Plan`` of kernel.c."""
 
     _fields_ = (
-        *_fields(ctypes.c_int64, "batch width heads hidden depth capacity threads apart halves"),
-        *_fields(ctypes.c_void_p, "layers norm first known"),
-        *_fields(ctypes.c_int64, "shared"),
-        *_fields(ctypes.c_void_p, "bias"),
-        *_fields(ctypes.c_int64, "reach"),
-        *_fields(ctypes.c_void_p, "key_positions scratch"),
+        *fields(ctypes.c_int64, "batch width heads hidden depth capacity threads apart halves"),
+        *fields(ctypes.c_void_p, "layers norm first known"),
+        *fields(ctypes.c_int64, "shared"),
+        *fields(ctypes.c_void_p, "bias"),
+        *fields(ctypes.c_int64, "reach"),
+        *fields(ctypes.c_void_p, "key_positions scratch"),
     )
 
 
@@ -117,10 +118,10 @@ class Packed:
     """
 
     def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
-        fields = [self._fields(weight.detach(), False) for weight in weights]
+        fields = [self._parts(weight.detach(), False) for weight in weights]
         self.exact = not int8 or all("codes" in parts for parts in fields)
         if not self.exact:
-            fields = [self._fields(weight.detach(), True) for weight in weights]
+            fields = [self._parts(weight.detach(), True) for weight in weights]
         self.coded = all("codes" in parts for parts in fields)
         parts = [part for parts in fields for part in parts.values()]
         # Each part begins on a cache line.
@@ -149,7 +150,7 @@ class Packed:
         return y
 
     @staticmethod
-    def _fields(weight: Float[Tensor, "R C"], int8: bool) -> dict[str, Tensor]:
+    def _parts(weight: Float[Tensor, "R C"], int8: bool) -> dict[str, Tensor]:
         found = eight_bits(weight, int8)
         if found is None:
             return {"full": in_panels(weight)}
@@ -208,6 +209,9 @@ def native_prefix(
 class NativeStep:
     """Steps of a transformer in float32 on a CPU, after a prefix.
 
+    Attributes:
+        plan: what the kernel is given of transformer and cache.
+
     Args:
         weights: ``transformer_weights``.
         cache: filled by the prefix; further positions go into its tensors.
@@ -226,7 +230,7 @@ class NativeStep:
         known: Int64[Tensor, " B"],
         key_positions: Float[Tensor, "B C"] | None,
     ) -> None:
-        self._library, self._cache = library(), cache
+        self._library, self.cache = library(), cache
         blocks, relative = transformer.layers, transformer.relative
         #: All memory that the plan points to.
         self._alive: list[object] = [weights]
@@ -252,7 +256,7 @@ class NativeStep:
         self._shape = len(first), width
         products = sum(matrix.rows * matrix.columns for matrix in weights.matrices)
         apart = rows_apart(len(first), weights)
-        self._plan = Plan(
+        self.plan = Plan(
             len(first), width, blocks[0].attention.heads, hidden, len(blocks), cache.capacity,
             apart or num_threads(len(first) * products), apart, cache.halves,
             ctypes.addressof(layers), pointer(transformer.norm.weight), pointer(first),
@@ -261,8 +265,8 @@ class NativeStep:
             0 if relative is None else relative.reach,
             None if key_positions is None else key_positions.data_ptr(), None,
         )  # fmt: skip
-        scratch = torch.empty(self._library.scratch_floats(ctypes.byref(self._plan)), **FLOATS)
-        self._plan.scratch = pointer(scratch)
+        scratch = torch.empty(self._library.scratch_floats(ctypes.byref(self.plan)), **FLOATS)
+        self.plan.scratch = pointer(scratch)
         self._alive += [layers, key_positions]
         self._stream = torch.empty(self._shape, **FLOATS)
 
@@ -281,21 +285,8 @@ class NativeStep:
         output = torch.empty(self._shape, **FLOATS)
         pointers = [None if t is None else t.data_ptr() for t in (cosine, sine, positions)]
         self._library.step(
-            ctypes.addressof(self._plan), self._stream.data_ptr(), *pointers,
-            self._cache.length, output.data_ptr(),
+            ctypes.addressof(self.plan), self._stream.data_ptr(), *pointers,
+            self.cache.length, output.data_ptr(),
         )  # fmt: skip
-        self._cache.advance(1)
+        self.cache.advance(1)
         return output
-
-
-def native_linear(
-    owner: nn.Module, weights: Sequence[Float[Tensor, "V D"]], int8: bool
-) -> Callable[[Float[Tensor, "B D"], int, int], Float[Tensor, "B Q V"]]:
-    """Return the products with matrices ``start`` to ``stop`` of one module.
-
-    Args:
-        owner: the module that the packed matrices are kept with.
-        weights: each ``[V, D]``, or a view of that shape.
-        int8: read them as eight-bit codes.
-    """
-    return packed(owner, weights, int8).products

@@ -14,7 +14,7 @@ D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,6 +28,7 @@ from segue.plugins.layers.drawing import StreamCall, generate_from_stream, strea
 from segue.plugins.layers.given import GivenEncoder
 from segue.plugins.layers.guided import guided_loss
 from segue.plugins.layers.heads import LevelEmbedding, LevelHeads
+from segue.plugins.layers.native.frames import native_frames
 from segue.plugins.layers.padding import left_padded
 from segue.plugins.layers.stage import (
     States,
@@ -100,12 +101,13 @@ class DelayTransformer(StageLM):
         first = stride * known  # the step that draws level 0 of the first new frame, for all rows
         codes, frames = left_padded(call.prompt, num_frames)
         codes = codes.masked_fill(frames[:, None, :known] < 0, self.outside)
-        grid = pattern.inputs(codes, first + steps + 1, self.outside)  # new codes go in here
+        # New codes go in here.
+        grid = pattern.inputs(codes, first + steps + 1, self.outside).contiguous()
         context = None
         if self.given_encoder is not None:
             lengths = call.prompt.lengths + num_frames
             context = self.given_encoder.at(call.given, lengths, frames)
-            context = self._by_step(context, first + steps)
+            context = self._by_step(context, first + steps + 1).contiguous()
         # Rows are padded on the left; their own steps count from 0.
         padding = stride * (known - call.prompt.lengths)[:, None]
         own = torch.arange(first + 1, device=grid.device) - padding
@@ -115,28 +117,47 @@ class DelayTransformer(StageLM):
         products = HeadProducts(self.heads, self.heads.weight, self.decoding)
         every = torch.arange(len(pattern.delays), device=grid.device)
         complete = torch.tensor(pattern.delays, device=grid.device) + first + 1
-        hidden = decoder.hidden
-        for step in range(steps):
-            column = first + step
-            if step:
-                x = self.embedding.summed(grid[:, :, column])
-                hidden = decoder.step(x if context is None else x + context[:, column])
-            if step % stride == 0:
-                call.draw_ends(step // stride, self.end_head, hidden)
-            drawn = pattern.drawn_in(step, num_frames)
-            if drawn:
-                levels = [level for level, _ in drawn]
-                logits = products.levels(hidden, levels[0], levels[-1] + 1)
-                if logits.shape[1] > len(levels):  # a pattern with others between them
-                    logits = logits[:, [level - levels[0] for level in levels]]
-                codes = drawer.draw_levels(logits, levels)
-                if self.end_head is not None:  # as in training, nothing comes after the end
-                    reached = call.reached([frame for _, frame in drawn], codes)
-                    codes[~reached] = self.outside
-                grid[:, levels, column + 1] = drawer.per_row(codes)
+        levels = [
+            [level for level, _ in pattern.drawn_in(step, num_frames)] for step in range(steps)
+        ]
+        native, hidden = None, decoder.hidden
+        if self.end_head is None:
+            native = native_frames(decoder, products, self.embedding, drawer, grid, context, levels)
+        for step, some in enumerate(levels):
+            if native is not None:
+                next(native)
+            else:
+                if step:
+                    x = self.embedding.summed(grid[:, :, first + step])
+                    hidden = decoder.step(x if context is None else x + context[:, first + step])
+                self._draw(call, step, some, hidden, products, grid[:, :, first + step + 1])
             # A frame is complete ``latency`` steps after its level 0.
             frame, rest = divmod(step - pattern.latency, stride)
             if rest == 0 and 0 <= frame < num_frames:
                 if call.over(frame):
                     return
                 yield grid[: call.rows, every, complete + stride * frame]
+
+    def _draw(
+        self,
+        call: StreamCall,
+        step: int,
+        levels: Sequence[int],
+        hidden: Float[Tensor, "R D"],
+        products: HeadProducts,
+        column: Int64[Tensor, "R Q"],
+    ) -> None:
+        """Draw the levels of a step into the column that the next step reads."""
+        stride = self.pattern.stride
+        if step % stride == 0:
+            call.draw_ends(step // stride, self.end_head, hidden)
+        if not levels:
+            return
+        logits = products.levels(hidden, levels[0], levels[-1] + 1)
+        if logits.shape[1] > len(levels):  # a pattern with others between them
+            logits = logits[:, [level - levels[0] for level in levels]]
+        codes = call.drawer.draw_levels(logits, levels)
+        if self.end_head is not None:  # as in training, nothing comes after the end
+            frames = [(step - self.pattern.delays[level]) // stride for level in levels]
+            codes[~call.reached(frames, codes)] = self.outside
+        column[:, levels] = call.drawer.per_row(codes)

@@ -15,6 +15,7 @@ from segue.core.sampling import row_generators, sample
 from segue.core.spec import SliceSpec, StageSpec
 from segue.plugins.layers import drawing
 from segue.plugins.layers.native.library import available
+from segue.plugins.models.delay_transformer import model as delay_model
 from segue.plugins.models.delay_transformer.config import DelayTransformerOptions
 from segue.plugins.models.delay_transformer.model import DelayTransformer
 from segue.plugins.models.depth_transformer.config import DepthTransformerOptions
@@ -147,6 +148,7 @@ def recorded(
         return drawn
 
     patch.setattr(drawing, "sample", spy)
+    patch.setattr(delay_model, "native_frames", lambda *_: None)  # it draws in C
     batch, levels = prompt.ids.shape[:2]
     new = model.generate(given, prompt, frames, Sampling(), row_generators(3, batch))
     scores = torch.zeros(batch, levels, frames)

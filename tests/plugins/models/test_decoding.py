@@ -40,6 +40,7 @@ from segue.plugins.layers.native import library as native_library
 from segue.plugins.layers.native import step as native_step
 from segue.plugins.layers.native.library import KernelError
 from segue.plugins.layers.quantize import rounded
+from segue.plugins.models.delay_transformer import model as delay_model
 
 GREEDY = Sampling(temperature=0)
 BACKENDS = ("torch", "native", "fixed")
@@ -317,7 +318,7 @@ def test_the_kernel_is_given_nothing_but_float32() -> None:
     with pytest.raises(TypeError, match=r"given torch.float64 on cpu"):
         native_step.require_float32(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
     head = torch.nn.Linear(8, 5, bias=False)
-    product = native_step.native_linear(head, [head.weight], int8=False)
+    product = native_step.packed(head, [head.weight], int8=False).products
     x = torch.randn(3, 8)
     found = product(x.double(), 0, 1)[:, 0]
     torch.testing.assert_close(found, head(x).detach(), atol=1e-5, rtol=1e-5)
@@ -338,7 +339,7 @@ def test_the_kernel_multiplies_and_a_row_is_what_it_is_alone(
     by_rows, by_columns = quantize(weight).dense(), quantize(weight.t()).dense().t()
     for values, field in zip((weight, by_rows, by_columns), FIELDS, strict=True):
         owner = torch.nn.Linear(1, 1)
-        product = native_step.native_linear(owner, [values, values + 1], int8=False)
+        product = native_step.packed(owner, [values, values + 1], int8=False).products
         found = product(x, 0, 2)
         if min(shape) > 1:
             packed = native_step.packed(owner, [values, values + 1], int8=False)
@@ -361,7 +362,7 @@ def test_the_kernel_rounds_no_input_to_another(x: float) -> None:
         layer.weight.copy_(quantize(layer.weight).dense())
     inputs = torch.randn(2, 128)
     inputs[1, 5] = x
-    product = native_step.native_linear(layer, [layer.weight], int8=False)
+    product = native_step.packed(layer, [layer.weight], int8=False).products
     found, wanted = product(inputs, 0, 1)[:, 0], layer(inputs).detach()
     torch.testing.assert_close(found[0], wanted[0], atol=1e-3, rtol=1e-3)
     if abs(x) < torch.inf:
@@ -406,6 +407,53 @@ def kernel(
     monkeypatch.setattr(native_library, "PROCESSOR", ((),))
     yield
     native_library._found.cache_clear()
+
+
+@pytest.mark.parametrize("products_per_thread", [1, 10**9])
+@pytest.mark.parametrize("lengths", [(4,), (3, 0, 5), (3, 0, 5, 5)])
+@pytest.mark.parametrize(
+    ("stage", "options", "sampling"),
+    [
+        ("two", {}, {"temperature": 0.8}),
+        ("two", {"condition_dropout": 0.1}, {"guidance": 2.0}),
+        ("slower", {"condition_dropout": 0.1}, {"guidance": 2.5, "prompt_guidance": 1.5}),
+        ("levels", {"pattern": "parallel"}, {"temperature": 0}),
+        ("levels", {"pattern": "flattened", "attention_window": 7}, {}),
+        ("plain", {}, {"temperature": 1e-30}),
+    ],
+)
+def test_frames_drawn_in_one_call_are_those_drawn_step_by_step(
+    stage: str,
+    options: dict[str, Any],
+    sampling: dict[str, Any],
+    lengths: tuple[int, ...],
+    products_per_thread: int,
+    kernel: None,
+    monkeypatch: MonkeyPatch,
+) -> None:
+    """By threads that share the rows, by threads with rows of their own, and by one."""
+    model = build("delay", STAGES[stage], **options).eval()
+    model.decode_with(decoding("native"))
+    monkeypatch.setattr(native_step, "PRODUCTS_PER_THREAD", products_per_thread)
+    given = given_for(model.stage, *[count + 21 for count in lengths])
+    prompt = random_tokens(model.stage.target, *lengths)
+    made: list[object] = []
+
+    def spy(*arguments: Any) -> object:
+        made.append(native_frames(*arguments))
+        return made[-1]
+
+    def new() -> torch.Tensor:
+        generators = row_generators(0, len(lengths))
+        settings = Sampling.model_validate(sampling)
+        return model.generate(given, prompt, 21, settings, generators).ids
+
+    native_frames = delay_model.native_frames
+    monkeypatch.setattr(delay_model, "native_frames", spy)
+    together = new()
+    assert made != [None]
+    monkeypatch.setattr(delay_model, "native_frames", lambda *_: None)
+    assert torch.equal(together, new())
 
 
 def stepped(model: CausalLM, chosen: Decoding) -> tuple[engine.Decoder, torch.Tensor]:
