@@ -388,13 +388,13 @@ def test_the_best_of_a_rows_candidates_stays() -> None:
         torch.arange(first, first + count).expand(2, -1)
         for first, count in ((0, 6), (9, 6), (3, 4))
     ]
-    together = chosen(rows, 5, 3)
+    together = chosen(rows, 5, 8)
     for row, known in enumerate(rows):
         alone = [
             small_lm().generate(
                 (), Tokens.full(known[None]), 5, Sampling(), [own_generator(row, 0, c)]
             )
-            for c in range(3)
+            for c in range(8)
         ]
         best = max((one.row(0) for one in alone), key=lambda ids: int(ids[0, -1]))
         assert len({int(one.ids[0, 0, -1]) for one in alone}) > 1
