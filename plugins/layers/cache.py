@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segue.plugins.layers.pages import large_pages
+from segue.plugins.layers.pages import large_pages, used_pages
 
 Heads = Float[Tensor, "B H N d"]
 LARGEST_HALF = torch.finfo(torch.float16).max
@@ -42,7 +42,10 @@ class KeyValueCache:
         shape = (len(self.layers), 2, *like.shape[:2], self.capacity, like.shape[3])
         dtype = torch.float16 if self.halves else like.dtype
         if like.device.type == "cpu":
-            slots = large_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+            size = math.prod(shape) * dtype.itemsize
+            # The kernel reads nothing but what was stored.
+            memory = used_pages(size, self) if self.halves else large_pages(size)
+            slots = memory.view(dtype).view(shape)
         else:
             slots = like.new_zeros(shape)
         # By index: views made by iteration must not be written to while gradients are on.

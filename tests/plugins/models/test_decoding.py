@@ -34,6 +34,7 @@ from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
 from segue.plugins.layers import decoding as engine
+from segue.plugins.layers import pages
 from segue.plugins.layers.cache import KeyValueCache
 from segue.plugins.layers.drawing import FRAMES_PER_PIECE
 from segue.plugins.layers.native import library as native_library
@@ -920,3 +921,19 @@ def test_threads_are_those_of_pytorch_and_no_more_than_cores(monkeypatch: Monkey
     assert native_step.num_threads(1) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert native_step.num_threads(much) == 1
+
+
+def test_memory_of_a_cache_that_is_gone_is_used_again(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_FREE", pages.deque())
+    monkeypatch.setattr(pages, "KEPT_BYTES", 2**22)
+    first, second = (KeyValueCache(2, 1000, halves=True) for _ in range(2))
+    for cache in (first, second):
+        cache.reserve(torch.zeros(4, 2, 0, 64))  # two layers of keys and values: 4 MB
+    address = first.layers[0][0].data_ptr()  # type: ignore[index]
+    assert address != second.layers[0][0].data_ptr()  # type: ignore[index]
+    del first, cache
+    third = KeyValueCache(2, 500, halves=True)
+    third.reserve(torch.zeros(4, 2, 0, 64))
+    assert third.layers[0][0].data_ptr() == address  # type: ignore[index]
+    del second, third
+    assert sum(map(len, pages._FREE)) <= 2**22
