@@ -16,9 +16,6 @@ from segue.core.eight_bits import EightBitMatrix, quantize
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 
-#: As wide as so many bytes.
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 _MADE: WeakKeyDictionary[nn.Module, dict[str, tuple[object, list[Tensor], Any]]]
 _MADE = WeakKeyDictionary()
 
@@ -32,19 +29,16 @@ def made_from(module: nn.Module, weights: Sequence[Tensor], form: str, make: Cal
         form: name of the result, for a module with several.
     """
     # Counters of in-place changes miss those through ``.data`` and in inference mode, so compare
-    # sums over every weight. That reads the weights once, like one decoding step.
-    state = [(w.data_ptr(), w.dtype, w.shape, _sum_of_bits(w.detach())) for w in weights]
+    # two sums over every weight. That reads the weights twice, like two decoding steps.
+    state = [
+        (w.data_ptr(), w.dtype, w.shape, float(w.detach().sum()), float(w.detach().float().norm()))
+        for w in weights
+    ]
     kept = _MADE.setdefault(module, {})
     if form not in kept or kept[form][0] != state:
         # Keeping the sources alive means that no new tensor can get their address.
         kept[form] = state, [weight.detach() for weight in weights], make()
     return kept[form][2]
-
-
-def _sum_of_bits(weight: Tensor) -> int:
-    """Return the sum, with overflow, of all numbers' bits: no single change keeps it."""
-    kind = torch.int64 if weight.itemsize == 8 else torch.int32
-    return int(weight.view(INTEGERS[weight.itemsize]).sum(dtype=kind))
 
 
 def eight_bits(weight: Float[Tensor, "R C"], lossy: bool) -> tuple[EightBitMatrix, bool] | None:
