@@ -143,6 +143,11 @@ class Recorder(Drawer):
         self.drawn: list[Tensor] = []
         self._led_by = led_by
 
+    @property
+    def plain(self) -> bool:
+        """Return False: the kernel would draw without this."""
+        return False
+
     def draw_levels(self, logits: Tensor, levels: Sequence[int]) -> Tensor:
         best = logits.argmax(dim=-1)
         self.drawn.append(best)

@@ -207,7 +207,7 @@ class Angles:
 
     def __init__(self, rotary: RotaryPositions, shift: Float[Tensor, " B"]) -> None:
         self._rotary, self._shift = rotary, shift
-        self._first, self._tables = 0, (shift[None, :0], shift[None, :0])
+        self._first, self._tables = 0, (shift[:0, None], shift[:0, None])
 
     def __call__(
         self, column: int, count: int = 1

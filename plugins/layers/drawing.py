@@ -85,9 +85,9 @@ class Drawer:
     @property
     def plain(self) -> bool:
         """Return whether all logits are drawn from as they are, with noise of a CPU."""
-        sampling, cut = self.sampling, self.sampling.top_k is not None or self.sampling.top_p
         on_cpu = all(generator.device.type == "cpu" for generator in self.generators)
-        return on_cpu and not cut and (self._recent is None or sampling.temperature == 0)
+        whole = self.sampling.top_k is None and self.sampling.top_p is None
+        return on_cpu and whole and self._recent is None
 
     def per_row(self, values: Tensor) -> Tensor:
         """Return ``[B, ...]`` as ``[R, ...]``, for the rows that are computed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections import deque
 from contextlib import suppress
 
 import torch
@@ -16,7 +15,8 @@ LARGE_PAGE = 2 * 2**20  # bytes
 #: takes longer than some steps of decoding.
 KEPT_BYTES = 128 * 2**20
 
-_FREE: deque[UInt8[Tensor, " N"]] = deque()
+#: The oldest first. Each operation on it is one that no other thread comes between.
+_FREE: dict[int, UInt8[Tensor, " N"]] = {}
 
 
 def large_pages(size: int) -> UInt8[Tensor, " N"]:
@@ -40,22 +40,19 @@ def used_pages(size: int, owner: object) -> UInt8[Tensor, " N"]:
 
     The next owner may get them when this one is gone, which must be the last to use them.
     """
-    block = None
-    for _ in range(len(_FREE)):
-        with suppress(IndexError):  # another thread took the last one
-            candidate = _FREE.popleft()
-            if block is None and len(candidate) >= size:
-                block = candidate
-            else:
-                _FREE.append(candidate)
-    if block is None:
+    fitting = [block for block in tuple(_FREE.values()) if len(block) >= size]
+    for block in sorted(fitting, key=len):
+        if _FREE.pop(id(block), None) is not None:  # or another thread took it
+            break
+    else:
         block = large_pages(size)
-    weakref.finalize(owner, _keep, block)
+    weakref.finalize(owner, _keep, block).atexit = False
     return block[:size]
 
 
 def _keep(block: UInt8[Tensor, " N"]) -> None:
-    _FREE.append(block)
-    while sum(map(len, tuple(_FREE))) > KEPT_BYTES:  # a copy: other threads may change it
-        with suppress(IndexError):
-            _FREE.popleft()
+    if len(block) <= KEPT_BYTES:
+        _FREE[id(block)] = block
+    for key in tuple(_FREE):
+        if sum(map(len, tuple(_FREE.values()))) > KEPT_BYTES:
+            _FREE.pop(key, None)

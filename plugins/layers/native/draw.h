@@ -11,7 +11,7 @@ typedef struct {
     int64_t entries;      /* of a level in the table */
     const Matrix *heads;  /* [Q] of [V, D] */
     const float *table;   /* [Q * entries, D] */
-    const float *context; /* [R, S, D] added to the embedded codes, or NULL */
+    const float *context; /* [R, S, D], added to the embedded codes; or NULL */
     const float *guides;  /* [R / B - 1] */
     int64_t *grid;        /* [R, Q, S] */
     float temperature;    /* 0 for the likeliest */
@@ -22,13 +22,14 @@ typedef struct {
 static void embed(const Drawing *d, int64_t D, int64_t column, int64_t first, int64_t end) {
     for (int64_t row = first; row < end; row++) {
         float *x = d->stream + row * D;
-        if (d->context) memcpy(x, d->context + (row * d->columns + column) * D, sizeof(float) * D);
-        else memset(x, 0, sizeof(float) * D);
+        const float *context = d->context + (row * d->columns + column) * D;
+        memset(x, 0, sizeof(float) * D);
         for (int64_t q = 0; q < d->levels; q++) {
             const int64_t code = d->grid[(row * d->levels + q) * d->columns + column];
             const float *embedded = d->table + (q * d->entries + code) * D;
             for (int64_t i = 0; i < D; i++) x[i] += embedded[i];
         }
+        for (int64_t i = 0; d->context && i < D; i++) x[i] += context[i];
     }
 }
 
@@ -46,7 +47,7 @@ static void guide(float *own, const float *guides, int64_t kinds, int64_t apart,
 }
 
 /* The index of the largest of logits / temperature + noise, relative to the largest logit so that even
- * a very low temperature does not overflow. Overwrites the logits. */
+ * a very low temperature does not overflow. With noise it overwrites the logits. */
 static int64_t likeliest(float *logits, float temperature, const float *noise, int64_t V) {
     float largest = logits[0];
 #pragma omp simd reduction(max : largest)
@@ -65,8 +66,8 @@ static void choose(const Drawing *d, int64_t kinds, int64_t row, int64_t low, in
                    const float *noise) {
     int64_t V = d->heads->rows;
     for (int64_t k = 0; k < some; k++) {
-        float *logits = d->logits + (row * some + k) * V;
-        if (kinds > 1) guide(logits, d->guides, kinds, d->rows * some * V, V);
+        float *logits = d->logits + (row * d->levels + k) * V;
+        if (kinds > 1) guide(logits, d->guides, kinds, d->rows * d->levels * V, V);
         int64_t code = likeliest(logits, d->temperature, noise ? noise + k * V : NULL, V);
         for (int64_t kind = 0; kind < kinds; kind++)
             d->grid[((kind * d->rows + row) * d->levels + low + k) * d->columns + column + 1] = code;
@@ -77,7 +78,8 @@ static void choose(const Drawing *d, int64_t kinds, int64_t row, int64_t low, in
  *
  * spans: [count, 2] first level that each step draws, and the first behind them. known: whether
  * ``hidden`` holds the first step's already. cosine, sine: [count - known, R, d]. position: how many
- * positions are stored. noise: [B, all levels that are drawn, V].
+ * positions are stored. noise: [B, all levels that are drawn, V], or NULL for the likeliest. Threads with
+ * rows of their own are in different steps at a time: each row has a place of its own in all memory.
  */
 void draw(const Plan *p, const Drawing *d, int64_t column, int64_t count, const int64_t *spans, int64_t known,
           const float *cosine, const float *sine, int64_t position, const float *noise) {
@@ -98,8 +100,8 @@ void draw(const Plan *p, const Drawing *d, int64_t column, int64_t count, const 
                 meet(team);
             }
             for (int64_t k = 0; k < some; k++)
-                multiply(d->heads + low + k, d->hidden + start * D, D, d->logits + (start * some + k) * V, some * V,
-                         rows, 0, inputs_of(p), team);
+                multiply(d->heads + low + k, d->hidden + start * D, D, d->logits + (start * d->levels + k) * V,
+                         d->levels * V, rows, 0, inputs_of(p), team);
             meet(choosing);
             for (int64_t b = from + first_of(drawn, choosing); b < from + end_of(drawn, choosing); b++)
                 choose(d, kinds, b, low, some, column + s, noise ? noise + (b * all_levels + at) * V : NULL);

@@ -57,6 +57,8 @@ def native_frames(
     spans = [(some[0], some[-1] + 1) if some else (0, 0) for some in levels]
     if any(stop - start != len(some) for (start, stop), some in zip(spans, levels, strict=True)):
         return None
+    if grid.amin() < 0 or grid.amax() >= embedding.table.num_embeddings // grid.shape[1]:
+        return None  # PyTorch says so, the kernel would read any memory
     hidden = decoder.hidden.contiguous()
     return NativeFrames(
         step, angles, heads, hidden, embedding, drawer, grid, context, spans
@@ -96,6 +98,8 @@ class NativeFrames:
             drawer.sampling.temperature, stream.data_ptr(), hidden.data_ptr(), logits.data_ptr(),
         )  # fmt: skip
         self._first = columns - len(spans) - 1
+        #: As the kernel has it: in 32 bits, the least temperatures are 0.
+        self._likeliest = self._arguments.temperature == 0
 
     def steps(self) -> Iterator[None]:
         """Draw the levels of each step into the next column of the grid; yield after each."""
@@ -111,7 +115,7 @@ class NativeFrames:
         spans = self._spans[step : step + count]
         cosine, sine = self._angles(cache.length, count)
         noise = None
-        if self._drawer.sampling.temperature > 0:
+        if not self._likeliest:
             drawn = int((spans[:, 1] - spans[:, 0]).sum())
             noise = gumbel_noise(self._drawer.generators, drawn, self._width)
         library().draw(

@@ -27,6 +27,8 @@ CACHE_LINE = 64  # bytes
 PANEL = 64  # of products.h
 #: About half a millisecond of one core.
 PRODUCTS_PER_THREAD = 8_000_000
+#: Of a thread with rows of its own, which meets the others once a step.
+PRODUCTS_APART = 2_000_000
 #: Matrices of so many bytes stay in cache, so that each thread may read them all.
 CACHED_BYTES = 1 << 24
 
@@ -92,7 +94,8 @@ def rows_apart(rows: int, packed: Packed) -> int:
     """
     threads = min(usable_threads(), rows)
     even = rows >= 2 * threads or rows == threads
-    return threads if even and threads > 1 and packed.bytes <= CACHED_BYTES else 0
+    much = rows * packed.products_of_a_row >= threads * PRODUCTS_APART
+    return threads if even and much and threads > 1 and packed.bytes <= CACHED_BYTES else 0
 
 
 def in_panels(rows: Tensor, together: int = 1) -> Tensor:
@@ -109,6 +112,7 @@ class Packed:
         matrices: an array of the kernel's ``Matrix``.
         coded: whether all of them are codes.
         bytes: how much memory they take.
+        products_of_a_row: how many products one input takes.
         exact: whether they stand for the given weights, without rounding.
 
     Args:
@@ -118,21 +122,22 @@ class Packed:
     """
 
     def __init__(self, weights: Sequence[Float[Tensor, "R C"]], int8: bool) -> None:
-        fields = [self._parts(weight.detach(), False) for weight in weights]
-        self.exact = not int8 or all("codes" in parts for parts in fields)
+        found = [self._parts(weight.detach(), False) for weight in weights]
+        self.exact = not int8 or all("codes" in parts for parts in found)
         if not self.exact:
-            fields = [self._parts(weight.detach(), True) for weight in weights]
-        self.coded = all("codes" in parts for parts in fields)
-        parts = [part for parts in fields for part in parts.values()]
+            found = [self._parts(weight.detach(), True) for weight in weights]
+        self.coded = all("codes" in parts for parts in found)
+        parts = [part for parts in found for part in parts.values()]
         # Each part begins on a cache line.
         sizes = [-(-part.nbytes // CACHE_LINE) * CACHE_LINE for part in parts]
         self.bytes = sum(sizes)
+        self.products_of_a_row = sum(weight.numel() for weight in weights)
         self._memory = large_pages(self.bytes)
         places = iter(self._memory.split(sizes))
         self.matrices = (Matrix * len(weights))()
         for index, weight in enumerate(weights):
             addresses = {}
-            for name, part in fields[index].items():
+            for name, part in found[index].items():
                 place = next(places)
                 place[: part.nbytes].copy_(part.reshape(-1).view(torch.uint8))
                 addresses[name] = place.data_ptr()
@@ -254,7 +259,7 @@ class NativeStep:
             )
         width, hidden = blocks[0].feed_forward.out.weight.shape
         self._shape = len(first), width
-        products = sum(matrix.rows * matrix.columns for matrix in weights.matrices)
+        products = weights.products_of_a_row
         apart = rows_apart(len(first), weights)
         self.plan = Plan(
             len(first), width, blocks[0].attention.heads, hidden, len(blocks), cache.capacity,

@@ -107,6 +107,7 @@ class DelayTransformer(StageLM):
         if self.given_encoder is not None:
             lengths = call.prompt.lengths + num_frames
             context = self.given_encoder.at(call.given, lengths, frames)
+            # As many columns as the grid has, though the last step reads none of the last one.
             context = self._by_step(context, first + steps + 1).contiguous()
         # Rows are padded on the left; their own steps count from 0.
         padding = stride * (known - call.prompt.lengths)[:, None]

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from segue.core.errors import ConfigError, GenerationError
 from segue.core.interfaces import StageBatch, Tokens
 from segue.core.options import Decoding, Sampling
 from segue.core.sampling import row_generators
+from segue.core.spec import SliceSpec, StageSpec
 from segue.plugins.layers import decoding as engine
 from segue.plugins.layers import pages
 from segue.plugins.layers.cache import KeyValueCache
@@ -421,6 +423,7 @@ def kernel(
         ("levels", {"pattern": "parallel"}, {"temperature": 0}),
         ("levels", {"pattern": "flattened", "attention_window": 7}, {}),
         ("plain", {}, {"temperature": 1e-30}),
+        ("plain", {}, {"temperature": 1e-46}),
     ],
 )
 def test_frames_drawn_in_one_call_are_those_drawn_step_by_step(
@@ -436,6 +439,7 @@ def test_frames_drawn_in_one_call_are_those_drawn_step_by_step(
     model = build("delay", STAGES[stage], **options).eval()
     model.decode_with(decoding("native"))
     monkeypatch.setattr(native_step, "PRODUCTS_PER_THREAD", products_per_thread)
+    monkeypatch.setattr(native_step, "PRODUCTS_APART", products_per_thread)
     given = given_for(model.stage, *[count + 21 for count in lengths])
     prompt = random_tokens(model.stage.target, *lengths)
     made: list[object] = []
@@ -924,7 +928,7 @@ def test_threads_are_those_of_pytorch_and_no_more_than_cores(monkeypatch: Monkey
 
 
 def test_memory_of_a_cache_that_is_gone_is_used_again(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_FREE", pages.deque())
+    monkeypatch.setattr(pages, "_FREE", {})
     monkeypatch.setattr(pages, "KEPT_BYTES", 2**22)
     first, second = (KeyValueCache(2, 1000, halves=True) for _ in range(2))
     for cache in (first, second):
@@ -936,4 +940,31 @@ def test_memory_of_a_cache_that_is_gone_is_used_again(monkeypatch: MonkeyPatch) 
     third.reserve(torch.zeros(4, 2, 0, 64))
     assert third.layers[0][0].data_ptr() == address  # type: ignore[index]
     del second, third
-    assert sum(map(len, pages._FREE)) <= 2**22
+    assert 0 < sum(map(len, pages._FREE.values())) <= 2**22  # of two
+
+
+def test_threads_with_rows_of_their_own_do_not_meet(monkeypatch: MonkeyPatch) -> None:
+    """They are in different steps, which draw different numbers of levels."""
+    decoding("native")
+    stage = StageSpec("acoustic", SliceSpec("acoustic", 0, 8, 1024, Fraction(50)))
+    model = build("delay", stage, spread=0.02).eval()
+
+    def new() -> torch.Tensor:
+        prompt = random_tokens(stage.target, *[3] * 8)
+        return model.generate((), prompt, 12, Sampling(), row_generators(0, 8)).ids
+
+    shared = new()  # little work: by one thread
+    monkeypatch.setattr(native_step, "PRODUCTS_APART", 1)
+    for _ in range(20):
+        assert torch.equal(new(), shared)
+
+
+@pytest.mark.parametrize("code", [8, 100_000])
+def test_no_code_makes_the_kernel_read_other_memory(code: int) -> None:
+    """The last frame's second level is read by a step, not by the prefix."""
+    decoding("native")
+    model = build("delay", STAGES["levels"]).eval()
+    prompt = random_tokens(model.stage.target, 4)
+    prompt.ids[0, 2, 3] = code
+    with pytest.raises(IndexError):
+        model.generate((), prompt, 4, Sampling(), row_generators(0, 1))
