@@ -412,6 +412,13 @@ def kernel(
     native_library._found.cache_clear()
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("products_per_thread", [1, 10**9])
 @pytest.mark.parametrize("lengths", [(4,), (3, 0, 5), (3, 0, 5, 5)])
 @pytest.mark.parametrize(
@@ -433,6 +440,7 @@ def test_frames_drawn_in_one_call_are_those_drawn_step_by_step(
     lengths: tuple[int, ...],
     products_per_thread: int,
     kernel: None,
+    two_threads: None,
     monkeypatch: MonkeyPatch,
 ) -> None:
     """By threads that share the rows, by threads with rows of their own, and by one."""
@@ -943,7 +951,9 @@ def test_memory_of_a_cache_that_is_gone_is_used_again(monkeypatch: MonkeyPatch) 
     assert 0 < sum(map(len, pages._FREE.values())) <= 2**22  # of two
 
 
-def test_threads_with_rows_of_their_own_do_not_meet(monkeypatch: MonkeyPatch) -> None:
+def test_threads_with_rows_of_their_own_do_not_meet(
+    two_threads: None, monkeypatch: MonkeyPatch
+) -> None:
     """They are in different steps, which draw different numbers of levels."""
     decoding("native")
     stage = StageSpec("acoustic", SliceSpec("acoustic", 0, 8, 1024, Fraction(50)))
