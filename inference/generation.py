@@ -194,14 +194,13 @@ class StageRun:
         with calling(self.lm, "generate"):
             new = self.lm.generate(windows, known, count, self._sampling, generators)
         check_frames(self.lm, new, len(rows), target.num_levels, target.codebook_size, count)
-        best = []
+        best, wholes = [], known.append(new)
         for index, (row, start, stop) in enumerate(spans):
             # All that is new against the prompt; once that has left the window, halves.
             at = max(self._firsts[row] - start, (stop - start) // 2)
             own = range(index * many, (index + 1) * many)
-            wholes = [torch.cat([known.row(i), new.row(i)], dim=1) for i in own]
-            before = Tokens.stack([whole[:, :at] for whole in wholes])
-            after = Tokens.stack([whole[:, at:] for whole in wholes])
+            before = Tokens.stack([wholes.row(i)[:, :at] for i in own])
+            after = Tokens.stack([wholes.row(i)[:, at:] for i in own])
             with calling(self._tokenizer, "likeness"):
                 scores = self._tokenizer.likeness(before, after)
             check_scores(self._tokenizer, scores, (many,), "likeness")

@@ -87,25 +87,28 @@ void draw(const Plan *p, const Drawing *d, int64_t column, int64_t count, const 
     for (int64_t s = 0; s < count; s++) all_levels += spans[2 * s + 1] - spans[2 * s];
 #pragma omp parallel num_threads(p->threads)
     {
-        Team all = everyone(), team = p->apart ? (Team){0, 1} : all, choosing = kinds > 1 ? all : team;
-        int64_t start = p->apart ? first_of(R, all) : 0, end = p->apart ? end_of(R, all) : R, rows = end - start;
-        int64_t from = kinds > 1 ? 0 : start, drawn = kinds > 1 ? d->rows : rows, at = 0;
+        Share share = own_share(p);
+        int64_t start = share.start, rows = share.rows, at = 0;
+        /* All kinds of a row are needed to draw it. */
+        Share drawn = kinds > 1 ? (Share){0, d->rows, everyone()} : share;
         for (int64_t s = 0; s < count; s++) {
             int64_t low = spans[2 * s], some = spans[2 * s + 1] - low, taken = s - known;
             if (taken >= 0) {
                 int64_t angles = taken * R * (D / p->heads);
-                embed(d, D, column + s, start + first_of(rows, team), start + end_of(rows, team));
-                meet(team);
-                layers(p, d->stream, cosine + angles, sine + angles, position + taken, start, rows, team, d->hidden);
-                meet(team);
+                embed(d, D, column + s, start + first_of(rows, share.team), start + end_of(rows, share.team));
+                meet(share.team);
+                layers(p, d->stream, cosine + angles, sine + angles, position + taken, share, d->hidden);
+                meet(share.team);
             }
             for (int64_t k = 0; k < some; k++)
                 multiply(d->heads + low + k, d->hidden + start * D, D, d->logits + (start * d->levels + k) * V,
-                         d->levels * V, rows, 0, inputs_of(p), team);
-            meet(choosing);
-            for (int64_t b = from + first_of(drawn, choosing); b < from + end_of(drawn, choosing); b++)
-                choose(d, kinds, b, low, some, column + s, noise ? noise + (b * all_levels + at) * V : NULL);
-            meet(choosing);
+                         d->levels * V, rows, 0, inputs_of(p), share.team);
+            meet(drawn.team);
+            for (int64_t i = first_of(drawn.rows, drawn.team); i < end_of(drawn.rows, drawn.team); i++) {
+                int64_t row = drawn.start + i;
+                choose(d, kinds, row, low, some, column + s, noise ? noise + (row * all_levels + at) * V : NULL);
+            }
+            meet(drawn.team);
             at += some;
         }
     }

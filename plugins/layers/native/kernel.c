@@ -50,6 +50,16 @@ static float *own_memory(const Plan *p) {
     return p->scratch + shared_floats(p) + omp_get_thread_num() * own_floats(p);
 }
 
+/* The rows that a thread computes, and the team that shares the work on them. */
+typedef struct { int64_t start, rows; Team team; } Share;
+
+static Share own_share(const Plan *p) {
+    Team all = everyone();
+    if (!p->apart) return (Share){0, p->batch, all};
+    int64_t start = first_of(p->batch, all);
+    return (Share){start, end_of(p->batch, all) - start, {0, 1}};
+}
+
 /* This thread's memory for inputs in 16 bits. */
 static float *inputs_of(const Plan *p) { return own_memory(p) + p->batch * p->width + p->capacity; }
 
@@ -198,14 +208,13 @@ static void keep(void *numbers, int64_t at, const float *x, int64_t d, int64_t h
     else memcpy((float *)numbers + at, x, sizeof(float) * d);
 }
 
-/* Keys, values and attention of this thread's share of the heads of ``rows`` from ``start`` on: of one head
- * after the other, since rows that share keys find them in cache. */
+/* Keys, values and attention of a thread's part of all rows and heads of its share: of one head after the
+ * other, since rows that share keys find them in cache. */
 static void attention(const Plan *p, const Layer *layer, const float *cosine, const float *sine,
-                      int64_t position, int64_t start, int64_t rows, Team team, float *qkv, float *scores,
-                      float *mixed) {
-    int64_t D = p->width, d = D / p->heads, C = p->capacity, all = rows * p->heads;
-    for (int64_t i = first_of(all, team); i < end_of(all, team); i++) {
-        int64_t b = start + i % rows, h = i / rows;
+                      int64_t position, Share share, float *qkv, float *scores, float *mixed) {
+    int64_t D = p->width, d = D / p->heads, C = p->capacity, all = share.rows * p->heads;
+    for (int64_t i = first_of(all, share.team); i < end_of(all, share.team); i++) {
+        int64_t b = share.start + i % share.rows, h = i / share.rows;
         float *query = qkv + b * 3 * D + h * d, *key = query + D, *value = key + D;
         float *output = mixed + b * D + h * d;
         int64_t at = ((b * p->heads + h) * C + position % C) * d;
@@ -232,9 +241,11 @@ static void gate(const Plan *p, int64_t rows, Team team, float *rise) {
     }
 }
 
-/* All layers for ``rows`` from ``start`` on; ``team`` shares the work on them. */
+/* All layers for the rows of a share. */
 static void layers(const Plan *p, float *x, const float *cosine, const float *sine, int64_t position,
-                   int64_t start, int64_t rows, Team team, float *output) {
+                   Share share, float *output) {
+    int64_t start = share.start, rows = share.rows;
+    Team team = share.team;
     int64_t B = p->batch, D = p->width, F = p->hidden;
     float *qkv = p->scratch, *mixed = qkv + B * 3 * D, *all_rises = mixed + B * D;
     float *normed = own_memory(p), *scores = normed + B * D, *inputs = inputs_of(p);
@@ -244,7 +255,7 @@ static void layers(const Plan *p, float *x, const float *cosine, const float *si
         normalise_all(p, stream, rows, layer->attention_norm, normed);
         multiply(&layer->qkv, normed, D, projected, 3 * D, rows, 0, inputs, team);
         meet(team);
-        attention(p, layer, cosine, sine, position, start, rows, team, qkv, scores, mixed);
+        attention(p, layer, cosine, sine, position, share, qkv, scores, mixed);
         meet(team);
         multiply(&layer->out, mixed + start * D, D, stream, D, rows, 1, inputs, team);
         meet(team);
@@ -271,11 +282,7 @@ void step(const Plan *p, float *x, const float *cosine, const float *sine, const
         for (int64_t b = 0; b < p->batch; b++)
             p->key_positions[b * p->capacity + position % p->capacity] = positions[b];
 #pragma omp parallel num_threads(p->threads)
-    {
-        Team all = everyone(), alone = {0, 1};
-        int64_t start = p->apart ? first_of(p->batch, all) : 0, stop = p->apart ? end_of(p->batch, all) : p->batch;
-        layers(p, x, cosine, sine, position, start, stop - start, p->apart ? alone : all, output);
-    }
+    layers(p, x, cosine, sine, position, own_share(p), output);
 }
 
 #include "draw.h"
