@@ -231,6 +231,20 @@ def check_gradients_reach_every_parameter(subject: Subject) -> None:
     require(not waiting, f"no gradient reaches {', '.join(sorted(waiting))}")
 
 
+def check_can_be_trained_in_mixed_precision(subject: Subject) -> None:
+    """Check that a step under ``training.precision=bf16-mixed`` and its gradients are finite."""
+    lm = subject.create().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = lm.training_step(batch_for(subject.stage))["loss"]
+    require_finite(loss.detach(), "loss in bf16-mixed")
+    if not loss.requires_grad:
+        raise NotApplicable(_NO_PARAMETERS)
+    loss.backward()
+    for name, parameter in lm.named_parameters():
+        if parameter.grad is not None:
+            require_finite(parameter.grad, f"gradient of {name} in bf16-mixed")
+
+
 def check_generating_restores_the_mode(subject: Subject) -> None:
     """Check that generating and scoring use eval mode, and leave the mode as it was."""
     lm, batch, heard = lm_of(subject), prompts_for(subject.stage), batch_for(subject.stage)

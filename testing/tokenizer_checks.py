@@ -283,6 +283,26 @@ def check_training_step_can_be_learnt_from(subject: Subject) -> None:
     require(any(reached), "the gradient of 'loss' reaches no parameter")
 
 
+def check_can_be_trained_in_mixed_precision(subject: Subject) -> None:
+    """Check that steps under ``training.precision=bf16-mixed`` and their gradients are finite."""
+    tokenizer = tokenizer_of(subject)
+    if not tokenizer.needs_training:
+        raise NotApplicable("it is not trained by gradient")
+    spec, adversary = tokenizer.spec, tokenizer.train().adversary()
+    audio = ragged_audio([32 * spec.frame_size] * 2, spec.sample_rate)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [tokenizer.training_step(audio)["loss"]]
+        if adversary is not None:
+            judged = tokenizer.adversarial_step(audio, adversary)
+            losses += [judged["loss"], judged["adversary_loss"]]
+    for loss in losses:
+        require_finite(loss.detach(), "loss in bf16-mixed")
+        loss.backward(retain_graph=True)
+    for name, parameter in tokenizer.named_parameters():
+        if parameter.grad is not None:
+            require_finite(parameter.grad, f"gradient of {name} in bf16-mixed")
+
+
 def check_vectors_belong_to_codes(subject: Subject) -> None:
     """Check that a tokenizer that knows vectors has a finite one for the codes of each frame."""
     tokenizer = tokenizer_of(subject)

@@ -35,6 +35,12 @@ class QuantizedFrames:
     commitment: Float[Tensor, ""]  # mean squared distance to the codes, averaged over levels
 
 
+def in_single_precision(like: Tensor) -> torch.autocast:
+    """Leave mixed precision; the meta device, where only shapes are computed, has none."""
+    kind = like.device.type
+    return torch.autocast("cpu" if kind == "meta" else kind, enabled=False)
+
+
 class Codebook(nn.Module):
     """Keep the codes of one level: running means of the vectors that chose them.
 
@@ -172,7 +178,13 @@ class ResidualQuantizer(nn.Module):
         return [book for book in self.books if isinstance(book, Codebook)]
 
     def forward(self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> QuantizedFrames:
-        """Quantize with every level; in training also move the codes and drop levels."""
+        """Quantize with every level, in single precision; in training also move the codes and drop
+        levels."""
+        # In half precision the last levels would be lost to rounding.
+        with in_single_precision(x):
+            return self._quantized(x.float(), mask.float())
+
+    def _quantized(self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> QuantizedFrames:
         batch, frames, dim = x.shape
         valid, counts = mask.reshape(-1) > 0, (mask > 0).sum(dim=1)
         kept = self._levels_kept(batch, x.device)

@@ -34,7 +34,7 @@ from segue.core.interfaces import (
 )
 from segue.plugins.layers.lengths import length_mask, without_padding
 from segue.plugins.tokenizers.common.codec import Attempt, TrainedCodec
-from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer
+from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer, in_single_precision
 from segue.plugins.tokenizers.soundstream.config import SoundStreamOptions
 
 WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples; hops are a quarter of them
@@ -327,7 +327,8 @@ class SoundStream(TrainedCodec):
         mask = length_mask(-(-batch.lengths // hop), wave.shape[1] // hop).to(self.dtype)
         quantized = self.quantizer(self._latents(wave, None), mask)
         made = without_padding(self._wave(quantized.latents, None), batch.lengths)
-        distance = self.spectral_loss(made, wave)
+        with in_single_precision(wave):
+            distance = self.spectral_loss(made.float(), wave)
         loss = self.config.loss.reconstruction * distance
         return Attempt(wave, made, quantized, mask, loss, {"reconstruction": distance})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segue.core.interfaces import Ids, Lengths, Tokens, Wave, WaveBatch
 from segue.plugins.layers.lengths import length_mask, without_padding
 from segue.plugins.tokenizers.common.codec import Attempt, TrainedCodec
-from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer
+from segue.plugins.tokenizers.common.quantizer import ResidualQuantizer, in_single_precision
 from segue.plugins.tokenizers.common.spectra import Framing
 from segue.plugins.tokenizers.spectral_codec.config import SpectralCodecOptions, SpectralLossWeights
 
@@ -287,7 +287,8 @@ class SpectralCodec(TrainedCodec):
         quantized = self.quantizer(self._latents(wave, mask), mask)
         made = self._wave(quantized.latents, mask)[:, : wave.shape[1]]
         made = without_padding(made, batch.lengths)
-        parts = self.losses(made, wave)
+        with in_single_precision(wave):
+            parts = self.losses(made, wave)
         return Attempt(wave, made, quantized, mask, parts["reconstruction"], parts)
 
     def _frame_mask(self, wave: Wave, lengths: Lengths) -> Float[Tensor, "B N"]:
@@ -301,5 +302,6 @@ class SpectralCodec(TrainedCodec):
 
     def _wave(self, latents: Float[Tensor, "B N D"], mask: Float[Tensor, "B N"]) -> Wave:
         fine = mask.repeat_interleave(self.config.subframes, dim=1)
-        spectra = self._spectrum(self.decoder(latents * mask[..., None], fine))
-        return self.synthesis.synthesise(spectra, fine)
+        head = self.decoder(latents * mask[..., None], fine)
+        # Mixed precision leaves it in half precision, of which torch makes no complex numbers.
+        return self.synthesis.synthesise(self._spectrum(head.float()), fine)

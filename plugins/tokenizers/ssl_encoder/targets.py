@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segue.core.collectives import from_first, places_among_ranks, summed
-from segue.plugins.tokenizers.common.quantizer import chosen_among_ranks, nearest
+from segue.plugins.tokenizers.common.quantizer import (
+    chosen_among_ranks,
+    in_single_precision,
+    nearest,
+)
 from segue.plugins.tokenizers.common.spectra import PITCH_CLASSES, mean_and_slope
 from segue.plugins.tokenizers.ssl_encoder.config import SslEncoderOptions
 from segue.plugins.tokenizers.ssl_encoder.encoder import (
@@ -325,7 +329,7 @@ class Swap(SlowCopy):
         """Return the shares of prototypes of all valid frames."""
         states = self.encoder_copy.eval()(batch.mel, batch.valid, self.layer)[-1][batch.valid]
         # Small differences between cosines matter here: not in half precision.
-        with torch.autocast(states.device.type, enabled=False):
+        with in_single_precision(states):
             cosines = self.head_copy(states.to(self.head.prototypes.dtype))
             return share_out(cosines.float())
 
