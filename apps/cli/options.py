@@ -60,6 +60,16 @@ DomainOption = Annotated[
         autocompletion=complete_domain,
     ),
 ]
+AnewOption = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        "-d",
+        help="A shipped pipeline to train anew, without its weights: speech, piano, ... "
+        "(--config DOMAIN/trained_tokenizers keeps those of its tokenizers.)",
+        autocompletion=complete_domain,
+    ),
+]
 PipelineOption = Annotated[
     str | None, typer.Option("--pipeline", "-p", help="A pipeline directory or YAML file.")
 ]

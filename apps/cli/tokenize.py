@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from segue.apps.cli.options import (
+    AnewOption,
     ConfigOption,
     DataOption,
     DeviceOption,
-    DomainOption,
     JsonOption,
     SetOption,
     chosen_source,
@@ -27,7 +27,7 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Training directory; tokens go to OUTPUT/tokens.")
     ],
-    domain: DomainOption = None,
+    domain: AnewOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",

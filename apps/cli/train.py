@@ -14,9 +14,9 @@ import typer
 
 from segue.apps.cli.options import (
     DATA_HELP,
+    AnewOption,
     ConfigOption,
     DeviceOption,
-    DomainOption,
     JsonOption,
     SetOption,
     chosen_source,
@@ -40,7 +40,7 @@ def command(
         typer.Option("--output", "-o", help="Training directory; resumes what it holds."),
     ] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    domain: DomainOption = None,
+    domain: AnewOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "cpu",
