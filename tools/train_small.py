@@ -49,11 +49,6 @@ MANIFESTS = {
     "piano": {"semantic_tokenizer": "manifest.csv", "codec": "manifest.csv"},
 }
 LEVELS = "8"  # of the codec that are kept
-#: Overrides for stages beside their config.
-STAGES = {
-    "speech": [],
-    "piano": [f"stages.{name}.lm.training.optimizer=muon" for name in ("semantic", "acoustic")],
-}
 #: Stages that are trained for the pipeline after the paper's cascade.
 FLAT = {"speech": ("coarse", "fine"), "piano": ()}
 FONT = "/usr/share/sounds/sf2/FluidR3_GM.sf2"
@@ -134,7 +129,7 @@ def main(arguments: Sequence[str]) -> None:
         return directory / "pipeline"
 
     semantic, acoustic = more["stages.semantic"], more["stages.acoustic"]
-    both = [*STAGES[domain], *semantic, *acoustic]
+    both = [*semantic, *acoustic]
     if domain == "piano":
         save(train("trained_tokenizers", stages, both), output / "pipeline")
         return

@@ -29,6 +29,17 @@ def shipped(part: str, config: str = "speech/trained_tokenizers") -> Tokenizer:
     return load_tokenizer(load_config(config, host).config, part, host)
 
 
+@pytest.mark.parametrize("domain", ["speech", "piano"])
+def test_the_stages_left_to_train_are_as_large_as_those_that_ship(domain: str) -> None:
+    host = PluginHost.discover(entry_points=False)
+    sizes = []
+    for name in (domain, f"{domain}/trained_tokenizers"):
+        models = [stage.lm for stage in load_config(name, host).config.stages]
+        keys = ("width", "depth", "heads", "feed_forward")
+        sizes.append([[lm.use, *(lm.options[key] for key in keys)] for lm in models])
+    assert sizes[0] == sizes[1]
+
+
 def test_the_codec_follows_the_wave_and_gains_with_each_level(prompt: torch.Tensor) -> None:
     codec = shipped("codec")
     assert isinstance(codec, AcousticCodec)
