@@ -4,10 +4,10 @@
 
 The commands that users type, timed whole or by their own logs: `segue tokenize` with one and with
 two processes; `segue train` of a stage and of a codec, and the share of a step that it waits for
-data; one process against two ranks under torchrun; and against audiolm-pytorch, which makes the
-tokens anew in every step. Processes have one thread each, but for that last comparison. Recordings
-are the speech domain's prompt in light noise, another for each. The peer is optional. About 12
-minutes on two cores.
+data; codecs and tokenizers in fp32 and in bf16, on two threads; one process against two ranks under
+torchrun; and against audiolm-pytorch, which makes the tokens anew in every step, on all threads.
+All else has one thread a process. Recordings are the speech domain's prompt in light noise, another
+for each. The peer is optional. About 15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -41,6 +41,23 @@ from segue.training.loop import LOG_EVERY
 FILE_SECONDS = 10.0
 CROP_SECONDS, BATCH = 3.0, 2  # of the comparison with audiolm-pytorch
 TOKENIZERS = "speech/textless_tokenizers"
+#: Name, part and options of what ``speeds`` trains, on crops of this number and length.
+TRAINABLE: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("spectral_codec", "codec", {"codec.training.adversary_from": 10**6}),
+    ("spectral_codec_and_adversary", "codec", {"codec.training.adversary_from": 0}),
+    *(
+        (
+            objective,
+            "semantic_tokenizer",
+            {
+                "semantic_tokenizer.use": "ssl_encoder.v1",
+                "semantic_tokenizer.options.objective": objective,
+            },
+        )
+        for objective in ("hubert", "w2v_bert")
+    ),
+)
+TRAINED_CROPS, TRAINED_SECONDS = 8, 2.0
 SEGUE = (sys.executable, "-m", "segue")
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
@@ -128,6 +145,23 @@ def quiet(place: str, steps: int) -> dict[str, object]:
     return {f"{place}.{key}": steps for key in ("steps", "save_every", "validate_every")}
 
 
+def speeds(report: Report, folder: Path, steps: int) -> None:
+    """Measure how much audio codecs and tokenizers learn from in a second, in fp32 and bf16."""
+    for name, part, options in TRAINABLE:
+        training, audio, rate = f"{part}.training", TRAINED_CROPS * TRAINED_SECONDS, {}
+        for precision in ("32-true", "bf16-mixed"):
+            asked = quiet(training, steps) | options | {f"{training}.precision": precision}
+            asked |= {f"{training}.batch_size": TRAINED_CROPS}
+            asked |= {f"{training}.crop_seconds": TRAINED_SECONDS}
+            run_name = f"{name}-{precision}"
+            lines = train(folder, run_name, part, asked, threads=2, config="speech/baseline")
+            rate[precision] = report.note(
+                f"train_{name}_{precision}", audio / step_seconds(lines), "audio s per second"
+            )
+        ratio = rate["bf16-mixed"] / rate["32-true"]
+        report.ratio(f"train_{name}_bf16_vs_fp32", ratio, "audio learnt from a second")
+
+
 def ranks(report: Report, folder: Path, steps: int) -> None:
     """Compare the same global batch in one process and in two ranks, one thread each."""
     options = quiet("stages.acoustic.lm.training", steps)
@@ -210,11 +244,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="of audio to tokenize")
     parser.add_argument("--steps", type=int, default=60, help="of each training")
     parser.add_argument("--repeats", type=int, default=5, help="of the peer's steps")
+    parser.add_argument(
+        "--only-speeds", action="store_true", help="train codec and tokenizer, measure no more"
+    )
     with reported(parser) as (arguments, report), tempfile.TemporaryDirectory() as folder:
         root, least = Path(folder), 2 * LOG_EVERY
         if arguments.steps < least:
             parser.error(f"--steps {arguments.steps}: fewer than {least} leave nothing to read")
         make_recordings(root / "audio", arguments.minutes)
+        speeds(report, root, arguments.steps)
+        if arguments.only_speeds:
+            return
         tokenizing(report, root, arguments.minutes)
         waiting(report, root, arguments.steps)
         ranks(report, root, arguments.steps)
