@@ -29,6 +29,7 @@ from segue.apps.cli.program import Program
 from segue.apps.cli.progress import progress_bars
 from segue.apps.cli.reports import (
     check_report,
+    checked_split,
     chosen_metrics,
     domain_of,
     finish,
@@ -324,7 +325,12 @@ def likelihood(
 
     asked = [] if pairs is None else read_pairs(pairs, audio)
     # Its faults are found before weights are loaded.
-    store = None if data is None else TokenStore(data, "valid")
+    store = None
+    if data is not None:
+        part = checked_split(split)
+        if part is None:
+            raise ConfigError("--split", "is all, but tokens are read by split", "name one of them")
+        store = TokenStore(data, part)
     least = prompt_seconds + seconds
     recordings = [] if shuffled is None else held_out(shuffled, items, split, least)
     loaded = chosen.load()

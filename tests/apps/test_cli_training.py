@@ -201,20 +201,13 @@ def test_continuations_and_likelihood(
         *("--prompt-seconds", 1, "--seconds", 0.5, "--json"),
     )
     assert done.code == 0 and "healthy" in done.json["metrics"]["health.v1"]
-    done = segue(
-        *(
-            "evaluate",
-            "likelihood",
-            "--data",
-            trained / "tokens",
-            "-p",
-            tiny,
-            "--items",
-            1,
-            "--json",
-        )
-    )
-    assert done.code == 0 and done.json["semantic"]["level_0"]["mean"] > 0
+    likelihood = ("evaluate", "likelihood", "--data", trained / "tokens", "-p", tiny)
+    found = {}
+    for split in ("train", "valid"):
+        done = segue(*likelihood, "--items", 1, "--split", split, "--json")
+        found[split] = done.json["semantic"]["level_0"]["mean"]
+    assert found["train"] != found["valid"] and min(found.values()) > 0
+    assert segue(*likelihood, "--split", "all").refused("--split:")
 
 
 @pytest.mark.parametrize(
