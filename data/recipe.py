@@ -19,8 +19,9 @@ def check_folder(source: Path, expected: str) -> None:
         raise DataError(str(source), problem, f"name a folder with {expected}")
 
 
-def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV file that has the columns ``needs``, or raise ``DataError``."""
+def read_rows(path: Path, needs: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Read the rows of a CSV file that has the columns ``needs``, each with its line's number, or
+    raise ``DataError``."""
     header = f"its first line must name the columns {', '.join(needs)}"
     if not path.is_file():
         fix = f"name a CSV file; {header}" if needs else "name a CSV file"
@@ -36,7 +37,7 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[dict[str, str]]:
         if empty:
             problem = f"the column {empty[0]!r} is empty"
             raise DataError(f"{path}, line {line}", problem, "complete the line")
-    return [row for _, row in rows]
+    return rows
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:

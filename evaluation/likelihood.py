@@ -135,11 +135,11 @@ def read_pairs(table: Path, folder: Path | None = None) -> list[Pair]:
         DataError: if a column is missing or rows make no pairs.
     """
     rows = read_rows(table, ("id", "correct"))
-    column = next((name for name in ("filename", "path") if name in rows[0]), None)
+    column = next((name for name in ("filename", "path") if name in rows[0][1]), None)
     if column is None:
         raise DataError(str(table), "lacks the column 'filename'", "check the table")
     together: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if row["correct"] not in ("0", "1"):
             problem = f"'correct' is {row['correct']!r}"
             raise DataError(f"{table}, line {line}", problem, "write 1 or 0")

@@ -90,13 +90,13 @@ def load_items(
     """
     where = where or {}
     rows = read_rows(table, ("path",))
-    missing = [column for column in ("label", "speaker", *where) if column not in rows[0]]
+    missing = [column for column in ("label", "speaker", *where) if column not in rows[0][1]]
     if missing:
         raise DataError(str(table), f"lacks the column {missing[0]!r}", "name a table that has it")
-    wanted = dict(where) | ({"split": split} if split and "split" in rows[0] else {})
+    wanted = dict(where) | ({"split": split} if split and "split" in rows[0][1] else {})
     items = [
         _item(table, line, row)
-        for line, row in enumerate(rows, start=2)
+        for line, row in rows
         if row["label"] and all(row[column] == value for column, value in wanted.items())
     ]
     if not items:

@@ -120,7 +120,7 @@ def test_a_spreadsheet_s_marks_are_no_part_of_its_fields(tmp_path: Path, end: st
     lines = ("path,duration_s,split,,", "a.wav,1,train,,", "", "b.wav,1,valid,,", "")
     path.write_text(end.join(lines), encoding="utf-8-sig", newline="")
     assert load_recordings(path, "train")[0].place == str(tmp_path / "a.wav")
-    assert read_rows(path, ["path"])[1]["split"] == "valid"
+    assert read_rows(path, ["path"])[1][1]["split"] == "valid"
 
 
 @pytest.mark.parametrize(

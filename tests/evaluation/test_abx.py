@@ -281,7 +281,7 @@ def test_items_of_a_table(tmp_path: Path) -> None:
     [
         ("path,label\na.wav,x\n", "lacks the column 'speaker'"),
         ("path,label,speaker\na.wav,,1\n", "has no labelled row with a label"),
-        ("path,label,speaker,start\na.wav,x,1,soon\n", "line 2:"),
+        ("path,label,speaker,start\n\na.wav,x,1,soon\n", "line 3:"),
         ("path,label,speaker,start,end\na.wav,x,1,2,1\n", "line 2:"),
         ("path,label,speaker\na.wav,x,\n", "line 2: names no speaker"),
     ],

@@ -127,7 +127,7 @@ def test_tables_of_the_challenge_are_read(tmp_path: Path) -> None:
     [
         ("id,filename\n1,a\n", "lacks the column 'correct'"),
         ("id,name,correct\n1,a,1\n", "lacks the column 'filename'"),
-        ("id,filename,correct\n1,a,1\n1,b,yes\n", "line 3: 'correct' is 'yes'"),
+        ("id,filename,correct\n1,a,1\n\n1,b,yes\n", "line 4: 'correct' is 'yes'"),
         ("id,filename,correct\n1,a,1\n1,b,1\n", "id 1 has 2 correct rows of 2"),
         ("id,filename,correct\n1,a,1\n", "id 1 has 1 correct rows of 1"),
     ],

@@ -75,7 +75,7 @@ def _listed(source: Path) -> list[dict[str, str]]:
     table = source / "manifest.csv"
     if table.is_file():
         rows = read_rows(table, ("path",))
-        return [{**row, "name": Path(row["path"]).stem} for row in rows]
+        return [{**row, "name": Path(row["path"]).stem} for _, row in rows]
     paths = [path.relative_to(source) for path in sorted(source.rglob("*"))]
     found = [
         {"path": str(path), "name": str(path.with_suffix(""))}

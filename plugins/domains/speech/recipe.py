@@ -35,7 +35,7 @@ def prepare(source: Path, output: Path, progress: Progress | None = None) -> Pat
             "group": f"{row['corpus']}/{row['speaker']}",
             "duration_s": row["duration_s"],
         }
-        for row in rows
+        for _, row in rows
     ]
     if not every:
         raise DataError(str(source / "manifest.csv"), "lists no recording", "check the manifest")
