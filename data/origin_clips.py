@@ -25,7 +25,7 @@ from segue.core.files import atomic_path, write_json
 from segue.core.fingerprints import add_tensors
 from segue.core.progress import Progress
 from segue.core.yaml_files import parse_yaml
-from segue.data.audio_files import open_recording, to_16_bit
+from segue.data.audio_files import read_recording, to_16_bit
 from segue.data.recordings import UNKNOWN, Recording, spread
 from segue.inference.pipeline import Pipeline
 
@@ -180,13 +180,12 @@ def _made(
 def _audio(pipeline: Pipeline, crop: Recording, plan: ExamplePlan) -> Audio | None:
     """Return the crop at the pipeline's rate, or None if it is silent or cannot be read."""
     try:
-        with open_recording(crop) as opened:
-            wave = opened.read(0, opened.length)
-            rate = opened.rate
+        audio = read_recording(crop)
     except AudioError:
         return None
-    if rate != pipeline.sample_rate:
-        wave = resample(wave, rate, pipeline.sample_rate)
+    wave = audio.wave
+    if audio.sample_rate != pipeline.sample_rate:
+        wave = resample(wave, audio.sample_rate, pipeline.sample_rate)
     wave = wave / wave.abs().max().clamp_min(1.0)
     cut = round(plan.prompt_seconds * pipeline.sample_rate)
     audible = min(float(wave[:cut].abs().amax()), float(wave[cut:].abs().amax()))

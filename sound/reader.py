@@ -98,6 +98,8 @@ class SoundReader:
         if again or self._file.subtype == "MPEG_LAYER_III":
             self._mpeg = self._mpeg_frames()
         if self._mpeg is not None and self._mpeg.correction is not None:
+            if not again:
+                self._file.close()
             correction, again = Correction(*self._mpeg.correction), True
             self._source = cast("IO[bytes]", Corrected(self._source, correction))
         if again:
@@ -156,8 +158,7 @@ class SoundReader:
             pieces = [self._read_mpeg(at, min(step, stop - at)) for at in range(first, stop, step)]
             return _joined(pieces, self.channels)
         if not self._file.can_seek or (self._file.tell() and self._file.format not in PLAIN):
-            self._file.close()
-            self._file = self._opened()  # a damaged file may go on otherwise
+            self._reopen()  # a damaged file may go on otherwise
         begin = first if self._file.can_seek else 0
         if self._file.format == "OGG":  # libsndfile does not find its place on the last page
             begin = min(first, max(0, self.length - LAST_PAGE_SECONDS * self.rate))
@@ -167,7 +168,7 @@ class SoundReader:
         """Find the true length by decoding all, in little memory."""
         with self._opened() as file:
             self.length = sum(len(block) for block in _blocks(file, self._most))
-        self._file = self._opened()
+        self._reopen()
 
     def _check_memory(self, count: int) -> None:
         """Refuse to read more than fits: a megabyte of silence can last for days."""
@@ -181,7 +182,7 @@ class SoundReader:
                 true = len(file.read(1)) == 1
         except soundfile.LibsndfileError:
             true = False
-        self._file = self._opened()
+        self._reopen()
         if true or self._mpeg is not None:
             hours = count / self.rate / 3600
             self._refuse(f"lasts {hours:,.1f} h and {problem}", "cut it into shorter files")
@@ -189,6 +190,10 @@ class SoundReader:
 
     def _refuse(self, problem: str, fix: str) -> NoReturn:
         raise AudioError(os.fsdecode(self._name), problem, fix)
+
+    def _reopen(self) -> None:
+        self._file.close()
+        self._file = self._opened()
 
     def _opened(self) -> _SoundFile:
         if not isinstance(self._source, (str, bytes)):
