@@ -53,7 +53,7 @@ class Audio:
         return self.wave.shape[0] / self.sample_rate
 
 
-def to_mono(wave: Float[Tensor, "C T"], place: str) -> tuple[Float[Tensor, "T"], str]:
+def to_mono(wave: Float[Tensor, "C T"]) -> tuple[Float[Tensor, "T"], str]:
     """Return the mean of the channels, and a note that says so."""
     if wave.shape[0] == 1:
         return wave[0], ""

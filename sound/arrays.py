@@ -51,7 +51,7 @@ def as_audio(wave: object, sample_rate: object, place: str = "wave") -> Audio:
         )
     if tensor.shape[1] == 0:
         raise AudioError(place, "holds no sample", "give some audio")
-    mono, note = to_mono(tensor, place)
+    mono, note = to_mono(tensor)
     return Audio(mono, rate, (note,) if note else ())
 
 

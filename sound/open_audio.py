@@ -90,7 +90,7 @@ class OpenAudio:
             if not data.shape[1]:
                 problem = f"has no channel {self._channel}"
                 raise AudioError(self._place, problem, "correct the list of recordings")
-        return to_mono(torch.from_numpy(data.T.copy()), self._place)[0]
+        return to_mono(torch.from_numpy(data.T.copy()))[0]
 
     def read_at(self, rate: int, first: int, count: int) -> Float[Tensor, "T"]:
         """Return samples counted at another rate; nearly equal to a cut from the whole, resampled.

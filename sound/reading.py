@@ -68,7 +68,7 @@ def read_audio(
     if wanted < total:
         end = "first" if last_seconds is None else "last"
         notes.append(f"used the {end} {wanted / rate:.1f} s of {total / rate:.1f} s")
-    wave, mixed = to_mono(torch.from_numpy(data.T.copy()), place)
+    wave, mixed = to_mono(torch.from_numpy(data.T.copy()))
     if data.shape[1] > 1:
         notes.append(mixed)
     return Audio(wave, rate, tuple(notes))

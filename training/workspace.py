@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from segue.core.assembly import Assembly, Part, assemble, is_of
+from segue.core.assembly import TOKENIZER_OF, Assembly, Part, assemble, is_of
 from segue.core.checkpoint import build_part, load_state, save_component
 from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, read_manifest
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
@@ -230,10 +230,9 @@ def tokenize(workspace: Workspace, rank: int = 0, world: int = 1, workers: int =
         AssemblyError: if a tokenizer must be trained first.
     """
     assembly = workspace.assembly()
-    names = {"semantic": "semantic_tokenizer", "acoustic": "codec"}
     tokenizers: dict[str, Tokenizer] = {}
     for stream in assembly.streams:
-        part = assembly.parts[names[stream]]
+        part = assembly.parts[TOKENIZER_OF[stream]]
         component = build_part(part, workspace.host, allow_untrained=False)
         assert isinstance(component, Tokenizer)
         tokenizers[stream] = component.to(workspace.device)

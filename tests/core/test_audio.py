@@ -103,7 +103,7 @@ def test_inverted_stereo_is_not_mixed_to_silence(tmp_path: Path) -> None:
 
 def test_the_loudest_of_cancelling_channels_is_taken() -> None:
     wave = torch.from_numpy(numpy.stack([-0.25 * tone(), -0.75 * tone(), tone()]))
-    mono, note = to_mono(wave, "wave")
+    mono, note = to_mono(wave)
     assert torch.equal(mono, wave[2]) and "channel 3 of 3" in note
 
 

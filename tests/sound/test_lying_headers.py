@@ -206,7 +206,7 @@ def test_of_a_cut_ogg_file_is_said_that_it_is_cut(coding: str, tmp_path: Path) -
 
 def test_channels_too_loud_to_be_added_have_a_mean() -> None:
     loud = torch.full((2, 9), 3e38)
-    assert torch.equal(to_mono(loud, "x")[0], loud[0])
+    assert torch.equal(to_mono(loud)[0], loud[0])
 
 
 def test_a_format_without_places_is_read_from_its_start(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_channels_that_cancel_are_noted() -> None:
     wave = torch.from_numpy(WAVE)
 
     def note(share: float) -> str:
-        return to_mono(torch.stack([wave, share * wave]), "x")[1]
+        return to_mono(torch.stack([wave, share * wave]))[1]
 
     assert note(-1.0) == "took channel 1 of 2: their mean is silent"
     assert note(-0.97).startswith("mixed 2 channels to mono: they almost cancel out")
