@@ -117,7 +117,7 @@ def evaluation() -> Json:
         shipped_tokens = ("--config", f"{domain}/trained_tokenizers", "-o", data / "run")
         segue("tokenize", *shipped_tokens, "--data", data, "--json")
         items = ("--data", data, "--items", 2, "--split", "all")
-        order = ("--shuffled", data, "--split", "all", "--prompt-seconds", 0.5, "--seconds", 1.5)
+        order = ("--shuffled", data, "--split", "train", "--prompt-seconds", 0.5, "--seconds", 1.5)
         calls = {
             "codec": (*items, "--levels", "2,4", "--metrics", "log_mel.v1,si_sdr.v1"),
             "continuations": (*items, "--metrics", f"health.v1,frechet.v1{own}",
