@@ -25,7 +25,8 @@ def read_rows(path: Path, needs: Sequence[str]) -> list[tuple[int, dict[str, str
     header = f"its first line must name the columns {', '.join(needs)}"
     if not path.is_file():
         fix = f"name a CSV file; {header}" if needs else "name a CSV file"
-        raise DataError(str(path), "does not exist", fix)
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(str(path), problem, fix)
     with csv_table(str(path)) as (columns, numbered):
         rows = list(numbered)
     missing = [column for column in needs if not rows or column not in columns]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from segue.core.checkpoint import save_tensors
+from segue.core.errors import DataError
 from segue.core.files import atomic_path, write_text
 from segue.core.interfaces import Tokenizer
 from segue.core.progress import Progress
@@ -65,13 +66,32 @@ def write_store(
     total, done = sum(shard.seconds for shard in shards), 0.0
     with tokenizing(tokenizers, workers) as tokenize:
         for shard in shards:
-            if not (directory / shard.name).exists():
+            if not _stays(directory / shard.name, shard):
                 write_shard(directory / shard.name, tokenizers, shard, tokenize)
             done += shard.seconds
             if progress is not None:
                 progress("tokens", round(done), round(total))
     list_problems(directory)
     return directory
+
+
+def _stays(path: Path, shard: Shard) -> bool:
+    """Return whether a shard is there, and no recording that did not exist has come back.
+
+    Raises:
+        DataError: if its recordings have other lengths than when it was written.
+    """
+    if not path.exists():
+        return False
+    header = read_shard_header(str(path))
+    gone = [place for place, problem in header.problems if "does not exist" in problem]
+    if any(Path(place).exists() for place in gone):
+        return False
+    changed = header.seconds is not None and abs(header.seconds - shard.seconds) > 0.01
+    if changed and not header.problems:
+        problem = "holds tokens of recordings that have other lengths now"
+        raise DataError(str(path), problem, "choose another directory, or delete the file")
+    return True
 
 
 def write_shard(
@@ -103,7 +123,12 @@ def write_shard(
         "recording.source": torch.tensor([r.source for r in kept], dtype=torch.int32),
         "recording.names": torch.tensor(names, dtype=torch.uint8),
     }
-    described = {"digest": shard.digest, "groups": groups, "problems": problems}
+    described = {
+        "digest": shard.digest,
+        "groups": groups,
+        "problems": problems,
+        "seconds": shard.seconds,
+    }
     with atomic_path(path) as temporary:
         # One key: several would be written in any order.
         save_tensors(tensors, temporary, metadata={METADATA: json.dumps(described)})

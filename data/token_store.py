@@ -65,6 +65,7 @@ class ShardHeader:
     groups: list[str]  # names of the groups of its recordings, by number
     problems: list[tuple[str, str]]  # places of recordings that were left out, and why
     digest: str  # of the recordings it was made of
+    seconds: float | None  # of these recordings, as planned; None in older stores
 
     def small(self, name: str) -> Array:
         """Read a short array whole."""
@@ -95,7 +96,8 @@ def read_shard_header(where: str) -> ShardHeader:
         if size_of(where) != max(block.offset + block.size for block in blocks.values()):
             raise ValueError("it is cut off")
         problems = [(str(place), str(problem)) for place, problem in described["problems"]]
-        return ShardHeader(where, blocks, described["groups"], problems, described["digest"])
+        made_of = described["digest"], described.get("seconds")
+        return ShardHeader(where, blocks, described["groups"], problems, *made_of)
     except (*PLACE_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise unreadable(where, error) from error
 

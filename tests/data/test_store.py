@@ -172,6 +172,29 @@ def test_a_deleted_shard_alone_is_written_again(
         assert (path.stat().st_mtime_ns == stamp) == (path != lost)
 
 
+def test_a_recording_that_comes_back_is_tokenized(
+    tmp_path: Path, recordings: dict[Split, list[Recording]]
+) -> None:
+    path = recordings["train"][0].path
+    path.rename(tmp_path / "away")
+    directory = write_store(tmp_path / "tokens", clocks(), recordings)
+    count = len(TokenStore(directory, "train"))
+    (tmp_path / "away").rename(path)
+    write_store(directory, clocks(), recordings)
+    assert len(TokenStore(directory, "train")) == count + 1
+    assert path.name not in (directory / "problems.csv").read_text()
+
+
+def test_recordings_of_other_lengths_are_refused(
+    tmp_path: Path, recordings: dict[Split, list[Recording]]
+) -> None:
+    directory = write_store(tmp_path / "tokens", clocks(), recordings)
+    first, *others = recordings["train"]
+    changed = {**recordings, "train": [replace(first, seconds=first.seconds + 1), *others]}
+    with pytest.raises(DataError, match="other lengths now"):
+        write_store(directory, clocks(), changed)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(
     tmp_path: Path, recordings: dict[Split, list[Recording]]
 ) -> None:
