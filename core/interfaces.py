@@ -310,7 +310,7 @@ class StageLM(Component):
         Raises:
             GenerationError: naming the value.
         """
-        place, fix = f"stages.{self.stage.name}.sampling", "leave it out, or use another model"
+        place, fix = f"stages.{self.stage.name}.sampling", "set guidance to 1, the others to null"
         for name in ("guidance", "prompt_guidance", "iterations", "repeats"):
             if getattr(sampling, name) != getattr(Sampling(), name):
                 raise GenerationError(f"{place}.{name}", "this model does not know it", fix)

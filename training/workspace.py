@@ -20,7 +20,7 @@ from segue.core.checkpoint_files import FITTED, STATE_JSON, newest_checkpoint, r
 from segue.core.config import ComponentConfig, PipelineConfig, replace_parts
 from segue.core.config_files import write_pipeline_file
 from segue.core.domain import PIPELINE_FILE
-from segue.core.errors import AssemblyError, DataError, GenerationError, TrainingError
+from segue.core.errors import AssemblyError, DataError, TrainingError
 from segue.core.files import atomic_directory, write_json
 from segue.core.interfaces import AcousticCodec, Component, StageLM, Tokenizer, WaveBatch
 from segue.core.plugins import PluginHost
@@ -170,6 +170,10 @@ def train_part(workspace: Workspace, part: str) -> Path:
     component = on_each(lambda: _fresh(workspace, assembly, part))
     if not component.learns:
         raise TrainingError(part, f"{parts[part].use} learns nothing", "use it as it is")
+    if isinstance(component, StageLM):  # before hours of training, not after them
+        stage = workspace.config.stage(component.stage.name)
+        assert stage is not None
+        component.check_sampling(stage.sampling)
     if _is_only_fitted(parts[part], component, part):
         on_each(lambda: _fitting_batches(workspace, part, component))
         on_first(lambda: _write_config(workspace))
@@ -364,7 +368,7 @@ def _token_crops(
 def _stage_decoder(
     workspace: Workspace, assembly: Assembly, part: str, component: Component
 ) -> StageDecoder | None:
-    """Return what makes a stage audible, if a plugin listens and the stage can sample now."""
+    """Return what makes a stage audible, if a plugin listens."""
     listeners = workspace.host.hook.segue_validation_audio.get_hookimpls()
     # Compiled blocks are compiled for the shapes of training.
     compiled = workspace.config.parts[part].training.compile
@@ -378,10 +382,6 @@ def _stage_decoder(
         assert isinstance(built, AcousticCodec)
         return built.to(workspace.device)
 
-    try:
-        component.check_sampling(stage.sampling)
-    except GenerationError:
-        return None
     return StageDecoder(codec, stage.sampling)
 
 

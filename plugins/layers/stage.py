@@ -99,24 +99,24 @@ def check_sampling(lm: StageLM, sampling: Sampling, iterations: bool = False) ->
     stage, place = lm.stage, f"stages.{lm.stage.name}.sampling"
     if sampling.iterations is not None and not iterations:
         problem = "is for models that fill masks; this one draws each token once"
-        raise GenerationError(f"{place}.iterations", problem, "leave it out")
+        raise GenerationError(f"{place}.iterations", problem, "set it to null")
     if sampling.repeats is not None and iterations:
         problem = "is for models that draw frame after frame; this one fills masks"
-        raise GenerationError(f"{place}.repeats", problem, "leave it out")
+        raise GenerationError(f"{place}.repeats", problem, "set it to null")
     if sampling.prompt_guidance != 1.0 and iterations:
         problem = "is for models that draw frame after frame; this one fills masks"
-        raise GenerationError(f"{place}.prompt_guidance", problem, "leave it at 1")
+        raise GenerationError(f"{place}.prompt_guidance", problem, "set it to 1")
     if sampling.guidance == 1.0:
         return
     place, value = f"{place}.guidance", f"is {sampling.guidance:g}"
     if not stage.given:
-        fix = "leave it at 1, or use prompt_guidance"
+        fix = "set it to 1, or use prompt_guidance"
         raise GenerationError(place, f"{value}, but the stage is given nothing", fix)
     if not _condition_dropout(lm):
         raise GenerationError(
             place,
             f"{value}, but the model was trained without condition_dropout",
-            "leave it at 1, or train with "
+            "set it to 1, or train with "
             f"--set stages.{stage.name}.lm.options.condition_dropout=0.1",
         )
 
