@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,9 @@ class LoadedPipeline:
         for stage in config.stages:
             pipeline.stage_lm(stage.name).decode_with(stage.decoding)
         host.call_hook("segue_pipeline_assembled", pipeline=pipeline)
+        for plugin in host.statuses():  # those that a registry file names are not left out silently
+            if plugin.state == "broken" and plugin.source.endswith((".yaml", ".yml")):
+                warnings.warn(f"{plugin.label} is left out: {plugin.error}", stacklevel=2)
         return pipeline
 
     def __repr__(self) -> str:
