@@ -363,8 +363,7 @@ class Service:
 
     async def _send_stream(self, socket: WebSocket, text: str) -> None:
         order = await self._order(from_text(text, StreamBody))
-        # A client says nothing more, but leaves.
-        async with _first_of(self._send_parts(socket, order), socket.receive()) as sender:
+        async with _first_of(self._send_parts(socket, order), _closed(socket)) as sender:
             if sender.done():
                 sender.result()
 
@@ -427,6 +426,12 @@ async def _first_of(
 
 async def _coroutine(work: Any) -> Piece:
     return await work
+
+
+async def _closed(socket: WebSocket) -> None:
+    """Wait until the client closes; what it says meanwhile changes nothing."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
 async def _left(request: Request) -> None:
