@@ -302,6 +302,9 @@ BROKEN: list[tuple[str, str, type[Any]]] = [
      broken(TinyLM, under=lambda right, self, given, frames: torch.zeros(()))),
     ("gradients_reach_every_parameter", "unused.bias, unused.weight",
      with_part(lambda lm: setattr(lm, "unused", nn.Linear(2, 2)))),
+    ("can_be_trained_in_mixed_precision", "RuntimeError",
+     broken(TinyLM, training_step=after(
+         lambda *_: torch.complex(x := torch.ones(2, 2) @ torch.eye(2), x)))),
     ("generating_restores_the_mode", "training mode is off",
      broken(TinyLM, score=after(lambda self, batch: self.eval()))),
     ("generating_restores_the_mode", "in training mode",

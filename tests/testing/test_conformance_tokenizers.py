@@ -331,6 +331,9 @@ BROKEN: list[tuple[str, str, type[Any]]] = [
     ("respects_the_device", "lengths are on meta", broken(TinyCodec, encode=lengths_elsewhere)),
     ("works_in_double_precision", "RuntimeError",
      with_wave(lambda wave: wave @ torch.eye(wave.shape[1]))),
+    ("can_be_trained_in_mixed_precision", "NaN",
+     broken(TinyCodec, training_step=lambda right, self, batch: {
+         "loss": right(batch)["loss"] * (torch.nan if torch.is_autocast_enabled("cpu") else 1)})),
     ("training_step_can_be_learnt_from", "reaches no parameter",
      broken(TinyCodec, training_step=lambda right, self, batch: {"loss": 0 * self.codes.sum()})),
     ("state_round_trip", "after loading",

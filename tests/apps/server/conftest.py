@@ -21,6 +21,9 @@ from segue import Pipeline
 from segue.apps.server.app import create_app
 from segue.apps.server.limits import Limits
 
+#: Tiny pipelines are fast: what must last for a moment has to be long.
+MOST_SECONDS = 1000.0
+
 
 @dataclass
 class Live:
@@ -82,7 +85,9 @@ def serve(served_pipeline: Pipeline) -> Iterator[Callable[..., Live]]:
     open_servers: list[Any] = []
 
     def start(key: str | None = None, signer: Any = None, **limits: Any) -> Live:
-        context = serving({"speech": served_pipeline}, Limits(**limits), key, signer)
+        context = serving(
+            {"speech": served_pipeline}, Limits(**{"seconds": MOST_SECONDS} | limits), key, signer
+        )
         open_servers.append(context)
         return context.__enter__()
 
@@ -93,6 +98,8 @@ def serve(served_pipeline: Pipeline) -> Iterator[Callable[..., Live]]:
 
 @pytest.fixture(scope="session")
 def live(served_pipeline: Pipeline) -> Iterator[Live]:
-    """A server with its usual limits, which the tests of a run share."""
-    with serving({"speech": served_pipeline, "second": served_pipeline}, Limits(), None) as live:
+    """A server that the tests of a run share."""
+    with serving(
+        {"speech": served_pipeline, "second": served_pipeline}, Limits(seconds=MOST_SECONDS), None
+    ) as live:
         yield live

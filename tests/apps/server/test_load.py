@@ -26,7 +26,7 @@ from segue.apps.server.work_queue import Piece
 from segue.inference.request import GeneratedAudio, Request
 
 Serve = Callable[..., Live]
-LONG = 30.0  # seconds of audio that a tiny pipeline needs long for
+LONG = 400.0  # seconds of audio that a tiny pipeline needs long for
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -201,6 +201,15 @@ def test_a_stream_stops_between_chunks_and_a_websocket_too(live: Live) -> None:
         ws.recv()
         assert ws.recv(decode=False)
     live.wait_for(lambda: idle(live) and live.figure("segue_jobs_stopped_total") == before + 2, 3)
+
+
+def test_what_a_websocket_says_during_a_stream_changes_nothing(live: Live) -> None:
+    with connect(f"ws://127.0.0.1:{live.port}/v1/stream") as ws:
+        ws.send(json.dumps({"seconds": 1, "chunk_seconds": 0.1}))
+        ws.send("still here")
+        heard = list(ws)
+    texts = [json.loads(message)["type"] for message in heard if isinstance(message, str)]
+    assert texts == ["start", "end"] and len(heard) > 2
 
 
 def test_who_leaves_the_queue_frees_it(serve: Serve) -> None:

@@ -196,7 +196,7 @@ def test_the_page_that_describes_requests_loads_nothing_from_elsewhere(live: Liv
     [
         (422, {"sed": 3}, "sed: unknown key; did you mean 'seed'?"),
         (422, {"seconds": 0}, "seconds: 0 is out of range"),
-        (422, {"seconds": 61}, "seconds: 61 s is too long; ask for at most 60"),
+        (422, {"seconds": 1001}, "seconds: 1001 s is too long; ask for at most 1000"),
         (422, {"seed": -1}, "seed: -1 is out of range"),
         (422, {"sampling": {"fine": {"top_k": 3}}}, "sampling.fine: is not a stage"),
         (422, {"sampling": {"acoustic": {"top_q": 3}}}, "sampling.acoustic.top_q: unknown key"),
